@@ -1,0 +1,52 @@
+"""Region tokenizers for multimodal language models: from patch features to a few region tokens.
+
+    from regiontok import Regionizer
+
+    regionizer = Regionizer(source="clustering", dim=1024)
+    tokens = regionizer(features)                  # features (B, rows, cols, 1024) of any vision encoder
+    tokens.values, tokens.counts                   # (R, 1024), (B,)
+
+The way of the data, and where each step lives:
+
+    encoders      photos to patch features                                     regiontok.encoders.load
+    geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
+    normalize     root mean square, without a weight                           rms_normalize
+    clustering    merging similar neighbours                                   UnionFindClusterer, MergeTree
+    regions       which patches belong to which region; the tokens             Regions, RegionTokens
+    ordering      the order of tokens                                          order_regions
+    pooling       one token per region                                         CrossAttnPool, MeanPool
+    regionizer    all of it, saved and loaded                                  Regionizer
+    viewing       pictures of regions                                          regiontok.viewing
+
+Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
+"""
+
+from importlib.metadata import version as _version
+
+from regiontok.clustering import MergeTree, UnionFindClusterer
+from regiontok.errors import RegiontokError
+from regiontok.geometry import ImageGeometry, Placement
+from regiontok.normalize import rms_normalize
+from regiontok.ordering import order_regions
+from regiontok.photos import read_photo
+from regiontok.pooling import CrossAttnPool, MeanPool
+from regiontok.regionizer import Regionizer
+from regiontok.regions import Regions, RegionTokens
+
+__version__ = _version("regiontok")
+
+__all__ = [
+    "CrossAttnPool",
+    "ImageGeometry",
+    "MeanPool",
+    "MergeTree",
+    "Placement",
+    "RegionTokens",
+    "Regionizer",
+    "Regions",
+    "RegiontokError",
+    "UnionFindClusterer",
+    "order_regions",
+    "read_photo",
+    "rms_normalize",
+]

@@ -1,0 +1,25 @@
+"""Compiled loops. Private and trusting: the public functions check their arguments before they call in here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+_REASSOCIATE = {"reassoc", "contract", "nsz"}
+
+
+def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = False) -> Any:
+    """Compile a serial loop on its first call, without the GIL, and keep it on disk where a folder can be written.
+
+    Args:
+        function: The loop.
+        reassociate: Let sums be reordered so that they use SIMD. Only for dot products: it must not touch a
+            comparison, and (unlike numba's ``fastmath=True``) it keeps NaN and infinity as they are.
+    """
+    if function is None:
+        return lambda function: compiled(function, reassociate=reassociate)
+    options = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder for its cache; compile in memory
+        return numba.njit(**options)(function)

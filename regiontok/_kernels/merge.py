@@ -1,0 +1,389 @@
+"""Greedy merging of the most similar neighbouring regions: the loop behind `UnionFindClusterer`.
+
+The state of one image:
+
+- a region is named by its first patch in row-major order, so that disjoint sets need no ranks: the smaller name wins;
+- a region's *total* is the sum of its features (the cosine of sums is the cosine of means). A patch alone is read from
+  ``features``; a row of ``sums``, its ``slot``, is used from the first merge on. So features are neither copied nor
+  changed;
+- a pair of neighbours is an *edge* of two half-edges, ``2e`` and ``2e + 1``, each in the ring (a circular doubly linked
+  list) of one region and pointing to the other, so that an edge leaves or changes its region in constant time. The
+  numbers from ``rings`` on are the rings' own nodes, one per region;
+- a heap with four children per node has at most one entry per edge. When an edge becomes less similar its entry stays
+  and is outdated; that shows when it surfaces, and then it sinks to its place. An edge that becomes more similar is
+  lifted at once. So a top that is up to date is the best pair.
+
+``stamp`` breaks ties: pairs created first come first, and the pairs of one merge in the order of their other regions.
+
+Arrays are passed one by one, and rows as a matrix and a number: tuples of arrays and views of rows cost numba atomic
+counts of references, about as much as the dot products themselves. Tests for -1 are written ``< 0``, which also tells
+the compiler that an index needs no wrapping around.
+"""
+
+import numpy as np
+
+from regiontok._kernels import compiled
+
+_NONE = -1
+_SHARED = -2
+_GONE = -2.0  # below every cosine, hence below every threshold
+
+
+@compiled(reassociate=True)
+def _dot(x, i, y, j):
+    total = np.float32(0)
+    for d in range(x.shape[1]):
+        total += x[i, d] * y[j, d]
+    return total
+
+
+@compiled(reassociate=True)
+def _dot_two(x, i, y, j, z, k):
+    """``x[i]·y[j]`` and ``x[i]·z[k]`` with one reading of ``x[i]``: loads are what a dot product waits for."""
+    first, second = np.float32(0), np.float32(0)
+    for d in range(x.shape[1]):
+        value = x[i, d]
+        first += value * y[j, d]
+        second += value * z[k, d]
+    return first, second
+
+
+@compiled(reassociate=True)
+def _square_and_dot_two(x, i, j, k):
+    square, first, second = np.float32(0), np.float32(0), np.float32(0)
+    for d in range(x.shape[1]):
+        value = x[i, d]
+        square += value * value
+        first += value * x[j, d]
+        second += value * x[k, d]
+    return square, first, second
+
+
+@compiled(reassociate=True)
+def _add(x, i, j, out, k):
+    """Write ``x[i] + x[j]`` to ``out[k]``; return its square."""
+    square = np.float32(0)
+    for d in range(x.shape[1]):
+        value = x[i, d] + x[j, d]
+        out[k, d] = value
+        square += value * value
+    return square
+
+
+@compiled(reassociate=True)
+def _add_to(out, i, x, j):
+    """Add ``x[j]`` to ``out[i]``; return the square of the sum."""
+    square = np.float32(0)
+    for d in range(x.shape[1]):
+        value = out[i, d] + x[j, d]
+        out[i, d] = value
+        square += value * value
+    return square
+
+
+@compiled
+def _cosine(dot, square_x, square_y):
+    if square_x == 0 or square_y == 0:
+        return 1.0 if square_x == square_y else 0.0
+    return min(1.0, max(-1.0, dot / np.sqrt(square_x * square_y)))
+
+
+@compiled
+def _before(similarity_x, stamp_x, similarity_y, stamp_y):
+    return similarity_x > similarity_y or (similarity_x == similarity_y and stamp_x < stamp_y)
+
+
+@compiled
+def _lift(heap_similarity, heap_stamp, heap_edge, position, i, similarity, stamp, edge):
+    """Put an entry at ``i`` or above."""
+    while i > 0:
+        parent = (i - 1) >> 2
+        if not _before(similarity, stamp, heap_similarity[parent], heap_stamp[parent]):
+            break
+        heap_similarity[i] = heap_similarity[parent]
+        heap_stamp[i] = heap_stamp[parent]
+        heap_edge[i] = heap_edge[parent]
+        position[heap_edge[i]] = i
+        i = parent
+    heap_similarity[i] = similarity
+    heap_stamp[i] = stamp
+    heap_edge[i] = edge
+    position[edge] = i
+
+
+@compiled
+def _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, similarity, stamp, edge):
+    """Put an entry at ``i`` or below."""
+    while True:
+        child = 4 * i + 1
+        if child >= size:
+            break
+        best = child
+        for other in range(child + 1, min(child + 4, size)):
+            if _before(heap_similarity[other], heap_stamp[other], heap_similarity[best], heap_stamp[best]):
+                best = other
+        if not _before(heap_similarity[best], heap_stamp[best], similarity, stamp):
+            break
+        heap_similarity[i] = heap_similarity[best]
+        heap_stamp[i] = heap_stamp[best]
+        heap_edge[i] = heap_edge[best]
+        position[heap_edge[i]] = i
+        i = best
+    heap_similarity[i] = similarity
+    heap_stamp[i] = stamp
+    heap_edge[i] = edge
+    position[edge] = i
+
+
+@compiled
+def _link(following, previous, half, ring):
+    """Put a half-edge into a ring. (No branches here and below: with them numba would count references again.)"""
+    after = following[ring]
+    following[half] = after
+    previous[half] = ring
+    previous[after] = half
+    following[ring] = half
+
+
+@compiled
+def _unlink(following, previous, half):
+    """Take a half-edge out of its ring."""
+    following[previous[half]] = following[half]
+    previous[following[half]] = previous[half]
+
+
+@compiled
+def _score_grid(features, valid, cols, diagonal, target, dot, square):
+    """Score every pair of neighbouring valid patches, row by row: right, below, below left, below right.
+
+    Returns the number of edges.
+    """
+    patches = len(valid)
+    edges = 0
+    for patch in range(patches):
+        square[patch] = 0.0
+        if not valid[patch]:
+            continue
+        col = patch % cols
+        below = patch + cols
+        right = col + 1 < cols and valid[patch + 1]
+        down = below < patches and valid[below]
+        start = edges
+        if right:
+            target[2 * edges] = patch + 1
+            edges += 1
+        if down:
+            target[2 * edges] = below
+            edges += 1
+        if right and down:
+            square[patch], dot[start], dot[start + 1] = _square_and_dot_two(features, patch, patch + 1, below)
+        else:
+            square[patch] = _dot(features, patch, features, patch)
+            if edges > start:
+                dot[start] = _dot(features, patch, features, target[2 * start])
+        if diagonal and below < patches:
+            if col > 0 and valid[below - 1]:
+                target[2 * edges] = below - 1
+                dot[edges] = _dot(features, patch, features, below - 1)
+                edges += 1
+            if col + 1 < cols and valid[below + 1]:
+                target[2 * edges] = below + 1
+                dot[edges] = _dot(features, patch, features, below + 1)
+                edges += 1
+        for edge in range(start, edges):
+            target[2 * edge + 1] = patch
+    return edges
+
+
+@compiled
+def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, similarities):
+    """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
+
+    Args:
+        features: ``(P, D)`` float32, C-contiguous.
+        valid: ``(P,)`` bool; other patches are in no region.
+        cols: Columns of the grid.
+        diagonal: Whether patches that touch at a corner are neighbours.
+        threshold: Least cosine at which a pair merges.
+        least: Number of regions at which to stop.
+        trusted: Skip the check of magnitudes.
+        pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
+        similarities: ``(P,)`` float64, written: the cosine of each merge.
+
+    Returns:
+        The number of merges; -1 where squares leave float32's safe range, which is also where NaN and infinity show.
+    """
+    patches, dim = features.shape
+    most = (4 if diagonal else 2) * patches
+    target = np.empty(2 * most, np.int32)
+    dot = np.empty(most, np.float64)
+    square = np.empty(patches, np.float64)
+    edges = _score_grid(features, valid, cols, diagonal, target, dot, square)
+    magnitude = square.sum()
+    if not trusted and not 1e-20 < magnitude < 1e30:
+        return -1
+
+    rings = 2 * edges
+    following = np.arange(rings + patches, dtype=np.int32)
+    previous = np.arange(rings + patches, dtype=np.int32)
+    similarity = np.empty(edges, np.float64)
+    stamp = np.empty(edges, np.int64)
+    heap_similarity = np.empty(edges, np.float64)
+    heap_stamp = np.empty(edges, np.int64)
+    heap_edge = np.empty(edges, np.int32)
+    position = np.full(edges, _NONE, np.int32)
+    size = 0
+    for edge in range(edges):
+        x, y = target[2 * edge + 1], target[2 * edge]
+        _link(following, previous, 2 * edge, rings + x)
+        _link(following, previous, 2 * edge + 1, rings + y)
+        similarity[edge] = _cosine(dot[edge], square[x], square[y])
+        stamp[edge] = edge
+        if similarity[edge] >= threshold:
+            heap_similarity[size] = similarity[edge]
+            heap_stamp[size] = edge
+            heap_edge[size] = edge
+            position[edge] = size
+            size += 1
+    for i in range((size - 2) // 4, -1, -1):
+        _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, heap_similarity[i], heap_stamp[i], heap_edge[i])
+
+    slots = patches // 2  # at most so many regions of two patches or more live at once
+    sums = np.empty((slots, dim), np.float32)
+    free = np.arange(slots - 1, -1, -1).astype(np.int32)
+    num_free = slots
+    slot = np.full(patches, _NONE, np.int32)
+    known = np.full(patches, _NONE, np.int32)  # the half-edge by which the winner already knew a neighbour
+    unscored = np.empty(patches, np.int32)
+    left = valid.sum()
+    done = 0
+    while size > 0 and left > least:
+        edge = heap_edge[0]
+        if similarity[edge] >= threshold and (heap_similarity[0] != similarity[edge] or heap_stamp[0] != stamp[edge]):
+            _sink(heap_similarity, heap_stamp, heap_edge, position, size, 0, similarity[edge], stamp[edge], edge)
+            continue
+        position[edge] = _NONE
+        size -= 1
+        if size > 0:
+            _sink(
+                heap_similarity, heap_stamp, heap_edge, position, size, 0,
+                heap_similarity[size], heap_stamp[size], heap_edge[size],
+            )  # fmt: skip
+        if similarity[edge] < threshold:
+            continue
+
+        a, b = target[2 * edge], target[2 * edge + 1]
+        if a > b:
+            a, b = b, a
+        pairs[done, 0] = a
+        pairs[done, 1] = b
+        similarities[done] = similarity[edge]
+        _unlink(following, previous, 2 * edge)
+        _unlink(following, previous, 2 * edge + 1)
+
+        if slot[a] < 0 and slot[b] < 0:
+            num_free -= 1
+            slot[a] = free[num_free]
+            square[a] = _add(features, a, b, sums, slot[a])
+        elif slot[a] < 0:
+            slot[a] = slot[b]
+            square[a] = _add_to(sums, slot[a], features, a)
+        elif slot[b] < 0:
+            square[a] = _add_to(sums, slot[a], features, b)
+        else:
+            square[a] = _add_to(sums, slot[a], sums, slot[b])
+            free[num_free] = slot[b]
+            num_free += 1
+
+        # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
+        half = following[rings + a]
+        while half < rings:
+            known[target[half]] = half
+            half = following[half]
+        count = 0
+        half = following[rings + b]
+        while half < rings:
+            after = following[half]
+            neighbour = target[half]
+            if known[neighbour] >= 0:
+                dot[known[neighbour] >> 1] += dot[half >> 1]
+                known[neighbour] = _SHARED
+                similarity[half >> 1] = _GONE
+                _unlink(following, previous, half ^ 1)
+            else:
+                target[half ^ 1] = a
+                unscored[count] = half
+                count += 1
+            half = after
+        only_b = count
+        half = following[rings + a]
+        while half < rings:
+            neighbour = target[half]
+            if known[neighbour] >= 0:
+                unscored[count] = half
+                count += 1
+            known[neighbour] = _NONE
+            half = following[half]
+        for i in range(only_b):
+            _link(following, previous, unscored[i], rings + a)
+        row = slot[a]
+        for i in range(0, count - 1, 2):
+            x, y = unscored[i], unscored[i + 1]
+            row_x, row_y = slot[target[x]], slot[target[y]]
+            if row_x < 0 and row_y < 0:
+                dot_x, dot_y = _dot_two(sums, row, features, target[x], features, target[y])
+            elif row_x < 0:
+                dot_x, dot_y = _dot_two(sums, row, features, target[x], sums, row_y)
+            elif row_y < 0:
+                dot_x, dot_y = _dot_two(sums, row, sums, row_x, features, target[y])
+            else:
+                dot_x, dot_y = _dot_two(sums, row, sums, row_x, sums, row_y)
+            dot[x >> 1] = dot_x
+            dot[y >> 1] = dot_y
+        if count % 2:
+            x = unscored[count - 1]
+            if slot[target[x]] < 0:
+                dot[x >> 1] = _dot(sums, row, features, target[x])
+            else:
+                dot[x >> 1] = _dot(sums, row, sums, slot[target[x]])
+
+        created = edges + np.int64(done) * patches
+        half = following[rings + a]
+        while half < rings:
+            edge, neighbour = half >> 1, target[half]
+            similarity[edge] = _cosine(dot[edge], square[a], square[neighbour])
+            stamp[edge] = created + neighbour
+            entry = position[edge]
+            if entry < 0:
+                if similarity[edge] >= threshold:
+                    _lift(heap_similarity, heap_stamp, heap_edge, position, size, similarity[edge], stamp[edge], edge)
+                    size += 1
+            elif similarity[edge] > heap_similarity[entry]:
+                _lift(heap_similarity, heap_stamp, heap_edge, position, entry, similarity[edge], stamp[edge], edge)
+            half = following[half]
+        done += 1
+        left -= 1
+    return done
+
+
+@compiled
+def label(valid, pairs, count, labels):
+    """Number regions by first patch after the first ``count`` merges; write ``labels (P,)``, -1 where not valid.
+
+    Returns the number of regions. A region's parent is always smaller, so one forward pass resolves every chain.
+    """
+    for patch in range(len(labels)):
+        labels[patch] = patch
+    for i in range(count):
+        labels[pairs[i, 1]] = pairs[i, 0]
+    regions = 0
+    for patch in range(len(labels)):
+        if not valid[patch]:
+            labels[patch] = -1
+        elif labels[patch] == patch:
+            labels[patch] = regions
+            regions += 1
+        else:
+            labels[patch] = labels[labels[patch]]
+    return regions
+

@@ -1,0 +1,124 @@
+"""Vision encoders under one face: photos in, patch features out.
+
+    encoder = regiontok.encoders.load("clip-336")
+    features, valid = encoder(photo)        # (1, 24, 24, 1024), (1, 24, 24)
+
+Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that are known.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from regiontok._checks import check_choice, check_integer
+from regiontok.encoders import open_clip, timm
+from regiontok.encoders.base import Encoded, Encoder
+from regiontok.encoders.pixels import PixelDescriptor
+from regiontok.errors import ValueRangeError
+from regiontok.geometry import ImageGeometry
+
+__all__ = ["ENCODERS", "Encoded", "Encoder", "PixelDescriptor", "load"]
+
+
+class Recipe(NamedTuple):
+    """How a named encoder is made: its timm model, input side, and the features that are taken."""
+
+    timm_model: str
+    img_size: int
+    layer: int = -1
+    final_norm: bool = True
+
+
+ENCODERS = {
+    "clip-336": Recipe("vit_large_patch14_clip_336.openai", 336, layer=-2, final_norm=False),
+    "siglip2-378": Recipe("vit_so400m_patch14_siglip_378.v2_webli", 378),
+    "radio-384": Recipe("vit_large_patch16_radio_v3.c_radio", 384),
+    "radio-576": Recipe("vit_large_patch16_radio_v3.c_radio", 576),
+    "dinov2": Recipe("vit_large_patch14_dinov2.lvd142m", 518),
+    "dinov2-reg": Recipe("vit_large_patch14_reg4_dinov2.lvd142m", 518),
+    "aimv2-448": Recipe("aimv2_large_patch14_448.apple_pt", 448),
+}
+"""The paper's encoders by name. RADIO is C-RADIOv3-L; the paper's RADIOv2.5 comes from its own hub, see `Encoder`."""
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    layer: int | None = None,
+    final_norm: bool | None = None,
+    img_size: int | None = None,
+    geometry: str = "letterbox",
+) -> Encoder:
+    """Load an encoder by name.
+
+    Args:
+        name: One of `ENCODERS`; ``pixels``, which needs no weights; ``timm:MODEL``; or ``open_clip:MODEL/TAG``.
+        pretrained: Fetch the weights; with False they are random.
+        weights: A safetensors file to take them from instead.
+        device: Where to build it; the CPU by default.
+        layer: Block or stage whose features to take, negative from the end. By default the second to last for
+            ``clip-336``, as LLaVA does, and the last for all others.
+        final_norm: Apply the model's last norm to them. By default not for ``clip-336`` and for all others.
+        img_size: Input side in pixels, where it should not be the model's own; the named encoders have theirs.
+        geometry: How photos are placed: ``letterbox``, ``squash`` or ``center_crop``.
+
+    Returns:
+        An `Encoder`.
+
+    Raises:
+        ValueRangeError: An unknown name, geometry or layer, or an option that this encoder has no use for.
+        CheckpointError: Weights that cannot be reached or do not fit.
+        MissingDependencyError: timm or open_clip is not installed.
+
+    Example:
+        >>> encoder = load("pixels")
+        >>> features, valid = encoder(Image.new("RGB", (640, 480), "teal"))
+        >>> features.shape
+        torch.Size([1, 24, 24, 48])
+
+    Source:
+        Supplement: CLIP at 336, SigLIP2 at 378, RADIO at 384 and 576, DINOv2, DINOv2 with registers, AIMv2 at 448
+        (Table 1, Figure 2). Which layer is taken the paper does not say.
+    """
+    check_choice("geometry", geometry, ("letterbox", "squash", "center_crop"))
+    if img_size is not None:
+        check_integer("img_size", img_size)
+    if name == "pixels":
+        _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
+        side = img_size or 24 * PixelDescriptor.patch_size
+        encoder = Encoder(
+            PixelDescriptor(), geometry=ImageGeometry(geometry, side), patch_size=PixelDescriptor.patch_size, name=name
+        )
+        return encoder.to(device or "cpu")
+    library, _, model = name.partition(":")
+    recipe = ENCODERS.get(name)
+    if recipe is not None:
+        _refuse(name, img_size=img_size)
+        library, model, img_size = "timm", recipe.timm_model, recipe.img_size
+    if library not in ("timm", "open_clip") or not model:
+        raise ValueRangeError(
+            f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, open_clip:MODEL/TAG, "
+            "or wrap a model of your own in regiontok.encoders.Encoder."
+        )
+    default = recipe or Recipe(model, 0)
+    return (timm if library == "timm" else open_clip).build(
+        model,
+        name=name,
+        pretrained=pretrained,
+        weights=weights,
+        device=device,
+        img_size=img_size,
+        layer=default.layer if layer is None else layer,
+        final_norm=default.final_norm if final_norm is None else final_norm,
+        geometry=geometry,
+    )
+
+
+def _refuse(name: str, **options: object) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ValueRangeError(f"encoder {name!r} takes no {option}; got {value!r}. Leave it out.")

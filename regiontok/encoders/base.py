@@ -1,0 +1,149 @@
+"""The frame around every encoder: photos in, patch features and valid patches out, with one geometry."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from regiontok._checks import check_integer
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Size
+from regiontok.photos import as_photos
+
+RGB = tuple[float, float, float]
+
+
+class Encoded(NamedTuple):
+    """What an encoder returns: ``features (B, rows, cols, D)``, and ``valid (B, rows, cols)``, where the photo lies."""
+
+    features: Tensor
+    valid: Tensor
+
+
+class Encoder(nn.Module):
+    """Turn photos into patch features with any frozen model.
+
+    The model may be anything that takes pixels ``(B, 3, height, width)`` and returns ``(B, N, D)``, where prefix
+    tokens (class, registers) come before the patches in row-major order, or ``(B, rows, cols, D)``. Prefix tokens are
+    counted from the grid and removed. An object that returns more than one tensor is wrapped in a function, as below.
+
+    Args:
+        model: The callable; a module is moved by ``.to`` and put into evaluation mode.
+        geometry: How photos are placed on its input.
+        patch_size: Side of a patch in input pixels; must divide the input's sides.
+        mean: Subtracted from RGB in ``[0, 1]``.
+        std: Divided by, after that.
+        name: What to call it in messages.
+
+    Raises:
+        ShapeError: An input size that patches do not divide.
+        ValueRangeError: ``std`` with a zero.
+
+    Example:
+        RADIOv2.5 from its own hub, the encoder of the paper (non-commercial licence, needs a download)::
+
+            radio = torch.hub.load("NVlabs/RADIO", "radio_model", version="radio_v2.5-l", skip_validation=True)
+            encoder = Encoder(lambda pixels: radio(pixels).features, geometry=ImageGeometry.letterbox(384), patch_size=16)
+
+        The same with a stand-in that averages each patch's colour:
+
+        >>> mean_colour = torch.nn.AvgPool2d(16)
+        >>> encoder = Encoder(
+        ...     lambda pixels: mean_colour(pixels).flatten(2).transpose(1, 2),
+        ...     geometry=ImageGeometry.letterbox(64), patch_size=16,
+        ... )
+        >>> features, valid = encoder(Image.new("RGB", (200, 100), "red"))
+        >>> features.shape
+        torch.Size([1, 4, 4, 3])
+        >>> valid[0, :, 0]
+        tensor([False,  True,  True, False])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        *,
+        geometry: ImageGeometry,
+        patch_size: int,
+        mean: RGB = (0.0, 0.0, 0.0),
+        std: RGB = (1.0, 1.0, 1.0),
+        name: str = "custom",
+    ) -> None:
+        super().__init__()
+        check_integer("patch_size", patch_size)
+        height, width = geometry.size
+        if height % patch_size or width % patch_size:
+            raise ShapeError(
+                f"patch_size must divide the input's sides; got {patch_size} for {height} x {width}. "
+                f"Try {max(1, round(height / patch_size)) * patch_size} x {max(1, round(width / patch_size)) * patch_size}."
+            )
+        if 0 in std:
+            raise ValueRangeError(f"std must not be zero; got {std}.")
+        self.model = model
+        self.geometry = geometry
+        self.patch_size = patch_size
+        self.name = name
+        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.eval()
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of patches."""
+        return self.geometry.size[0] // self.patch_size, self.geometry.size[1] // self.patch_size
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return f"name={self.name!r}, geometry={self.geometry}, patch_size={self.patch_size}"
+
+    def preprocess(self, photos: Image.Image | Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Place photos on the input and normalise them: pixels ``(B, 3, height, width)`` and ``valid (B, rows, cols)``.
+
+        Padding has the mean colour, in whole numbers of 255, as LLaVA does it.
+
+        Raises:
+            DTypeError, PhotoError: Not Pillow images, none at all, or pictures that cannot be one RGB photo.
+        """
+        mean = self.mean.flatten().tolist() if not self.mean.is_meta else [0.0, 0.0, 0.0]
+        fill = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
+        pixels, valid = [], []
+        for photo in as_photos(photos):
+            placement = self.geometry.place((photo.height, photo.width))
+            placed = np.array(placement.image(photo, fill=fill))
+            pixels.append(torch.from_numpy(placed).permute(2, 0, 1))
+            valid.append(placement.valid(self.grid))
+        batch = torch.stack(pixels).to(self.mean.device)
+        return (batch / 255 - self.mean) / self.std, torch.stack(valid).to(self.mean.device)
+
+    @torch.no_grad()
+    def forward(self, photos: Image.Image | Sequence[Image.Image]) -> Encoded:
+        """Encode one photo or several; see `Encoded` for what comes back and `preprocess` for errors."""
+        pixels, valid = self.preprocess(photos)
+        return Encoded(self.encode(pixels), valid)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features ``(B, rows, cols, D)`` of pixels that are already placed and normalised.
+
+        Raises:
+            ShapeError: The model returned something else than patches of this grid.
+        """
+        parameter = next(self.parameters(), None)
+        output = self.model(pixels if parameter is None else pixels.to(parameter.dtype))
+        rows, cols = self.grid
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1:3] == self.grid:
+            return output
+        if isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] >= rows * cols:
+            return output[:, output.shape[1] - rows * cols :].unflatten(1, self.grid)
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ShapeError(
+            f"encoder {self.name!r} must return (batch, {rows * cols} or more, dim) or (batch, {rows}, {cols}, dim) for "
+            f"its {rows} x {cols} patches; got {got}. Check patch_size and the geometry's size, or wrap the model in a "
+            "function that returns its patch tokens."
+        )

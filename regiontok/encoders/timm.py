@@ -1,0 +1,129 @@
+"""Encoders from timm. Tested with timm 1.0.31."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from regiontok._require import require
+from regiontok.encoders.base import Encoder
+from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.geometry import ImageGeometry
+
+
+class TimmFeatures(nn.Module):
+    """A timm model's features after one of its layers, ``(B, rows, cols, D)``; prefix tokens are removed by timm.
+
+    Args:
+        model: Any timm model with ``forward_intermediates``.
+        layer: Which block or stage; negative counts from the end.
+        final_norm: Apply the model's last norm.
+    """
+
+    def __init__(self, model: nn.Module, *, layer: int, final_norm: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.final_norm = final_norm
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features of ``(B, 3, height, width)`` pixels."""
+        layers = self.model.forward_intermediates(
+            pixels, indices=[self.layer], norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
+        )
+        return layers[0].permute(0, 2, 3, 1)
+
+
+def build(
+    model_name: str,
+    *,
+    name: str,
+    pretrained: bool,
+    weights: str | Path | None,
+    device: torch.device | str | None,
+    img_size: int | None,
+    layer: int,
+    final_norm: bool,
+    geometry: str,
+) -> Encoder:
+    """Build a timm model as an `Encoder`; arguments as of `regiontok.encoders.load`."""
+    timm = require("timm", extra="encoders")
+    if not timm.is_model(model_name):
+        similar = timm.list_models(f"*{model_name.partition('.')[0][:12]}*")[:3]
+        raise ValueRangeError(
+            f"timm {timm.__version__} has no model {model_name!r}."
+            + (f" Similar: {', '.join(similar)}." if similar else " See timm.list_models().")
+        )
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained and weights is None}
+    with torch.device(device or "cpu"):
+        try:
+            model = _create(timm, model_name, img_size, options)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the weights of encoder {name!r} (timm {model_name}) could not be had: {_first_line(error)} "
+                "Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs none."
+            ) from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueRangeError(f"timm model {model_name!r} has no forward_intermediates and so no patch features to take.")
+    if weights is not None:
+        load_weights(model, weights, name=name)
+    config = timm.data.resolve_model_data_config(model)
+    size = img_size or config["input_size"][1:]
+    stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
+    if not -len(stages) <= layer < len(stages):
+        raise ValueRangeError(f"layer must be from {-len(stages)} to {len(stages) - 1} for {model_name!r}; got {layer}.")
+    encoder = Encoder(
+        TimmFeatures(model, layer=layer, final_norm=final_norm),
+        geometry=ImageGeometry(geometry, size),
+        patch_size=stages[layer]["reduction"],
+        mean=config["mean"],
+        std=config["std"],
+        name=name,
+    )
+    return encoder.to(device or "cpu")
+
+
+def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
+    """Load a safetensors file into a timm model, with timm's own renaming and resizing of its position embedding.
+
+    Raises:
+        CheckpointError: No such file, not safetensors, or a parameter of the model that it lacks or has in another shape.
+    """
+    if not Path(file).is_file():
+        raise CheckpointError(f"weights for encoder {name!r}: there is no file {file}.")
+    try:
+        state: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"weights for encoder {name!r}: {file} is not a whole safetensors file ({error}).") from error
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename is not None:
+        state = rename(state, model)
+    try:
+        missing, _ = model.load_state_dict(state, strict=False)  # a classifier that the file has besides is not needed
+    except RuntimeError as error:
+        raise CheckpointError(f"weights for encoder {name!r}: {file} is of another model. {error}") from error
+    if missing:
+        raise CheckpointError(
+            f"weights for encoder {name!r}: {file} lacks {len(missing)} of the model's {len(model.state_dict())} "
+            f"tensors, the first {missing[0]!r}. Give the weights of this model."
+        )
+
+
+def _create(timm: Any, model_name: str, img_size: int | None, options: dict[str, Any]) -> nn.Module:
+    if img_size is None:
+        return timm.create_model(model_name, **options)
+    try:
+        return timm.create_model(model_name, img_size=img_size, **options)
+    except TypeError as error:  # a convolutional network: takes any size and has no such argument
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(model_name, **options)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."

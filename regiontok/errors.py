@@ -1,0 +1,33 @@
+"""The errors regiontok raises on purpose.
+
+All of them derive from `RegiontokError`; a bad argument is also an ordinary ``ValueError`` and a missing package an
+ordinary ``ImportError``, so callers need not know these names. A message says what was wanted, what came, what to do.
+"""
+
+
+class RegiontokError(Exception):
+    """Base of every error that regiontok raises on purpose."""
+
+
+class ShapeError(RegiontokError, ValueError):
+    """A tensor, grid or list has the wrong shape or length."""
+
+
+class DTypeError(RegiontokError, ValueError):
+    """A tensor or object is of the wrong type."""
+
+
+class ValueRangeError(RegiontokError, ValueError):
+    """A number, name or combination of options lies outside what is allowed."""
+
+
+class PhotoError(RegiontokError, ValueError):
+    """A file or object is not a photo that can be read as one RGB picture."""
+
+
+class CheckpointError(RegiontokError, ValueError):
+    """Weights or a saved folder cannot be found, reached or matched."""
+
+
+class MissingDependencyError(RegiontokError, ImportError):
+    """An optional package is not installed."""

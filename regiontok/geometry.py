@@ -1,0 +1,207 @@
+"""The one recipe by which an encoder's photos, and their masks and points, are placed on its input."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regiontok._checks import check_choice, check_integer
+from regiontok.errors import DTypeError, ShapeError
+
+_MODES = ("letterbox", "squash", "center_crop")
+_SLIVER = 1e-6
+"""Share of a patch below which a photo's edge on it is taken for rounding."""
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How photos of any size are brought to one input size. It is saved with an encoder and knows no photo.
+
+    Use `letterbox`, `squash` or `center_crop`, then `place` a photo. An image and its masks go through the same
+    placement, so they can never be preprocessed differently.
+
+    Attributes:
+        mode: ``letterbox`` pads to the input's aspect, then resizes; ``squash`` resizes both sides; ``center_crop``
+            resizes until the input is covered, then crops the middle.
+        size: Height and width of the encoder's input in pixels.
+
+    Raises:
+        DTypeError, ValueRangeError: An unknown mode, or a size that is not of whole positive numbers.
+
+    Example:
+        >>> placement = ImageGeometry.letterbox(336).place((480, 640))
+        >>> placement.scale, placement.offset
+        ((0.525, 0.525), (42.0, 0.0))
+        >>> placement.valid((24, 24)).sum().item()  # 18 of 24 rows show the photo
+        432
+
+    Source:
+        Letterbox is LLaVA-1.5's ``pad`` (second stage and evaluation), center crop its first stage's.
+    """
+
+    mode: str
+    size: Size
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, _MODES)
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(size) != 2:
+            raise ShapeError(f"size must be a number or (height, width); got {self.size!r}.")
+        for side in size:
+            check_integer("size", side)
+        object.__setattr__(self, "size", size)
+
+    @classmethod
+    def letterbox(cls, size: int | Size) -> "ImageGeometry":
+        """Pad to the input's aspect with the photo in the middle, then resize: nothing is cut off or distorted."""
+        return cls("letterbox", size)  # type: ignore[arg-type]
+
+    @classmethod
+    def squash(cls, size: int | Size) -> "ImageGeometry":
+        """Resize both sides to the input: every patch shows the photo, distorted."""
+        return cls("squash", size)  # type: ignore[arg-type]
+
+    @classmethod
+    def center_crop(cls, size: int | Size) -> "ImageGeometry":
+        """Resize until the input is just covered, then crop the middle: the ends of the longer side are lost."""
+        return cls("center_crop", size)  # type: ignore[arg-type]
+
+    def place(self, photo: Size) -> "Placement":
+        """The placement of a photo of ``(height, width)`` pixels."""
+        height, width = photo
+        check_integer("photo height", height)
+        check_integer("photo width", width)
+        rows, cols = self.size
+        canvas, pad, resized, crop = (height, width), (0, 0), self.size, (0, 0)
+        if self.mode == "letterbox":
+            if height * cols >= width * rows:
+                canvas = (height, max(width, round(height * cols / rows)))
+            else:
+                canvas = (max(height, round(width * rows / cols)), width)
+            pad = ((canvas[0] - height) // 2, (canvas[1] - width) // 2)
+        elif self.mode == "center_crop":
+            if height * cols <= width * rows:
+                resized = (rows, max(cols, int(rows * width / height)))
+            else:
+                resized = (max(rows, int(cols * height / width)), cols)
+            crop = ((resized[0] - rows) // 2, (resized[1] - cols) // 2)
+        return Placement((height, width), canvas, pad, resized, crop, self.size)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values for JSON; ``ImageGeometry(**config)`` makes it again."""
+        return {"mode": self.mode, "size": list(self.size)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One photo on an encoder's input: padded to ``canvas``, resized, cropped to ``input``; sizes are (height, width).
+
+    Points are ``(x, y)`` in pixels from the top left corner of the top left pixel. A point of the photo goes to
+    ``point * scale + offset`` on the input.
+
+    Attributes:
+        photo: The photo's size.
+        canvas: Size after padding.
+        pad: Rows above and columns left of the photo on the canvas.
+        resized: Size after resizing the canvas.
+        crop: Rows and columns cut off at the top and left.
+        input: The encoder's input size.
+    """
+
+    photo: Size
+    canvas: Size
+    pad: Size
+    resized: Size
+    crop: Size
+    input: Size
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels per photo pixel, vertically and horizontally."""
+        return self.resized[0] / self.canvas[0], self.resized[1] / self.canvas[1]
+
+    @property
+    def offset(self) -> tuple[float, float]:
+        """Where the photo's top left corner lies on the input, in rows and columns; negative where cropped."""
+        scale = self.scale
+        return self.pad[0] * scale[0] - self.crop[0], self.pad[1] * scale[1] - self.crop[1]
+
+    def image(self, photo: Image.Image, *, fill: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+        """Place an RGB photo, resized with Pillow's antialiased bicubic filter; ``fill`` is the padding's colour.
+
+        Raises:
+            ShapeError: A photo of another size.
+        """
+        if (photo.height, photo.width) != self.photo:
+            raise ShapeError(f"this placement is for photos of {self.photo}; got {(photo.height, photo.width)}.")
+        if self.canvas != self.photo:
+            canvas = Image.new("RGB", self.canvas[::-1], fill)
+            canvas.paste(photo, self.pad[::-1])
+            photo = canvas
+        if self.resized != self.canvas:
+            photo = photo.resize(self.resized[::-1], Image.Resampling.BICUBIC)
+        if self.input != self.resized:
+            top, left = self.crop
+            photo = photo.crop((left, top, left + self.input[1], top + self.input[0]))
+        return photo
+
+    def mask(self, mask: Tensor | np.ndarray) -> Tensor:
+        """Place boolean masks ``(..., height, width)`` of the photo by nearest pixel; padding is false.
+
+        Returns:
+            ``(..., input height, input width)`` bool.
+
+        Raises:
+            ShapeError: Masks of another size.
+            DTypeError: Masks that are not boolean.
+        """
+        mask = torch.as_tensor(mask)
+        if tuple(mask.shape[-2:]) != self.photo:
+            raise ShapeError(f"masks must be (..., {self.photo[0]}, {self.photo[1]}) like their photo; got {tuple(mask.shape)}.")
+        if mask.dtype != torch.bool:
+            raise DTypeError(f"masks must be bool; got {mask.dtype}. Compare them first, as in masks > 0.")
+        row, row_inside = self._source(0, mask.device)
+        col, col_inside = self._source(1, mask.device)
+        return mask[..., row[:, None], col] & row_inside[:, None] & col_inside
+
+    def points(self, points: Tensor) -> Tensor:
+        """Move ``(..., 2)`` points ``(x, y)`` from the photo to the input."""
+        scale, offset = self._xy(points)
+        return points * scale + offset
+
+    def points_to_photo(self, points: Tensor) -> Tensor:
+        """Move ``(..., 2)`` points ``(x, y)`` from the input back to the photo."""
+        scale, offset = self._xy(points)
+        return (points - offset) / scale
+
+    def valid(self, grid: Size) -> Tensor:
+        """``(rows, cols)`` bool: the patches of a grid on which some of the photo lies."""
+        row, col = (self._shows_photo(axis, grid[axis]) for axis in (0, 1))
+        return row[:, None] & col
+
+    def _shows_photo(self, axis: int, patches: int) -> Tensor:
+        edges = torch.arange(patches + 1, dtype=torch.float64) * (self.input[axis] / patches)
+        start = self.offset[axis]
+        end = start + self.photo[axis] * self.scale[axis]
+        overlap = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
+        return overlap > _SLIVER * self.input[axis] / patches
+
+    def _source(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The photo's pixel for each input pixel along an axis, and which input pixels show the photo."""
+        center = torch.arange(self.input[axis], dtype=torch.float64) + 0.5
+        source = ((center - self.offset[axis]) / self.scale[axis]).floor().long()
+        inside = (source >= 0) & (source < self.photo[axis])
+        return source.clamp(0, self.photo[axis] - 1).to(device), inside.to(device)
+
+    def _xy(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        if points.shape[-1:] != (2,):
+            raise ShapeError(f"points must be (..., 2), x and y; got {tuple(points.shape)}.")
+        if not points.is_floating_point():
+            raise DTypeError(f"points must be floating point; got {points.dtype}. Convert them with points.float().")
+        return points.new_tensor(self.scale[::-1]), points.new_tensor(self.offset[::-1])

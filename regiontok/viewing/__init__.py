@@ -1,0 +1,5 @@
+"""Pictures of regions."""
+
+from regiontok.viewing.picture import draw_regions
+
+__all__ = ["draw_regions"]
