@@ -31,7 +31,8 @@ class UnionFindClusterer:
     ``num_regions`` are left. Candidate pairs wait in a priority queue; disjoint sets tell each patch its region.
 
     The result does not depend on batch size, device, strides or number of threads, and no gradient flows through it.
-    Similarities are computed in float32 sums. A pair at exactly the threshold merges. Of equally similar pairs the one
+    Sums are in float32 and cosines true to about 1e-6, so a threshold of 1 can part equal patches. A pair at exactly the
+    threshold merges. Of equally similar pairs the one
     created first merges first: pairs of patches in row-major order, then pairs by the merge that made them, then by
     the first patch of the other region. Two zero vectors have cosine 1, a zero vector and another 0; a patch whose
     square is below float32's range beside the largest one's counts as zero.

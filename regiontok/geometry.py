@@ -12,8 +12,8 @@ from regiontok._checks import check_choice, check_integer
 from regiontok.errors import DTypeError, ShapeError
 
 _MODES = ("letterbox", "squash", "center_crop")
-_SLIVER = 1e-6
-"""Share of a patch below which a photo's edge on it is taken for rounding."""
+_LEAST_SHARE = 0.07
+"""A patch shows the photo if more than this share of it does: the paper's rule for masks (A.1), taken for photos too."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -181,16 +181,20 @@ class Placement:
         return (points - offset) / scale
 
     def valid(self, grid: Size) -> Tensor:
-        """``(rows, cols)`` bool: the patches of a grid on which some of the photo lies."""
-        row, col = (self._shows_photo(axis, grid[axis]) for axis in (0, 1))
-        return row[:, None] & col
+        """``(rows, cols)`` bool: the patches of a grid of which more than 0.07 shows the photo.
 
-    def _shows_photo(self, axis: int, patches: int) -> Tensor:
+        A photo so narrow that it has no such patch has those that show the most of it.
+        """
+        share = self._share(0, grid[0])[:, None] * self._share(1, grid[1])
+        return share > min(_LEAST_SHARE, share.max().item() / 2)
+
+    def _share(self, axis: int, patches: int) -> Tensor:
+        """The part of each patch along an axis that the photo lies on."""
         edges = torch.arange(patches + 1, dtype=torch.float64) * (self.input[axis] / patches)
         start = self.offset[axis]
         end = start + self.photo[axis] * self.scale[axis]
         overlap = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
-        return overlap > _SLIVER * self.input[axis] / patches
+        return overlap.clamp(min=0) / (self.input[axis] / patches)
 
     def _source(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The photo's pixel for each input pixel along an axis, and which input pixels show the photo."""

@@ -1,0 +1,427 @@
+import multiprocessing
+import pickle
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from skimage import graph
+
+from regiontok import MergeTree, UnionFindClusterer
+from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+from tests.conftest import smooth_features
+from tests.references import islands, merge_by_scanning
+
+THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+@st.composite
+def integer_grids(draw):
+    """Small whole numbers: sums and dot products are exact in float32, ties are frequent and must break as promised."""
+    shape = draw(hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=7))
+    return draw(hnp.arrays(np.float32, shape, elements=st.integers(-2, 2)))
+
+
+@st.composite
+def grids_with_padding(draw):
+    features = draw(integer_grids())
+    valid = draw(hnp.arrays(np.bool_, features.shape[:2]))
+    valid[draw(st.integers(0, valid.shape[0] - 1)), draw(st.integers(0, valid.shape[1] - 1))] = True
+    return features, valid
+
+
+def labels_of(clusterer, features, valid=None):
+    valid = None if valid is None else torch.from_numpy(valid)[None]
+    return clusterer(torch.from_numpy(features)[None], valid).labels()[0].numpy()
+
+
+# Against the plain twin and an independent library
+
+
+@given(integer_grids(), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
+@example(np.zeros((3, 4, 2), np.float32), 0.7, 4)
+@example(np.ones((5, 5, 3), np.float32), 1.0, 4)
+@example(np.ones((1, 9, 1), np.float32), 0.7, 8)
+def test_labels_equal_the_twins_with_all_ties(features, threshold, connectivity):
+    expected, _ = merge_by_scanning(features, threshold=threshold, connectivity=connectivity)
+    actual = labels_of(UnionFindClusterer(threshold=threshold, connectivity=connectivity), features)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@given(grids_with_padding(), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
+def test_labels_equal_the_twins_where_patches_are_not_valid(case, threshold, connectivity):
+    features, valid = case
+    expected, _ = merge_by_scanning(features, threshold=threshold, connectivity=connectivity, valid=valid)
+    actual = labels_of(UnionFindClusterer(threshold=threshold, connectivity=connectivity), features, valid)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@given(integer_grids(), st.data())
+def test_budgets_equal_the_twins(features, data):
+    patches = features.shape[0] * features.shape[1]
+    budget = data.draw(st.integers(1, patches))
+    expected, _ = merge_by_scanning(features, threshold=-2, num_regions=budget)
+    np.testing.assert_array_equal(labels_of(UnionFindClusterer(num_regions=budget), features), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(12, 12, 64), (9, 17, 33), (1, 40, 16), (30, 1, 5), (20, 20, 7)])
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_equal_the_twins_on_features_of_every_dtype(shape, dtype, seed):
+    features = smooth_features(*shape, seed=seed).to(dtype)
+    expected, _ = merge_by_scanning(features[0].float().numpy(), threshold=0.6)
+    np.testing.assert_array_equal(UnionFindClusterer(threshold=0.6)(features).labels()[0], expected)
+
+
+def merge_with_scikit_image(features, threshold):
+    """The same rule by scikit-image's region adjacency graph; it merges beyond, not at, the threshold."""
+    rows, cols, _ = features.shape
+    rag = graph.RAG(np.arange(rows * cols).reshape(rows, cols), connectivity=1)
+    for node in rag:
+        rag.nodes[node]["labels"] = [node]
+        rag.nodes[node]["total"] = features.reshape(rows * cols, -1)[node].astype(np.float64)
+
+    def distance(x, y):
+        return 1 - x @ y / np.sqrt((x @ x) * (y @ y))
+
+    for x, y in rag.edges():
+        rag.edges[x, y]["weight"] = distance(rag.nodes[x]["total"], rag.nodes[y]["total"])
+
+    def merge(rag, source, destination):
+        rag.nodes[destination]["total"] = rag.nodes[destination]["total"] + rag.nodes[source]["total"]
+
+    def weight(rag, source, destination, neighbour):
+        return {"weight": distance(rag.nodes[destination]["total"], rag.nodes[neighbour]["total"])}
+
+    return graph.merge_hierarchical(
+        np.arange(rows * cols).reshape(rows, cols), rag, thresh=1 - threshold, rag_copy=False, in_place_merge=True,
+        merge_func=merge, weight_func=weight,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("threshold", [0.4, 0.7])
+def test_partition_equals_scikit_images(seed, threshold):
+    features = smooth_features(16, 13, 48, seed=seed)
+    theirs = merge_with_scikit_image(features[0].numpy(), threshold)
+    first = np.unique(theirs, return_index=True)
+    renumbered = np.argsort(np.argsort(first[1]))[np.searchsorted(first[0], theirs)]
+    ours = UnionFindClusterer(threshold=threshold)(features).labels()[0].numpy()
+    assert 2 < ours.max() < 200
+    np.testing.assert_array_equal(ours, renumbered)
+
+
+# What always holds
+
+
+@given(grids_with_padding(), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
+def test_every_valid_patch_is_in_one_connected_region(case, threshold, connectivity):
+    features, valid = case
+    labels = labels_of(UnionFindClusterer(threshold=threshold, connectivity=connectivity), features, valid)
+    np.testing.assert_array_equal(labels >= 0, valid)
+    for label in range(labels.max() + 1):
+        assert islands(labels == label, connectivity) == 1
+
+
+@given(grids_with_padding(), st.sampled_from((4, 8)), st.data())
+def test_num_regions_is_exact(case, connectivity, data):
+    features, valid = case
+    budget = data.draw(st.integers(islands(valid, connectivity), int(valid.sum())))
+    clusterer = UnionFindClusterer(num_regions=budget, connectivity=connectivity)
+    assert len(clusterer(torch.from_numpy(features)[None], torch.from_numpy(valid)[None])) == budget
+
+
+@given(integer_grids(), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
+def test_a_cut_tree_equals_a_direct_run(features, threshold, connectivity):
+    tree = UnionFindClusterer(connectivity=connectivity).tree(torch.from_numpy(features)[None])[0]
+    direct = UnionFindClusterer(threshold=threshold, connectivity=connectivity)
+    np.testing.assert_array_equal(tree.cut(threshold=threshold).labels()[0], labels_of(direct, features))
+    for budget in range(1, features.shape[0] * features.shape[1] + 1):
+        direct = UnionFindClusterer(num_regions=budget, connectivity=connectivity)
+        np.testing.assert_array_equal(tree.cut(num_regions=budget).labels()[0], labels_of(direct, features))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_tree_equals_a_direct_run_on_real_numbers(seed):
+    features = smooth_features(18, 18, 200, seed=seed)
+    tree = UnionFindClusterer().tree(features)[0]
+    for threshold in np.linspace(-1, 1, 41):
+        direct = UnionFindClusterer(threshold=threshold)(features).labels()
+        assert torch.equal(tree.cut(threshold=threshold).labels(), direct)
+
+
+def test_similarities_of_the_tree_are_the_twins():
+    features = smooth_features(10, 10, 24)
+    _, expected = merge_by_scanning(features[0].numpy(), threshold=-2)
+    np.testing.assert_allclose(UnionFindClusterer().tree(features)[0].similarity, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_a_batch_equals_its_images_one_by_one_on_any_number_of_threads(num_threads):
+    features = smooth_features(11, 9, 40, batch=7)
+    clusterer = UnionFindClusterer(num_threads=num_threads)
+    alone = torch.cat([UnionFindClusterer()(image[None]).labels() for image in features])
+    assert torch.equal(clusterer(features).labels(), alone)
+    assert torch.equal(clusterer(features.flip(0)).labels(), alone.flip(0))
+    for one, labels in zip(clusterer.tree(features), alone, strict=True):
+        assert torch.equal(one.cut(threshold=0.7).labels()[0], labels)
+
+
+def test_grids_may_differ_within_a_batch():
+    features = [smooth_features(5, 8, 16)[0], smooth_features(9, 3, 16)[0]]
+    batch = UnionFindClusterer()(features).labels()
+    for one, labels in zip(features, batch, strict=True):
+        assert torch.equal(UnionFindClusterer()(one[None]).labels()[0], labels)
+
+
+def test_strides_do_not_matter_and_input_is_left_alone():
+    features = smooth_features(8, 12, 32, batch=2)
+    before = features.clone()
+    expected = UnionFindClusterer()(features).labels()
+    strided = torch.empty(2, 8, 12, 64)[..., ::2].copy_(features)
+    channels_first = features.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    for view in (strided, channels_first, features.clone().requires_grad_()):
+        assert torch.equal(UnionFindClusterer()(view).labels(), expected)
+    assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e18, 1e30])
+def test_scale_does_not_matter_even_where_squares_leave_float32(scale):
+    features = smooth_features(9, 9, 32)
+    expected = UnionFindClusterer()(features).labels()
+    assert torch.equal(UnionFindClusterer()(features * scale).labels(), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -3.7, 1e-30])
+def test_a_uniform_image_is_one_region(value):
+    assert len(UnionFindClusterer(threshold=0.99999)(torch.full((1, 24, 24, 768), value))) == 1
+
+
+def test_zero_vectors_are_alike_and_unlike_all_others():
+    features = torch.tensor([[[[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]]])
+    assert UnionFindClusterer(threshold=0.1)(features).labels().tolist() == [[[0, 0, 1, 1]]]
+    assert len(UnionFindClusterer(threshold=0.0)(features)) == 1
+
+
+def test_a_pair_at_exactly_the_threshold_merges():
+    features = torch.tensor([[[[1.0, 0.0], [3.0, 4.0]]]])  # their cosine is 0.6
+    assert len(UnionFindClusterer(threshold=0.6)(features)) == 1
+    assert len(UnionFindClusterer(threshold=0.6000001)(features)) == 2
+
+
+def test_nan_in_patches_that_are_not_valid_does_no_harm():
+    features = smooth_features(6, 6, 8)
+    valid = torch.ones(1, 6, 6, dtype=torch.bool)
+    valid[0, 4:] = False
+    expected = UnionFindClusterer()(features, valid).labels()
+    features[0, 4:] = torch.nan
+    assert torch.equal(UnionFindClusterer()(features, valid).labels(), expected)
+
+
+def test_large_grids_of_few_regions():
+    features = smooth_features(64, 64, 16, noise=0.05)
+    labels = UnionFindClusterer(threshold=0.5)(features).labels()
+    expected, _ = merge_by_scanning(smooth_features(20, 20, 16, noise=0.05)[0].numpy(), threshold=0.5)
+    assert labels.max() < 200
+    np.testing.assert_array_equal(
+        UnionFindClusterer(threshold=0.5)(smooth_features(20, 20, 16, noise=0.05)).labels()[0], expected
+    )
+
+
+# Where it is used
+
+
+def test_from_many_threads_at_once():
+    clusterer = UnionFindClusterer()
+    features = smooth_features(16, 16, 64, batch=3)
+    expected = clusterer(features).labels()
+    start, results = threading.Barrier(8), []
+
+    def work():
+        start.wait()
+        results.extend(torch.equal(clusterer(features).labels(), expected) for _ in range(5))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 40
+
+
+def test_the_kernel_lets_other_python_threads_run():
+    features = smooth_features(64, 64, 512)
+    clusterer = UnionFindClusterer(num_threads=1)
+    clusterer(features)
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    begin = time.perf_counter()
+    for _ in range(5):
+        clusterer(features)
+    end = time.perf_counter()
+    done.set()
+    ticker.join()
+    longest = np.diff([begin, *[t for t in ticks if begin < t < end], end]).max()
+    assert longest < (end - begin) / 5  # a kernel that held the lock would leave gaps as long as itself
+
+
+class Photos(torch.utils.data.Dataset):
+    def __init__(self, features):
+        self.features = features
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, index):
+        return UnionFindClusterer()(self.features[index][None]).labels()[0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_in_data_loader_workers_after_the_parent_has_run_it(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this platform has no {method}")
+    features = smooth_features(10, 10, 32, batch=6)
+    expected = UnionFindClusterer(num_threads=2)(features).labels()
+    loader = torch.utils.data.DataLoader(
+        Photos(features), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120
+    )
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_features_give_the_same_regions_on_their_device():
+    features = smooth_features(16, 16, 64, batch=3)
+    regions = UnionFindClusterer()(features.cuda())
+    assert regions.device.type == "cuda"
+    assert torch.equal(regions.labels().cpu(), UnionFindClusterer()(features).labels())
+
+
+def test_trees_and_clusterers_pickle():
+    features = smooth_features(6, 6, 8)
+    clusterer = pickle.loads(pickle.dumps(UnionFindClusterer(threshold=0.5, connectivity=8)))
+    tree = pickle.loads(pickle.dumps(clusterer.tree(features)[0]))
+    assert torch.equal(tree.cut(threshold=0.5).labels(), clusterer(features).labels())
+    assert repr(eval(repr(clusterer))) == repr(clusterer)
+    assert repr(tree) == "MergeTree(35 merges on a 6 x 6 grid)"
+
+
+# Bad input
+
+
+def bad(value, at=(0, 2, 1)):
+    features = smooth_features(4, 4, 8, batch=2)
+    features[at] = value
+    return features
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"threshold": 1.5}, ValueRangeError, r"threshold must be in \[-1, 1\]; got 1.5"),
+        ({"threshold": float("nan")}, ValueRangeError, r"threshold must be in \[-1, 1\]; got nan"),
+        ({"threshold": "0.7"}, DTypeError, "threshold must be a number; got '0.7'"),
+        ({"num_regions": 0}, ValueRangeError, "num_regions must be at least 1; got 0"),
+        ({"num_regions": 2.5}, DTypeError, "num_regions must be a whole number; got 2.5"),
+        ({"connectivity": 6}, ValueRangeError, "connectivity must be one of 4, 8; got 6"),
+        ({"num_threads": 0}, ValueRangeError, "num_threads must be at least 1; got 0"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        UnionFindClusterer(**options)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        (torch.zeros(576, 8), ShapeError, r"got \(576, 8\). Reshape with features.reshape\(1, 24, 24, 8\)"),
+        (torch.zeros(2, 576, 8), ShapeError, r"got \(2, 576, 8\). Reshape with features.reshape\(2, 24, 24, 8\)"),
+        (torch.zeros(3, 5, 8), ShapeError, r"A single image needs a batch axis: features\[None\]"),
+        (torch.zeros(1, 2, 2, 8, dtype=torch.int64), DTypeError, "must be floating point; got torch.int64"),
+        (torch.zeros(0, 4, 4, 8), ShapeError, r"at least one image.*got \(0, 4, 4, 8\)"),
+        (torch.zeros(1, 0, 4, 8), ShapeError, r"row, column.*got \(1, 0, 4, 8\)"),
+        (torch.zeros(1, 4, 4, 0), ShapeError, r"dimension; got \(1, 4, 4, 0\)"),
+        (np.zeros((1, 4, 4, 8)), DTypeError, "must be a torch tensor or a list of tensors; got ndarray"),
+        ([], ShapeError, "at least one image; got an empty list"),
+        ([torch.zeros(2, 2, 8), 3], DTypeError, r"features\[1\] must be a torch tensor; got int"),
+        ([torch.zeros(2, 8)], ShapeError, r"features\[0\] must be \(rows, cols, dim\)"),
+        ([torch.zeros(2, 2, 8), torch.zeros(2, 2, 9)], ShapeError, r"share dim.*features\[1\] has \(9,"),
+        (bad(torch.nan), ValueRangeError, "image 0 has NaN or infinity in 1 of its patches, the first at row 2, column 1"),
+        (bad(torch.inf, (1, 0, 3)), ValueRangeError, "image 1 has NaN or infinity.*row 0, column 3"),
+        (bad(-torch.inf, (1,)), ValueRangeError, "image 1 has NaN or infinity in 16 of its patches"),
+        (smooth_features(4, 4, 8).double() * 1e200, ValueRangeError, "must be finite in float32; image 0"),
+    ],
+)
+def test_bad_features_are_refused(features, error, message):
+    with pytest.raises(error, match=message):
+        UnionFindClusterer()(features)
+    with pytest.raises(error, match=message):
+        UnionFindClusterer().tree(features)
+
+
+def two_islands():
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, 1] = False
+    return valid
+
+
+@pytest.mark.parametrize(
+    ("budget", "valid", "message"),
+    [
+        (17, None, r"at most the number of patches; got 17, image 0 has 16 \(valid\) patches. Ask for 16 or fewer"),
+        (13, two_islands(), "at most the number of patches; got 13, image 1 has 12"),
+        (1, two_islands(), "at least the number of islands.*got 1, image 1 has 2. Ask for 2 or more"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(budget, valid, message):
+    with pytest.raises(ValueRangeError, match=message):
+        UnionFindClusterer(num_regions=budget)(smooth_features(4, 4, 8, batch=2), valid)
+
+
+@pytest.mark.parametrize(
+    ("valid", "error", "message"),
+    [
+        (torch.ones(1, 4, 4, dtype=torch.bool), ShapeError, "one .* grid per image, 2; got 1"),
+        (torch.ones(2, 4, 5, dtype=torch.bool), ShapeError, r"valid\[0\] must be \(4, 4\) like its features; got \(4, 5\)"),
+        (torch.ones(2, 4, 4), DTypeError, "valid must be bool; got torch.float32"),
+        (torch.tensor([True, False]).repeat_interleave(16).reshape(2, 4, 4), ValueRangeError, "image 1 has no valid patch"),
+    ],
+)
+def test_bad_valid_patches_are_refused(valid, error, message):
+    with pytest.raises(error, match=message):
+        UnionFindClusterer()(smooth_features(4, 4, 8, batch=2), valid)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ({}, "either threshold or num_regions"),
+        ({"threshold": 0.5, "num_regions": 3}, "either threshold or num_regions"),
+        ({"threshold": 2}, r"threshold must be in \[-1, 1\]"),
+        ({"num_regions": 17}, "at most the number of patches; got 17"),
+        ({"num_regions": 0}, "num_regions must be at least 1"),
+    ],
+)
+def test_bad_cuts_are_refused(cut, message):
+    tree = UnionFindClusterer().tree(smooth_features(4, 4, 8))[0]
+    assert isinstance(tree, MergeTree)
+    with pytest.raises(ValueRangeError, match=message):
+        tree.cut(**cut)
+
+
+def test_a_cut_below_the_islands_is_refused():
+    tree = UnionFindClusterer().tree(smooth_features(4, 4, 8, batch=2), two_islands())[1]
+    with pytest.raises(ValueRangeError, match="image 0 has 2. Ask for 2 or more"):
+        tree.cut(num_regions=1)
