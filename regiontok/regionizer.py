@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -157,7 +158,8 @@ class Regionizer(nn.Module):
             return regions
         generator = None
         if name == "random":
-            generator = torch.Generator().manual_seed(self.config["seed"] + 2**32 * int(self.draws))
+            mixed = np.random.SeedSequence([self.config["seed"], int(self.draws)])  # torch itself takes 32 bits alone
+            generator = torch.Generator().manual_seed(int(mixed.generate_state(1)[0]))
             self.draws += 1
         return order_regions(regions, name, generator=generator)
 

@@ -18,11 +18,10 @@ _LMS_TO_OKLAB = (
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
 _CHROMA_GAIN = 2.5  # Oklab's a and b span about 0.4 of what lightness spans in photos
-_COLOUR_FREQUENCIES = (12.0, 24.0)  # radians per unit of lightness
+_COLOUR_FREQUENCIES = (7.0, 23.0)  # radians per unit of lightness; far from harmonic, so that no two colours alias
 _TEXTURE_FREQUENCY = 10.0  # radians per unit of standard deviation
 _TEXTURE_WEIGHT = 0.3
 _ORIENTATIONS = 6
-_TYPICAL_EDGE = 0.046  # mean root gradient of lightness per pixel over the photos of scikit-image
 _EDGE_WEIGHT = 6.0
 _POSITION_FREQUENCIES = (math.pi / 2, math.pi)  # over the whole input
 _POSITION_WEIGHT = 0.05
@@ -38,7 +37,7 @@ class PixelDescriptor(nn.Module):
     tests and offline work, not for an MLLM.
 
     The numbers, in order: 12 of mean colour (Oklab), 4 of texture (standard deviation of lightness and of chroma), 24 of
-    edges (root gradients in 6 orientations over 2 x 2 cells), 8 of position.
+    edges (root gradients in 6 orientations over 2 x 2 cells, less their mean over orientations), 8 of position.
 
     Shape:
         pixels: ``(B, 3, height, width)`` with sides that 16 divides; returns ``(B, height / 16, width / 16, 48)``.
@@ -61,7 +60,7 @@ class PixelDescriptor(nn.Module):
             [
                 colour,
                 _TEXTURE_WEIGHT * _waves(texture, (_TEXTURE_FREQUENCY,)),
-                _EDGE_WEIGHT * (_edges(lab[:, 0], self.patch_size) - _TYPICAL_EDGE),
+                _EDGE_WEIGHT * _edges(lab[:, 0], self.patch_size),
                 _POSITION_WEIGHT * _positions(mean),
             ],
             -1,
@@ -83,7 +82,7 @@ def _waves(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:
 
 
 def _edges(lightness: Tensor, patch_size: int) -> Tensor:
-    """Root of the mean gradient per orientation and quarter of a patch, ``(B, rows, cols, 24)``."""
+    """How much stronger each orientation's gradient is than the others', per quarter of a patch, ``(B, rows, cols, 24)``."""
     padded = F.pad(lightness[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
@@ -91,8 +90,8 @@ def _edges(lightness: Tensor, patch_size: int) -> Tensor:
     orientation = (turn * _ORIENTATIONS).long().clamp(max=_ORIENTATIONS - 1)
     strength = F.one_hot(orientation, _ORIENTATIONS) * torch.hypot(across, down)[..., None]
     half = patch_size // 2
-    cells = rearrange(strength, "b (r u p) (s v q) o -> b r s (u v o) (p q)", u=2, v=2, p=half, q=half)
-    return cells.mean(-1).sqrt()
+    cells = rearrange(strength, "b (r u p) (s v q) o -> b r s u v o (p q)", u=2, v=2, p=half, q=half).mean(-1).sqrt()
+    return (cells - cells.mean(-1, keepdim=True)).flatten(3)
 
 
 def _positions(like: Tensor) -> Tensor:

@@ -1,0 +1,265 @@
+import builtins
+import importlib
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from regiontok import ImageGeometry, UnionFindClusterer, encoders
+from regiontok.encoders import ENCODERS, Encoder, load
+from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, PhotoError, ShapeError, ValueRangeError
+
+# Warnings of the libraries themselves, on import or construction
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+wide = Image.new("RGB", (200, 100), (30, 90, 200))
+tall = Image.new("RGB", (60, 120), (200, 90, 30))
+
+GRIDS = {
+    "clip-336": (24, 24, 1024),
+    "siglip2-378": (27, 27, 1152),
+    "radio-384": (24, 24, 1024),
+    "radio-576": (36, 36, 1024),
+    "dinov2": (37, 37, 1024),
+    "dinov2-reg": (37, 37, 1024),
+    "aimv2-448": (32, 32, 1024),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_papers_encoders_have_the_papers_grids(name):
+    encoder = load(name, pretrained=False, device="meta")
+    features, valid = encoder([wide, tall])
+    assert features.shape == (2, *GRIDS[name])
+    assert encoder.grid == GRIDS[name][:2]
+    assert valid.shape == features.shape[:3]
+
+
+SMALL = [
+    ("timm:vit_tiny_patch16_224", {"img_size": 96}, (6, 6, 192)),
+    ("timm:vit_tiny_patch16_224", {}, (14, 14, 192)),
+    ("timm:vit_small_patch14_reg4_dinov2", {"img_size": 70}, (5, 5, 384)),
+    ("timm:eva02_tiny_patch14_224", {}, (16, 16, 192)),
+    ("timm:convnext_atto", {"img_size": 128}, (4, 4, 320)),
+    ("timm:resnet18", {"img_size": 128, "layer": 3}, (8, 8, 256)),
+    ("open_clip:ViT-B-32", {"layer": -2, "final_norm": False}, (7, 7, 768)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), SMALL)
+def test_small_models_run_in_full(name, options, shape):
+    encoder = load(name, pretrained=False, **options)
+    features, valid = encoder([wide, tall, wide])
+    assert features.shape == (3, *shape)
+    assert features.isfinite().all()
+    assert not features.requires_grad
+    assert not encoder.training
+    assert torch.equal(features[0], features[2])
+    torch.testing.assert_close(encoder(tall).features[0], features[1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(valid[0], encoder.geometry.place((100, 200)).valid(encoder.grid))
+
+
+def test_open_clips_siglip_has_the_papers_grid_on_the_meta_device():
+    assert load("open_clip:ViT-SO400M-14-SigLIP2-378", pretrained=False, device="meta")(wide).features.shape == (1, 27, 27, 1152)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 3])
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_the_layer_and_the_norm_are_the_ones_asked_for(layer, final_norm):
+    encoder = load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64, layer=layer, final_norm=final_norm)
+    model, seen = encoder.model.model, []
+    model.blocks[layer].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    features = encoder(wide).features
+    expected = model.norm(seen[0]) if final_norm else seen[0]
+    assert torch.equal(features, expected[:, 1:].reshape(1, 4, 4, 192))  # class token first, rows top to bottom
+
+
+def test_clip_takes_llavas_layer():
+    clip, dino = (load(name, pretrained=False, device="meta").model for name in ("clip-336", "dinov2"))
+    assert (clip.layer, clip.final_norm) == (-2, False)
+    assert (dino.layer, dino.final_norm) == (-1, True)
+
+
+def test_pixels_are_normalised_as_the_model_was_trained_and_padded_with_its_mean():
+    encoder = load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64)
+    config = timm.data.resolve_model_data_config(encoder.model.model)
+    pixels, _ = encoder.preprocess(wide)
+    mean, std = (torch.tensor(config[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+    shown = pixels[0] * std + mean
+    torch.testing.assert_close(shown[:, 32, 32], torch.tensor([30, 90, 200]) / 255)
+    torch.testing.assert_close(shown[:, 0, 0], torch.tensor([int(255 * value) for value in config["mean"]]) / 255)
+
+
+def test_weights_come_from_a_safetensors_file(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    encoder = load("timm:vit_tiny_patch16_224", weights=tmp_path / "weights.safetensors")
+    state = encoder.model.model.state_dict()
+    assert all(torch.equal(state[name], source.state_dict()[name]) for name in state)
+    smaller = load("timm:vit_tiny_patch16_224", weights=tmp_path / "weights.safetensors", img_size=96)
+    assert torch.equal(smaller.model.model.norm.weight, source.norm.weight)
+    assert smaller(wide).features.shape == (1, 6, 6, 192)
+
+
+def test_weights_of_open_clip_come_from_a_safetensors_file(tmp_path):
+    open_clip = importlib.import_module("open_clip")
+    source = open_clip.create_model("ViT-B-32", pretrained=None)
+    save_file({name: tensor.contiguous() for name, tensor in source.state_dict().items()}, tmp_path / "w.safetensors")
+    encoder = load("open_clip:ViT-B-32", weights=tmp_path / "w.safetensors")
+    assert torch.equal(encoder.model.visual.proj, source.visual.proj)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"not safetensors", "is not a whole safetensors file"),
+        ({"other": torch.zeros(2)}, "lacks 150 of the model's 150 tensors, the first 'cls_token'"),
+        ({"cls_token": torch.zeros(2, 2)}, "is of another model.*size mismatch for cls_token"),
+    ],
+)
+def test_bad_weights_are_refused(tmp_path, content, message):
+    file = tmp_path / "weights.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        save_file(content, file)
+    with pytest.raises(CheckpointError, match=r"(?s)weights for encoder 'timm:vit_tiny_patch16_224'.*" + message):
+        load("timm:vit_tiny_patch16_224", weights=file)
+
+
+@pytest.mark.parametrize("name", ["clip-336", "timm:vit_tiny_patch16_224.augreg_in21k", "open_clip:ViT-B-32/openai"])
+def test_weights_that_cannot_be_reached_say_what_else_to_do(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"(?s)encoder '{name}'.*weights='FILE.safetensors'.*'pixels'"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip", {}, "there is no encoder 'clip'. Name one of clip-336, siglip2-378, .*pixels, timm:MODEL"),
+        ("timm:", {}, "there is no encoder 'timm:'"),
+        ("timm:vit_tiny_patch16_999", {}, "has no model 'vit_tiny_patch16_999'. Similar: vit_tiny"),
+        ("timm:zzz", {}, "has no model 'zzz'. See timm.list_models"),
+        ("open_clip:Nope/openai", {}, "has no model 'Nope'"),
+        ("open_clip:ViT-B-32/nope", {}, "has no weights 'nope' for ViT-B-32. .*TAG one of openai"),
+        ("open_clip:ViT-B-32", {}, "has no weights '' for ViT-B-32"),
+        ("clip-336", {"img_size": 224}, "'clip-336' takes no img_size; got 224"),
+        ("pixels", {"layer": -1}, "'pixels' takes no layer; got -1"),
+        ("pixels", {"geometry": "zoom"}, "geometry must be one of 'letterbox', 'squash', 'center_crop'"),
+        ("timm:vit_tiny_patch16_224", {"pretrained": False, "layer": 12}, "layer must be from -12 to 11"),
+    ],
+)
+def test_bad_names_and_options_are_refused(name, options, message):
+    with pytest.raises(ValueRangeError, match=message):
+        load(name, **options)
+
+
+@pytest.mark.parametrize(("module", "name"), [("timm", "dinov2"), ("open_clip", "open_clip:ViT-B-32/openai")])
+def test_a_missing_package_names_its_extra(module, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    real = importlib.import_module
+
+    def missing(wanted, *arguments):
+        if wanted == module:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        return real(wanted, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(MissingDependencyError, match=r"is not installed. Run: pip install 'regiontok\[encoders\]'"):
+        load(name)
+
+
+def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
+    (tmp_path / "timm.py").write_text("import a_thing_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm")
+    with pytest.raises(ModuleNotFoundError, match="a_thing_that_is_not_there"):
+        load("dinov2")
+    assert builtins.__import__  # the module is restored by monkeypatch
+
+
+def plain(output, **options):
+    settings = {"geometry": ImageGeometry.letterbox(64), "patch_size": 16} | options
+    return Encoder(lambda pixels: output(pixels), **settings)
+
+
+def test_any_callable_is_an_encoder_and_prefix_tokens_are_removed():
+    tokens = torch.arange(18.0).reshape(1, 18, 1)
+    assert plain(lambda _: tokens)(wide).features.flatten().tolist() == list(range(2, 18))
+    grid = torch.zeros(1, 4, 4, 3)
+    assert plain(lambda _: grid)(wide).features is grid
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        (lambda _: torch.zeros(1, 15, 3), r"\(1, 15, 3\)"),
+        (lambda _: torch.zeros(1, 3, 4, 4), r"\(1, 3, 4, 4\)"),
+        (lambda _: (1, 2), "tuple"),
+    ],
+)
+def test_models_that_return_something_else_are_named(output, got):
+    with pytest.raises(ShapeError, match=rf"'mine' must return \(batch, 16 or more, dim\).* 4 x 4 patches; got {got}. Check"):
+        plain(output, name="mine")(wide)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"patch_size": 15}, ShapeError, "must divide the input's sides; got 15 for 64 x 64. Try 60 x 60"),
+        ({"patch_size": 0}, ValueRangeError, "patch_size must be at least 1"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueRangeError, "std must not be zero"),
+    ],
+)
+def test_bad_frames_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        plain(lambda pixels: pixels, **options)
+
+
+@pytest.mark.parametrize(
+    ("photos", "error"), [([], PhotoError), (["a.jpg"], DTypeError), (np.zeros((3, 4, 4)), DTypeError)]
+)
+def test_what_is_not_a_photo_is_refused(photos, error):
+    with pytest.raises(error, match="photo"):
+        load("pixels")(photos)
+
+
+def test_the_pixel_descriptor_cuts_ordinary_photos_into_50_to_300_regions(china):
+    data = importlib.import_module("skimage.data")
+    photos = [china, *(Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket"))]
+    features, valid = load("pixels")(photos)
+    assert features.shape == (5, 24, 24, 48)
+    counts = UnionFindClusterer()(features, valid).counts
+    assert ((counts >= 50) & (counts <= 300)).all(), counts
+
+
+def test_the_pixel_descriptors_cosine_tells_like_from_unlike():
+    halves = Image.new("RGB", (384, 384), (40, 120, 40))
+    halves.paste((60, 90, 220), (0, 0, 384, 192))
+    features = load("pixels")(halves).features[0]
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(features[2, 3], features[8, 20], dim=0) > 0.9
+    assert cosine(features[2, 3], features[20, 3], dim=0) < 0.5
+    assert load("pixels")(Image.new("RGB", (9, 9))).features.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pixels_on_cuda_equal_those_on_the_cpu(china):
+    features, valid = load("pixels", device="cuda")(china)
+    torch.testing.assert_close(features.cpu(), load("pixels")(china).features, rtol=1e-3, atol=1e-3)
+    assert valid.device.type == "cuda"
+
+
+def test_every_public_name_of_the_module_is_there():
+    assert all(hasattr(encoders, name) for name in encoders.__all__)

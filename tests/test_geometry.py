@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from regiontok import ImageGeometry
+from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+
+MODES = ("letterbox", "squash", "center_crop")
+sides = st.integers(1, 300)
+placements = st.builds(
+    lambda mode, size, photo: ImageGeometry(mode, size).place(photo),
+    st.sampled_from(MODES), st.tuples(st.integers(16, 64), st.integers(16, 64)), st.tuples(sides, sides),
+)  # fmt: skip
+
+
+@given(placements)
+def test_points_make_a_round_trip(placement):
+    points = torch.rand(20, 2, dtype=torch.float64) * 300
+    torch.testing.assert_close(placement.points_to_photo(placement.points(points)), points)
+
+
+@given(placements)
+def test_pixels_and_masks_go_to_the_same_place(placement):
+    """A photo that is white where its mask is true stays white there, but for the blur along edges."""
+    height, width = placement.photo
+    mask = np.zeros((height, width), bool)
+    mask[: (height + 1) // 2, : (width + 1) // 2] = True
+    placed = np.asarray(placement.image(Image.fromarray(mask).convert("RGB")))[..., 0] / 255
+    masked = placement.mask(mask).numpy()
+    reach = 2 + np.ceil(2 * max(placement.scale))  # of the bicubic filter, in input pixels
+    off = (masked != (placed > 0.5)).nonzero()
+    edge = np.array([(height + 1) // 2, (width + 1) // 2]) * placement.scale + placement.offset
+    outer = np.array(placement.offset), np.array(placement.offset) + np.array([height, width]) * placement.scale
+    for row, col in zip(*off, strict=True):
+        near = [abs(value - line) <= reach for value, axis in ((row, 0), (col, 1)) for line in (edge[axis], outer[0][axis], outer[1][axis])]
+        assert any(near)
+
+
+@given(placements)
+def test_a_mask_of_the_whole_photo_covers_the_patches_that_show_it(placement):
+    whole = placement.mask(torch.ones(placement.photo, dtype=torch.bool))
+    grid = tuple(side // 4 for side in placement.input)
+    valid = placement.valid(grid)
+    assert valid.any()
+    if placement.input[0] % 4 == 0 and placement.input[1] % 4 == 0:
+        share = torch.nn.functional.avg_pool2d(whole[None].float(), 4)[0]
+        assert valid[share > 0.3].all()
+        assert (share[valid] > 0).all() or share.sum() == 0 or min(placement.photo) * min(placement.scale) < 1.5
+
+
+@pytest.mark.parametrize("photo", [(480, 640), (640, 480), (333, 500), (100, 1000), (1000, 7), (336, 336), (20, 30)])
+def test_letterbox_is_llavas_expand_to_square(photo):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*photo, 3), dtype=np.uint8))
+    side = max(photo)
+    square = Image.new("RGB", (side, side), (1, 2, 3))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    expected = square.resize((336, 336), Image.Resampling.BICUBIC)
+    placed = ImageGeometry.letterbox(336).place(photo).image(image, fill=(1, 2, 3))
+    np.testing.assert_array_equal(placed, expected)
+
+
+@pytest.mark.parametrize("photo", [(480, 640), (640, 480), (333, 500), (336, 336), (20, 30)])
+def test_center_crop_is_clips_short_side_resize_and_crop(photo):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*photo, 3), dtype=np.uint8))
+    short, long = min(photo), max(photo)
+    longer = int(336 * long / short)
+    size = (336, longer) if photo[0] <= photo[1] else (longer, 336)
+    resized = image.resize(size[::-1], Image.Resampling.BICUBIC)
+    top, left = (size[0] - 336) // 2, (size[1] - 336) // 2
+    placed = ImageGeometry.center_crop(336).place(photo).image(image)
+    np.testing.assert_array_equal(placed, resized.crop((left, top, left + 336, top + 336)))
+    assert ImageGeometry.center_crop(336).place(photo).valid((24, 24)).all()
+
+
+def test_squash_resizes_both_sides():
+    placement = ImageGeometry.squash((200, 100)).place((50, 400))
+    assert placement.scale == (4.0, 0.25)
+    assert placement.offset == (0.0, 0.0)
+    assert placement.valid((10, 10)).all()
+    assert placement.points(torch.tensor([[400.0, 50.0]])).tolist() == [[100.0, 200.0]]
+
+
+def test_patches_that_show_a_sliver_of_the_photo_are_not_valid():
+    # 427 x 640 in 384: the photo begins 0.4 pixels above the fifth row of 16-pixel patches
+    placement = ImageGeometry.letterbox(384).place((427, 640))
+    assert placement.valid((24, 24)).any(1).tolist() == [False] * 4 + [True] * 16 + [False] * 4
+
+
+@pytest.mark.parametrize("photo", [(1, 1000), (1000, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_smallest_and_thinnest_photos_have_valid_patches(photo, mode):
+    assert ImageGeometry(mode, 336).place(photo).valid((24, 24)).any()
+
+
+def test_geometry_makes_a_round_trip_through_its_config():
+    for mode in MODES:
+        geometry = ImageGeometry(mode, (336, 448))
+        assert ImageGeometry(**geometry.to_config()) == geometry
+    assert ImageGeometry.letterbox(336).size == (336, 336)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ImageGeometry("stretch", 336), ValueRangeError, "mode must be one of 'letterbox', 'squash', 'center_crop'"),
+        (lambda: ImageGeometry.letterbox(0), ValueRangeError, "size must be at least 1; got 0"),
+        (lambda: ImageGeometry.letterbox((1, 2, 3)), ShapeError, r"size must be a number or \(height, width\)"),
+        (lambda: ImageGeometry.letterbox((1.5, 2)), DTypeError, "size must be a whole number; got 1.5"),
+        (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "photo height must be at least 1; got 0"),
+        (lambda: square.image(Image.new("RGB", (5, 4))), ShapeError, r"for photos of \(4, 4\); got \(4, 5\)"),
+        (lambda: square.mask(torch.ones(2, 5, 4).bool()), ShapeError, r"must be \(..., 4, 4\) like their photo"),
+        (lambda: square.mask(np.ones((4, 4))), DTypeError, "masks must be bool; got torch.float64"),
+        (lambda: square.points(torch.ones(3)), ShapeError, r"points must be \(..., 2\), x and y; got \(3,\)"),
+        (lambda: square.points(torch.ones(3, 2).long()), DTypeError, "points must be floating point"),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+square = ImageGeometry.squash(8).place((4, 4))

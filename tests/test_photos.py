@@ -1,0 +1,125 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regiontok import read_photo
+from regiontok.errors import DTypeError, PhotoError
+from regiontok.photos import as_photos, as_rgb
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(image, name, **options):
+        image.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+red = Image.new("RGB", (30, 20), (200, 10, 10))
+
+
+def test_an_rgb_photo_stays_as_it_is(save, china):
+    np.testing.assert_array_equal(read_photo(save(china, "a.png")), china)
+
+
+def test_exif_orientation_turns_it_upright(save):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = read_photo(save(red, "a.jpg", exif=exif))
+    assert photo.size == (20, 30)
+    assert as_rgb(photo).size == (20, 30)  # once is enough
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "1", "P", "LAB", "YCbCr", "HSV"])
+def test_other_colour_modes_become_rgb(mode):
+    image = red.convert("RGB").convert(mode) if mode != "LAB" else Image.new("LAB", (30, 20))
+    assert as_rgb(image).mode == "RGB"
+
+
+def test_cmyk_files_keep_their_colours(save):
+    photo = np.asarray(read_photo(save(red.convert("CMYK"), "a.jpg", quality=95))).astype(int)
+    assert np.abs(photo - np.array([200, 10, 10])).max() < 20
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(save):
+    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    photo = np.asarray(read_photo(save(Image.fromarray(values), "a.png")))[..., 0]
+    np.testing.assert_allclose(photo, values / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(mode):
+    clear = Image.new(mode, (4, 4), (0,) * len(mode))
+    assert as_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_phone_photos_with_a_preview_are_photos(save):
+    path = save(red, "a.mpo", format="MPO", save_all=True, append_images=[red.resize((3, 2))])
+    assert read_photo(path).size == (30, 20)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
+def test_several_frames_are_refused(save, name):
+    path = save(red, name, save_all=True, append_images=[Image.new("RGB", red.size, colour) for colour in ("blue", "green")])
+    with pytest.raises(PhotoError, match=rf"{name}: it has 3 frames and one is wanted. Choose one"):
+        read_photo(path)
+    with Image.open(path) as image:
+        image.seek(1)
+        assert as_rgb(image.copy()).size == (30, 20)
+
+
+def test_floating_point_and_deep_pictures_are_refused(save):
+    with pytest.raises(PhotoError, match="floating point and do not say what white is"):
+        as_rgb(Image.new("F", (2, 2)))
+    with pytest.raises(PhotoError, match="go from 0 to 70000, beyond 16 bits"):
+        as_rgb(Image.fromarray(np.array([[0, 70000]], np.int32)))
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
+def test_truncated_files_are_refused(tmp_path, china, name, keep):
+    buffer = io.BytesIO()
+    china.save(buffer, format=name[2:].replace("jpg", "jpeg"))
+    (tmp_path / name).write_bytes(buffer.getvalue()[: int(keep * buffer.tell())])
+    with pytest.raises(PhotoError, match=rf"{name}: (damaged or cut short|not an image)"):
+        read_photo(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(1000)])
+def test_files_that_are_no_image_are_refused(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PhotoError, match=r"a.jpg: (not an image|damaged)"):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(PhotoError, match="nowhere.jpg: there is no such file"):
+        read_photo(tmp_path / "nowhere.jpg")
+    with pytest.raises(PhotoError, match="damaged or cut short"):
+        read_photo(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [400, 250])  # Pillow warns above the limit and raises above twice of it
+def test_huge_photos_are_refused(save, monkeypatch, limit):
+    path = save(red, "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(PhotoError, match=f"a.png: more pixels than Pillow's limit of {limit}"):
+        read_photo(path)
+
+
+@pytest.mark.parametrize(
+    ("photos", "error", "message"),
+    [
+        ([], PhotoError, "at least one; got an empty list"),
+        ("a.jpg", DTypeError, "must be a PIL image or a list of them; got str. Read files with regiontok.read_photo"),
+        (np.zeros((4, 4, 3)), DTypeError, "got ndarray"),
+        ([red, np.zeros((4, 4, 3))], DTypeError, "a photo must be a PIL image; got ndarray"),
+        ([red, Image.new("F", (2, 2))], PhotoError, "photo 1: its pixels are floating point"),
+    ],
+)
+def test_what_is_not_a_photo_is_refused(photos, error, message):
+    with pytest.raises(error, match=message):
+        as_photos(photos)

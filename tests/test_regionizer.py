@@ -1,0 +1,186 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from regiontok import CrossAttnPool, MeanPool, Regionizer, UnionFindClusterer, order_regions, rms_normalize
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from tests.conftest import smooth_features
+from tests.test_pooling import trained
+
+features = smooth_features(6, 7, 32, batch=3)
+half_valid = torch.ones(3, 6, 7, dtype=torch.bool)
+half_valid[:, 3:] = False
+
+
+@pytest.mark.parametrize("norm", ["rms", "none"])
+@pytest.mark.parametrize("pool", ["cross_attention", "mean"])
+@pytest.mark.parametrize("source", ["clustering", "patch"])
+@pytest.mark.parametrize("order", ["raster", "centroid", "area"])
+def test_it_is_the_composition_of_its_steps(source, pool, norm, order):
+    regionizer = Regionizer(source=source, dim=32, norm=norm, pool=pool, num_heads=4, order=order, threshold=0.5)
+    step = trained(32, 4) if pool == "cross_attention" else MeanPool()
+    regionizer.pool.load_state_dict(step.state_dict())
+    normalized = rms_normalize(features) if norm == "rms" else features
+    if source == "patch":
+        regions = UnionFindClusterer(num_regions=42)(normalized)
+    else:
+        regions = UnionFindClusterer(threshold=0.5)(normalized)
+    expected = step(normalized, order_regions(regions, order))
+    tokens = regionizer(features)
+    assert torch.equal(tokens.values, expected.values)
+    assert torch.equal(tokens.regions.patch, expected.regions.patch)
+
+
+def test_defaults_are_the_papers():
+    assert isinstance(Regionizer(dim=64).pool, CrossAttnPool)
+    assert Regionizer(dim=64).config["threshold"] == 0.7
+    assert Regionizer(dim=64).config["num_heads"] == 16
+    patch = Regionizer(source="patch", norm="none")
+    assert isinstance(patch.pool, MeanPool)
+    assert torch.equal(patch(features).values, features.reshape(-1, 32))
+
+
+def test_a_budget_gives_exactly_so_many_tokens():
+    assert Regionizer(pool="mean", num_regions=11)(features).counts.tolist() == [11, 11, 11]
+
+
+@pytest.mark.parametrize("source", ["clustering", "patch"])
+def test_padding_is_dropped_or_kept(source):
+    dropped = Regionizer(source=source, pool="mean")(features, valid=half_valid)
+    labels = dropped.regions.labels()
+    assert torch.equal(labels >= 0, half_valid)
+    kept = Regionizer(source=source, pool="mean", padding="keep")(features, valid=half_valid)
+    assert torch.equal(kept.values, Regionizer(source=source, pool="mean")(features).values)
+
+
+def test_grids_may_differ_within_a_batch():
+    mixed = [features[0], features[1, :2]]
+    valid = [half_valid[0], half_valid[1, :2]]
+    for source in ("clustering", "patch"):
+        regionizer = Regionizer(source=source, pool="mean")
+        tokens = regionizer(mixed, valid=valid).split()
+        for one, mask, values in zip(mixed, valid, tokens, strict=True):
+            assert torch.equal(regionizer(one[None], valid=mask[None]).values, values)
+
+
+def test_random_order_is_fresh_each_call_seeded_and_resumes_from_the_state():
+    def patches(regionizer):
+        return regionizer(features).regions.patch
+
+    one, other = (Regionizer(pool="mean", order="random", seed=3) for _ in range(2))
+    first, second = patches(one), patches(one)
+    assert not torch.equal(first, second)
+    assert torch.equal(patches(other), first)
+    resumed = Regionizer(pool="mean", order="random", seed=3)
+    resumed.load_state_dict(other.state_dict())
+    assert torch.equal(patches(resumed), second)
+    assert not torch.equal(patches(Regionizer(pool="mean", order="random", seed=4)), first)
+
+
+def test_gradients_reach_features_and_pool():
+    regionizer = Regionizer(dim=32, num_heads=4)
+    regionizer.pool.load_state_dict(trained(32, 4).state_dict())
+    inputs = features.clone().requires_grad_()
+    regionizer(inputs).values.pow(2).sum().backward()
+    assert inputs.grad.abs().sum(-1).min() > 0
+    assert all(parameter.grad is not None for parameter in regionizer.parameters())
+
+
+def test_it_copies_and_shows_its_options():
+    regionizer = copy.deepcopy(Regionizer(dim=32, num_heads=4, order="random"))
+    assert len(regionizer(features)) > 3
+    assert "source='clustering', dim=32, norm='rms', pool='cross_attention'" in repr(regionizer)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_it_compiles():
+    regionizer = Regionizer(dim=32, num_heads=4)
+    regionizer.pool.load_state_dict(trained(32, 4).state_dict())
+    compiled = torch.compile(copy.deepcopy(regionizer), backend="aot_eager")
+    for seed in (0, 1):
+        batch = smooth_features(6, 7, 32, batch=2, seed=seed)
+        torch.testing.assert_close(compiled(batch).values, regionizer(batch).values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dim": 32, "num_heads": 4, "order": "random", "seed": 5, "threshold": 0.4, "connectivity": 8},
+        {"source": "patch", "norm": "none", "padding": "keep", "order": "centroid"},
+        {"pool": "mean", "num_regions": 7},
+    ],
+)
+def test_saving_and_loading_changes_nothing(tmp_path, options):
+    regionizer = Regionizer(**options)
+    for parameter in regionizer.parameters():
+        torch.nn.init.normal_(parameter)
+    regionizer(features)
+    regionizer.save_pretrained(tmp_path / "new" / "folder")
+    again = Regionizer.from_pretrained(tmp_path / "new" / "folder")
+    assert again.config == regionizer.config
+    assert torch.equal(again(features).values, regionizer(features).values)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    Regionizer(dim=32, num_heads=4).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    path = folder / "regionizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "regionizer.json").unlink(), "has no regionizer.json"),
+        (lambda folder: (folder / "regionizer.safetensors").unlink(), "has no regionizer.safetensors"),
+        (lambda folder: (folder / "regionizer.json").write_text("{"), "damaged regionizer.json or"),
+        (lambda folder: (folder / "regionizer.json").write_text("[]"), "must hold an object of options; got list"),
+        (lambda folder: (folder / "regionizer.safetensors").write_bytes(b"12345678abc"), "holds a damaged"),
+        (lambda folder: edit(folder, colour="red"), "saved by regiontok 0.1.0.dev0, does not fit .*colour"),
+        (lambda folder: edit(folder, threshold=3), r"does not fit this version: threshold must be in \[-1, 1\]; got 3"),
+        (lambda folder: edit(folder, dim=64), "does not fit this version: .*size mismatch"),
+        (lambda folder: save_file({"x": torch.ones(1)}, folder / "regionizer.safetensors"), "Missing key"),
+    ],
+)
+def test_damaged_folders_are_refused(saved, damage, message):
+    damage(saved)
+    with pytest.raises(CheckpointError, match=r"(?s)" + message):
+        Regionizer.from_pretrained(saved)
+
+
+def test_what_is_saved_can_be_read_without_us(saved):
+    assert set(load_file(saved / "regionizer.safetensors")) == set(Regionizer(dim=32, num_heads=4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"source": "magic"}, ValueRangeError, "source must be one of 'clustering', 'patch'; got 'magic'"),
+        ({"norm": "layer"}, ValueRangeError, "norm must be one of 'rms', 'none'"),
+        ({"pool": "max"}, ValueRangeError, "pool must be one of 'cross_attention', 'mean'"),
+        ({"pool": "mean", "order": "up"}, ValueRangeError, "order must be one of"),
+        ({"pool": "mean", "order": "score"}, ValueRangeError, "needs masks with scores, which source='clustering' has not"),
+        ({"pool": "mean", "padding": "crop"}, ValueRangeError, "padding must be one of 'drop', 'keep'"),
+        ({"source": "patch", "num_regions": 5}, ValueRangeError, "num_regions is for source='clustering'"),
+        ({}, ValueRangeError, "pool='cross_attention' needs the features' dimension, as in dim=1024"),
+        ({"dim": 100}, ValueRangeError, "num_heads must divide dim"),
+        ({"dim": "64"}, DTypeError, "dim must be a whole number; got '64'"),
+        ({"dim": 64, "threshold": -3}, ValueRangeError, "threshold must be in"),
+        ({"dim": 64, "seed": -1}, ValueRangeError, "seed must be at least 0"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Regionizer(**options)
+
+
+def test_features_of_another_dimension_are_refused():
+    with pytest.raises(ShapeError, match="features must have dim 64 like this Regionizer; got 32"):
+        Regionizer(dim=64)(features)

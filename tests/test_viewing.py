@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regiontok import ImageGeometry, Regions
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.viewing import draw_regions
+
+halves = Image.new("RGB", (80, 40), (200, 0, 0))
+halves.paste((0, 0, 200), (40, 0, 80, 40))
+left_right = Regions.from_labels(torch.tensor([[[0, 1], [0, 1]]]))
+
+
+def test_regions_are_filled_with_their_mean_colour_and_outlined():
+    picture = np.asarray(draw_regions(halves, left_right, ImageGeometry.squash(32).place((40, 80))))
+    assert picture.shape == (40, 176, 4)
+    outlined, gap, filled = picture[:, :80], picture[:, 80:96], picture[:, 96:]
+    assert (gap == 0).all()
+    assert (filled[:, :40] == (200, 0, 0, 255)).all()
+    assert (filled[:, 40:] == (0, 0, 200, 255)).all()
+    changed = (outlined[..., :3] != np.asarray(halves)).any(-1)
+    assert changed.any(0).nonzero()[0].tolist() == [39, 40, 41]
+    assert (outlined[:, 40] == 255).all()
+
+
+def test_letterboxed_regions_lie_where_their_patches_do():
+    labels = torch.tensor([[[-1, -1, -1, -1], [0, 0, 1, 1], [0, 0, 1, 1], [-1, -1, -1, -1]]])
+    picture = np.asarray(draw_regions(halves, Regions.from_labels(labels), ImageGeometry.letterbox(64).place((40, 80))))
+    assert (picture[:, 96:136] == (200, 0, 0, 255)).all()
+    assert (picture[:, 136:] == (0, 0, 200, 255)).all()
+
+
+def test_what_is_in_no_region_is_dimmed():
+    labels = torch.tensor([[[0, -1], [0, -1]]])
+    picture = np.asarray(draw_regions(halves, Regions.from_labels(labels), ImageGeometry.squash(32).place((40, 80))))
+    assert (picture[:, 96 + 45 :, :3] == (0, 0, 66)).all()
+
+
+def test_cropped_ends_are_dimmed():
+    picture = np.asarray(draw_regions(halves, left_right, ImageGeometry.center_crop(32).place((40, 80))))
+    assert (picture[:, 96 : 96 + 18, :3] == (66, 0, 0)).all()
+    assert (picture[:, 96 + 21 : 96 + 40, :3] == (200, 0, 0)).all()
+
+
+def test_huge_photos_are_drawn_smaller():
+    photo = halves.resize((4000, 2000))
+    assert draw_regions(photo, left_right, ImageGeometry.squash(32).place((2000, 4000))).size == (2 * 1280 + 16, 640)
+
+
+def test_bad_input_is_refused():
+    placement = ImageGeometry.squash(32).place((40, 80))
+    with pytest.raises(ShapeError, match="must be of one image; got 2"):
+        draw_regions(halves, Regions.from_labels(torch.zeros(2, 2, 2, dtype=torch.int64)), placement)
+    with pytest.raises(ShapeError, match=r"for photos of \(40, 80\); got \(8, 9\)"):
+        draw_regions(Image.new("RGB", (9, 8)), left_right, placement)
+    with pytest.raises(ValueRangeError, match="overlap"):
+        draw_regions(halves, Regions.from_masks([torch.ones(2, 2, 2, dtype=torch.bool)]), placement)
