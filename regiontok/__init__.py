@@ -23,6 +23,7 @@ Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.err
 
 from importlib.metadata import version as _version
 
+from regiontok import encoders
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.errors import RegiontokError
 from regiontok.geometry import ImageGeometry, Placement
@@ -46,6 +47,7 @@ __all__ = [
     "Regions",
     "RegiontokError",
     "UnionFindClusterer",
+    "encoders",
     "order_regions",
     "read_photo",
     "rms_normalize",

@@ -1,0 +1,131 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from regiontok import Regionizer, __version__, encoders
+from regiontok.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path, china):
+    folder = tmp_path / "photos"
+    (folder / "other").mkdir(parents=True)
+    china.save(folder / "a.png")
+    china.rotate(90, expand=True).save(folder / "b.jpg")
+    china.resize((200, 200)).save(folder / "other" / "a.jpg")
+    return folder
+
+
+def read(path):
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("tokens"), file.get_tensor("labels"), json.loads(file.metadata()["config"])
+
+
+def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["tokenize", str(photos / "a.png"), "--threshold", "0.6", "--order", "area", "--out", str(out)]) == 0
+    tokens, labels, config = read(out / "a.safetensors")
+    with Image.open(photos / "a.png") as photo:
+        features, valid = encoders.load("pixels")(photo)
+    expected = Regionizer(pool="mean", threshold=0.6, order="area")(features, valid=valid)
+    assert torch.equal(tokens, expected.values)
+    assert torch.equal(labels, expected.regions.labels()[0].int())
+    again = Regionizer(**config["regionizer"])(features, valid=valid)
+    assert torch.equal(again.values, tokens)
+    assert (config["encoder"], config["photo_size"], config["regiontok"]) == ("pixels", [427, 640], __version__)
+    with Image.open(out / "a.png") as picture:
+        assert picture.size == (2 * 640 + 16, 427)
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    assert header.split() == ["photo", "patches", "regions", "read", "encode", "normalize", "group", "pool", "write", "ms"]
+    assert row.split()[1:3] == ["384", str(len(expected))]
+
+
+def test_a_budget_is_exact_and_photos_of_one_name_are_not_written_over(photos, tmp_path, capsys):
+    paths = [str(photos / name) for name in ("a.png", "b.jpg", "other/a.jpg")]
+    assert main(["tokenize", *paths, "--tokens", "64", "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
+    )
+    assert all(len(read(tmp_path / "out" / f"{name}.safetensors")[0]) == 64 for name in ("a", "a-2", "b"))
+    assert capsys.readouterr().err.count("photo") > 0  # the progress bar
+
+
+def test_patch_source_keeps_padding_when_asked(photos, tmp_path):
+    arguments = ["tokenize", str(photos / "a.png"), "--source", "patch", "--padding", "keep", "--norm", "none"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert len(read(tmp_path / "a.safetensors")[0]) == 576
+
+
+def test_one_bad_photo_does_not_stop_the_rest_is_named_and_told_by_the_exit_code(photos, tmp_path, capsys):
+    (photos / "broken.jpg").write_bytes((photos / "b.jpg").read_bytes()[:2000])
+    arguments = [str(photos / name) for name in ("broken.jpg", "a.png", "nowhere.png", "b.jpg")]
+    assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "broken.jpg: damaged or cut short" in captured.err
+    assert "nowhere.png: there is no such file" in captured.err
+    assert "2 of 4 photos failed" in captured.err
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", "b"}
+
+
+def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_path, capsys):
+    Image.new("RGB", (400, 100)).save(photos / "wide.png")
+    arguments = [str(photos / "wide.png"), str(photos / "other" / "a.jpg"), "--tokens", "300"]
+    assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
+    assert "wide.png: num_regions must be at most the number of patches; got 300" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoder", "clip"], "there is no encoder 'clip'"),
+        (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
+        (["--tokens", "0"], "num_regions must be at least 1; got 0"),
+        (["--source", "patch", "--tokens", "9"], "num_regions is for source='clustering'"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
+        (["--out", "photos/a.png"], "--out must be a folder that can be made; got photos/a.png"),
+    ],
+)
+def test_commands_that_cannot_run_say_why(photos, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(photos.parent)
+    assert main(["tokenize", "photos/a.png", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_threshold_and_tokens_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["tokenize", "a.png", "--tokens", "9", "--threshold", "0.5"])
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_demo_draws_a_real_photo_and_says_what_clustering_took(tmp_path):
+    command = [sys.executable, "-m", "regiontok", "demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "384 patches -> 95 regions" in done.stdout
+    assert "Clustering took" in done.stdout
+    assert not done.stderr
+    with Image.open(tmp_path / "demo" / "china.png") as picture:
+        assert np.asarray(picture).std() > 20
+
+
+def test_env_prints_versions_and_what_runs_where(capsys, monkeypatch):
+    assert main(["env"]) == 0
+    printed = capsys.readouterr().out
+    assert f"regiontok      {__version__}" in printed
+    assert f"torch          {torch.__version__.partition('+')[0]}" in printed
+    assert "compiled by numba" in printed
+
+
+def test_the_console_script_is_installed():
+    script = os.path.join(os.path.dirname(sys.executable), "regiontok")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"regiontok {__version__}\n"
