@@ -1,5 +1,6 @@
 """From the patches of a region to its one token: their mean, or attention from that mean to them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -112,19 +113,19 @@ class CrossAttnPool(nn.Module):
         queries = queries * (self.dim // self.num_heads) ** -0.5
         fold = self._folding_is_cheaper(len(flat), len(regions), len(regions.patch))
         if fold:
-            keys = values = flat[:, None]  # one set of keys and values for all heads
+            keys = flat[:, None]  # one set of keys and values for all heads
         else:
             keys = rearrange(self.key(flat), "n (h d) -> n h d", h=self.num_heads)
             values = rearrange(self.value(flat), "n (h d) -> n h d", h=self.num_heads)
         blocks = _blocks(regions, self.num_heads * self.dim)
-        block_keys = _gather(keys, blocks)
-        block_values = block_keys if fold else _gather(values, blocks)
+        block_values = None if fold else _gather(values, blocks)
         gathered = []
-        for (index, _, inside), key, value in zip(blocks, block_keys, block_values, strict=True):
-            query = self._fold_key(queries[index]) if fold else queries[index]
-            context = _attend_padded(query, key, value, inside)
+        for block, key in zip(blocks, _gather(keys, blocks), strict=True):
+            query = self._fold_key(queries[block.index]) if fold else queries[block.index]
+            value = key if block_values is None else next(block_values)
+            context = _attend_padded(query, key, value, block.inside)
             gathered.append(self._unfold_value(context) if fold else context)
-        order = torch.cat([index for index, _, _ in blocks])
+        order = torch.cat([block.index for block in blocks])
         return rearrange(torch.cat(gathered), "r h d -> r (h d)")[torch.argsort(order)]
 
     def _folding_is_cheaper(self, patches: int, regions: int, memberships: int) -> bool:
@@ -188,11 +189,18 @@ def _blocks(regions: Regions, elements_per_region: int) -> list[_Block]:
     return blocks
 
 
-def _gather(rows: Tensor, blocks: list[_Block]) -> list[Tensor]:
-    """Rows of every block's members, ``(r, w, ...)`` each; in one piece, so that the backward pass is one too."""
-    members = torch.cat([block.member.flatten() for block in blocks])
-    parts = rows.index_select(0, members).split([block.member.numel() for block in blocks])
-    return [part.unflatten(0, block.member.shape) for part, block in zip(parts, blocks, strict=True)]
+def _gather(rows: Tensor, blocks: list[_Block]) -> Iterator[Tensor]:
+    """Rows of every block's members, ``(r, w, ...)`` each.
+
+    Where a gradient goes back to the rows they are gathered in one piece, so that the way back is one too: each piece
+    costs a gradient as large as all rows. Elsewhere one block at a time is held.
+    """
+    if rows.requires_grad:
+        members = torch.cat([block.member.flatten() for block in blocks])
+        parts = rows.index_select(0, members).split([block.member.numel() for block in blocks])
+        yield from (part.unflatten(0, block.member.shape) for part, block in zip(parts, blocks, strict=True))
+    else:
+        yield from (rows.index_select(0, block.member.flatten()).unflatten(0, block.member.shape) for block in blocks)
 
 
 def _mean(flat: Tensor, regions: Regions) -> Tensor:

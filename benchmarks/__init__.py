@@ -1,0 +1,1 @@
+"""Speed and memory against peers and a floor; see README.md beside this file."""

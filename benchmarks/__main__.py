@@ -1,0 +1,13 @@
+"""``python -m benchmarks [QUESTION ...]``."""
+
+import argparse
+
+from benchmarks import clustering, memory, pooling
+
+QUESTIONS = {"clustering": clustering.main, "pooling": pooling.main, "memory": memory.main}
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks")
+parser.add_argument("questions", nargs="*", choices=[[], *QUESTIONS], help="all of them where none is named")
+for question in parser.parse_args().questions or QUESTIONS:
+    print(f"# {question}")
+    QUESTIONS[question]()

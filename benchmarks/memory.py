@@ -1,0 +1,78 @@
+"""What do clustering and pooling need at their peak, beyond their input? Each is measured in a process of its own."""
+
+import argparse
+import resource
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.clustering import smooth_features
+from benchmarks.pooling import make, ours_and_theirs
+from benchmarks.timing import save
+from regiontok import UnionFindClusterer
+
+CASES = ("clustering", "pool", "attention", "pool and backward", "attention and backward")
+
+
+def peak() -> int:
+    """Highest resident bytes of this process so far."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(case: str) -> tuple[int, int]:
+    """Bytes of the input, and how far the peak rises above it; a small run first, so that code is loaded."""
+    if case == "clustering":
+        photo = smooth_features(24, 24, 1024, seed=0)
+        UnionFindClusterer()(photo[None, :2, :2])
+        batch = photo[None].expand(64, -1, -1, -1).contiguous()
+        before = peak()
+        UnionFindClusterer()(batch)
+        return batch.nbytes, peak() - before
+    torch.manual_seed(0)
+    features, regions = make()
+    pool = ours_and_theirs(regions)["attention" in case]
+    torch.nn.Linear(8, 8)(torch.ones(8, 8, requires_grad=True)).sum().backward()
+    features.requires_grad_("backward" in case)
+    ballast = peak() - _resident()  # what the set-up had and gave back would hide as much of ours
+    held = torch.ones(max(0, ballast) // 4 + 1)
+    before = peak()
+    with torch.set_grad_enabled("backward" in case):
+        result = pool(features).square().mean()
+    if "backward" in case:
+        result.backward()
+    rise = peak() - before
+    del held
+    return features.nbytes, rise
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Measure every case, print and save."""
+    figures = {}
+    for case in CASES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        size, rise = map(int, done.stdout.split())
+        figures[case] = {"input_MiB": round(size / 2**20, 1), "rise_MiB": round(rise / 2**20, 1)}
+        figures[case]["rise over input"] = round(rise / size, 2)
+    for suffix in ("", " and backward"):
+        rises = [figures[name + suffix]["rise_MiB"] for name in ("pool", "attention")]
+        figures[f"pool{suffix} over attention{suffix}"] = round(rises[0] / rises[1], 2)
+    for name, value in figures.items():
+        print(name, value)
+    print(save("memory", figures))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", choices=CASES)
+    case = parser.parse_args().case
+    if case is None:
+        main()
+    else:
+        print(*measure(case))

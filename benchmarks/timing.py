@@ -1,0 +1,86 @@
+"""Taking turns, ratios, and results with the machine they come from."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("regiontok", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "numba", "higra")
+
+
+def take_turns(contestants: dict[str, Callable[[], Any]], *, rounds: int, slow: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Time contestants in turns; those named ``slow`` run in the first three rounds only.
+
+    Returns:
+        Per contestant the median and quartiles of its milliseconds, after one unmeasured call.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    for turn in range(rounds):
+        for name, run in contestants.items():
+            if name in slow and turn >= 3:
+                continue
+            start = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def ratio(measured: dict[str, Any], name: str, to: str) -> float:
+    """Median time of one contestant over another's."""
+    return round(measured[name]["median_ms"] / measured[to]["median_ms"], 2)
+
+
+def save(question: str, figures: dict[str, Any]) -> Path:
+    """Write a question's figures with the machine, versions and commit they come from."""
+    machine = os.environ.get("REGIONTOK_MACHINE") or f"{_processor()}-{os.cpu_count()}cores"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    result = {
+        "question": question,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "commit": _commit(),
+        "figures": figures,
+    }
+    slug = "".join(letter if letter.isalnum() else "-" for letter in f"{machine}--{device}".lower())
+    path = RESULTS / f"{question}--{slug}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    if len(values) < 2:
+        values = values * 2
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median_ms": round(median, 4), "quartiles_ms": [round(low, 4), round(high, 4)], "runs": len(values)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0].replace(" ", "-") if names else platform.machine()
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
