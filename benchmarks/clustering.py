@@ -23,7 +23,7 @@ PEERS = {
 
 
 def smooth_features(rows: int, cols: int, dim: int, *, seed: int) -> torch.Tensor:
-    """``(rows, cols, dim)``: a random field on a coarse 6 x 6 grid, interpolated, and noise; some 100 regions at 24x24."""
+    """``(rows, cols, dim)``: a random field on a 6 x 6 grid, interpolated, with noise; some 100 regions at 24 x 24."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, dim, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(rows, cols), mode="bilinear")
@@ -32,7 +32,7 @@ def smooth_features(rows: int, cols: int, dim: int, *, seed: int) -> torch.Tenso
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"})
-def _dot(x, y):  # noqa: ANN001, ANN202
+def _dot(x, y):
     total = np.float32(0)
     for i in range(len(x)):
         total += x[i] * y[i]
@@ -40,7 +40,7 @@ def _dot(x, y):  # noqa: ANN001, ANN202
 
 
 @numba.njit
-def floor(features, cols, dots):  # noqa: ANN001, ANN201
+def floor(features, cols, dots):
     """One copy of the features, then the dot product of every pair of neighbours: what no implementation avoids."""
     copy = features.copy()
     count = 0
@@ -114,7 +114,9 @@ def main() -> None:
     for shape in SHAPES:
         name = "x".join(map(str, shape))
         figures[name] = measure(*shape)
-        shown = {key: value for key, value in figures[name].items() if isinstance(value, float) or key.startswith("times")}
+        shown = {
+            key: value for key, value in figures[name].items() if isinstance(value, float) or key.startswith("times")
+        }
         print(name, figures[name]["regions"], shown, sep="\n  ")
     print(save("clustering", figures))
 

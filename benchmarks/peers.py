@@ -94,7 +94,7 @@ def higra_tree(features: np.ndarray, threshold: float) -> np.ndarray:
     def distance(x: int, y: int) -> float:
         return 1 - float(total[x] @ total[y]) / (square[x] * square[y]) ** 0.5
 
-    def weigh(_graph, _edge, new, first, second, neighbours):  # noqa: ANN001, ANN202
+    def weigh(_graph, _edge, new, first, second, neighbours):
         total[new] = total[first] + total[second]
         square[new] = float(total[new] @ total[new])
         for one in neighbours:

@@ -33,7 +33,9 @@ def flatten_features(features: Features) -> FlatFeatures:
             raise ShapeError(f"features must be (batch, rows, cols, dim); got {tuple(features.shape)}.{hint}")
         _check_floating(features)
         if 0 in features.shape:
-            raise ShapeError(f"features must have at least one image, row, column and dimension; got {tuple(features.shape)}.")
+            raise ShapeError(
+                f"features must have at least one image, row, column and dimension; got {tuple(features.shape)}."
+            )
         batch, rows, cols, dim = features.shape
         return FlatFeatures(features.reshape(-1, dim), torch.tensor([[rows, cols]]).expand(batch, 2))
     if not isinstance(features, Sequence) or isinstance(features, str):
@@ -45,7 +47,9 @@ def flatten_features(features: Features) -> FlatFeatures:
             raise DTypeError(f"features[{image}] must be a torch tensor; got {type(grid).__name__}.")
         _check_floating(grid)
         if grid.ndim != 3 or 0 in grid.shape:
-            raise ShapeError(f"features[{image}] must be (rows, cols, dim) with no empty axis; got {tuple(grid.shape)}.")
+            raise ShapeError(
+                f"features[{image}] must be (rows, cols, dim) with no empty axis; got {tuple(grid.shape)}."
+            )
         first = features[0]
         if (grid.shape[2], grid.dtype, grid.device) != (first.shape[2], first.dtype, first.device):
             raise ShapeError(
@@ -64,14 +68,18 @@ def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:
     shapes = [tuple(grid) for grid in grids.tolist()]
     given = list(valid)
     if len(given) != len(shapes) or any(not isinstance(one, Tensor) for one in given):
-        raise ShapeError(f"valid must be a tensor or list with one (rows, cols) grid per image, {len(shapes)}; got {len(given)}.")
+        raise ShapeError(
+            f"valid must be a tensor or list with one (rows, cols) grid per image, {len(shapes)}; got {len(given)}."
+        )
     for image, (one, shape) in enumerate(zip(given, shapes, strict=True)):
         if tuple(one.shape) != shape:
             raise ShapeError(f"valid[{image}] must be {shape} like its features; got {tuple(one.shape)}.")
         if one.dtype != torch.bool:
             raise DTypeError(f"valid must be bool; got {one.dtype}. Compare it first, as in valid > 0.")
         if not one.any():
-            raise ValueRangeError(f"image {image} has no valid patch, so it can have no region. Leave it out of the batch.")
+            raise ValueRangeError(
+                f"image {image} has no valid patch, so it can have no region. Leave it out of the batch."
+            )
     return torch.cat([one.reshape(-1) for one in given])
 
 

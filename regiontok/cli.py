@@ -8,10 +8,10 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numba
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--geometry", default="letterbox", choices=("letterbox", "squash", "center_crop"))
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="default: %(default)s")
     amount = tokenize.add_mutually_exclusive_group()
-    amount.add_argument("--threshold", type=float, default=0.7, metavar="T", help="least cosine that merges; default 0.7")
+    amount.add_argument(
+        "--threshold", type=float, default=0.7, metavar="T", help="least cosine that merges; default 0.7"
+    )
     amount.add_argument("--tokens", type=int, metavar="K", help="exactly K tokens per photo instead")
     tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
@@ -122,7 +124,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     names = _output_names(options.photos)
     for path, name in tqdm(list(zip(options.photos, names, strict=True)), unit="photo", disable=len(names) == 1):
         try:
-            rows.append(_tokenize_photo(str(path), lambda path=path: read_photo(path), encoder, regionizer, out / name))
+            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name))
         except (RegiontokError, OSError) as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if rows:
@@ -159,7 +161,13 @@ def _env(_: argparse.Namespace) -> int:
     print(f"python         {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "numpy", "scipy", "scikit-learn", "einops", "numba", "pillow", "safetensors"):
         print(f"{package:<14} {importlib.metadata.version(package)}")
-    extras = {"timm": "encoders", "open_clip_torch": "encoders", "sam2": "sam2", "transformers": "hf", "matplotlib": "viz"}
+    extras = {
+        "timm": "encoders",
+        "open_clip_torch": "encoders",
+        "sam2": "sam2",
+        "transformers": "hf",
+        "matplotlib": "viz",
+    }
     for package, extra in extras.items():
         try:
             print(f"{package:<14} {importlib.metadata.version(package)}")
@@ -167,7 +175,11 @@ def _env(_: argparse.Namespace) -> int:
             print(f"{package:<14} not installed (pip install 'regiontok[{extra}]')")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"cuda device    {cuda}")
-    compiled = "uncompiled, since NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else "compiled by numba"
+    compiled = (
+        "uncompiled, since NUMBA_DISABLE_JIT is set"
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+        else "compiled by numba"
+    )
     print(f"clustering     on the CPU, {compiled}; a batch on {torch.get_num_threads()} threads")
     print("other steps    where the features are")
     return 0

@@ -1,4 +1,4 @@
-"""The clustering source: merge the most similar neighbouring patches until they differ too much, or few enough are left."""
+"""The clustering source: merge the most similar neighbouring patches until they differ too much or are few enough."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from regiontok._checks import (
     flatten_features,
     flatten_valid,
 )
-from regiontok._kernels.merge import label, merge
+from regiontok._kernels.merge import collect, label, merge
 from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions
 
@@ -31,11 +31,11 @@ class UnionFindClusterer:
     ``num_regions`` are left. Candidate pairs wait in a priority queue; disjoint sets tell each patch its region.
 
     The result does not depend on batch size, device, strides or number of threads, and no gradient flows through it.
-    Sums are in float32 and cosines true to about 1e-6, so a threshold of 1 can part equal patches. A pair at exactly the
-    threshold merges. Of equally similar pairs the one
-    created first merges first: pairs of patches in row-major order, then pairs by the merge that made them, then by
-    the first patch of the other region. Two zero vectors have cosine 1, a zero vector and another 0; a patch whose
-    square is below float32's range beside the largest one's counts as zero.
+    Sums are in float32 and cosines true to about 1e-6, so a threshold of 1 can part equal patches. A pair at exactly
+    the threshold merges. Of equally similar pairs the one created first merges first: pairs of patches in row-major
+    order, then pairs by the merge that made them, then by the first patch of the other region. Two zero vectors have
+    cosine 1, a zero vector and another 0; a patch whose square is below float32's range beside the largest one's counts
+    as zero.
 
     Args:
         threshold: Cosine similarity in ``[-1, 1]``. Which value gives how many regions depends on the encoder.
@@ -102,14 +102,14 @@ class UnionFindClusterer:
             _check_budget(batch, self.num_regions, self.connectivity)
         threshold, target = (self.threshold, 1) if self.num_regions is None else (-1.0, self.num_regions)
         labels = np.empty(len(batch.valid), np.int64)
+        counts = np.empty(len(batch.grids), np.int64)
 
         def cluster(image: int) -> None:
             pairs, _ = self._merge(batch, image, threshold, target)
-            label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
+            counts[image] = label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
 
         self._for_each_image(batch, cluster)
-        maps = [torch.from_numpy(batch.of(image, labels)).reshape(grid) for image, grid in enumerate(batch.grids)]
-        return Regions.from_labels(maps).to(batch.device)
+        return batch.regions(labels, counts)
 
     def tree(self, features: Features, valid: Valid | None = None) -> list["MergeTree"]:
         """Merge the patches of each image as far as they connect and keep every merge, to cut at will.
@@ -159,7 +159,7 @@ class MergeTree:
     """Every merge of one image in the order in which they happened, to be cut by similarity or by count.
 
     A cut equals a direct run of the clusterer to the last label. Similarity may rise from one merge to the next (the
-    mean of two regions can be closer to a third than either was), so a threshold cuts before the *first* merge below it.
+    mean of two regions can be closer to a third than either was), so a threshold cuts before the first merge below it.
 
     Attributes:
         pairs: ``(M, 2)`` int32: the two regions of each merge, named by first patch, the smaller first.
@@ -196,7 +196,7 @@ class MergeTree:
             check_number("threshold", threshold, low=-1, high=1)
             below = (self.similarity < threshold).nonzero()
             count = int(below[0]) if len(below) else len(self.pairs)
-        else:
+        elif num_regions is not None:
             check_integer("num_regions", num_regions)
             _check_reachable(0, num_regions, patches, patches - len(self.pairs))
             count = patches - num_regions
@@ -212,11 +212,34 @@ class _Batch:
         flat = flatten_features(features)
         flat_valid = flatten_valid(valid, flat.grids)
         self.device = flat.values.device
+        self.grid_tensor = flat.grids
         self.grids = [(rows, cols) for rows, cols in flat.grids.tolist()]
         self.bounds = np.concatenate([[0], flat.grids.prod(1).cumsum(0).numpy()]).tolist()
         self.values = flat.values.detach().to("cpu", torch.float32).contiguous().numpy()
         self.has_padding = flat_valid is not None
         self.valid = np.ones(len(self.values), np.bool_) if flat_valid is None else flat_valid.cpu().numpy()
+
+    def regions(self, labels: np.ndarray, counts: np.ndarray) -> Regions:
+        """What `Regions.from_labels` gives for labels numbered from 0 in each image, without its sorting."""
+        members = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64)
+        patch, region = np.empty((2, members.sum()), np.int64)
+        ends, first = members.cumsum(), counts.cumsum() - counts
+        scratch = np.empty(counts.max() + 1, np.int64)
+        for image, end in enumerate(ends):
+            part = slice(end - members[image], end)
+            count = counts[image]
+            collect(self.of(image, labels), count, first[image], scratch[: count + 1], patch[part], region[part])
+        image_of_region = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+        regions = Regions(
+            patch=torch.from_numpy(patch),
+            region=torch.from_numpy(region),
+            image=image_of_region,
+            mask_index=torch.full_like(image_of_region, -1),
+            score=torch.full(image_of_region.shape, torch.nan),
+            grids=self.grid_tensor,
+            fallback=torch.zeros(len(counts), dtype=torch.bool),
+        )
+        return regions if self.device.type == "cpu" else regions.to(self.device)
 
     def of(self, image: int, array: np.ndarray) -> np.ndarray:
         """One image's part of an array laid flat."""

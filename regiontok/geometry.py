@@ -13,7 +13,7 @@ from regiontok.errors import DTypeError, ShapeError
 
 _MODES = ("letterbox", "squash", "center_crop")
 _LEAST_SHARE = 0.07
-"""A patch shows the photo if more than this share of it does: the paper's rule for masks (A.1), taken for photos too."""
+"""A patch shows the photo if more than this share of it does: the paper's rule for masks (A.1), for photos too."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -163,7 +163,9 @@ class Placement:
         """
         mask = torch.as_tensor(mask)
         if tuple(mask.shape[-2:]) != self.photo:
-            raise ShapeError(f"masks must be (..., {self.photo[0]}, {self.photo[1]}) like their photo; got {tuple(mask.shape)}.")
+            raise ShapeError(
+                f"masks must be (..., {self.photo[0]}, {self.photo[1]}) like their photo; got {tuple(mask.shape)}."
+            )
         if mask.dtype != torch.bool:
             raise DTypeError(f"masks must be bool; got {mask.dtype}. Compare them first, as in masks > 0.")
         row, row_inside = self._source(0, mask.device)

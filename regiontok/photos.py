@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regiontok.errors import DTypeError, PhotoError
@@ -32,7 +33,7 @@ def read_photo(path: str | Path) -> Image.Image:
     except FileNotFoundError as error:
         raise PhotoError(f"{path}: there is no such file.") from error
     except UnidentifiedImageError as error:
-        raise PhotoError(f"{path}: not an image that Pillow {Image.__version__} can read.") from error
+        raise PhotoError(f"{path}: not an image that Pillow {PIL.__version__} can read.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PhotoError(
             f"{path}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
@@ -52,7 +53,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         PhotoError: Several frames, or a depth that does not say what white is.
     """
     if not isinstance(image, Image.Image):
-        raise DTypeError(f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo.")
+        raise DTypeError(
+            f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo."
+        )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and getattr(image, "format", None) not in _SINGLE_PICTURE_FORMATS:
         raise PhotoError(f"it has {frames} frames and one is wanted. Choose one: image.seek(0); image = image.copy().")

@@ -121,11 +121,11 @@ class CrossAttnPool(nn.Module):
         block_values = None if fold else _gather(values, blocks)
         gathered = []
         for block, key in zip(blocks, _gather(keys, blocks), strict=True):
-            query = self._fold_key(queries[block.index]) if fold else queries[block.index]
+            query = self._fold_key(queries[block.regions]) if fold else queries[block.regions]
             value = key if block_values is None else next(block_values)
             context = _attend_padded(query, key, value, block.inside)
             gathered.append(self._unfold_value(context) if fold else context)
-        order = torch.cat([block.index for block in blocks])
+        order = torch.cat([block.regions for block in blocks])
         return rearrange(torch.cat(gathered), "r h d -> r (h d)")[torch.argsort(order)]
 
     def _folding_is_cheaper(self, patches: int, regions: int, memberships: int) -> bool:
@@ -149,20 +149,16 @@ def _attend_padded(query: Tensor, keys: Tensor, values: Tensor, inside: Tensor) 
 
     Shapes: query ``(r, h, c)``, keys and values ``(r, w, h or 1, c)``, inside ``(r, w)``; returns ``(r, h, c)``.
     """
-    if keys.shape[2] == 1:
-        scores = query @ keys[:, :, 0].transpose(1, 2)  # (r, h, w)
-    else:
-        scores = torch.einsum("rhc,rwhc->rhw", query, keys)
+    shared = keys.shape[2] == 1  # by all heads, as where the projections are folded
+    scores = query @ keys[:, :, 0].transpose(1, 2) if shared else torch.einsum("rhc,rwhc->rhw", query, keys)
     weights = scores.masked_fill(~inside[:, None], -torch.inf).softmax(-1).to(values.dtype)
-    if values.shape[2] == 1:
-        return weights @ values[:, :, 0]
-    return torch.einsum("rhw,rwhc->rhc", weights, values)
+    return weights @ values[:, :, 0] if shared else torch.einsum("rhw,rwhc->rhc", weights, values)
 
 
 class _Block(NamedTuple):
-    """Regions of like size, padded to the longest: ``index (r,)``, members as flat patches ``(r, w)``, which are real."""
+    """Regions of like size ``(r,)``, members as flat patches ``(r, w)`` padded to the longest, and which are real."""
 
-    index: Tensor
+    regions: Tensor
     member: Tensor
     inside: Tensor
 

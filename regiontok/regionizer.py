@@ -188,13 +188,17 @@ class Regionizer(nn.Module):
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds a damaged {_CONFIG_FILE} or {_WEIGHTS_FILE}: {error}") from error
         if not isinstance(config, dict):
-            raise CheckpointError(f"{folder / _CONFIG_FILE} must hold an object of options; got {type(config).__name__}.")
+            raise CheckpointError(
+                f"{folder / _CONFIG_FILE} must hold an object of options; got {type(config).__name__}."
+            )
         saved_by = config.pop("regiontok", "unknown")
         try:
             regionizer = cls(**config)
             regionizer.load_state_dict(state)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}, saved by regiontok {saved_by}, does not fit this version: {error}") from error
+            raise CheckpointError(
+                f"{folder}, saved by regiontok {saved_by}, does not fit this version: {error}"
+            ) from error
         return regionizer
 
 
@@ -207,4 +211,6 @@ def _single_patches(features: Features, valid: Valid | None) -> Regions:
     if flat_valid is not None:
         patch = torch.where(flat_valid.to(patch.device), patch, -1)
     grids = flat.grids.tolist()
-    return Regions.from_labels([one.reshape(grid) for one, grid in zip(patch.split(sizes.tolist()), grids, strict=True)])
+    return Regions.from_labels(
+        [one.reshape(grid) for one, grid in zip(patch.split(sizes.tolist()), grids, strict=True)]
+    )

@@ -143,7 +143,9 @@ class Regions:
         given = [no_score.expand(len(mask)) for mask in masks] if scores is None else scores
         return cls(
             patch=torch.cat([member[:, 1] for member in members]),
-            region=torch.cat([member[:, 0] + first for member, first in zip(members, first_region.tolist(), strict=True)]),
+            region=torch.cat(
+                [member[:, 0] + first for member, first in zip(members, first_region.tolist(), strict=True)]
+            ),
             image=torch.repeat_interleave(counts).to(device),
             mask_index=torch.cat([index if len(index) else none for index in kept]),
             score=torch.cat(
@@ -192,7 +194,7 @@ class Regions:
         return torch.bincount(self.region, minlength=len(self))
 
     def centroids(self) -> Tensor:
-        """``(R, 2)`` float32: mean row and column of each region's patches; a patch is at its integer row and column."""
+        """``(R, 2)`` float32: mean row and column of each region's patches; a patch lies at whole numbers."""
         cols = self.grids[:, 1].to(self.device)[self.image[self.region]]
         position = torch.stack([self.patch // cols, self.patch % cols], 1).float()
         total = position.new_zeros(len(self), 2).index_add_(0, self.region, position)
@@ -311,7 +313,7 @@ class RegionTokens:
         return list(self.values.split(self.counts.tolist()))
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Values ``(B, longest, D)``, zero where an image has fewer tokens, and a mask ``(B, longest)``, true at tokens."""
+        """Values ``(B, longest, D)``, zero where an image has fewer tokens; mask ``(B, longest)``, true at tokens."""
         counts = self.counts
         longest = torch.arange(int(counts.max()), device=self.values.device)
         mask = longest < counts[:, None]
@@ -346,13 +348,17 @@ def _flatten_labels(labels: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     flat = torch.cat([one.reshape(-1) for one in maps]).long()
     lowest, highest = int(flat.min()), int(flat.max())
     if lowest < -1 or highest >= 2**31:
-        raise ValueRangeError(f"labels must be -1 (no region) or from 0 to 2**31 - 1; got {lowest if lowest < -1 else highest}.")
+        raise ValueRangeError(
+            f"labels must be -1 (no region) or from 0 to 2**31 - 1; got {lowest if lowest < -1 else highest}."
+        )
     return flat, torch.tensor([one.shape for one in maps])
 
 
 def _check_masks(masks: Sequence[Tensor], scores: Sequence[Tensor] | None) -> None:
     if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
-        raise DTypeError(f"masks must be a list with one (masks, rows, cols) tensor per image; got {type(masks).__name__}.")
+        raise DTypeError(
+            f"masks must be a list with one (masks, rows, cols) tensor per image; got {type(masks).__name__}."
+        )
     if not masks:
         raise ShapeError("masks must hold at least one image; got an empty list.")
     if scores is not None and len(scores) != len(masks):

@@ -1,7 +1,7 @@
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +43,18 @@ def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
     with Image.open(out / "a.png") as picture:
         assert picture.size == (2 * 640 + 16, 427)
     header, row = capsys.readouterr().out.splitlines()[:2]
-    assert header.split() == ["photo", "patches", "regions", "read", "encode", "normalize", "group", "pool", "write", "ms"]
+    assert header.split() == [
+        "photo",
+        "patches",
+        "regions",
+        "read",
+        "encode",
+        "normalize",
+        "group",
+        "pool",
+        "write",
+        "ms",
+    ]
     assert row.split()[1:3] == ["384", str(len(expected))]
 
 
@@ -126,6 +137,6 @@ def test_env_prints_versions_and_what_runs_where(capsys, monkeypatch):
 
 
 def test_the_console_script_is_installed():
-    script = os.path.join(os.path.dirname(sys.executable), "regiontok")
+    script = Path(sys.executable).parent / "regiontok"
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"regiontok {__version__}\n"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage import graph
 
-from regiontok import MergeTree, UnionFindClusterer
+from regiontok import MergeTree, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.conftest import smooth_features
 from tests.references import islands, merge_by_scanning
@@ -232,6 +232,17 @@ def test_large_grids_of_few_regions():
     )
 
 
+@given(st.lists(grids_with_padding(), min_size=1, max_size=4))
+def test_regions_are_those_of_their_labels(cases):
+    dim = max(features.shape[2] for features, _ in cases)
+    batch = [torch.nn.functional.pad(torch.from_numpy(features), (0, dim - features.shape[2])) for features, _ in cases]
+    regions = UnionFindClusterer()(batch, [torch.from_numpy(valid) for _, valid in cases])
+    expected = Regions.from_labels(list(regions.labels()))
+    for name in ("patch", "region", "image", "mask_index", "grids", "fallback"):
+        assert torch.equal(getattr(regions, name), getattr(expected, name)), name
+    assert regions.score.isnan().all()
+
+
 # Where it is used
 
 
@@ -358,7 +369,11 @@ def test_bad_options_are_refused(options, error, message):
         ([torch.zeros(2, 2, 8), 3], DTypeError, r"features\[1\] must be a torch tensor; got int"),
         ([torch.zeros(2, 8)], ShapeError, r"features\[0\] must be \(rows, cols, dim\)"),
         ([torch.zeros(2, 2, 8), torch.zeros(2, 2, 9)], ShapeError, r"share dim.*features\[1\] has \(9,"),
-        (bad(torch.nan), ValueRangeError, "image 0 has NaN or infinity in 1 of its patches, the first at row 2, column 1"),
+        (
+            bad(torch.nan),
+            ValueRangeError,
+            "image 0 has NaN or infinity in 1 of its patches, the first at row 2, column 1",
+        ),
         (bad(torch.inf, (1, 0, 3)), ValueRangeError, "image 1 has NaN or infinity.*row 0, column 3"),
         (bad(-torch.inf, (1,)), ValueRangeError, "image 1 has NaN or infinity in 16 of its patches"),
         (smooth_features(4, 4, 8).double() * 1e200, ValueRangeError, "must be finite in float32; image 0"),
@@ -394,9 +409,17 @@ def test_budgets_that_cannot_be_are_refused(budget, valid, message):
     ("valid", "error", "message"),
     [
         (torch.ones(1, 4, 4, dtype=torch.bool), ShapeError, "one .* grid per image, 2; got 1"),
-        (torch.ones(2, 4, 5, dtype=torch.bool), ShapeError, r"valid\[0\] must be \(4, 4\) like its features; got \(4, 5\)"),
+        (
+            torch.ones(2, 4, 5, dtype=torch.bool),
+            ShapeError,
+            r"valid\[0\] must be \(4, 4\) like its features; got \(4, 5\)",
+        ),
         (torch.ones(2, 4, 4), DTypeError, "valid must be bool; got torch.float32"),
-        (torch.tensor([True, False]).repeat_interleave(16).reshape(2, 4, 4), ValueRangeError, "image 1 has no valid patch"),
+        (
+            torch.tensor([True, False]).repeat_interleave(16).reshape(2, 4, 4),
+            ValueRangeError,
+            "image 1 has no valid patch",
+        ),
     ],
 )
 def test_bad_valid_patches_are_refused(valid, error, message):

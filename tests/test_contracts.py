@@ -41,7 +41,9 @@ def test_the_check_of_imports_can_fail():
 
 
 def test_import_does_not_start_cuda_or_compile():
-    code = "import regiontok, torch, regiontok._kernels.merge as m; print(torch.cuda.is_initialized(), m.merge.signatures)"
+    code = (
+        "import regiontok, torch, regiontok._kernels.merge as m; print(torch.cuda.is_initialized(), m.merge.signatures)"
+    )
     assert run(code).stdout == "False []\n"
 
 
@@ -141,7 +143,10 @@ def test_readme_programs_run(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = python_blocks(ROOT / "README.md")[number]
     printed = []
-    exec(compile(code, f"README block {number}", "exec"), {"print": lambda *words: printed.append(" ".join(map(str, words)))})
+    exec(
+        compile(code, f"README block {number}", "exec"),
+        {"print": lambda *words: printed.append(" ".join(map(str, words)))},
+    )
     promised = re.findall(r"print\(.*\) +# (.*)", code)
     assert printed == promised
 

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 
 from regiontok import ImageGeometry, UnionFindClusterer, encoders
 from regiontok.encoders import ENCODERS, Encoder, load
-from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, PhotoError, ShapeError, ValueRangeError
+from regiontok.errors import (
+    CheckpointError,
+    DTypeError,
+    MissingDependencyError,
+    PhotoError,
+    ShapeError,
+    ValueRangeError,
+)
 
 # Warnings of the libraries themselves, on import or construction
 pytestmark = [
@@ -68,7 +75,12 @@ def test_small_models_run_in_full(name, options, shape):
 
 
 def test_open_clips_siglip_has_the_papers_grid_on_the_meta_device():
-    assert load("open_clip:ViT-SO400M-14-SigLIP2-378", pretrained=False, device="meta")(wide).features.shape == (1, 27, 27, 1152)
+    assert load("open_clip:ViT-SO400M-14-SigLIP2-378", pretrained=False, device="meta")(wide).features.shape == (
+        1,
+        27,
+        27,
+        1152,
+    )
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 3])
@@ -210,7 +222,9 @@ def test_any_callable_is_an_encoder_and_prefix_tokens_are_removed():
     ],
 )
 def test_models_that_return_something_else_are_named(output, got):
-    with pytest.raises(ShapeError, match=rf"'mine' must return \(batch, 16 or more, dim\).* 4 x 4 patches; got {got}. Check"):
+    with pytest.raises(
+        ShapeError, match=rf"'mine' must return \(batch, 16 or more, dim\).* 4 x 4 patches; got {got}. Check"
+    ):
         plain(output, name="mine")(wide)
 
 

@@ -35,7 +35,11 @@ def test_pixels_and_masks_go_to_the_same_place(placement):
     edge = np.array([(height + 1) // 2, (width + 1) // 2]) * placement.scale + placement.offset
     outer = np.array(placement.offset), np.array(placement.offset) + np.array([height, width]) * placement.scale
     for row, col in zip(*off, strict=True):
-        near = [abs(value - line) <= reach for value, axis in ((row, 0), (col, 1)) for line in (edge[axis], outer[0][axis], outer[1][axis])]
+        near = [
+            abs(value - line) <= reach
+            for value, axis in ((row, 0), (col, 1))
+            for line in (edge[axis], outer[0][axis], outer[1][axis])
+        ]
         assert any(near)
 
 
@@ -107,7 +111,11 @@ def test_geometry_makes_a_round_trip_through_its_config():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ImageGeometry("stretch", 336), ValueRangeError, "mode must be one of 'letterbox', 'squash', 'center_crop'"),
+        (
+            lambda: ImageGeometry("stretch", 336),
+            ValueRangeError,
+            "mode must be one of 'letterbox', 'squash', 'center_crop'",
+        ),
         (lambda: ImageGeometry.letterbox(0), ValueRangeError, "size must be at least 1; got 0"),
         (lambda: ImageGeometry.letterbox((1, 2, 3)), ShapeError, r"size must be a number or \(height, width\)"),
         (lambda: ImageGeometry.letterbox((1.5, 2)), DTypeError, "size must be a whole number; got 1.5"),

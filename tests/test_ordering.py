@@ -56,7 +56,9 @@ def test_raster_is_how_labels_come():
 
 def test_unknown_orders_and_missing_scores_are_refused():
     regions = Regions.from_labels(random_labels(3, 3, 4))
-    with pytest.raises(ValueRangeError, match="order must be one of 'raster', 'centroid', 'area', 'score', 'random'; got 'up'"):
+    with pytest.raises(
+        ValueRangeError, match="order must be one of 'raster', 'centroid', 'area', 'score', 'random'; got 'up'"
+    ):
         order_regions(regions, "up")
     with pytest.raises(ValueRangeError, match="needs a score for every region; some have none"):
         order_regions(regions, "score")

@@ -63,7 +63,9 @@ def test_phone_photos_with_a_preview_are_photos(save):
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
 def test_several_frames_are_refused(save, name):
-    path = save(red, name, save_all=True, append_images=[Image.new("RGB", red.size, colour) for colour in ("blue", "green")])
+    path = save(
+        red, name, save_all=True, append_images=[Image.new("RGB", red.size, colour) for colour in ("blue", "green")]
+    )
     with pytest.raises(PhotoError, match=rf"{name}: it has 3 frames and one is wanted. Choose one"):
         read_photo(path)
     with Image.open(path) as image:

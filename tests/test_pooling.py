@@ -68,9 +68,7 @@ def test_attention_equals_torchs_masked_attention_with_the_same_weights():
     mean = MeanPool()(features, regions)
     masks = torch.stack([image.flatten(1) for image in regions.masks()])
     patches = features.flatten(1, 2)
-    attended, _ = theirs(
-        mean.values.reshape(3, 9, dim), patches, patches, attn_mask=~masks.repeat_interleave(heads, 0)
-    )
+    attended, _ = theirs(mean.values.reshape(3, 9, dim), patches, patches, attn_mask=~masks.repeat_interleave(heads, 0))
     assert_close(pool(features, regions).values, mean.values + attended.flatten(0, 1))
 
 

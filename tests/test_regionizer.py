@@ -166,7 +166,11 @@ def test_what_is_saved_can_be_read_without_us(saved):
         ({"norm": "layer"}, ValueRangeError, "norm must be one of 'rms', 'none'"),
         ({"pool": "max"}, ValueRangeError, "pool must be one of 'cross_attention', 'mean'"),
         ({"pool": "mean", "order": "up"}, ValueRangeError, "order must be one of"),
-        ({"pool": "mean", "order": "score"}, ValueRangeError, "needs masks with scores, which source='clustering' has not"),
+        (
+            {"pool": "mean", "order": "score"},
+            ValueRangeError,
+            "needs masks with scores, which source='clustering' has not",
+        ),
         ({"pool": "mean", "padding": "crop"}, ValueRangeError, "padding must be one of 'drop', 'keep'"),
         ({"source": "patch", "num_regions": 5}, ValueRangeError, "num_regions is for source='clustering'"),
         ({}, ValueRangeError, "pool='cross_attention' needs the features' dimension, as in dim=1024"),

@@ -18,7 +18,7 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
     """
     if function is None:
         return lambda function: compiled(function, reassociate=reassociate)
-    options = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
+    options: dict[str, Any] = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache; compile in memory

@@ -137,7 +137,7 @@ def _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, similarity,
 
 @compiled
 def _link(following, previous, half, ring):
-    """Put a half-edge into a ring. (No branches here and below: with them numba would count references again.)"""
+    """Put a half-edge into a ring. No branches here and below: with them numba would count references again."""
     after = following[ring]
     following[half] = after
     previous[half] = ring
@@ -246,7 +246,9 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
             position[edge] = size
             size += 1
     for i in range((size - 2) // 4, -1, -1):
-        _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, heap_similarity[i], heap_stamp[i], heap_edge[i])
+        _sink(
+            heap_similarity, heap_stamp, heap_edge, position, size, i, heap_similarity[i], heap_stamp[i], heap_edge[i]
+        )
 
     slots = patches // 2  # at most so many regions of two patches or more live at once
     sums = np.empty((slots, dim), np.float32)
@@ -367,6 +369,33 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
 
 
 @compiled
+def collect(labels, regions, first, areas, patch, region):
+    """List the memberships of one image by region, and by patch within a region (a counting sort).
+
+    Args:
+        labels: ``(P,)``, from ``0`` to ``regions - 1``, or -1.
+        regions: Their number.
+        first: The batch's number of the image's first region.
+        areas: ``(regions + 1,)`` int64, scratch.
+        patch: ``(members,)`` int64, written.
+        region: ``(members,)`` int64, written.
+    """
+    areas[:] = 0
+    for one in labels:
+        if one >= 0:
+            areas[one + 1] += 1
+    for one in range(regions):
+        areas[one + 1] += areas[one]
+    for index in range(len(labels)):
+        one = labels[index]
+        if one >= 0:
+            place = areas[one]
+            patch[place] = index
+            region[place] = first + one
+            areas[one] = place + 1
+
+
+@compiled
 def label(valid, pairs, count, labels):
     """Number regions by first patch after the first ``count`` merges; write ``labels (P,)``, -1 where not valid.
 
@@ -386,4 +415,3 @@ def label(valid, pairs, count, labels):
         else:
             labels[patch] = labels[labels[patch]]
     return regions
-

@@ -91,7 +91,10 @@ def load(
         _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
         side = img_size or 24 * PixelDescriptor.patch_size
         encoder = Encoder(
-            PixelDescriptor(), geometry=ImageGeometry(geometry, side), patch_size=PixelDescriptor.patch_size, name=name
+            PixelDescriptor(),
+            geometry=ImageGeometry(geometry, (side, side)),
+            patch_size=PixelDescriptor.patch_size,
+            name=name,
         )
         return encoder.to(device or "cpu")
     library, _, model = name.partition(":")
@@ -101,8 +104,8 @@ def load(
         library, model, img_size = "timm", recipe.timm_model, recipe.img_size
     if library not in ("timm", "open_clip") or not model:
         raise ValueRangeError(
-            f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, open_clip:MODEL/TAG, "
-            "or wrap a model of your own in regiontok.encoders.Encoder."
+            f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
+            "open_clip:MODEL/TAG, or wrap a model of your own in regiontok.encoders.Encoder."
         )
     default = recipe or Recipe(model, 0)
     return (timm if library == "timm" else open_clip).build(

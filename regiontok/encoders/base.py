@@ -46,7 +46,8 @@ class Encoder(nn.Module):
         RADIOv2.5 from its own hub, the encoder of the paper (non-commercial licence, needs a download)::
 
             radio = torch.hub.load("NVlabs/RADIO", "radio_model", version="radio_v2.5-l", skip_validation=True)
-            encoder = Encoder(lambda pixels: radio(pixels).features, geometry=ImageGeometry.letterbox(384), patch_size=16)
+            geometry = ImageGeometry.letterbox(384)
+            encoder = Encoder(lambda pixels: radio(pixels).features, geometry=geometry, patch_size=16)
 
         The same with a stand-in that averages each patch's colour:
 
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         if height % patch_size or width % patch_size:
             raise ShapeError(
                 f"patch_size must divide the input's sides; got {patch_size} for {height} x {width}. "
-                f"Try {max(1, round(height / patch_size)) * patch_size} x {max(1, round(width / patch_size)) * patch_size}."
+                f"Try {max(1, height // patch_size) * patch_size} x {max(1, width // patch_size) * patch_size}."
             )
         if 0 in std:
             raise ValueRangeError(f"std must not be zero; got {std}.")
@@ -143,7 +144,7 @@ class Encoder(nn.Module):
             return output[:, output.shape[1] - rows * cols :].unflatten(1, self.grid)
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ShapeError(
-            f"encoder {self.name!r} must return (batch, {rows * cols} or more, dim) or (batch, {rows}, {cols}, dim) for "
-            f"its {rows} x {cols} patches; got {got}. Check patch_size and the geometry's size, or wrap the model in a "
-            "function that returns its patch tokens."
+            f"encoder {self.name!r} must return (batch, {rows * cols} or more, dim) or (batch, {rows}, {cols}, dim) "
+            f"for its {rows} x {cols} patches; got {got}. Check patch_size and the geometry's size, or wrap the model "
+            "in a function that returns its patch tokens."
         )

@@ -28,7 +28,7 @@ class OpenClipFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features of ``(B, 3, height, width)`` pixels."""
-        output = self.visual.forward_intermediates(
+        output = self.visual.forward_intermediates(  # type: ignore[operator]
             pixels,
             indices=[self.layer],
             normalize_intermediates=self.final_norm,
@@ -54,17 +54,19 @@ def build(
     open_clip = require("open_clip", extra="encoders", distribution="open_clip_torch")
     model_name, _, tag = spec.partition("/")
     if model_name not in open_clip.list_models():
-        raise ValueRangeError(f"open_clip {open_clip.__version__} has no model {model_name!r}. See open_clip.list_models().")
+        raise ValueRangeError(
+            f"open_clip {open_clip.__version__} has no model {model_name!r}. See open_clip.list_models()."
+        )
     if weights is not None:
         if not Path(weights).is_file():
             raise CheckpointError(f"weights for encoder {name!r}: there is no file {weights}.")
-        source = str(weights)
+        source: str | None = str(weights)
     else:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
         if pretrained and tag not in tags:
             raise ValueRangeError(
-                f"open_clip has no weights {tag!r} for {model_name}. Name one as open_clip:{model_name}/TAG, TAG one of "
-                f"{', '.join(tags) or '(none)'}."
+                f"open_clip has no weights {tag!r} for {model_name}. Name one as open_clip:{model_name}/TAG, TAG one "
+                f"of {', '.join(tags) or '(none)'}."
             )
         source = tag if pretrained else None
     try:

@@ -36,8 +36,8 @@ class PixelDescriptor(nn.Module):
     clustering at the default threshold of 0.7 cuts ordinary photos into 50 to 300 regions. It is meant for demos,
     tests and offline work, not for an MLLM.
 
-    The numbers, in order: 12 of mean colour (Oklab), 4 of texture (standard deviation of lightness and of chroma), 24 of
-    edges (root gradients in 6 orientations over 2 x 2 cells, less their mean over orientations), 8 of position.
+    The numbers, in order: 12 of mean colour (Oklab), 4 of texture (standard deviation of lightness and of chroma), 24
+    of edges (root gradients in 6 orientations over 2 x 2 cells, less their mean over orientations), 8 of position.
 
     Shape:
         pixels: ``(B, 3, height, width)`` with sides that 16 divides; returns ``(B, height / 16, width / 16, 48)``.
@@ -82,7 +82,7 @@ def _waves(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:
 
 
 def _edges(lightness: Tensor, patch_size: int) -> Tensor:
-    """How much stronger each orientation's gradient is than the others', per quarter of a patch, ``(B, rows, cols, 24)``."""
+    """How much stronger each orientation's gradient is than the mean one, per quarter of a patch: ``(..., 24)``."""
     padded = F.pad(lightness[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2

@@ -32,7 +32,7 @@ class TimmFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features of ``(B, 3, height, width)`` pixels."""
-        layers = self.model.forward_intermediates(
+        layers = self.model.forward_intermediates(  # type: ignore[operator]
             pixels, indices=[self.layer], norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
         )
         return layers[0].permute(0, 2, 3, 1)
@@ -68,14 +68,19 @@ def build(
                 "Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs none."
             ) from error
     if not hasattr(model, "forward_intermediates"):
-        raise ValueRangeError(f"timm model {model_name!r} has no forward_intermediates and so no patch features to take.")
+        raise ValueRangeError(
+            f"timm model {model_name!r} has no forward_intermediates and so no patch features to take."
+        )
     if weights is not None:
         load_weights(model, weights, name=name)
     config = timm.data.resolve_model_data_config(model)
-    size = img_size or config["input_size"][1:]
-    stages = model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info
+    size = (img_size, img_size) if img_size else config["input_size"][1:]
+    info: Any = model.feature_info
+    stages = info if isinstance(info, list) else info.info
     if not -len(stages) <= layer < len(stages):
-        raise ValueRangeError(f"layer must be from {-len(stages)} to {len(stages) - 1} for {model_name!r}; got {layer}.")
+        raise ValueRangeError(
+            f"layer must be from {-len(stages)} to {len(stages) - 1} for {model_name!r}; got {layer}."
+        )
     encoder = Encoder(
         TimmFeatures(model, layer=layer, final_norm=final_norm),
         geometry=ImageGeometry(geometry, size),
@@ -91,14 +96,16 @@ def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
     """Load a safetensors file into a timm model, with timm's own renaming and resizing of its position embedding.
 
     Raises:
-        CheckpointError: No such file, not safetensors, or a parameter of the model that it lacks or has in another shape.
+        CheckpointError: No such file, not safetensors, or a parameter that it lacks or has in another shape.
     """
     if not Path(file).is_file():
         raise CheckpointError(f"weights for encoder {name!r}: there is no file {file}.")
     try:
         state: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"weights for encoder {name!r}: {file} is not a whole safetensors file ({error}).") from error
+        raise CheckpointError(
+            f"weights for encoder {name!r}: {file} is not a whole safetensors file ({error})."
+        ) from error
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is not None:
         state = rename(state, model)

@@ -1,0 +1,28 @@
+# The README's commands by shorter names.
+PYTHON := .venv/bin/python
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/regiontok
+	.venv/bin/regiontok demo
+
+test: .venv/dev
+	$(PYTHON) -m pytest
+
+lint: .venv/dev
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	$(PYTHON) -m codespell_lib
+
+bench: .venv/dev
+	$(PYTHON) -m benchmarks
+
+clean:
+	rm -rf .venv
+
+.venv/regiontok: pyproject.toml
+	python3 -m venv .venv && .venv/bin/pip install -q -e . && touch $@
+
+.venv/dev: pyproject.toml
+	python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && touch $@ .venv/regiontok
