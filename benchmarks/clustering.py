@@ -81,7 +81,7 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
             "one photo": lambda: one(features[None]),
             "tree": lambda: one.tree(features[None]),
         },
-        rounds=300 if rows < 64 else 60,
+        rounds=100 if rows < 64 else 30,
     )
     batches = take_turns(
         {
@@ -93,7 +93,7 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     )
     rivals: dict[str, Any] = {"regiontok": lambda: one(features[None])}
     rivals |= {name: (lambda cluster=cluster: cluster(array, THRESHOLD)) for name, cluster in PEERS.items()}
-    against = take_turns(rivals, rounds=5 if rows < 64 else 2)
+    against = take_turns(rivals, rounds=7 if rows < 64 else 3)
     return {
         "regions": regions,
         "one photo, one thread": alone,

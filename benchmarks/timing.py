@@ -18,23 +18,30 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("regiontok", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "numba", "higra")
 
 
-def take_turns(contestants: dict[str, Callable[[], Any]], *, rounds: int, slow: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Time contestants in turns; those named ``slow`` run in the first three rounds only.
+def take_turns(contestants: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, Any]:
+    """Time contestants in turns; in each turn a contestant is called once unmeasured, to find its own caches warm.
 
     Returns:
-        Per contestant the median and quartiles of its milliseconds, after one unmeasured call.
+        Per contestant the median and quartiles of its milliseconds; calls below 20 ms are averages of five.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
+    calls = {}
+    for name, run in contestants.items():
         run()
-    for turn in range(rounds):
+        calls[name] = 5 if _time(run, 1) < 20 else 1
+    for _ in range(rounds):
         for name, run in contestants.items():
-            if name in slow and turn >= 3:
-                continue
-            start = time.perf_counter()
-            run()
-            times[name].append(1000 * (time.perf_counter() - start))
+            if calls[name] > 1:
+                run()
+            times[name].append(_time(run, calls[name]))
     return {name: _summary(values) for name, values in times.items()}
+
+
+def _time(run: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return 1000 * (time.perf_counter() - start) / calls
 
 
 def ratio(measured: dict[str, Any], name: str, to: str) -> float:

@@ -122,9 +122,9 @@ class UnionFindClusterer:
         def grow(image: int) -> None:
             pairs, similarity = self._merge(batch, image, -1.0, 1)
             trees[image] = MergeTree(
-                pairs=torch.from_numpy(pairs),
-                similarity=torch.from_numpy(similarity),
-                valid=torch.from_numpy(batch.of(image, batch.valid)).reshape(batch.grids[image]),
+                pairs=torch.from_numpy(pairs.copy()),
+                similarity=torch.from_numpy(similarity.copy()),
+                valid=torch.from_numpy(batch.of(image, batch.valid).copy()).reshape(batch.grids[image]),
             )
 
         self._for_each_image(batch, grow)
@@ -141,7 +141,7 @@ class UnionFindClusterer:
         if done < 0:
             values = _scale_to_safe_range(values, valid, image, cols)
             done = merge(values, valid, cols, diagonal, threshold, target, True, pairs, similarity)
-        return pairs[:done].copy(), similarity[:done].copy()
+        return pairs[:done], similarity[:done]
 
     def _for_each_image(self, batch: "_Batch", work: Callable[[int], None]) -> None:
         images = range(len(batch.grids))
