@@ -5,6 +5,7 @@ see it flat: ``(N, D)`` with the images' patches one after another, and ``grids 
 """
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -27,25 +28,36 @@ class FlatFeatures(NamedTuple):
 
 def flatten_features(features: Features) -> FlatFeatures:
     """Check a batch of features and lay it flat; a contiguous tensor is not copied."""
+    grids = check_features(features)
+    if isinstance(features, Tensor):
+        return FlatFeatures(features.reshape(-1, features.shape[3]), grids)
+    return FlatFeatures(torch.cat([grid.reshape(-1, grid.shape[2]) for grid in features]), grids)
+
+
+def check_features(features: Features) -> Tensor:
+    """Check a batch of features; returns its ``grids (B, 2)`` on the CPU."""
     if isinstance(features, Tensor):
         if features.ndim != 4:
             hint = _reshape_hint(features.shape)
             raise ShapeError(f"features must be (batch, rows, cols, dim); got {tuple(features.shape)}.{hint}")
-        _check_floating(features)
+        check_floating(features)
         if 0 in features.shape:
             raise ShapeError(
                 f"features must have at least one image, row, column and dimension; got {tuple(features.shape)}."
             )
-        batch, rows, cols, dim = features.shape
-        return FlatFeatures(features.reshape(-1, dim), torch.tensor([[rows, cols]]).expand(batch, 2))
+        batch, rows, cols, _ = features.shape
+        return torch.tensor([[rows, cols]], device="cpu").expand(batch, 2)
     if not isinstance(features, Sequence) or isinstance(features, str):
-        raise DTypeError(f"features must be a torch tensor or a list of tensors; got {type(features).__name__}.")
+        raise DTypeError(
+            f"features must be a torch tensor or a list of tensors; got {type(features).__name__}. "
+            "Arrays go through torch.from_numpy."
+        )
     if not features:
         raise ShapeError("features must hold at least one image; got an empty list.")
     for image, grid in enumerate(features):
         if not isinstance(grid, Tensor):
             raise DTypeError(f"features[{image}] must be a torch tensor; got {type(grid).__name__}.")
-        _check_floating(grid)
+        check_floating(grid)
         if grid.ndim != 3 or 0 in grid.shape:
             raise ShapeError(
                 f"features[{image}] must be (rows, cols, dim) with no empty axis; got {tuple(grid.shape)}."
@@ -57,8 +69,7 @@ def flatten_features(features: Features) -> FlatFeatures:
                 f"({first.shape[2]}, {first.dtype}, {first.device}), features[{image}] has "
                 f"({grid.shape[2]}, {grid.dtype}, {grid.device})."
             )
-    grids = torch.tensor([grid.shape[:2] for grid in features])
-    return FlatFeatures(torch.cat([grid.reshape(-1, grid.shape[2]) for grid in features]), grids)
+    return torch.tensor([grid.shape[:2] for grid in features], device="cpu")
 
 
 def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:
@@ -66,11 +77,16 @@ def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:
     if valid is None:
         return None
     shapes = [tuple(grid) for grid in grids.tolist()]
-    given = list(valid)
-    if len(given) != len(shapes) or any(not isinstance(one, Tensor) for one in given):
-        raise ShapeError(
-            f"valid must be a tensor or list with one (rows, cols) grid per image, {len(shapes)}; got {len(given)}."
+    given: list[Any] = (
+        list(valid) if isinstance(valid, Sequence) or (isinstance(valid, Tensor) and valid.ndim) else [None]
+    )
+    if any(not isinstance(one, Tensor) for one in given):
+        raise DTypeError(
+            f"valid must be a torch tensor or a list of tensors; got {type(valid).__name__}. "
+            "Arrays go through torch.from_numpy."
         )
+    if len(given) != len(shapes):
+        raise ShapeError(f"valid must have one (rows, cols) grid per image, {len(shapes)}; got {len(given)}.")
     for image, (one, shape) in enumerate(zip(given, shapes, strict=True)):
         if tuple(one.shape) != shape:
             raise ShapeError(f"valid[{image}] must be {shape} like its features; got {tuple(one.shape)}.")
@@ -83,6 +99,17 @@ def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:
     return torch.cat([one.reshape(-1) for one in given])
 
 
+def check_finite(values: Tensor, image: int, cols: int) -> None:
+    """Refuse NaN and infinity in the patches ``(P, dim)`` of one image; name the first patch."""
+    wrong = (~values.isfinite().all(1)).nonzero()
+    if len(wrong):
+        row, col = divmod(int(wrong[0]), cols)
+        raise ValueRangeError(
+            f"features must be finite in float32; image {image} has NaN or infinity in {len(wrong)} of its patches, "
+            f"the first at row {row}, column {col}. Look for them in the encoder, or mark the patches as not valid."
+        )
+
+
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse an option that is not one of ``choices``."""
     choices = list(choices)
@@ -93,7 +120,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 def check_integer(name: str, value: Any, *, minimum: int = 1) -> None:
     """Refuse what is not a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise DTypeError(f"{name} must be a whole number; got {value!r}.")
     if value < minimum:
         raise ValueRangeError(f"{name} must be at least {minimum}; got {value}.")
@@ -101,25 +128,28 @@ def check_integer(name: str, value: Any, *, minimum: int = 1) -> None:
 
 def check_number(name: str, value: Any, *, low: float, high: float) -> None:
     """Refuse what is not a number in ``[low, high]``; NaN is in no range."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise DTypeError(f"{name} must be a number; got {value!r}.")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise ValueRangeError(f"{name} must be in [{low:g}, {high:g}]; got {value}.")
 
 
-def _check_floating(tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise DTypeError(f"features must be floating point; got {tensor.dtype}. Convert them with features.float().")
+def check_floating(features: Any) -> None:
+    """Refuse what is not a floating point tensor."""
+    if not isinstance(features, Tensor):
+        raise DTypeError(f"features must be floating point tensors; got {type(features).__name__}.")
+    if not features.is_floating_point():
+        raise DTypeError(f"features must be floating point; got {features.dtype}. Convert them with features.float().")
 
 
 def _reshape_hint(shape: torch.Size) -> str:
-    if len(shape) == 3:
-        side = round(shape[1] ** 0.5)
-        if side * side == shape[1]:
-            return f" Reshape with features.reshape({shape[0]}, {side}, {side}, {shape[2]})."
-        return " A single image needs a batch axis: features[None]."
+    if len(shape) not in (2, 3):
+        return ""
+    batch, tokens, dim = shape if len(shape) == 3 else (1, *shape)
+    side = round(tokens**0.5)
+    grid = f"features.reshape({batch}, {side}, {side}, {dim})" if side * side == tokens else ""
     if len(shape) == 2:
-        side = round(shape[0] ** 0.5)
-        if side * side == shape[0]:
-            return f" Reshape with features.reshape(1, {side}, {side}, {shape[1]})."
-    return ""
+        return f" Reshape with {grid}." if grid else ""
+    if not grid or batch == tokens:  # as many rows as columns: an image, and no batch of rows of tokens
+        return " A single image needs a batch axis: features[None]."
+    return f" Reshape a batch of tokens with {grid}; a single image needs features[None]."

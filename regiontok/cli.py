@@ -14,20 +14,20 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_sample_image
 from tqdm import tqdm
 
 from regiontok import __version__, encoders
+from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
 from regiontok.photos import read_photo
-from regiontok.regionizer import NORMS, PADDINGS, SOURCES, Regionizer
+from regiontok.regionizer import NORMS, PADDINGS, SOURCES, TOKEN_ORDERS, Regionizer
 from regiontok.regions import RegionTokens
 from regiontok.viewing import draw_regions
 
 _STAGES = ("read", "encode", "normalize", "group", "pool", "write")
-_ORDERS = ("raster", "centroid", "area", "random")
 _T = TypeVar("_T")
 
 
@@ -72,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"regiontok {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    tokenize = commands.add_parser("tokenize", help="cut photos into region tokens")
+    tokenize = commands.add_parser(
+        "tokenize",
+        help="cut photos into region tokens",
+        description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
+        "NAME.regions.safetensors: tokens (K, dim), labels (rows, cols; -1 for padding), and the options as JSON. A token is its region's mean.",
+    )
     tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     tokenize.add_argument(
         "--encoder",
@@ -80,16 +85,25 @@ def _parser() -> argparse.ArgumentParser:
         help=f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG",
     )
     tokenize.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
-    tokenize.add_argument("--geometry", default="letterbox", choices=("letterbox", "squash", "center_crop"))
-    tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="default: %(default)s")
+    tokenize.add_argument(
+        "--geometry",
+        default="letterbox",
+        choices=("letterbox", "squash", "center_crop"),
+        help="how a photo is brought to the encoder's input; default: %(default)s",
+    )
+    tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
     amount = tokenize.add_mutually_exclusive_group()
     amount.add_argument(
-        "--threshold", type=float, default=0.7, metavar="T", help="least cosine that merges; default 0.7"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="merge neighbours while their cosine is at least T; fewer regions for a lower T; default: 0.7",
     )
     amount.add_argument("--tokens", type=int, metavar="K", help="exactly K tokens per photo instead")
     tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    tokenize.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
-    tokenize.add_argument("--order", default="raster", choices=_ORDERS, help="default: %(default)s")
+    tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
+    tokenize.add_argument("--order", default="raster", choices=TOKEN_ORDERS, help="of the tokens; default: %(default)s")
+    tokenize.add_argument("--seed", type=int, default=0, help="of the random order; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
     tokenize.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
     tokenize.add_argument("--out", type=Path, default=Path("regiontok-out"), metavar="DIR", help="default: %(default)s")
@@ -105,28 +119,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenize(options: argparse.Namespace) -> int:
-    encoder = encoders.load(
-        options.encoder, weights=options.weights, geometry=options.geometry, device=_device(options.device)
-    )
+    if options.source == "patch" and options.threshold is not None:
+        raise RegiontokError("--threshold is for --source clustering. Leave it out.")
+    encoder = encoders.load(options.encoder, weights=options.weights, geometry=options.geometry, device=options.device)
     regionizer = Regionizer(
         source=options.source,
         norm=options.norm,
         pool="mean",  # what an untrained cross-attention pool gives
         order=options.order,
-        threshold=options.threshold,
+        seed=options.seed,
+        threshold=0.7 if options.threshold is None else options.threshold,
         num_regions=options.tokens,
         connectivity=options.connectivity,
         padding=options.padding,
     )
     out = _make_folder(options.out)
-    _warm_up(regionizer)
+    _warm_up()
     rows, failed = [], []
-    names = _output_names(options.photos)
+    names = _output_names(options.photos, out)
     for path, name in tqdm(list(zip(options.photos, names, strict=True)), unit="photo", disable=len(names) == 1):
         try:
             rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name))
-        except (RegiontokError, OSError) as error:
-            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        except (RegiontokError, OSError, MemoryError) as error:
+            told = str(error) or "not enough memory"
+            failed.append(told if told.startswith(f"{path}:") else f"{path}: {told}")
     if rows:
         _print_table(rows)
         print(f"Pictures and tokens are in {out}{os.sep}")
@@ -142,13 +158,13 @@ def _demo(options: argparse.Namespace) -> int:
     encoder = encoders.load("pixels")
     regionizer = Regionizer(pool="mean")
     out = _make_folder(options.out)
-    compiling = _warm_up(regionizer)
+    compiling = _warm_up()
     row = _tokenize_photo(
         "china.jpg", lambda: Image.fromarray(load_sample_image("china.jpg")), encoder, regionizer, out / "china"
     )
     _print_table([row])
     whole = time.perf_counter() - start
-    print(f"\n{row.patches} patches -> {row.regions} regions; see {out / 'china.png'}")
+    print(f"\n{row.patches} patches -> {row.regions} regions; see {out / 'china.regions.png'}")
     print(
         f"Clustering took {1000 * row.seconds['group']:.1f} ms of {whole:.1f} s "
         f"({compiling:.1f} s of that to load or compile it)."
@@ -205,7 +221,7 @@ def _write(
 ) -> None:
     regions = tokens.regions
     placement = encoder.geometry.place((image.height, image.width))
-    draw_regions(image, regions, placement).save(target.with_name(target.name + ".png"))
+    draw_regions(image, regions, placement).save(_picture(target))
     description = {
         "regiontok": __version__,
         "photo": photo,
@@ -214,27 +230,33 @@ def _write(
         "geometry": encoder.geometry.to_config(),
         "regionizer": regionizer.config,
     }
-    save_file(
-        {"tokens": tokens.values.cpu().contiguous(), "labels": regions.labels()[0].int().cpu().contiguous()},
-        target.with_name(target.name + ".safetensors"),
-        metadata={"config": json.dumps(description)},
-    )
+    tensors = {"tokens": tokens.values.cpu().contiguous(), "labels": regions.labels()[0].int().cpu().contiguous()}
+    _tensors(target).write_bytes(save(tensors, metadata={"config": json.dumps(description)}))
 
 
-def _warm_up(regionizer: Regionizer) -> float:
+def _warm_up() -> float:
     """Compile before the first photo, whose times would else tell of compiling; returns the seconds it took."""
     start = time.perf_counter()
-    regionizer.group(torch.ones(1, regionizer.config["num_regions"] or 2, 1, 1))
+    UnionFindClusterer()(torch.ones(1, 1, 2, 1))
     return time.perf_counter() - start
 
 
-def _output_names(photos: Sequence[Path]) -> list[str]:
-    """A name per photo: its stem, with a number where several photos share it, so that none is written over."""
+def _picture(target: Path) -> Path:
+    return target.with_name(target.name + ".regions.png")
+
+
+def _tensors(target: Path) -> Path:
+    return target.with_name(target.name + ".regions.safetensors")
+
+
+def _output_names(photos: Sequence[Path], out: Path) -> list[str]:
+    """A name per photo: its stem, with a number where that would write over another's output, or over a photo."""
+    kept = {photo.resolve() for photo in photos}
     taken: set[str] = set()
     names = []
     for photo in photos:
         name, number = photo.stem, 2
-        while name.lower() in taken:
+        while name.lower() in taken or _picture(out / name).resolve() in kept:
             name, number = f"{photo.stem}-{number}", number + 1
         taken.add(name.lower())
         names.append(name)
@@ -247,13 +269,6 @@ def _make_folder(folder: Path) -> Path:
     except OSError as error:
         raise RegiontokError(f"--out must be a folder that can be made; got {folder} ({error.strerror}).") from error
     return folder
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise RegiontokError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _print_table(rows: Sequence[Row]) -> None:

@@ -13,6 +13,7 @@ from regiontok._checks import (
     Features,
     Valid,
     check_choice,
+    check_finite,
     check_integer,
     check_number,
     flatten_features,
@@ -191,14 +192,14 @@ class MergeTree:
         """
         patches = int(self.valid.sum())
         if (threshold is None) == (num_regions is None):
-            raise ValueRangeError("cut needs either threshold or num_regions, as in cut(threshold=0.7).")
+            raise ValueRangeError("cut needs exactly one of threshold and num_regions, as in cut(threshold=0.7).")
         if threshold is not None:
             check_number("threshold", threshold, low=-1, high=1)
             below = (self.similarity < threshold).nonzero()
             count = int(below[0]) if len(below) else len(self.pairs)
         elif num_regions is not None:
             check_integer("num_regions", num_regions)
-            _check_reachable(0, num_regions, patches, patches - len(self.pairs))
+            _check_reachable("the image", num_regions, patches, patches - len(self.pairs))
             count = patches - num_regions
         labels = np.empty(self.valid.numel(), np.int64)
         label(self.valid.reshape(-1).numpy(), self.pairs.numpy(), count, labels)
@@ -235,9 +236,9 @@ class _Batch:
             region=torch.from_numpy(region),
             image=image_of_region,
             mask_index=torch.full_like(image_of_region, -1),
-            score=torch.full(image_of_region.shape, torch.nan),
+            score=torch.full(image_of_region.shape, torch.nan, device="cpu"),
             grids=self.grid_tensor,
-            fallback=torch.zeros(len(counts), dtype=torch.bool),
+            fallback=torch.zeros(len(counts), dtype=torch.bool, device="cpu"),
         )
         return regions if self.device.type == "cpu" else regions.to(self.device)
 
@@ -248,14 +249,8 @@ class _Batch:
 
 def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols: int) -> np.ndarray:
     """Scale by a power of two, which changes no cosine, so that squares fit float32; refuse NaN and infinity."""
-    wrong = np.flatnonzero(valid & ~np.isfinite(values).all(1))
-    if len(wrong):
-        row, col = divmod(int(wrong[0]), cols)
-        raise ValueRangeError(
-            f"features must be finite in float32; image {image} has NaN or infinity in {len(wrong)} of its patches, "
-            f"the first at row {row}, column {col}. Look for them in the encoder, or mark the patches as not valid."
-        )
     values = np.where(valid[:, None], values, np.float32(0))
+    check_finite(torch.from_numpy(values), image, cols)
     largest = np.abs(values).max()
     if largest == 0:
         return np.ones_like(values[:, :1])  # zero vectors are all alike, and so are these
@@ -269,17 +264,17 @@ def _check_budget(batch: _Batch, num_regions: int, connectivity: int) -> None:
         if batch.has_padding:
             neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
             islands = ndimage.label(valid.reshape(grid), neighbours)[1]
-        _check_reachable(image, num_regions, int(valid.sum()), islands)
+        _check_reachable(f"image {image}", num_regions, int(valid.sum()), islands)
 
 
-def _check_reachable(image: int, num_regions: int, patches: int, islands: int) -> None:
+def _check_reachable(image: str, num_regions: int, patches: int, islands: int) -> None:
     if num_regions > patches:
         raise ValueRangeError(
-            f"num_regions must be at most the number of patches; got {num_regions}, image {image} has {patches} "
+            f"num_regions must be at most the number of patches; got {num_regions}, {image} has {patches} "
             f"(valid) patches. Ask for {patches} or fewer."
         )
     if num_regions < islands:
         raise ValueRangeError(
             f"num_regions must be at least the number of islands of valid patches, which cannot merge; got "
-            f"{num_regions}, image {image} has {islands}. Ask for {islands} or more."
+            f"{num_regions}, {image} has {islands}. Ask for {islands} or more."
         )

@@ -1,5 +1,7 @@
 """The one recipe by which an encoder's photos, and their masks and points, are placed on its input."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from regiontok.errors import DTypeError, ShapeError
 _MODES = ("letterbox", "squash", "center_crop")
 _LEAST_SHARE = 0.07
 """A patch shows the photo if more than this share of it does: the paper's rule for masks (A.1), for photos too."""
+_MOST_PIXELS = 2**26
+"""Photos are padded before they are resized, as LLaVA does it, where that makes no larger picture than this."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -50,12 +54,12 @@ class ImageGeometry:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, _MODES)
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        size = tuple(self.size) if isinstance(self.size, Sequence) else (self.size, self.size)
         if len(size) != 2:
             raise ShapeError(f"size must be a number or (height, width); got {self.size!r}.")
         for side in size:
             check_integer("size", side)
-        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
 
     @classmethod
     def letterbox(cls, size: int | Size) -> "ImageGeometry":
@@ -74,6 +78,8 @@ class ImageGeometry:
 
     def place(self, photo: Size) -> "Placement":
         """The placement of a photo of ``(height, width)`` pixels."""
+        if not isinstance(photo, Sequence) or len(photo) != 2:
+            raise ShapeError(f"photo must be (height, width); got {photo!r}.")
         height, width = photo
         check_integer("photo height", height)
         check_integer("photo width", width)
@@ -132,18 +138,20 @@ class Placement:
         scale = self.scale
         return self.pad[0] * scale[0] - self.crop[0], self.pad[1] * scale[1] - self.crop[1]
 
-    def image(self, photo: Image.Image, *, fill: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
-        """Place an RGB photo, resized with Pillow's antialiased bicubic filter; ``fill`` is the padding's colour.
+    def image(self, photo: Image.Image, *, fill: tuple[int, int, int] | None = (0, 0, 0)) -> Image.Image:
+        """Place an RGB photo, resized with Pillow's antialiased bicubic filter.
+
+        ``fill`` is the padding's colour; None extends the photo's edge, so that padding makes no edge of its own.
 
         Raises:
             ShapeError: A photo of another size.
         """
         if (photo.height, photo.width) != self.photo:
             raise ShapeError(f"this placement is for photos of {self.photo}; got {(photo.height, photo.width)}.")
+        if max(math.prod(self.canvas), math.prod(self.resized)) > _MOST_PIXELS:
+            return self._image_of_long_photo(photo, fill)
         if self.canvas != self.photo:
-            canvas = Image.new("RGB", self.canvas[::-1], fill)
-            canvas.paste(photo, self.pad[::-1])
-            photo = canvas
+            photo = _pad(photo, self.pad, self.canvas, fill)
         if self.resized != self.canvas:
             photo = photo.resize(self.resized[::-1], Image.Resampling.BICUBIC)
         if self.input != self.resized:
@@ -190,9 +198,22 @@ class Placement:
         share = self._share(0, grid[0])[:, None] * self._share(1, grid[1])
         return share > min(_LEAST_SHARE, share.max().item() / 2)
 
+    def _image_of_long_photo(self, photo: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
+        """Place a photo whose canvas would be huge: resize its visible part alone, to whole pixels, then pad."""
+        scale, offset = np.array(self.scale), np.array(self.offset)
+        start = np.clip(np.round(offset), 0, np.array(self.input) - 1).astype(int)
+        end = np.clip(np.round(offset + np.array(self.photo) * scale), start + 1, self.input).astype(int)
+        top, left = np.clip((start - offset) / scale, 0, None)
+        bottom, right = np.minimum((end - offset) / scale, self.photo)
+        size = (int(end[1] - start[1]), int(end[0] - start[0]))
+        photo = photo.resize(
+            size, Image.Resampling.BICUBIC, box=(left, top, max(right, left + 1), max(bottom, top + 1))
+        )
+        return _pad(photo, (int(start[0]), int(start[1])), self.input, fill)
+
     def _share(self, axis: int, patches: int) -> Tensor:
         """The part of each patch along an axis that the photo lies on."""
-        edges = torch.arange(patches + 1, dtype=torch.float64) * (self.input[axis] / patches)
+        edges = torch.arange(patches + 1, dtype=torch.float64, device="cpu") * (self.input[axis] / patches)
         start = self.offset[axis]
         end = start + self.photo[axis] * self.scale[axis]
         overlap = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
@@ -200,7 +221,7 @@ class Placement:
 
     def _source(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The photo's pixel for each input pixel along an axis, and which input pixels show the photo."""
-        center = torch.arange(self.input[axis], dtype=torch.float64) + 0.5
+        center = torch.arange(self.input[axis], dtype=torch.float64, device="cpu") + 0.5
         source = ((center - self.offset[axis]) / self.scale[axis]).floor().long()
         inside = (source >= 0) & (source < self.photo[axis])
         return source.clamp(0, self.photo[axis] - 1).to(device), inside.to(device)
@@ -211,3 +232,14 @@ class Placement:
         if not points.is_floating_point():
             raise DTypeError(f"points must be floating point; got {points.dtype}. Convert them with points.float().")
         return points.new_tensor(self.scale[::-1]), points.new_tensor(self.offset[::-1])
+
+
+def _pad(photo: Image.Image, pad: Size, canvas: Size, fill: tuple[int, int, int] | None) -> Image.Image:
+    """Put a photo on a canvas, ``pad`` rows from the top and columns from the left; None extends its edge."""
+    (top, left), (height, width) = pad, canvas
+    if fill is not None:
+        padded = Image.new("RGB", (width, height), fill)
+        padded.paste(photo, (left, top))
+        return padded
+    bottom, right = height - top - photo.height, width - left - photo.width
+    return Image.fromarray(np.pad(np.asarray(photo), ((top, bottom), (left, right), (0, 0)), mode="edge"))

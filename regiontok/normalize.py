@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from regiontok._checks import Features
+from regiontok._checks import Features, check_floating
 
 
 def rms_normalize(features: Features, *, eps: float = 1e-6) -> Features:
@@ -20,6 +19,9 @@ def rms_normalize(features: Features, *, eps: float = 1e-6) -> Features:
     Returns:
         The same kind, shapes and dtype; computed in float32 (float64 for float64).
 
+    Raises:
+        DTypeError: Not floating point tensors.
+
     Example:
         >>> rms_normalize(torch.tensor([[3.0, 4.0]]))
         tensor([[0.8485, 1.1314]])
@@ -33,5 +35,8 @@ def rms_normalize(features: Features, *, eps: float = 1e-6) -> Features:
 
 
 def _rms(features: Tensor, eps: float) -> Tensor:
+    check_floating(features)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    return F.rms_norm(wide, features.shape[-1:], eps=eps).to(features.dtype)
+    scale = wide.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # so that no square leaves float32
+    scaled = wide / scale
+    return (scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps / scale.square())).to(features.dtype)

@@ -41,11 +41,11 @@ def order_regions(regions: Regions, order: str = "raster", *, generator: torch.G
     elif order == "area":
         keys = [first_patch, -regions.areas()]
     elif order == "score":
-        if regions.score.isnan().any():
+        if (regions.score.isnan() & ~regions.fallback[regions.image]).any():
             raise ValueRangeError("order='score' needs a score for every region; some have none. Use another order.")
-        keys = [first_patch, -regions.score]
+        keys = [first_patch, -regions.score.nan_to_num()]  # a fallback region is alone in its image
     else:
-        keys = [torch.rand(len(regions), generator=generator).to(regions.device)]
+        keys = [torch.rand(len(regions), generator=generator, device="cpu").to(regions.device)]
     return regions.select(_sort_by([*keys, regions.image]))
 
 

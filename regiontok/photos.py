@@ -1,5 +1,6 @@
 """Reading photos: one upright RGB picture of 8 bits, or an error that says why not."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,19 +31,8 @@ def read_photo(path: str | Path) -> Image.Image:
             with Image.open(path) as image:
                 image.load()
                 return as_rgb(image)
-    except FileNotFoundError as error:
-        raise PhotoError(f"{path}: there is no such file.") from error
-    except UnidentifiedImageError as error:
-        raise PhotoError(f"{path}: not an image that Pillow {PIL.__version__} can read.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PhotoError(
-            f"{path}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
-            "bombs. Make the photo smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
-        ) from error
-    except PhotoError as error:
-        raise PhotoError(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise PhotoError(f"{path}: damaged or cut short ({error}).") from error
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
+        raise _explain(str(path), error) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -58,8 +48,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and getattr(image, "format", None) not in _SINGLE_PICTURE_FORMATS:
-        raise PhotoError(f"it has {frames} frames and one is wanted. Choose one: image.seek(0); image = image.copy().")
-    image = ImageOps.exif_transpose(image)
+        raise PhotoError(
+            f"it has {frames} frames and one is wanted. Save the one you want as a photo, or in Python: image.seek(0); "
+            "image = image.copy()."
+        )
+    with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = _from_wide_grey(image)
     elif image.mode == "F":
@@ -86,9 +80,31 @@ def as_photos(photos: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
     for index, photo in enumerate(photos):
         try:
             result.append(as_rgb(photo))
-        except PhotoError as error:
-            raise PhotoError(f"photo {index}: {error}") from error
+        except DTypeError:
+            raise
+        except Exception as error:  # a file opened lazily is decoded only here
+            raise _explain(f"photo {index}", error) from error
     return result
+
+
+def _explain(photo: str, error: Exception) -> PhotoError:
+    """Say in a user's words why a photo cannot be had."""
+    if isinstance(error, PhotoError):
+        return PhotoError(f"{photo}: {error}")
+    if isinstance(error, FileNotFoundError):
+        return PhotoError(f"{photo}: there is no such file.")
+    if isinstance(error, IsADirectoryError):
+        return PhotoError(f"{photo}: a folder, not a photo. Name the files in it.")
+    if isinstance(error, UnidentifiedImageError):
+        return PhotoError(f"{photo}: not an image that Pillow {PIL.__version__} can read.")
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return PhotoError(
+            f"{photo}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
+            "bombs. Make the photo smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return PhotoError(f"{photo}: cannot be read ({error.strerror}).")
+    return PhotoError(f"{photo}: damaged or cut short ({error}).")
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regiontok._checks import Features, check_integer, flatten_features
-from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions, RegionTokens
 
 _BLOCK_ELEMENTS = 2**21
@@ -56,6 +56,7 @@ class CrossAttnPool(nn.Module):
 
     Raises:
         ShapeError: Features of another dimension, or of other grids than the regions.
+        DTypeError: Features of another dtype than the weights, but for autocast.
         ValueRangeError: ``dim`` that ``num_heads`` does not divide.
 
     Example:
@@ -104,6 +105,11 @@ class CrossAttnPool(nn.Module):
         flat = _match(features, regions)
         if flat.shape[1] != self.dim:
             raise ShapeError(f"features must have dim {self.dim} like this pool; got {flat.shape[1]}.")
+        if flat.dtype != self.query.weight.dtype and not torch.is_autocast_enabled(flat.device.type):
+            raise DTypeError(
+                f"features are {flat.dtype} and this pool is {self.query.weight.dtype}. Convert one with .to(dtype), "
+                "or run under torch.autocast."
+            )
         mean = _mean(flat, regions)
         return RegionTokens(mean + self.out(self._attend(flat, mean, regions)), regions)
 
@@ -115,6 +121,7 @@ class CrossAttnPool(nn.Module):
         if fold:
             keys = flat[:, None]  # one set of keys and values for all heads
         else:
+            flat = _zero_outside(flat, regions)
             keys = rearrange(self.key(flat), "n (h d) -> n h d", h=self.num_heads)
             values = rearrange(self.value(flat), "n (h d) -> n h d", h=self.num_heads)
         blocks = _blocks(regions, self.num_heads * self.dim)
@@ -205,8 +212,21 @@ def _mean(flat: Tensor, regions: Regions) -> Tensor:
     return F.embedding_bag(regions.flat_patch, wide, regions.starts, mode="mean").to(flat.dtype)
 
 
+def _zero_outside(flat: Tensor, regions: Regions) -> Tensor:
+    """Zero the patches in no region: a NaN there would reach the gradient of projections that run over all patches."""
+    inside = torch.zeros(len(flat), 1, dtype=torch.bool, device=flat.device)
+    inside[regions.flat_patch] = True
+    return torch.where(inside, flat, 0)
+
+
 def _match(features: Features, regions: Regions) -> Tensor:
     flat, grids = flatten_features(features)
+    if not isinstance(regions, Regions):
+        raise DTypeError(f"regions must be Regions; got {type(regions).__name__}. Make them with Regions.from_labels.")
+    if flat.device != regions.device:
+        raise DTypeError(
+            f"features are on {flat.device} and regions on {regions.device}. Move them: regions.to(device)."
+        )
     if not torch.equal(grids, regions.grids):
         raise ShapeError(
             f"features and regions must have the same grids; got {_first_difference(grids, regions.grids)}. "

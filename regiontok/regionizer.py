@@ -11,7 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regiontok._checks import Features, Valid, check_choice, check_integer, flatten_features, flatten_valid
+from regiontok._checks import (
+    Features,
+    Valid,
+    check_choice,
+    check_features,
+    check_finite,
+    check_integer,
+    check_number,
+    flatten_features,
+    flatten_valid,
+)
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.normalize import rms_normalize
@@ -23,6 +33,7 @@ SOURCES = ("clustering", "patch")
 NORMS = ("rms", "none")
 POOLS = ("cross_attention", "mean")
 PADDINGS = ("drop", "keep")
+TOKEN_ORDERS = tuple(order for order in ORDERS if order != "score")  # no source here has scores
 
 _CONFIG_FILE = "regionizer.json"
 _WEIGHTS_FILE = "regionizer.safetensors"
@@ -93,28 +104,28 @@ class Regionizer(nn.Module):
         if pool is None:
             pool = "mean" if source == "patch" else "cross_attention"
         check_choice("pool", pool, POOLS)
-        check_choice("order", order, ORDERS)
+        check_choice("order", order, TOKEN_ORDERS)
         check_choice("padding", padding, PADDINGS)
         check_integer("seed", seed, minimum=0)
-        if order == "score":
-            raise ValueRangeError(f"order='score' needs masks with scores, which source={source!r} has not.")
         if num_regions is not None and source != "clustering":
             raise ValueRangeError(f"num_regions is for source='clustering'; got source={source!r}. Leave it out.")
         if dim is None and pool == "cross_attention":
             raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
         if dim is not None:
             check_integer("dim", dim)
+        check_integer("num_heads", num_heads)
+        check_number("threshold", threshold, low=-1, high=1)
         self.config: dict[str, Any] = {
             "source": source,
-            "dim": dim,
+            "dim": None if dim is None else int(dim),
             "norm": norm,
             "pool": pool,
-            "num_heads": num_heads,
+            "num_heads": int(num_heads),
             "order": order,
-            "seed": seed,
-            "threshold": threshold,
-            "num_regions": num_regions,
-            "connectivity": connectivity,
+            "seed": int(seed),
+            "threshold": float(threshold),
+            "num_regions": None if num_regions is None else int(num_regions),
+            "connectivity": int(connectivity),
             "padding": padding,
         }
         self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
@@ -138,7 +149,8 @@ class Regionizer(nn.Module):
 
     def normalize(self, features: Features) -> Features:
         """Features, checked and normalised as ``norm`` says, in the same shape."""
-        dim = flatten_features(features).values.shape[1]
+        check_features(features)
+        dim = features[0].shape[-1]
         if self.config["dim"] not in (None, dim):
             raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.")
         return rms_normalize(features) if self.config["norm"] == "rms" else features
@@ -164,9 +176,16 @@ class Regionizer(nn.Module):
         return order_regions(regions, name, generator=generator)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``."""
+        """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``.
+
+        Raises:
+            CheckpointError: The folder cannot be made.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder} must be a folder that can be made: {error.strerror}.") from error
         config = {"regiontok": version("regiontok"), **self.config}
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / _WEIGHTS_FILE)
         (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -206,11 +225,14 @@ def _single_patches(features: Features, valid: Valid | None) -> Regions:
     """Every (valid) patch a region of its own."""
     flat = flatten_features(features)
     flat_valid = flatten_valid(valid, flat.grids)
-    sizes = flat.grids.prod(1)
-    patch = torch.cat([torch.arange(size) for size in sizes.tolist()]).to(flat.values.device)
+    sizes = flat.grids.prod(1).tolist()
+    patch = torch.cat([torch.arange(size, device=flat.values.device) for size in sizes])
+    shown = flat.values
     if flat_valid is not None:
-        patch = torch.where(flat_valid.to(patch.device), patch, -1)
+        flat_valid = flat_valid.to(patch.device)
+        patch = torch.where(flat_valid, patch, -1)
+        shown = torch.where(flat_valid[:, None], shown, 0)
+    for image, (values, cols) in enumerate(zip(shown.split(sizes), flat.grids[:, 1].tolist(), strict=True)):
+        check_finite(values, image, cols)
     grids = flat.grids.tolist()
-    return Regions.from_labels(
-        [one.reshape(grid) for one, grid in zip(patch.split(sizes.tolist()), grids, strict=True)]
-    )
+    return Regions.from_labels([one.reshape(grid) for one, grid in zip(patch.split(sizes), grids, strict=True)])

@@ -118,9 +118,11 @@ class Regions:
         """
         _check_masks(masks, scores)
         device = masks[0].device
-        grids = torch.tensor([mask.shape[1:] for mask in masks])
+        grids = torch.tensor([mask.shape[1:] for mask in masks], device="cpu")
         flat_valid = flatten_valid(valid, grids)
-        allowed = torch.ones(int(grids.prod(1).sum()), dtype=torch.bool) if flat_valid is None else flat_valid
+        allowed = (
+            torch.ones(int(grids.prod(1).sum()), dtype=torch.bool, device="cpu") if flat_valid is None else flat_valid
+        )
         allowed_per_image = allowed.to(device).split(grids.prod(1).tolist())
 
         per_image = [mask.flatten(1) & ok for mask, ok in zip(masks, allowed_per_image, strict=True)]
@@ -135,7 +137,7 @@ class Regions:
             ok[None] if len(index) == 0 else mask[index]
             for mask, index, ok in zip(per_image, kept, allowed_per_image, strict=True)
         ]
-        counts = torch.tensor([len(row) for row in rows])
+        counts = torch.tensor([len(row) for row in rows], device="cpu")
         first_region = counts.cumsum(0) - counts
         members = [row.nonzero() for row in rows]
         none = torch.full((1,), -1, device=device)
@@ -336,13 +338,19 @@ def _offsets(grids: Tensor, device: torch.device) -> Tensor:
 
 
 def _flatten_labels(labels: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    maps = list(labels)
+    maps = list(labels) if isinstance(labels, Sequence) or (isinstance(labels, Tensor) and labels.ndim) else [labels]
     if not maps:
         raise ShapeError("labels must hold at least one image; got none.")
     for image, one in enumerate(maps):
-        if not isinstance(one, Tensor) or one.ndim != 2 or one.numel() == 0:
-            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-            raise ShapeError(f"labels must be (batch, rows, cols), or a list of (rows, cols); image {image} has {got}.")
+        if not isinstance(one, Tensor):
+            raise DTypeError(
+                f"labels must be a torch tensor or a list of tensors; got {type(one).__name__} for image {image}. "
+                "Arrays go through torch.from_numpy."
+            )
+        if one.ndim != 2 or one.numel() == 0:
+            raise ShapeError(
+                f"labels must be (batch, rows, cols), or a list of (rows, cols); image {image} has {tuple(one.shape)}."
+            )
         if one.is_floating_point() or one.is_complex() or one.dtype == torch.bool:
             raise DTypeError(f"labels must be integers; image {image} has {one.dtype}. Masks go to Regions.from_masks.")
     flat = torch.cat([one.reshape(-1) for one in maps]).long()
@@ -351,7 +359,7 @@ def _flatten_labels(labels: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         raise ValueRangeError(
             f"labels must be -1 (no region) or from 0 to 2**31 - 1; got {lowest if lowest < -1 else highest}."
         )
-    return flat, torch.tensor([one.shape for one in maps])
+    return flat, torch.tensor([one.shape for one in maps], device="cpu")
 
 
 def _check_masks(masks: Sequence[Tensor], scores: Sequence[Tensor] | None) -> None:
@@ -369,11 +377,15 @@ def _check_masks(masks: Sequence[Tensor], scores: Sequence[Tensor] | None) -> No
             raise ShapeError(f"masks[{image}] must be (masks, rows, cols) with a grid that is not empty; got {got}.")
         if mask.dtype != torch.bool:
             raise DTypeError(f"masks[{image}] must be bool; got {mask.dtype}. Compare it first, as in masks > 0.")
-        if scores is not None and scores[image].shape != (len(mask),):
-            raise ShapeError(f"scores[{image}] must be ({len(mask)},), one per mask; got {tuple(scores[image].shape)}.")
+        score = torch.empty(len(mask), device="meta") if scores is None else scores[image]
+        if not isinstance(score, Tensor) or score.shape != (len(mask),):
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ShapeError(f"scores[{image}] must be a ({len(mask)},) tensor, one per mask; got {got}.")
 
 
 def _check_selection(index: Tensor, image: Tensor, batch: int) -> Tensor:
+    if not isinstance(index, Tensor):
+        raise DTypeError(f"index must be a torch tensor; got {type(index).__name__}. Make one with torch.tensor.")
     if index.dtype == torch.bool:
         if index.shape != image.shape:
             raise ShapeError(f"a bool index must be ({len(image)},), one per region; got {tuple(index.shape)}.")
@@ -384,6 +396,7 @@ def _check_selection(index: Tensor, image: Tensor, batch: int) -> Tensor:
         raise ValueRangeError(f"index must lie in 0 to {len(image) - 1}; got {int(index.min())} to {int(index.max())}.")
     if len(index.unique()) != len(index):
         raise ValueRangeError("index names a region twice; each may be kept once.")
+    index = index.long()  # uint8 would be taken for a mask
     chosen = image[index]
     if (chosen.diff() < 0).any():
         raise ValueRangeError("index must keep the images in order; sort it by regions.image[index] first.")

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def read(path):
 def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["tokenize", str(photos / "a.png"), "--threshold", "0.6", "--order", "area", "--out", str(out)]) == 0
-    tokens, labels, config = read(out / "a.safetensors")
+    tokens, labels, config = read(out / "a.regions.safetensors")
     with Image.open(photos / "a.png") as photo:
         features, valid = encoders.load("pixels")(photo)
     expected = Regionizer(pool="mean", threshold=0.6, order="area")(features, valid=valid)
@@ -40,7 +41,7 @@ def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
     again = Regionizer(**config["regionizer"])(features, valid=valid)
     assert torch.equal(again.values, tokens)
     assert (config["encoder"], config["photo_size"], config["regiontok"]) == ("pixels", [427, 640], __version__)
-    with Image.open(out / "a.png") as picture:
+    with Image.open(out / "a.regions.png") as picture:
         assert picture.size == (2 * 640 + 16, 427)
     header, row = capsys.readouterr().out.splitlines()[:2]
     assert header.split() == [
@@ -62,16 +63,37 @@ def test_a_budget_is_exact_and_photos_of_one_name_are_not_written_over(photos, t
     paths = [str(photos / name) for name in ("a.png", "b.jpg", "other/a.jpg")]
     assert main(["tokenize", *paths, "--tokens", "64", "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{name}.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
+        f"{name}.regions.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
     )
-    assert all(len(read(tmp_path / "out" / f"{name}.safetensors")[0]) == 64 for name in ("a", "a-2", "b"))
+    assert all(len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) == 64 for name in ("a", "a-2", "b"))
     assert capsys.readouterr().err.count("photo") > 0  # the progress bar
+
+
+def test_no_photo_is_written_over(photos):
+    shutil.copy(photos / "a.png", photos / "a.regions.png")
+    before = {path: path.read_bytes() for path in photos.glob("*.*")}
+    assert main(["tokenize", *map(str, before), "--out", str(photos)]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in photos.glob("*.safetensors")} == {
+        "a-2.regions.safetensors", "a.regions.regions.safetensors", "b.regions.safetensors",
+    }  # fmt: skip
+
+
+def test_a_photo_that_breaks_the_decoder_does_not_stop_the_rest(photos, tmp_path, monkeypatch, capsys):
+    def draw(*_):
+        raise MemoryError
+
+    assert main(["tokenize", str(photos / "b.jpg"), str(photos), "--out", str(tmp_path / "out")]) == 1
+    assert "a folder, not a photo" in capsys.readouterr().err
+    monkeypatch.setattr("regiontok.cli.draw_regions", draw)
+    assert main(["tokenize", str(photos / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
+    assert "b.jpg: not enough memory" in capsys.readouterr().err
 
 
 def test_patch_source_keeps_padding_when_asked(photos, tmp_path):
     arguments = ["tokenize", str(photos / "a.png"), "--source", "patch", "--padding", "keep", "--norm", "none"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert len(read(tmp_path / "a.safetensors")[0]) == 576
+    assert len(read(tmp_path / "a.regions.safetensors")[0]) == 576
 
 
 def test_one_bad_photo_does_not_stop_the_rest_is_named_and_told_by_the_exit_code(photos, tmp_path, capsys):
@@ -82,7 +104,7 @@ def test_one_bad_photo_does_not_stop_the_rest_is_named_and_told_by_the_exit_code
     assert "broken.jpg: damaged or cut short" in captured.err
     assert "nowhere.png: there is no such file" in captured.err
     assert "2 of 4 photos failed" in captured.err
-    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", "b"}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a.regions", "b.regions"}
 
 
 def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_path, capsys):
@@ -90,7 +112,7 @@ def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_pat
     arguments = [str(photos / "wide.png"), str(photos / "other" / "a.jpg"), "--tokens", "300"]
     assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
     assert "wide.png: num_regions must be at most the number of patches; got 300" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a.png").exists()
+    assert (tmp_path / "out" / "a.regions.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -99,8 +121,9 @@ def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_pat
         (["--encoder", "clip"], "there is no encoder 'clip'"),
         (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
         (["--tokens", "0"], "num_regions must be at least 1; got 0"),
+        (["--source", "patch", "--threshold", "0.5"], "--threshold is for --source clustering"),
         (["--source", "patch", "--tokens", "9"], "num_regions is for source='clustering'"),
-        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
         (["--out", "photos/a.png"], "--out must be a folder that can be made; got photos/a.png"),
     ],
@@ -124,7 +147,7 @@ def test_demo_draws_a_real_photo_and_says_what_clustering_took(tmp_path):
     assert "384 patches -> 95 regions" in done.stdout
     assert "Clustering took" in done.stdout
     assert not done.stderr
-    with Image.open(tmp_path / "demo" / "china.png") as picture:
+    with Image.open(tmp_path / "demo" / "china.regions.png") as picture:
         assert np.asarray(picture).std() > 20
 
 

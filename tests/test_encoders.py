@@ -159,6 +159,8 @@ def test_weights_that_cannot_be_reached_say_what_else_to_do(name, monkeypatch, t
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("pixels", {"device": "abacus"}, "device abacus cannot be used here"),
+        ("open_clip:ViT-B-32", {"pretrained": False, "layer": 99}, "ViT-B-32 cannot give layer=99"),
         ("clip", {}, "there is no encoder 'clip'. Name one of clip-336, siglip2-378, .*pixels, timm:MODEL"),
         ("timm:", {}, "there is no encoder 'timm:'"),
         ("timm:vit_tiny_patch16_999", {}, "has no model 'vit_tiny_patch16_999'. Similar: vit_tiny"),
@@ -201,6 +203,30 @@ def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
     assert builtins.__import__  # the module is restored by monkeypatch
 
 
+def test_models_that_cannot_are_told_of(monkeypatch):
+    encoder = load("timm:hiera_tiny_224", pretrained=False)
+    with pytest.raises(ValueRangeError, match="cannot give layer=-1, final_norm=True: .*Try others"):
+        encoder(wide)
+    monkeypatch.delattr("timm.models.vision_transformer.VisionTransformer.forward_intermediates")
+    with pytest.raises(ValueRangeError, match="'vit_tiny_patch16_224' has no forward_intermediates"):
+        load("timm:vit_tiny_patch16_224", pretrained=False)
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+def test_bad_weights_for_open_clip_are_refused(tmp_path, content):
+    if content:
+        (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="weights for encoder 'open_clip:ViT-B-32'.*(no file|not a whole)"):
+        load("open_clip:ViT-B-32", weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("geometry", ["letterbox", "squash", "center_crop"])
+@pytest.mark.parametrize("size", [(640, 480), (300, 1000), (384, 256)])
+def test_a_plain_photo_is_one_region_whatever_padding_it_has(geometry, size):
+    features, valid = load("pixels", geometry=geometry)(Image.new("RGB", size, (255, 250, 240)))
+    assert len(UnionFindClusterer()(features, valid)) == 1
+
+
 def plain(output, **options):
     settings = {"geometry": ImageGeometry.letterbox(64), "patch_size": 16} | options
     return Encoder(lambda pixels: output(pixels), **settings)
@@ -218,12 +244,14 @@ def test_any_callable_is_an_encoder_and_prefix_tokens_are_removed():
     [
         (lambda _: torch.zeros(1, 15, 3), r"\(1, 15, 3\)"),
         (lambda _: torch.zeros(1, 3, 4, 4), r"\(1, 3, 4, 4\)"),
+        (lambda _: torch.zeros(2, 16, 3), r"\(2, 16, 3\)"),
+        (lambda _: torch.zeros(1, 1024, 16), r"\(1, 1024, 16\)"),
         (lambda _: (1, 2), "tuple"),
     ],
 )
 def test_models_that_return_something_else_are_named(output, got):
     with pytest.raises(
-        ShapeError, match=rf"'mine' must return \(batch, 16 or more, dim\).* 4 x 4 patches; got {got}. Check"
+        ShapeError, match=rf"'mine' must return \(1, 16 or a few more, dim\).* 4 x 4 patches; got {got}. Check"
     ):
         plain(output, name="mine")(wide)
 
@@ -233,7 +261,10 @@ def test_models_that_return_something_else_are_named(output, got):
     [
         ({"patch_size": 15}, ShapeError, "must divide the input's sides; got 15 for 64 x 64. Try 60 x 60"),
         ({"patch_size": 0}, ValueRangeError, "patch_size must be at least 1"),
-        ({"std": (1.0, 0.0, 1.0)}, ValueRangeError, "std must not be zero"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueRangeError, "std without a zero"),
+        ({"mean": (0.5, 0.5)}, ValueRangeError, "mean and std must be 3 numbers each"),
+        ({"fill": "black"}, ValueRangeError, "fill must be one of 'mean', 'edge'"),
+        ({"geometry": "letterbox"}, DTypeError, "geometry must be an ImageGeometry; got 'letterbox'. Make one"),
     ],
 )
 def test_bad_frames_are_refused(options, error, message):

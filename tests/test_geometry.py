@@ -101,6 +101,29 @@ def test_the_smallest_and_thinnest_photos_have_valid_patches(photo, mode):
     assert ImageGeometry(mode, 336).place(photo).valid((24, 24)).any()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("photo", [(30, 400), (400, 30), (99, 500), (64, 64)])
+@pytest.mark.parametrize("fill", [(9, 9, 9), None])
+def test_photos_too_long_for_a_canvas_are_placed_alike_without_one(mode, photo, fill, monkeypatch):
+    ramp = np.linspace(0, 255, photo[0])[:, None] / 2 + np.linspace(0, 255, photo[1]) / 2
+    image = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
+    placement = ImageGeometry(mode, 96).place(photo)
+    expected = np.asarray(placement.image(image, fill=fill)).astype(int)
+    monkeypatch.setattr("regiontok.geometry._MOST_PIXELS", 0)
+    placed = np.asarray(placement.image(image, fill=fill)).astype(int)
+    assert placed.shape == expected.shape
+    shown = placement.mask(np.ones(photo, bool)).numpy()
+    assert np.abs(placed - expected)[shown].mean() < 4
+    assert fill is None or np.abs(placed - expected)[~shown].sum() <= 128 * 3 * 2 * 96
+
+
+def test_a_very_long_photo_needs_little_memory():
+    image = Image.new("RGB", (60000, 20), (10, 200, 30))
+    placed = ImageGeometry.letterbox(64).place((20, 60000)).image(image, fill=(10, 200, 30))
+    assert (np.asarray(placed) == (10, 200, 30)).all()
+    assert ImageGeometry.center_crop(64).place((20, 60000)).image(image).size == (64, 64)
+
+
 def test_geometry_makes_a_round_trip_through_its_config():
     for mode in MODES:
         geometry = ImageGeometry(mode, (336, 448))
@@ -119,6 +142,13 @@ def test_geometry_makes_a_round_trip_through_its_config():
         (lambda: ImageGeometry.letterbox(0), ValueRangeError, "size must be at least 1; got 0"),
         (lambda: ImageGeometry.letterbox((1, 2, 3)), ShapeError, r"size must be a number or \(height, width\)"),
         (lambda: ImageGeometry.letterbox((1.5, 2)), DTypeError, "size must be a whole number; got 1.5"),
+        (lambda: ImageGeometry.letterbox(336.5), DTypeError, "size must be a whole number; got 336.5"),
+        (
+            lambda: ImageGeometry.squash(8).place((3, 4, 3)),
+            ShapeError,
+            r"photo must be \(height, width\); got \(3, 4, 3\)",
+        ),
+        (lambda: ImageGeometry.squash(8).place(3), ShapeError, "photo must be .*; got 3"),
         (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "photo height must be at least 1; got 0"),
         (lambda: square.image(Image.new("RGB", (5, 4))), ShapeError, r"for photos of \(4, 4\); got \(4, 5\)"),
         (lambda: square.mask(torch.ones(2, 5, 4).bool()), ShapeError, r"must be \(..., 4, 4\) like their photo"),

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from regiontok import rms_normalize
+from regiontok.errors import DTypeError
 from tests.conftest import TOLERANCES, assert_close, smooth_features
 
 
@@ -25,6 +26,12 @@ def test_lists_stay_lists():
     features = [smooth_features(3, 4, 8)[0], smooth_features(2, 2, 8)[0]]
     for one, other in zip(rms_normalize(features), features, strict=True):
         assert torch.equal(one, rms_normalize(other))
+
+
+@pytest.mark.parametrize("features", [torch.ones(2, 2, dtype=torch.int64), [[1.0]]])
+def test_what_is_no_floating_point_tensor_is_refused(features):
+    with pytest.raises(DTypeError, match="features must be floating point"):
+        rms_normalize(features)
 
 
 def test_it_passes_gradcheck():

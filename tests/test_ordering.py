@@ -54,6 +54,12 @@ def test_raster_is_how_labels_come():
     assert torch.equal(order_regions(regions, "raster").patch, regions.patch)
 
 
+def test_images_without_masks_do_not_stop_an_order_by_score():
+    masks = [torch.eye(2).reshape(2, 1, 2).bool(), torch.zeros(0, 1, 2, dtype=torch.bool)]
+    regions = Regions.from_masks(masks, scores=[torch.tensor([0.1, 0.9]), torch.zeros(0)])
+    assert order_regions(regions, "score").mask_index.tolist() == [1, 0, -1]
+
+
 def test_unknown_orders_and_missing_scores_are_refused():
     regions = Regions.from_labels(random_labels(3, 3, 4))
     with pytest.raises(

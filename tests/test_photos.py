@@ -66,7 +66,7 @@ def test_several_frames_are_refused(save, name):
     path = save(
         red, name, save_all=True, append_images=[Image.new("RGB", red.size, colour) for colour in ("blue", "green")]
     )
-    with pytest.raises(PhotoError, match=rf"{name}: it has 3 frames and one is wanted. Choose one"):
+    with pytest.raises(PhotoError, match=rf"{name}: it has 3 frames and one is wanted. Save the one"):
         read_photo(path)
     with Image.open(path) as image:
         image.seek(1)
@@ -100,8 +100,42 @@ def test_files_that_are_no_image_are_refused(tmp_path, content):
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(PhotoError, match="nowhere.jpg: there is no such file"):
         read_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(PhotoError, match="damaged or cut short"):
+    with pytest.raises(PhotoError, match="a folder, not a photo. Name the files in it"):
         read_photo(tmp_path)
+
+
+def test_whatever_a_decoder_raises_is_told_as_a_damaged_photo(save, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the decoder stumbled")
+
+    path = save(red, "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(PhotoError, match=r"a.png: damaged or cut short \(the decoder stumbled\)"):
+        read_photo(path)
+
+
+def test_a_file_opened_but_cut_short_is_told_when_it_is_decoded(tmp_path, china):
+    china.save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:5000])
+    with Image.open(tmp_path / "b.jpg") as broken, pytest.raises(PhotoError, match="photo 1: damaged or cut short"):
+        as_photos([china, broken])
+
+
+def test_a_damaged_exif_block_leaves_the_pixels_as_they_are(save, monkeypatch):
+    def fail(*_, **__):
+        raise TypeError("required argument is not an integer")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    assert read_photo(save(red, "a.png")).size == (30, 20)
+
+
+def test_a_file_that_may_not_be_read_is_named(save, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PhotoError, match=r"a.png: cannot be read \(Permission denied\)"):
+        read_photo(save(red, "a.png"))
 
 
 @pytest.mark.parametrize("limit", [400, 250])  # Pillow warns above the limit and raises above twice of it

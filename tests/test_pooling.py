@@ -165,11 +165,15 @@ def test_pools_compile_with_changing_shapes():
         assert_close(mean(features, regions).values, MeanPool()(features, regions).values)
 
 
-def test_attention_under_autocast_is_near():
+@pytest.mark.parametrize("fold", [True, False])
+def test_attention_under_autocast_is_near_and_has_gradients(fold, monkeypatch):
     pool, features, regions = trained(32, 4), smooth_features(6, 7, 32, batch=2), overlapping(6, 7, 9)
+    monkeypatch.setattr(pool, "_folding_is_cheaper", lambda *_: fold)
     with torch.autocast("cpu", torch.bfloat16):
         low = pool(features, regions).values
+        low.square().mean().backward()
     assert_close(low.bfloat16(), pool(features, regions).values)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in pool.parameters())
 
 
 def test_state_makes_a_round_trip():
@@ -179,6 +183,14 @@ def test_state_makes_a_round_trip():
     features, regions = smooth_features(6, 7, 32, batch=2), overlapping(6, 7, 9)
     assert torch.equal(again(features, regions).values, pool(features, regions).values)
     assert "dim=32, num_heads=4" in repr(again)
+
+
+def test_regions_of_another_kind_or_device_are_refused():
+    features, regions = smooth_features(2, 3, 16), Regions.from_labels(torch.zeros(1, 2, 3, dtype=torch.int64))
+    with pytest.raises(DTypeError, match="regions must be Regions; got Tensor. Make them with Regions.from_labels"):
+        MeanPool()(features, regions.labels())
+    with pytest.raises(DTypeError, match="features are on cpu and regions on meta"):
+        MeanPool()(features, regions.to("meta"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

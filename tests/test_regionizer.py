@@ -1,11 +1,12 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regiontok import CrossAttnPool, MeanPool, Regionizer, UnionFindClusterer, order_regions, rms_normalize
+from regiontok import CrossAttnPool, MeanPool, Regionizer, Regions, UnionFindClusterer, order_regions, rms_normalize
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from tests.conftest import smooth_features
 from tests.test_pooling import trained
@@ -169,7 +170,7 @@ def test_what_is_saved_can_be_read_without_us(saved):
         (
             {"pool": "mean", "order": "score"},
             ValueRangeError,
-            "needs masks with scores, which source='clustering' has not",
+            "order must be one of 'raster', 'centroid', 'area', 'random'",
         ),
         ({"pool": "mean", "padding": "crop"}, ValueRangeError, "padding must be one of 'drop', 'keep'"),
         ({"source": "patch", "num_regions": 5}, ValueRangeError, "num_regions is for source='clustering'"),
@@ -183,6 +184,63 @@ def test_what_is_saved_can_be_read_without_us(saved):
 def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         Regionizer(**options)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    regionizer = Regionizer(dim=np.int64(32), num_heads=4, num_regions=np.int64(5), threshold=np.float32(0.5))
+    regionizer.save_pretrained(tmp_path)
+    assert Regionizer.from_pretrained(tmp_path)(features).counts.tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("source", ["clustering", "patch"])
+def test_nan_is_named_by_every_source_unless_it_is_not_valid(source):
+    broken = features.clone()
+    broken[1, 2, 3] = torch.nan
+    with pytest.raises(
+        ValueRangeError, match="image 1 has NaN or infinity in 1 of its patches, the first at row 2, column 3"
+    ):
+        Regionizer(source=source, pool="mean")(broken)
+    valid = torch.ones(3, 6, 7, dtype=torch.bool)
+    valid[1, 2, 3] = False
+    regionizer = Regionizer(source=source, dim=32, num_heads=4, pool="cross_attention", threshold=1)
+    regionizer.pool.load_state_dict(trained(32, 4).state_dict())
+    tokens = regionizer(broken, valid=valid)
+    tokens.values.sum().backward()
+    assert tokens.values.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in regionizer.parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e20, 1e30])
+def test_the_scale_of_features_does_not_matter_after_rms(scale):
+    expected = Regionizer(pool="mean")(features)
+    tokens = Regionizer(pool="mean")(features * scale)
+    assert torch.equal(tokens.regions.patch, expected.regions.patch)
+    torch.testing.assert_close(tokens.values, expected.values, rtol=1, atol=0.05)
+
+
+def test_features_of_another_dtype_than_the_weights_are_refused():
+    regionizer = Regionizer(dim=32, num_heads=4)
+    with pytest.raises(DTypeError, match="features are torch.bfloat16 and this pool is torch.float32. Convert one"):
+        regionizer(features.bfloat16())
+    assert regionizer.bfloat16()(features.bfloat16()).values.dtype == torch.bfloat16
+
+
+def test_a_default_device_of_torch_changes_nothing():
+    expected = Regionizer(pool="mean", order="random")(features, valid=half_valid)
+    patch = Regionizer(source="patch", pool="mean")(features)
+    with torch.device("meta"):
+        tokens = Regionizer(pool="mean", order="centroid")(features, valid=half_valid)
+        assert len(tokens) == len(expected)
+        assert torch.equal(Regionizer(source="patch", pool="mean")(features).values, patch.values)
+        assert torch.equal(Regions.from_labels(patch.regions.labels()).patch, patch.regions.patch)
+        assert len(Regions.from_masks(patch.regions.masks(), valid=half_valid)) == int(half_valid.sum())
+        assert UnionFindClusterer().tree(features)[0].cut(num_regions=4).labels().max() == 3
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file must be a folder that can be made: File exists"):
+        Regionizer(pool="mean").save_pretrained(tmp_path / "file")
 
 
 def test_features_of_another_dimension_are_refused():

@@ -104,6 +104,12 @@ def test_selecting_regions_selects_their_masks(batch, random):
     assert torch.equal(regions.select(keep).image, regions.image[keep])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_an_index_of_any_integers_is_an_index(dtype):
+    regions = Regions.from_labels(torch.tensor([[[0, 1, 2]]]))
+    assert regions.select(torch.tensor([2, 0], dtype=dtype)).patch.tolist() == [2, 0]
+
+
 def test_patches_that_are_not_valid_are_in_no_region():
     masks = torch.tensor([[[1, 1, 0]], [[0, 0, 1]]]).bool()
     valid = torch.tensor([[[True, True, False]]])
@@ -182,9 +188,11 @@ def test_padding_keeps_gradients():
     ("labels", "error", "message"),
     [
         ([], ShapeError, "at least one image; got none"),
+        (None, DTypeError, "got NoneType for image 0"),
+        (torch.tensor(3), ShapeError, r"image 0 has \(\)"),
         (torch.zeros(3, 4, dtype=torch.int64), ShapeError, r"image 0 has \(4,\)"),
         ([torch.zeros(0, 4, dtype=torch.int64)], ShapeError, r"image 0 has \(0, 4\)"),
-        ([[0, 1]], ShapeError, "image 0 has list"),
+        ([[0, 1]], DTypeError, "got list for image 0. Arrays go through torch.from_numpy"),
         (torch.zeros(1, 2, 2), DTypeError, "must be integers; image 0 has torch.float32"),
         (torch.zeros(1, 2, 2, dtype=torch.bool), DTypeError, "Masks go to Regions.from_masks"),
         (torch.full((1, 2, 2), -2), ValueRangeError, "got -2"),
@@ -209,7 +217,13 @@ some = torch.ones(2, 3, 3, dtype=torch.bool)
         ([some, some[:, :0]], {}, ShapeError, r"masks\[1\] must be .* got \(2, 0, 3\)"),
         ([some.float()], {}, DTypeError, r"masks\[0\] must be bool; got torch.float32"),
         ([some], {"scores": []}, ShapeError, "one tensor per image, 1; got 0"),
-        ([some], {"scores": [torch.ones(3)]}, ShapeError, r"scores\[0\] must be \(2,\), one per mask; got \(3,\)"),
+        (
+            [some],
+            {"scores": [torch.ones(3)]},
+            ShapeError,
+            r"scores\[0\] must be a \(2,\) tensor, one per mask; got \(3,\)",
+        ),
+        ([some], {"scores": [[0.5, 0.5]]}, ShapeError, "got list"),
         ([some], {"valid": torch.zeros(1, 3, 3).bool()}, ValueRangeError, "image 0 has no valid patch"),
     ],
 )
@@ -228,6 +242,7 @@ def test_bad_masks_are_refused(masks, options, error, message):
         (torch.tensor([0, 1]), ValueRangeError, "leaves image 1 without a region"),
         (torch.tensor([True, False]), ShapeError, r"a bool index must be \(4,\)"),
         (torch.tensor([0.0]), ShapeError, "integers or bool"),
+        ([0, 2], DTypeError, "index must be a torch tensor; got list"),
     ],
 )
 def test_bad_selections_are_refused(index, error, message):

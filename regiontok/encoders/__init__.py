@@ -70,7 +70,8 @@ def load(
         An `Encoder`.
 
     Raises:
-        ValueRangeError: An unknown name, geometry or layer, or an option that this encoder has no use for.
+        ValueRangeError: An unknown name, geometry or layer, an option that this encoder has no use for, or a device
+            that is not there.
         CheckpointError: Weights that cannot be reached or do not fit.
         MissingDependencyError: timm or open_clip is not installed.
 
@@ -87,6 +88,12 @@ def load(
     check_choice("geometry", geometry, ("letterbox", "squash", "center_crop"))
     if img_size is not None:
         check_integer("img_size", img_size)
+    if layer is not None:
+        check_integer("layer", layer, minimum=-1000)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueRangeError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     if name == "pixels":
         _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
         side = img_size or 24 * PixelDescriptor.patch_size
@@ -94,6 +101,7 @@ def load(
             PixelDescriptor(),
             geometry=ImageGeometry(geometry, (side, side)),
             patch_size=PixelDescriptor.patch_size,
+            fill="edge",
             name=name,
         )
         return encoder.to(device or "cpu")
@@ -124,4 +132,4 @@ def load(
 def _refuse(name: str, **options: object) -> None:
     for option, value in options.items():
         if value is not None:
-            raise ValueRangeError(f"encoder {name!r} takes no {option}; got {value!r}. Leave it out.")
+            raise ValueRangeError(f"encoder {name!r} takes no {option}; got {value}. Leave it out.")

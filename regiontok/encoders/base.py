@@ -1,19 +1,26 @@
 """The frame around every encoder: photos in, patch features and valid patches out, with one geometry."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from regiontok._checks import check_integer
-from regiontok.errors import ShapeError, ValueRangeError
+from regiontok._checks import check_choice, check_integer
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.photos import as_photos
 
 RGB = tuple[float, float, float]
+
+
+_MOST_PREFIX_TOKENS = 64
+"""Class and register tokens are 16 at the most in known models; more is another layout taken for tokens."""
 
 
 class Encoded(NamedTuple):
@@ -36,6 +43,8 @@ class Encoder(nn.Module):
         patch_size: Side of a patch in input pixels; must divide the input's sides.
         mean: Subtracted from RGB in ``[0, 1]``.
         std: Divided by, after that.
+        fill: What letterbox padding shows: ``mean``, the mean colour, as LLaVA does it; or ``edge``, the photo's edge
+            extended.
         name: What to call it in messages.
 
     Raises:
@@ -74,22 +83,30 @@ class Encoder(nn.Module):
         patch_size: int,
         mean: RGB = (0.0, 0.0, 0.0),
         std: RGB = (1.0, 1.0, 1.0),
+        fill: str = "mean",
         name: str = "custom",
     ) -> None:
         super().__init__()
         check_integer("patch_size", patch_size)
+        check_choice("fill", fill, ("mean", "edge"))
+        if not isinstance(geometry, ImageGeometry):
+            raise DTypeError(
+                f"geometry must be an ImageGeometry; got {geometry!r}. Make one, as in ImageGeometry.letterbox(336)."
+            )
         height, width = geometry.size
         if height % patch_size or width % patch_size:
             raise ShapeError(
                 f"patch_size must divide the input's sides; got {patch_size} for {height} x {width}. "
                 f"Try {max(1, height // patch_size) * patch_size} x {max(1, width // patch_size) * patch_size}."
             )
-        if 0 in std:
-            raise ValueRangeError(f"std must not be zero; got {std}.")
+        if len(mean) != 3 or len(std) != 3 or 0 in std:
+            raise ValueRangeError(f"mean and std must be 3 numbers each, std without a zero; got {mean} and {std}.")
         self.model = model
         self.geometry = geometry
         self.patch_size = patch_size
+        self.fill = fill
         self.name = name
+        self._colour = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))  # in whole numbers, as LLaVA
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
         self.eval()
@@ -106,13 +123,10 @@ class Encoder(nn.Module):
     def preprocess(self, photos: Image.Image | Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Place photos on the input and normalise them: pixels ``(B, 3, height, width)`` and ``valid (B, rows, cols)``.
 
-        Padding has the mean colour, in whole numbers of 255, as LLaVA does it.
-
         Raises:
             DTypeError, PhotoError: Not Pillow images, none at all, or pictures that cannot be one RGB photo.
         """
-        mean = self.mean.flatten().tolist() if not self.mean.is_meta else [0.0, 0.0, 0.0]
-        fill = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
+        fill = self._colour if self.fill == "mean" else None
         pixels, valid = [], []
         for photo in as_photos(photos):
             placement = self.geometry.place((photo.height, photo.width))
@@ -138,13 +152,32 @@ class Encoder(nn.Module):
         parameter = next(self.parameters(), None)
         output = self.model(pixels if parameter is None else pixels.to(parameter.dtype))
         rows, cols = self.grid
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1:3] == self.grid:
-            return output
-        if isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] >= rows * cols:
-            return output[:, output.shape[1] - rows * cols :].unflatten(1, self.grid)
+        if isinstance(output, Tensor) and len(output) == len(pixels):
+            prefix = output.shape[1] - rows * cols if output.ndim == 3 else -1
+            if 0 <= prefix <= _MOST_PREFIX_TOKENS:
+                return output[:, prefix:].unflatten(1, self.grid)
+            if output.ndim == 4 and output.shape[1:3] == self.grid:
+                return output
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ShapeError(
-            f"encoder {self.name!r} must return (batch, {rows * cols} or more, dim) or (batch, {rows}, {cols}, dim) "
+            f"encoder {self.name!r} must return ({len(pixels)}, {rows * cols} or a few more, dim) or "
+            f"({len(pixels)}, {rows}, {cols}, dim) "
             f"for its {rows} x {cols} patches; got {got}. Check patch_size and the geometry's size, or wrap the model "
             "in a function that returns its patch tokens."
         )
+
+
+def read_weights(file: str | Path, *, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, for the encoder ``name``.
+
+    Raises:
+        CheckpointError: No such file, or not a whole safetensors file.
+    """
+    if not Path(file).is_file():
+        raise CheckpointError(f"weights for encoder {name!r}: there is no file {file}.")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"weights for encoder {name!r}: {file} is not a whole safetensors file ({error})."
+        ) from error

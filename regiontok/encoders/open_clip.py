@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.encoders.base import Encoder
+from regiontok.encoders.base import Encoder, read_weights
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 
@@ -58,8 +58,7 @@ def build(
             f"open_clip {open_clip.__version__} has no model {model_name!r}. See open_clip.list_models()."
         )
     if weights is not None:
-        if not Path(weights).is_file():
-            raise CheckpointError(f"weights for encoder {name!r}: there is no file {weights}.")
+        read_weights(weights, name=name)  # open_clip reads it again, after this has seen that it is whole
         source: str | None = str(weights)
     else:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
@@ -82,8 +81,11 @@ def build(
     config = visual.preprocess_cfg
     tower = OpenClipFeatures(visual, layer=layer, final_norm=final_norm)
     size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size, visual.image_size)
-    with torch.no_grad():
-        rows = tower(torch.zeros(1, 3, *size, device=device or "cpu")).shape[1]
+    try:
+        with torch.no_grad():
+            rows = tower(torch.zeros(1, 3, *size, device=device or "cpu")).shape[1]
+    except AssertionError as error:  # how open_clip says that a layer is not there
+        raise ValueRangeError(f"open_clip {model_name} cannot give layer={layer}: {error}. Try another.") from error
     return Encoder(
         tower,
         geometry=ImageGeometry(geometry, size),

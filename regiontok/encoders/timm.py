@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.encoders.base import Encoder
+from regiontok.encoders.base import Encoder, read_weights
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 
@@ -32,9 +30,14 @@ class TimmFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features of ``(B, 3, height, width)`` pixels."""
-        layers = self.model.forward_intermediates(  # type: ignore[operator]
-            pixels, indices=[self.layer], norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
-        )
+        try:
+            layers = self.model.forward_intermediates(  # type: ignore[operator]
+                pixels, indices=[self.layer], norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
+            )
+        except AssertionError as error:  # how timm says that a model cannot
+            raise ValueRangeError(
+                f"this timm model cannot give layer={self.layer}, final_norm={self.final_norm}: {error}. Try others."
+            ) from error
         return layers[0].permute(0, 2, 3, 1)
 
 
@@ -64,8 +67,9 @@ def build(
             model = _create(timm, model_name, img_size, options)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the weights of encoder {name!r} (timm {model_name}) could not be had: {_first_line(error)} "
-                "Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs none."
+                f"the weights of encoder {name!r} (timm {model_name}, {_hub_name(timm, model_name)}) could not be had: "
+                f"{_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs "
+                "none."
             ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueRangeError(
@@ -98,14 +102,7 @@ def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
     Raises:
         CheckpointError: No such file, not safetensors, or a parameter that it lacks or has in another shape.
     """
-    if not Path(file).is_file():
-        raise CheckpointError(f"weights for encoder {name!r}: there is no file {file}.")
-    try:
-        state: dict[str, Tensor] = load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"weights for encoder {name!r}: {file} is not a whole safetensors file ({error})."
-        ) from error
+    state = read_weights(file, name=name)
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is not None:
         state = rename(state, model)
@@ -129,6 +126,11 @@ def _create(timm: Any, model_name: str, img_size: int | None, options: dict[str,
         if "img_size" not in str(error):
             raise
         return timm.create_model(model_name, **options)
+
+
+def _hub_name(timm: Any, model_name: str) -> str:
+    config = timm.get_pretrained_cfg(model_name)
+    return f"{config.hf_hub_id} on the Hugging Face hub" if config and config.hf_hub_id else "on no hub"
 
 
 def _first_line(error: Exception) -> str:
