@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         "tokenize",
         help="cut photos into region tokens",
         description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
-        "NAME.regions.safetensors: tokens (K, dim), labels (rows, cols; -1 for padding), and the options as JSON. A token is its region's mean.",
+        "NAME.regions.safetensors: tokens (K, dim), labels (rows, cols; -1 for padding), and the options as JSON. "
+        "A token is its region's mean.",
     )
     tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     tokenize.add_argument(

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from regiontok import ImageGeometry
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
@@ -113,8 +114,9 @@ def test_photos_too_long_for_a_canvas_are_placed_alike_without_one(mode, photo, 
     placed = np.asarray(placement.image(image, fill=fill)).astype(int)
     assert placed.shape == expected.shape
     shown = placement.mask(np.ones(photo, bool)).numpy()
-    assert np.abs(placed - expected)[shown].mean() < 4
-    assert fill is None or np.abs(placed - expected)[~shown].sum() <= 128 * 3 * 2 * 96
+    inner, outer = ndimage.binary_erosion(shown, border_value=1), ~ndimage.binary_dilation(shown, iterations=2)
+    assert np.abs(placed - expected)[inner].mean() < 4  # the photo's own edge falls on whole pixels
+    assert fill is None or (placed[outer] == fill).all()
 
 
 def test_a_very_long_photo_needs_little_memory():

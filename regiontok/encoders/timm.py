@@ -68,8 +68,8 @@ def build(
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"the weights of encoder {name!r} (timm {model_name}, {_hub_name(timm, model_name)}) could not be had: "
-                f"{_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs "
-                "none."
+                f"{_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', which "
+                "needs none."
             ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueRangeError(
