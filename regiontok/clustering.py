@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from regiontok._checks import (
 from regiontok._kernels.merge import collect, label, merge
 from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions
+
+_T = TypeVar("_T")
 
 
 class UnionFindClusterer:
@@ -103,14 +106,13 @@ class UnionFindClusterer:
             _check_budget(batch, self.num_regions, self.connectivity)
         threshold, target = (self.threshold, 1) if self.num_regions is None else (-1.0, self.num_regions)
         labels = np.empty(len(batch.valid), np.int64)
-        counts = np.empty(len(batch.grids), np.int64)
 
-        def cluster(image: int) -> None:
+        def cluster(image: int) -> int:
             pairs, _ = self._merge(batch, image, threshold, target)
-            counts[image] = label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
+            return label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
 
-        self._for_each_image(batch, cluster)
-        return batch.regions(labels, counts)
+        counts = self._map(cluster, batch)
+        return batch.regions(labels, np.array(counts))
 
     def tree(self, features: Features, valid: Valid | None = None) -> list["MergeTree"]:
         """Merge the patches of each image as far as they connect and keep every merge, to cut at will.
@@ -118,18 +120,16 @@ class UnionFindClusterer:
         ``threshold`` and ``num_regions`` of the clusterer are not used. Shapes and errors are those of a call.
         """
         batch = _Batch(features, valid)
-        trees: list[MergeTree] = [None] * len(batch.grids)  # type: ignore[list-item]
 
-        def grow(image: int) -> None:
+        def grow(image: int) -> MergeTree:
             pairs, similarity = self._merge(batch, image, -1.0, 1)
-            trees[image] = MergeTree(
+            return MergeTree(
                 pairs=torch.from_numpy(pairs.copy()),
                 similarity=torch.from_numpy(similarity.copy()),
                 valid=torch.from_numpy(batch.of(image, batch.valid).copy()).reshape(batch.grids[image]),
             )
 
-        self._for_each_image(batch, grow)
-        return trees
+        return self._map(grow, batch)
 
     def _merge(self, batch: "_Batch", image: int, threshold: float, target: int) -> tuple[np.ndarray, np.ndarray]:
         """Merges of one image: ``pairs (m, 2)`` and their cosines ``(m,)``."""
@@ -144,15 +144,14 @@ class UnionFindClusterer:
             done = merge(values, valid, cols, diagonal, threshold, target, True, pairs, similarity)
         return pairs[:done], similarity[:done]
 
-    def _for_each_image(self, batch: "_Batch", work: Callable[[int], None]) -> None:
+    def _map(self, work: Callable[[int], _T], batch: "_Batch") -> list[_T]:
+        """Results of ``work`` for every image of the batch, shared among threads."""
         images = range(len(batch.grids))
         threads = min(self.num_threads or torch.get_num_threads(), len(images))
         if threads == 1:
-            for image in images:
-                work(image)
-        else:  # a pool per call: one kept for good would be dead in a forked process
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(work, images))
+            return [work(image) for image in images]
+        with ThreadPoolExecutor(threads) as pool:  # one per call: kept for good it would be dead in a forked process
+            return list(pool.map(work, images))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +184,7 @@ class MergeTree:
         return f"MergeTree({len(self.pairs)} merges on a {rows} x {cols} grid)"
 
     def cut(self, *, threshold: float | None = None, num_regions: int | None = None) -> Regions:
-        """The regions of the image, a batch of one, at a similarity or at a count.
+        """The regions of the image, a batch of one on the CPU, at a similarity or at a count.
 
         Raises:
             ValueRangeError: Not exactly one of the two, or out of range.

@@ -67,7 +67,7 @@ def test_it_works_where_no_cache_folder_can_be_written(tmp_path):
     assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
 
 
-def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays():
+def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays(tmp_path):
     code = (
         "import torch; from regiontok import UnionFindClusterer as U; from tests.conftest import smooth_features as f\n"
         "for c in (4, 8): print(U(connectivity=c)(f(7, 9, 12, batch=2)).labels().tolist())\n"
@@ -78,7 +78,7 @@ def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays():
     assert compiled.returncode == 0, compiled.stderr
     assert len(compiled.stdout) > 200
     assert run(code, NUMBA_DISABLE_JIT="1", **environment).stdout == compiled.stdout
-    checked = run(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR="", **environment)
+    checked = run(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **environment)
     assert checked.stdout == compiled.stdout, checked.stderr
 
 

@@ -62,7 +62,7 @@ def load(
         device: Where to build it; the CPU by default.
         layer: Block or stage whose features to take, negative from the end. By default the second to last for
             ``clip-336``, as LLaVA does, and the last for all others.
-        final_norm: Apply the model's last norm to them. By default not for ``clip-336`` and for all others.
+        final_norm: Apply the model's last norm to them. By default not for ``clip-336``, but for all others.
         img_size: Input side in pixels, where it should not be the model's own; the named encoders have theirs.
         geometry: How photos are placed: ``letterbox``, ``squash`` or ``center_crop``.
 
