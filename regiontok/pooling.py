@@ -12,8 +12,8 @@ from regiontok._checks import Features, check_integer, flatten_features
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions, RegionTokens
 
-_BLOCK_ELEMENTS = 2**21
-"""Attention runs over blocks of regions whose folded queries hold about so many numbers (8 MiB in float32)."""
+_BLOCK_ELEMENTS = 2**20
+"""Attention runs over blocks of regions whose folded queries hold about so many numbers (4 MiB in float32)."""
 
 
 class MeanPool(nn.Module):
