@@ -205,7 +205,7 @@ def _env(_: argparse.Namespace) -> int:
 def _tokenize_photo(
     photo: str, read: Callable[[], Image.Image], encoder: Encoder, regionizer: Regionizer, target: Path
 ) -> Row:
-    """Run one photo through every stage and write ``target.png`` and ``target.safetensors``."""
+    """Run one photo through every stage and write its picture and tensors beside ``target``."""
     watch = Stopwatch(encoder.mean.device)
     image = watch.time("read", read)
     features, valid = watch.time("encode", lambda: encoder(image))

@@ -203,12 +203,10 @@ class Placement:
         scale, offset = np.array(self.scale), np.array(self.offset)
         start = np.clip(np.round(offset), 0, np.array(self.input) - 1).astype(int)
         end = np.clip(np.round(offset + np.array(self.photo) * scale), start + 1, self.input).astype(int)
-        top, left = np.clip((start - offset) / scale, 0, None)
-        bottom, right = np.minimum((end - offset) / scale, self.photo)
+        low = np.clip((start - offset) / scale, 0, np.array(self.photo) - 1)  # a pixel at the least, inside the photo
+        high = np.clip((end - offset) / scale, low + 1, self.photo)
         size = (int(end[1] - start[1]), int(end[0] - start[0]))
-        photo = photo.resize(
-            size, Image.Resampling.BICUBIC, box=(left, top, max(right, left + 1), max(bottom, top + 1))
-        )
+        photo = photo.resize(size, Image.Resampling.BICUBIC, box=(low[1], low[0], high[1], high[0]))
         return _pad(photo, (int(start[0]), int(start[1])), self.input, fill)
 
     def _share(self, axis: int, patches: int) -> Tensor:

@@ -19,7 +19,7 @@ def read_photo(path: str | Path) -> Image.Image:
     """Read a photo from a file.
 
     Turned upright by its EXIF orientation; CMYK, palette and grey converted to RGB; 16-bit grey scaled to 8;
-    transparency laid over white.
+    transparency laid over white. A damaged EXIF block is passed over: it says nothing of the pixels.
 
     Raises:
         PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
@@ -52,6 +52,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
             f"it has {frames} frames and one is wanted. Save the one you want as a photo, or in Python: image.seek(0); "
             "image = image.copy()."
         )
+    image.load()  # a file cut short must show here, not be taken for a damaged EXIF block
     with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -119,6 +119,16 @@ def test_photos_too_long_for_a_canvas_are_placed_alike_without_one(mode, photo, 
     assert fill is None or (placed[outer] == fill).all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [63, 64])
+@pytest.mark.parametrize("photo", [(1, 9000), (9000, 1), (2, 9001), (3, 20000)])
+def test_the_thinnest_long_photos_can_be_placed(mode, size, photo):
+    image = Image.new("RGB", photo[::-1], (10, 200, 30))
+    placed = np.asarray(ImageGeometry(mode, size).place(photo).image(image, fill=(10, 200, 30)))
+    assert placed.shape == (size, size, 3)
+    assert (placed == (10, 200, 30)).all()
+
+
 def test_a_very_long_photo_needs_little_memory():
     image = Image.new("RGB", (60000, 20), (10, 200, 30))
     placed = ImageGeometry.letterbox(64).place((20, 60000)).image(image, fill=(10, 200, 30))

@@ -114,8 +114,11 @@ def test_whatever_a_decoder_raises_is_told_as_a_damaged_photo(save, monkeypatch)
         read_photo(path)
 
 
-def test_a_file_opened_but_cut_short_is_told_when_it_is_decoded(tmp_path, china):
-    china.save(tmp_path / "a.jpg")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_file_opened_but_cut_short_is_told_when_it_is_decoded(tmp_path, china, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    china.save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:5000])
     with Image.open(tmp_path / "b.jpg") as broken, pytest.raises(PhotoError, match="photo 1: damaged or cut short"):
         as_photos([china, broken])
