@@ -18,7 +18,6 @@ from regiontok._checks import (
     check_features,
     check_finite,
     check_integer,
-    check_number,
     flatten_features,
     flatten_valid,
 )
@@ -114,7 +113,7 @@ class Regionizer(nn.Module):
         if dim is not None:
             check_integer("dim", dim)
         check_integer("num_heads", num_heads)
-        check_number("threshold", threshold, low=-1, high=1)
+        self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
         self.config: dict[str, Any] = {
             "source": source,
             "dim": None if dim is None else int(dim),
@@ -128,7 +127,6 @@ class Regionizer(nn.Module):
             "connectivity": int(connectivity),
             "padding": padding,
         }
-        self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
         self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()  # type: ignore[arg-type]
         if order == "random":  # counted in the state, so that a resumed run goes on where it stopped
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))

@@ -178,6 +178,8 @@ def test_what_is_saved_can_be_read_without_us(saved):
         ({"dim": 100}, ValueRangeError, "num_heads must divide dim"),
         ({"dim": "64"}, DTypeError, "dim must be a whole number; got '64'"),
         ({"dim": 64, "threshold": -3}, ValueRangeError, "threshold must be in"),
+        ({"dim": 64, "connectivity": "x"}, ValueRangeError, "connectivity must be one of 4, 8; got 'x'"),
+        ({"dim": 64, "num_heads": None}, DTypeError, "num_heads must be a whole number; got None"),
         ({"dim": 64, "seed": -1}, ValueRangeError, "seed must be at least 0"),
     ],
 )
