@@ -12,6 +12,9 @@ The way of the data, and where each step lives:
     geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging similar neighbours                                   UnionFindClusterer, MergeTree
+    maskset       the masks of one photo                                       MaskSet
+    downsample    masks brought to the patch grid                              MaskDownsampler
+    splitting     masks split by what is in them                               split_regions
     regions       which patches belong to which region; the tokens             Regions, RegionTokens
     ordering      the order of tokens                                          order_regions
     pooling       one token per region                                         CrossAttnPool, MeanPool
@@ -25,20 +28,25 @@ from importlib.metadata import version as _version
 
 from regiontok import encoders
 from regiontok.clustering import MergeTree, UnionFindClusterer
+from regiontok.downsample import MaskDownsampler
 from regiontok.errors import RegiontokError
 from regiontok.geometry import ImageGeometry, Placement
+from regiontok.maskset import MaskSet
 from regiontok.normalize import rms_normalize
 from regiontok.ordering import order_regions
 from regiontok.photos import read_photo
 from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
+from regiontok.splitting import split_regions
 
 __version__ = _version("regiontok")
 
 __all__ = [
     "CrossAttnPool",
     "ImageGeometry",
+    "MaskDownsampler",
+    "MaskSet",
     "MeanPool",
     "MergeTree",
     "Placement",
@@ -51,4 +59,5 @@ __all__ = [
     "order_regions",
     "read_photo",
     "rms_normalize",
+    "split_regions",
 ]

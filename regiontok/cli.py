@@ -22,8 +22,9 @@ from regiontok import __version__, encoders
 from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
+from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
-from regiontok.regionizer import NORMS, PADDINGS, SOURCES, TOKEN_ORDERS, Regionizer
+from regiontok.regionizer import NORMS, PADDINGS, SOURCES, Regionizer
 from regiontok.regions import RegionTokens
 from regiontok.viewing import draw_regions
 
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--tokens", type=int, metavar="K", help="exactly K tokens per photo instead")
     tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    tokenize.add_argument("--order", default="raster", choices=TOKEN_ORDERS, help="of the tokens; default: %(default)s")
+    tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
     tokenize.add_argument("--seed", type=int, default=0, help="of the random order; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
     tokenize.add_argument("--device", default="cpu", help="such as cuda; default: cpu")

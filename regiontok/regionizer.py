@@ -1,6 +1,7 @@
 """`Regionizer`: the composition of the steps, and the options that make it again. No maths lives here."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,20 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok.clustering import UnionFindClusterer
+from regiontok.downsample import MaskDownsampler, Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry
 from regiontok.normalize import rms_normalize
 from regiontok.ordering import ORDERS, order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regions import Regions, RegionTokens
+from regiontok.splitting import check_splitting, split_regions
 
-SOURCES = ("clustering", "patch")
+SOURCES = ("clustering", "patch", "segmentation", "combined")
+MASK_SOURCES = ("segmentation", "combined")
 NORMS = ("rms", "none")
 POOLS = ("cross_attention", "mean")
 PADDINGS = ("drop", "keep")
-TOKEN_ORDERS = tuple(order for order in ORDERS if order != "score")  # no source here has scores
 
 _CONFIG_FILE = "regionizer.json"
 _WEIGHTS_FILE = "regionizer.safetensors"
@@ -46,24 +50,37 @@ class Regionizer(nn.Module):
     grouping.
 
     Args:
-        source: Where regions come from: ``clustering`` of similar neighbours, or ``patch``, every patch a region.
+        source: Where regions come from: ``clustering`` of similar neighbours; ``patch``, every patch a region;
+            ``segmentation``, the masks given with the features; ``combined``, these masks split by `split_regions`.
         dim: Feature dimension; needed by ``cross_attention``, and checked wherever it is given.
         norm: ``rms``, root mean square of each patch feature without a weight, or ``none``.
         pool: ``cross_attention`` or ``mean``. None is the paper's: cross-attention, and the mean for ``patch``, whose
             regions have one patch each.
         num_heads: Heads of cross-attention.
-        order: Order of an image's tokens: ``raster``, ``centroid``, ``area`` or ``random``; see `order_regions`.
+        order: Order of an image's tokens: ``raster``, ``centroid``, ``area``, ``random`` or, for masks with scores,
+            ``score``; see `order_regions`.
         seed: Seed of the random order, for which every call draws anew.
-        threshold: Least cosine at which clustering merges.
+        threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers.
         num_regions: An exact number of tokens per image instead; for ``clustering`` only.
         connectivity: 4 or 8 neighbours for clustering.
-        padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all.
+        padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
+            on padding.
+        geometry: How the encoder places photos, ``encoder.geometry``; their masks go the same way.
+        coverage: The share of a patch above which it is in a mask; see `MaskDownsampler` for this and the next three.
+        downsampling: ``exact`` or ``two_step``.
+        uncovered: Patches in no mask: ``drop``, ``background``, ``single_patches`` or ``cluster``.
+        overlap: Patches in several masks: ``keep`` or ``smallest``.
+        eps: Greatest distance between near patches; see `split_regions` for this and the next three.
+        min_samples: Near patches that make a patch the core of a group.
+        split_min_patches: The least patches of a mask that is split.
+        noise: Patches in no group: ``own_region``, ``single_patches`` or ``drop``.
 
     Raises:
         DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
 
     Shape:
         features: ``(B, rows, cols, dim)`` or a list of ``(rows, cols, dim)``, floating point.
+        masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, COCO RLE, or a label map.
         valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all.
 
     Example:
@@ -75,9 +92,17 @@ class Regionizer(nn.Module):
         tensor([[1.0000, 0.0500],
                 [0.0000, 1.0000]])
 
+        With masks of the photo, here of 20 x 60 pixels:
+
+        >>> regionizer = Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.squash((16, 48)))
+        >>> left = torch.arange(60) < 20
+        >>> regionizer(features, masks=[left.expand(1, 20, 60)]).regions.labels()
+        tensor([[[ 0, -1, -1]]])
+
     Source:
-        The paper's system: A.1 for sources and threshold, A.2 for pooling, Table 1 for norm and order. That the norm
-        has no weight, the default order, and that padding is dropped are our choices.
+        The paper's system: A.1 for sources and their numbers, A.2 for pooling, Table 1 for norm and order. That the
+        norm has no weight, the default order, and what becomes of padding, overlaps, noise and uncovered patches are
+        our choices.
     """
 
     draws: Tensor
@@ -96,6 +121,15 @@ class Regionizer(nn.Module):
         num_regions: int | None = None,
         connectivity: int = 4,
         padding: str = "drop",
+        geometry: ImageGeometry | dict[str, Any] | None = None,
+        coverage: float = 0.07,
+        downsampling: str = "exact",
+        uncovered: str = "drop",
+        overlap: str = "keep",
+        eps: float = 0.7,
+        min_samples: int = 3,
+        split_min_patches: int = 10,
+        noise: str = "own_region",
     ) -> None:
         super().__init__()
         check_choice("source", source, SOURCES)
@@ -103,17 +137,37 @@ class Regionizer(nn.Module):
         if pool is None:
             pool = "mean" if source == "patch" else "cross_attention"
         check_choice("pool", pool, POOLS)
-        check_choice("order", order, TOKEN_ORDERS)
+        check_choice("order", order, ORDERS)
         check_choice("padding", padding, PADDINGS)
         check_integer("seed", seed, minimum=0)
         if num_regions is not None and source != "clustering":
             raise ValueRangeError(f"num_regions is for source='clustering'; got source={source!r}. Leave it out.")
+        if padding == "keep" and source in MASK_SOURCES:
+            raise ValueRangeError(
+                f"padding='keep' is not for source={source!r}: masks never lie on padding. Leave it out."
+            )
+        if order == "score" and (source not in MASK_SOURCES or uncovered != "drop"):
+            raise ValueRangeError(
+                "order='score' needs a score for every region: source='segmentation' or 'combined' with "
+                "uncovered='drop'. Use another order."
+            )
+        if isinstance(geometry, dict):  # as in a saved folder
+            geometry = ImageGeometry(**geometry)
         if dim is None and pool == "cross_attention":
             raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
         if dim is not None:
             check_integer("dim", dim)
         check_integer("num_heads", num_heads)
         self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
+        self._downsampler = MaskDownsampler(
+            geometry=geometry,
+            threshold=coverage,
+            method=downsampling,
+            uncovered=uncovered,
+            overlap=overlap,
+            clusterer=self._clusterer,
+        )
+        check_splitting(eps, min_samples, split_min_patches, noise)
         self.config: dict[str, Any] = {
             "source": source,
             "dim": None if dim is None else int(dim),
@@ -126,6 +180,15 @@ class Regionizer(nn.Module):
             "num_regions": None if num_regions is None else int(num_regions),
             "connectivity": int(connectivity),
             "padding": padding,
+            "geometry": None if geometry is None else geometry.to_config(),
+            "coverage": float(coverage),
+            "downsampling": downsampling,
+            "uncovered": uncovered,
+            "overlap": overlap,
+            "eps": float(eps),
+            "min_samples": int(min_samples),
+            "split_min_patches": int(split_min_patches),
+            "noise": noise,
         }
         self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()  # type: ignore[arg-type]
         if order == "random":  # counted in the state, so that a resumed run goes on where it stopped
@@ -135,14 +198,16 @@ class Regionizer(nn.Module):
         """The options, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
 
-    def forward(self, features: Features, *, valid: Valid | None = None) -> RegionTokens:
+    def forward(
+        self, features: Features, *, masks: Sequence[Masks] | None = None, valid: Valid | None = None
+    ) -> RegionTokens:
         """Region tokens of a batch, ``(R, dim)`` values with their regions.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Features or ``valid`` that cannot be; see the steps.
+            ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps.
         """
         features = self.normalize(features)
-        regions = self.order(self.group(features, valid=valid))
+        regions = self.order(self.group(features, masks=masks, valid=valid))
         return self.pool(features, regions)
 
     def normalize(self, features: Features) -> Features:
@@ -153,13 +218,26 @@ class Regionizer(nn.Module):
             raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.")
         return rms_normalize(features) if self.config["norm"] == "rms" else features
 
-    def group(self, features: Features, *, valid: Valid | None = None) -> Regions:
+    def group(self, features: Features, *, masks: Sequence[Masks] | None = None, valid: Valid | None = None) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
+        source = self.config["source"]
+        if (masks is None) == (source in MASK_SOURCES):
+            needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
+            raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
         if self.config["padding"] == "keep":
             valid = None
-        if self.config["source"] == "clustering":
+        if source == "clustering":
             return self._clusterer(features, valid)
-        return _single_patches(features, valid)
+        if masks is None:
+            return _single_patches(features, valid)
+        regions = self._downsampler(masks, features=features, valid=valid)
+        if source == "combined":
+            if valid is None:
+                valid = self._downsampler.valid(masks, features=features)
+            options = {name: self.config[name] for name in ("eps", "min_samples", "noise")}
+            min_patches = self.config["split_min_patches"]
+            regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
+        return order_regions(regions, "raster")
 
     def order(self, regions: Regions) -> Regions:
         """The same regions in the order of the tokens."""

@@ -101,6 +101,7 @@ class Regions:
         *,
         scores: Sequence[Tensor] | None = None,
         valid: Tensor | Sequence[Tensor] | None = None,
+        mask_index: Sequence[Tensor] | None = None,
     ) -> "Regions":
         """Make regions from masks on the patch grid, one region per mask; they may overlap.
 
@@ -111,12 +112,13 @@ class Regions:
             masks: One ``(masks_i, rows_i, cols_i)`` bool tensor per image; ``masks_i`` may be 0.
             scores: One ``(masks_i,)`` tensor per image.
             valid: Which patches may be in a region: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``.
+            mask_index: What to call each mask, one ``(masks_i,)`` int64 tensor per image; by default their numbers.
 
         Raises:
             ShapeError: No image, a wrong rank, an empty grid, or lists of different lengths.
             DTypeError: Masks that are not bool.
         """
-        _check_masks(masks, scores)
+        _check_masks(masks, {"scores": scores, "mask_index": mask_index})
         device = masks[0].device
         grids = torch.tensor([mask.shape[1:] for mask in masks], device="cpu")
         flat_valid = flatten_valid(valid, grids)
@@ -126,12 +128,13 @@ class Regions:
         allowed_per_image = allowed.to(device).split(grids.prod(1).tolist())
 
         per_image = [mask.flatten(1) & ok for mask, ok in zip(masks, allowed_per_image, strict=True)]
+        names = [torch.arange(len(mask), device=device) for mask in masks] if mask_index is None else mask_index
         fallback = torch.stack([~mask.any() for mask in per_image])
         kept = [mask.any(1).nonzero().squeeze(1) for mask in per_image]
         dropped = tuple(
             Dropped(image, index, "covers no patch" if flat_valid is None else "covers no valid patch")
             for image, mask in enumerate(per_image)
-            for index in (~mask.any(1)).nonzero().squeeze(1).tolist()
+            for index in names[image][~mask.any(1)].tolist()
         )
         rows = [
             ok[None] if len(index) == 0 else mask[index]
@@ -149,7 +152,9 @@ class Regions:
                 [member[:, 0] + first for member, first in zip(members, first_region.tolist(), strict=True)]
             ),
             image=torch.repeat_interleave(counts).to(device),
-            mask_index=torch.cat([index if len(index) else none for index in kept]),
+            mask_index=torch.cat(
+                [name.to(device)[index] if len(index) else none for name, index in zip(names, kept, strict=True)]
+            ),
             score=torch.cat(
                 [
                     score.to(device, torch.float32)[index] if len(index) else no_score
@@ -362,25 +367,27 @@ def _flatten_labels(labels: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return flat, torch.tensor([one.shape for one in maps], device="cpu")
 
 
-def _check_masks(masks: Sequence[Tensor], scores: Sequence[Tensor] | None) -> None:
+def _check_masks(masks: Sequence[Tensor], per_mask: dict[str, Sequence[Tensor] | None]) -> None:
     if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
         raise DTypeError(
             f"masks must be a list with one (masks, rows, cols) tensor per image; got {type(masks).__name__}."
         )
     if not masks:
         raise ShapeError("masks must hold at least one image; got an empty list.")
-    if scores is not None and len(scores) != len(masks):
-        raise ShapeError(f"scores must have one tensor per image, {len(masks)}; got {len(scores)}.")
+    for name, given in per_mask.items():
+        if given is not None and len(given) != len(masks):
+            raise ShapeError(f"{name} must have one tensor per image, {len(masks)}; got {len(given)}.")
     for image, mask in enumerate(masks):
         if not isinstance(mask, Tensor) or mask.ndim != 3 or 0 in mask.shape[1:]:
             got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ShapeError(f"masks[{image}] must be (masks, rows, cols) with a grid that is not empty; got {got}.")
         if mask.dtype != torch.bool:
             raise DTypeError(f"masks[{image}] must be bool; got {mask.dtype}. Compare it first, as in masks > 0.")
-        score = torch.empty(len(mask), device="meta") if scores is None else scores[image]
-        if not isinstance(score, Tensor) or score.shape != (len(mask),):
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ShapeError(f"scores[{image}] must be a ({len(mask)},) tensor, one per mask; got {got}.")
+        for name, given in per_mask.items():
+            one = torch.empty(len(mask), device="meta") if given is None else given[image]
+            if not isinstance(one, Tensor) or one.shape != (len(mask),):
+                got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+                raise ShapeError(f"{name}[{image}] must be a ({len(mask)},) tensor, one per mask; got {got}.")
 
 
 def _check_selection(index: Tensor, image: Tensor, batch: int) -> Tensor:

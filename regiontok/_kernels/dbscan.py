@@ -1,0 +1,49 @@
+"""DBSCAN of every region of one image, over one graph of which patches are near each other."""
+
+import numpy as np
+
+from regiontok._kernels import compiled
+
+
+@compiled
+def split(near, patch, starts, splits, min_samples, label):
+    """Label the memberships of each region ``starts[i]:starts[i + 1]``; -1 is noise; regions not to be split stay 0.
+
+    Clusters are numbered by their first core patch, and a patch on the border of several is in the lowest, as in
+    scikit-learn. ``near (P, P)`` is read where the row is the lower patch; members of a region ascend.
+    """
+    longest = 0
+    for region in range(len(starts) - 1):
+        longest = max(longest, starts[region + 1] - starts[region])
+    core = np.empty(longest, np.bool_)
+    stack = np.empty(longest, np.int64)
+    for region in range(len(starts) - 1):
+        first = starts[region]
+        size = starts[region + 1] - first
+        if not splits[region]:
+            continue
+        for i in range(size):
+            neighbours = 1  # itself
+            for j in range(i):
+                neighbours += near[patch[first + j], patch[first + i]]
+            for j in range(i + 1, size):
+                neighbours += near[patch[first + i], patch[first + j]]
+            core[i] = neighbours >= min_samples
+            label[first + i] = -1
+        cluster = 0
+        for seed in range(size):
+            if not core[seed] or label[first + seed] >= 0:
+                continue
+            label[first + seed] = cluster
+            stack[0] = seed
+            height = 1
+            while height:
+                height -= 1
+                i = stack[height]
+                for j in range(size):
+                    if label[first + j] < 0 and near[patch[first + min(i, j)], patch[first + max(i, j)]]:
+                        label[first + j] = cluster
+                        if core[j]:
+                            stack[height] = j
+                            height += 1
+            cluster += 1

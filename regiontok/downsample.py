@@ -1,0 +1,359 @@
+"""Masks of a photo, brought to the encoder's patch grid through the photo's own geometry."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regiontok._checks import Features, Valid, check_choice, check_features, check_integer, check_number
+from regiontok._kernels import rle
+from regiontok.clustering import UnionFindClusterer
+from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Placement, Size
+from regiontok.maskset import MaskSet, as_bytes
+from regiontok.regions import Dropped, Regions
+
+Masks = MaskSet | np.ndarray | Tensor | Sequence[Mapping[str, Any]]
+"""One photo's masks: a `MaskSet`, ``(M, height, width)`` bool or uint8, a list of COCO RLE, or a label map."""
+
+METHODS = ("exact", "two_step")
+UNCOVERED = ("drop", "background", "single_patches", "cluster")
+OVERLAPS = ("keep", "smallest")
+
+
+class MaskDownsampler:
+    """Bring masks to the patch grid: a patch is in a mask if more than ``threshold`` of it lies inside.
+
+    A pixel of a mask is a small rectangle on the encoder's input, where the photo's geometry puts it. The share of a
+    patch that a mask covers is the exact area of these rectangles inside the patch; pixels that a patch's edge cuts
+    weigh what lies inside. Run-length encoded masks are never decoded, dense ones are read once and never copied.
+
+    A mask that keeps no patch becomes no region and is named in ``Regions.dropped``. An image left without a region
+    gets one of all its valid patches and is marked in ``Regions.fallback``.
+
+    Args:
+        grid: Rows and columns of patches. None takes each photo's from its features.
+        geometry: How photos are placed on the encoder's input: ``encoder.geometry``. Masks that are on the grid
+            already (`MaskSet.on_grid`) need none.
+        threshold: The share in ``[0, 1]`` above which a patch is kept.
+        method: ``exact``, or ``two_step``: masks resized to the input by nearest pixel, then averaged per patch.
+        uncovered: Patches of the photo in no mask: ``drop`` leaves them out, ``background`` makes one region of them,
+            ``single_patches`` one of each, ``cluster`` merges similar neighbours. Padding is never among them.
+        overlap: ``keep``, or ``smallest``: a patch in several masks stays in the one with the fewest patches, the first
+            of these where they tie.
+        clusterer: For ``cluster``; by default a `UnionFindClusterer` at threshold 0.7.
+        rescale: Stretch masks whose size is not their photo's over the photo, rather than refuse them.
+
+    Raises:
+        DTypeError, ShapeError, ValueRangeError: An option that cannot be.
+
+    Example:
+        >>> half = torch.zeros(1, 100, 200, dtype=torch.bool)
+        >>> half[:, :, :100] = True  # the left half of a photo of 100 x 200
+        >>> downsampler = MaskDownsampler(grid=(4, 4), geometry=ImageGeometry.letterbox(64))
+        >>> downsampler([half]).masks()[0].int()
+        tensor([[[0, 0, 0, 0],
+                 [1, 1, 0, 0],
+                 [1, 1, 0, 0],
+                 [0, 0, 0, 0]]], dtype=torch.int32)
+
+    Source:
+        Supplement A.1: masks preprocessed like the image, average-pooled per patch, threshold 0.07; ``two_step`` is
+        this to the letter. Exact areas, ``uncovered``, ``overlap`` and the fallback region are our choice.
+    """
+
+    def __init__(
+        self,
+        grid: Size | None = None,
+        *,
+        geometry: ImageGeometry | None = None,
+        threshold: float = 0.07,
+        method: str = "exact",
+        uncovered: str = "drop",
+        overlap: str = "keep",
+        clusterer: UnionFindClusterer | None = None,
+        rescale: bool = False,
+    ) -> None:
+        if grid is not None:
+            if not isinstance(grid, Sequence) or len(grid) != 2:
+                raise ShapeError(f"grid must be (rows, cols); got {grid!r}.")
+            for side in grid:
+                check_integer("grid", side)
+            grid = (int(grid[0]), int(grid[1]))
+        if geometry is not None and not isinstance(geometry, ImageGeometry):
+            raise DTypeError(f"geometry must be an ImageGeometry, such as encoder.geometry; got {geometry!r}.")
+        check_number("threshold", threshold, low=0, high=1)
+        check_choice("method", method, METHODS)
+        check_choice("uncovered", uncovered, UNCOVERED)
+        check_choice("overlap", overlap, OVERLAPS)
+        self.grid = grid
+        self.geometry = geometry
+        self.threshold = threshold
+        self.method = method
+        self.uncovered = uncovered
+        self.overlap = overlap
+        self.clusterer = clusterer or UnionFindClusterer()
+        self.rescale = rescale
+
+    def __repr__(self) -> str:
+        return (
+            f"MaskDownsampler(grid={self.grid}, geometry={self.geometry}, threshold={self.threshold}, "
+            f"method={self.method!r}, uncovered={self.uncovered!r}, overlap={self.overlap!r}, rescale={self.rescale})"
+        )
+
+    def __call__(
+        self,
+        masks: Sequence[Masks],
+        *,
+        features: Features | None = None,
+        valid: Valid | None = None,
+        sizes: Sequence[Size] | None = None,
+    ) -> Regions:
+        """Regions of a batch: those of each photo's masks in their order, then those of uncovered patches.
+
+        Args:
+            masks: One entry per photo: a `MaskSet`, ``(M, height, width)`` bool or uint8, a list of COCO RLE, or a
+                label map ``(height, width)`` of integers. An entry of no masks is an empty one of these.
+            features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``; for ``uncovered='cluster'``, and where
+                ``grid`` is None.
+            valid: Which patches may be in a region; by default those that show the photo.
+            sizes: Each photo's height and width, to compare with its masks'. By default masks are their photo's size.
+
+        Raises:
+            DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be; the message names the photo.
+        """
+        sets, coverages, shown = [], [], []
+        for prepared, grid, placement in self._read(masks, features, sizes):
+            sets.append(prepared)
+            coverages.append(self._cover(prepared, grid, placement))
+            if valid is None:
+                shown.append(_shown(grid, placement))
+        device = coverages[0].device if features is None else features[0].device
+        coverages = [covered.to(device) for covered in coverages]
+        valid = shown if valid is None else valid
+        kept = [self._keep(covered) for covered in coverages]
+        count = [len(mask) for mask in kept]
+        scores = [
+            torch.from_numpy(one.scores) if isinstance(one, MaskSet) else torch.full((number,), torch.nan, device="cpu")
+            for one, number in zip(sets, count, strict=True)
+        ]
+        index = [torch.arange(number, device=device) for number in count]
+        if self.uncovered != "drop":
+            for image, rest in enumerate(self._rest(kept, features, valid)):
+                kept[image] = torch.cat([kept[image], rest.to(device)])
+                scores[image] = torch.cat([scores[image], torch.full((len(rest),), torch.nan, device="cpu")])
+                index[image] = torch.cat([index[image], torch.full((len(rest),), -1, device=device)])
+        regions = Regions.from_masks(kept, scores=scores, valid=valid, mask_index=index)
+        named = tuple(
+            self._reason(dropped, coverages[dropped.image][dropped.mask_index]) for dropped in regions.dropped
+        )
+        return replace(regions, dropped=named)
+
+    def coverage(self, masks: Masks, *, grid: Size | None = None, size: Size | None = None) -> Tensor:
+        """The share of each patch that one photo's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.
+
+        Args:
+            masks: One photo's, as in a call.
+            grid: Rows and columns where the downsampler has no grid of its own.
+            size: The photo's height and width, where masks may have another.
+
+        Raises:
+            DTypeError, ShapeError, ValueRangeError: Masks or a size that cannot be.
+        """
+        grid = self.grid or grid
+        if grid is None:
+            raise ShapeError("coverage needs a grid; this downsampler has none. Pass grid=(rows, cols).")
+        prepared = _prepare(masks, size)
+        return self._cover(prepared, grid, self._place(prepared, grid, size))
+
+    def valid(
+        self, masks: Sequence[Masks], *, features: Features | None = None, sizes: Sequence[Size] | None = None
+    ) -> list[Tensor]:
+        """Which patches show each photo, ``(rows, cols)`` bool; all of them for masks on the grid. As in a call."""
+        return [_shown(grid, placement) for _, grid, placement in self._read(masks, features, sizes)]
+
+    def _read(
+        self, masks: Sequence[Masks], features: Features | None, sizes: Sequence[Size] | None
+    ) -> Iterator[tuple[MaskSet | np.ndarray | Tensor, Size, Placement | None]]:
+        """Per photo its masks, checked; its grid; and how it lies on the input."""
+        if isinstance(masks, MaskSet | Tensor | np.ndarray) or not isinstance(masks, Sequence):
+            raise DTypeError(
+                f"masks must be a list with one entry per photo; got {type(masks).__name__}. Wrap it: [masks]."
+            )
+        if not masks:
+            raise ShapeError("masks must hold an entry for at least one photo; got an empty list.")
+        grids = self._grids(len(masks), features)
+        if sizes is not None and len(sizes) != len(masks):
+            raise ShapeError(f"sizes must have one entry per photo, {len(masks)}; got {len(sizes)}.")
+        for image, (one, grid) in enumerate(zip(masks, grids, strict=True)):
+            size = None if sizes is None else sizes[image]
+            try:
+                prepared = _prepare(one, size)
+                yield prepared, grid, self._place(prepared, grid, size)
+            except RegiontokError as error:
+                raise type(error)(f"masks[{image}]: {error}") from error
+
+    def _grids(self, count: int, features: Features | None) -> list[Size]:
+        if features is None:
+            if self.grid is None or self.uncovered == "cluster":
+                why = "uncovered='cluster'" if self.grid else "a downsampler without a grid"
+                raise ValueRangeError(f"{why} needs the features; pass features=... too.")
+            return [self.grid] * count
+        grids = [(rows, cols) for rows, cols in check_features(features).tolist()]
+        if len(grids) != count:
+            raise ShapeError(f"masks must have one entry per photo, {len(grids)} in features; got {count}.")
+        for image, grid in enumerate(grids):
+            if self.grid not in (None, grid):
+                raise ShapeError(f"features[{image}] must have this downsampler's grid {self.grid}; got {grid}.")
+        return grids
+
+    def _place(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, size: Size | None) -> Placement | None:
+        """How one photo lies on the input; None for masks that are on the grid."""
+        if isinstance(masks, MaskSet) and masks.coverage is not None:
+            if masks.size != grid:
+                raise ShapeError(f"masks on the grid must be on {grid}; these are on {masks.size}.")
+            return None
+        if self.geometry is None:
+            raise ValueRangeError(
+                "masks of a photo need the geometry by which the photo was placed; pass geometry=encoder.geometry, or "
+                "masks made by MaskSet.on_grid."
+            )
+        own = _size_of(masks)
+        size = own if size is None else (int(size[0]), int(size[1]))
+        if own != size and not self.rescale:
+            raise ShapeError(
+                f"masks must be of their photo's size {size}; got {own}. Pass rescale=True to stretch them."
+            )
+        return self.geometry.place(size)
+
+    def _cover(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None) -> Tensor:
+        """One photo's coverage ``(M, rows, cols)``."""
+        if placement is None:
+            return masks.coverage  # type: ignore[union-attr, return-value]
+        if self.method == "two_step":
+            return _two_step(masks, placement, grid)
+        own = _size_of(masks)
+        edges = [
+            (
+                np.arange(own[axis] + 1) * (placement.photo[axis] / own[axis]) * placement.scale[axis]
+                + placement.offset[axis]
+            )
+            * (grid[axis] / placement.input[axis])
+            for axis in (0, 1)
+        ]
+        if isinstance(masks, Tensor):  # not on the CPU
+            return _cover_on_device(masks, edges, grid)
+        covered = np.empty((len(masks), *grid), np.float32)
+        if isinstance(masks, MaskSet):
+            cut = [edge.clip(0, side) for edge, side in zip(edges, grid, strict=True)]
+            rle.coverage_of_runs(masks.runs, masks.offsets, *cut, covered)
+        else:
+            rle.coverage_of_pixels(masks, *edges, covered)
+        return torch.from_numpy(covered)
+
+    def _keep(self, coverage: Tensor) -> Tensor:
+        """``(M, rows, cols)`` bool: which patches each mask keeps."""
+        kept = coverage > self.threshold
+        if self.overlap == "smallest" and len(kept):
+            rank = kept.sum((1, 2)).argsort(stable=True).argsort()[:, None, None]
+            kept &= rank == torch.where(kept, rank, len(kept)).amin(0)
+        return kept
+
+    def _rest(self, kept: list[Tensor], features: Features | None, valid: Valid) -> list[Tensor]:
+        """Per image, the regions ``(R, rows, cols)`` bool of the patches in no mask."""
+        bare = [~mask.any(0) & ok.to(mask.device) for mask, ok in zip(kept, valid, strict=True)]
+        if self.uncovered == "background":
+            return [one[None][: int(one.any())] for one in bare]
+        if self.uncovered == "single_patches":
+            single = []
+            for one in bare:
+                patch = one.flatten().nonzero().squeeze(1)
+                rows = torch.zeros(len(patch), one.numel(), dtype=torch.bool, device=one.device)
+                single.append(rows.scatter_(1, patch[:, None], True).unflatten(1, one.shape))
+            return single
+        rest = [one.new_zeros(0, *one.shape) for one in bare]
+        some = [image for image, one in enumerate(bare) if one.any()]
+        if some and features is not None:
+            regions = self.clusterer([features[image] for image in some], [bare[image] for image in some])
+            for image, masks in zip(some, regions.masks(), strict=True):
+                rest[image] = masks
+        return rest
+
+    def _reason(self, dropped: Dropped, coverage: Tensor) -> Dropped:
+        most = coverage.max()
+        if most == 0:
+            reason = "covers nothing of what the encoder sees"
+        elif most <= self.threshold:
+            reason = f"covers no patch by more than {self.threshold:g}"
+        elif self.overlap == "smallest":
+            reason = "each of its patches lies in a smaller mask, or is not valid"
+        else:
+            reason = "covers no valid patch"
+        return dropped._replace(reason=reason)
+
+
+def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:
+    """One photo's masks in one of three forms: a set of runs, dense bytes, or a dense tensor on another device."""
+    if isinstance(masks, MaskSet):
+        return masks
+    if isinstance(masks, Tensor | np.ndarray):
+        integer = masks.dtype not in (torch.bool, np.bool_)
+        if masks.ndim == 2 and integer:
+            return MaskSet.from_labels(masks)
+        if isinstance(masks, Tensor) and masks.device.type != "cpu" and masks.dtype == torch.bool and masks.ndim == 3:
+            return masks
+        return as_bytes(masks)
+    if isinstance(masks, Sequence) and not isinstance(masks, str | bytes):
+        if not masks and size is None:
+            raise ShapeError(
+                "an empty list does not tell the photo's size. Pass sizes, or "
+                "MaskSet.from_coco([], size=(height, width))."
+            )
+        return MaskSet.from_coco(masks, size=None if masks else size)
+    raise DTypeError(
+        f"a photo's masks must be a MaskSet, an array or tensor, or a list of COCO RLE; got {type(masks).__name__}."
+    )
+
+
+def _shown(grid: Size, placement: Placement | None) -> Tensor:
+    return torch.ones(grid, dtype=torch.bool, device="cpu") if placement is None else placement.valid(grid)
+
+
+def _size_of(masks: MaskSet | np.ndarray | Tensor) -> Size:
+    return masks.size if isinstance(masks, MaskSet) else (int(masks.shape[1]), int(masks.shape[2]))
+
+
+def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: Size) -> Tensor:
+    """The paper's route: nearest pixel of the photo for each of the input, then the mean over each patch."""
+    if any(side % patches for side, patches in zip(placement.input, grid, strict=True)):
+        raise ShapeError(
+            f"method='two_step' needs a grid that divides the input {placement.input}; got {grid}. Use method='exact'."
+        )
+    dense = masks.masks() if isinstance(masks, MaskSet) else torch.as_tensor(masks).bool()
+    if tuple(dense.shape[1:]) != placement.photo:
+        row, col = (
+            ((torch.arange(side, device="cpu") + 0.5) * own / side).long()
+            for side, own in zip(placement.photo, dense.shape[1:], strict=True)
+        )
+        dense = dense[:, row[:, None], col]
+    placed = placement.mask(dense)
+    height, width = (side // patches for side, patches in zip(placement.input, grid, strict=True))
+    covered = torch.empty(len(placed), *grid, device=placed.device)
+    for part, into in zip(placed.split(64), covered.split(64), strict=True):  # a few masks become floats at a time
+        into.copy_(part.float().unflatten(2, (grid[1], width)).unflatten(1, (grid[0], height)).mean((2, 4)))
+    return covered
+
+
+def _cover_on_device(masks: Tensor, edges: list[np.ndarray], grid: Size) -> Tensor:
+    """Exact coverage by two matrix products, where the masks are; a few masks at a time, which become floats."""
+    weights = []
+    for edge, side in zip(edges, grid, strict=True):
+        patch = np.arange(side)[:, None]
+        overlap = np.minimum(edge[1:], patch + 1) - np.maximum(edge[:-1], patch)
+        weights.append(torch.from_numpy(overlap.clip(min=0)).to(masks.device, torch.float32))
+    step = max(1, 2**26 // masks[0].numel()) if len(masks) else 1
+    parts = [weights[0] @ part.float() @ weights[1].T for part in masks.split(step)]
+    return torch.cat(parts).clamp_(0, 1) if parts else torch.empty(0, *grid, device=masks.device)
