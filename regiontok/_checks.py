@@ -134,6 +134,14 @@ def check_number(name: str, value: Any, *, low: float, high: float) -> None:
         raise ValueRangeError(f"{name} must be in [{low:g}, {high:g}]; got {value}.")
 
 
+def check_device(device: Any) -> None:
+    """Refuse a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueRangeError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
 def check_floating(features: Any) -> None:
     """Refuse what is not a floating point tensor."""
     if not isinstance(features, Tensor):

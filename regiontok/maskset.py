@@ -225,6 +225,17 @@ class MaskSet:
             raise ValueRangeError("these masks are on the patch grid, and their pixels are not known.")
 
 
+def join(
+    parts: Sequence[MaskSet], size: Size, *, scores: Scores | None = None, stability: Scores | None = None
+) -> MaskSet:
+    """Masks of one photo of ``size`` from several sets of them; there may be none."""
+    begins = np.cumsum([0] + [len(part.runs) for part in parts])
+    runs = np.concatenate([np.empty(0, np.uint32), *(part.runs for part in parts)])
+    ends = [part.offsets[1:] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
+    offsets = np.concatenate([np.zeros(1, np.int64), *ends])
+    return MaskSet(size, runs, offsets, *_check_scores(len(offsets) - 1, scores, stability))
+
+
 def as_bytes(masks: np.ndarray | Tensor) -> np.ndarray:
     """Dense masks as contiguous ``(M, height, width)`` bytes of 0 or 1; bool is neither copied nor converted."""
     array = _to_numpy("masks", masks)

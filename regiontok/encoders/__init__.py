@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from regiontok._checks import check_choice, check_integer
+from regiontok._checks import check_choice, check_device, check_integer
 from regiontok.encoders import open_clip, timm
 from regiontok.encoders.base import Encoded, Encoder
 from regiontok.encoders.pixels import PixelDescriptor
@@ -90,10 +90,7 @@ def load(
         check_integer("img_size", img_size)
     if layer is not None:
         check_integer("layer", layer, minimum=-1000)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueRangeError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    check_device(device)
     if name == "pixels":
         _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
         side = img_size or 24 * PixelDescriptor.patch_size

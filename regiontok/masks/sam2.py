@@ -1,0 +1,224 @@
+"""Automatic masks of SAM 2, fast: many photos and points per decoder call, and no candidate enlarged before its time.
+
+The model is transformers' `Sam2Model`, or SAM 3's `Sam3TrackerModel`, which has the same face. Tested with
+transformers 5.23.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from regiontok._checks import check_integer
+from regiontok.downsample import MaskDownsampler
+from regiontok.errors import DTypeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Size
+from regiontok.masks.candidates import Candidates, Finish, encode
+from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, as_steps, beyond, check_bound, describe
+from regiontok.maskset import MaskSet
+from regiontok.photos import as_photos
+
+_NORMALIZATION = {
+    "sam2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "sam3_tracker": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation that each kind of model was trained with."""
+
+
+class Sam2Masks:
+    """Masks of everything in a photo, by a grid of point prompts.
+
+    A photo is squashed to the model's square input, as SAM 2 has it, and prompted at the middle of every cell of a grid
+    laid over all of it. The decoder gives three candidates per point, which are filtered by predicted IoU and stability
+    and thinned by the overlap of their boxes, all at the decoder's resolution. Masks come best first.
+
+    Args:
+        model: A `Sam2Model` or `Sam3TrackerModel` in evaluation mode; `regiontok.masks.load` loads one.
+        settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each photo gets the first step whose
+            number of masks is within ``bound``, else the step nearest to it. A photo is encoded once for all steps.
+        bound: Lowest and highest number of masks that a ladder looks for.
+        mosaic: Put ``mosaic x mosaic`` photos side by side into one input; each photo gets its share of the points,
+            and the masks of these, cut at its border.
+        points_per_batch: Prompts per decoder call over all photos; by default 64 on a CPU, 1024 elsewhere.
+        photos_per_batch: Inputs that are encoded together.
+
+    Raises:
+        DTypeError, ValueRangeError: A model of another kind, or an option that cannot be.
+
+    Source:
+        Supplement A.1, and SAM 2's automatic mask generator for the rules; that these are applied to the decoder's
+        logits, before they are enlarged, is our choice. The paper tried mosaics and dropped them: masks got worse.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        settings: MaskSettings | Sequence[MaskSettings] = CHEAP,
+        bound: tuple[int, int] = BOUND,
+        mosaic: int = 1,
+        points_per_batch: int | None = None,
+        photos_per_batch: int = 4,
+    ) -> None:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind not in _NORMALIZATION:
+            raise DTypeError(
+                f"model must be transformers' Sam2Model or Sam3TrackerModel; got {type(model).__name__}. Any other "
+                "generator can be used as it is: a callable that maps photos to masks."
+            )
+        check_integer("mosaic", mosaic)
+        check_integer("photos_per_batch", photos_per_batch)
+        check_bound(bound)
+        self.model: Any = model
+        self.device = next(model.parameters()).device
+        if points_per_batch is None:
+            points_per_batch = 64 if self.device.type == "cpu" else 1024
+        check_integer("points_per_batch", points_per_batch)
+        self.steps = as_steps(settings)
+        if min(step.points_per_side for step in self.steps) < mosaic:
+            raise ValueRangeError(f"points_per_side must be at least mosaic, {mosaic}: each photo needs a point.")
+        self.bound = (int(bound[0]), int(bound[1]))
+        self.mosaic = mosaic
+        self.points_per_batch = points_per_batch
+        self.photos_per_batch = photos_per_batch
+        prompt = self.model.prompt_encoder
+        self.input_side = int(prompt.input_image_size)
+        self.mask_side = int(prompt.mask_input_size[0])
+        if self.input_side % mosaic or self.mask_side % mosaic:
+            raise ValueRangeError(
+                f"mosaic must divide the model's input {self.input_side} and masks {self.mask_side}; got {mosaic}."
+            )
+        mean, std = _NORMALIZATION[kind]
+        self._mean = torch.tensor(mean, device=self.device).reshape(3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).reshape(3, 1, 1)
+
+    def __repr__(self) -> str:
+        return f"Sam2Masks({type(self.model).__name__}, {self.describe()})"
+
+    def describe(self) -> dict[str, Any]:
+        """What makes these masks, as plain values."""
+        name = self.model.config._name_or_path or "random weights"
+        return describe(self.steps, self.bound, generator="sam2", model=name, mosaic=self.mosaic)
+
+    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one photo or several, at the photos' sizes.
+
+        Raises:
+            DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
+        """
+        photos = as_photos(photos)
+        found = self._generate(photos, [_whole] * len(photos))
+        return [encode(one, (photo.height, photo.width)) for one, photo in zip(found, photos, strict=True)]
+
+    def on_grid(
+        self, photos: Image.Image | Sequence[Image.Image], *, geometry: ImageGeometry, grid: Size
+    ) -> list[MaskSet]:
+        """Masks of photos on an encoder's grid, straight from the decoder's logits: nothing is enlarged or encoded.
+
+        A pixel of the decoder's is in a mask or not, as a whole; so a patch at a mask's rim can differ from what
+        `MaskDownsampler` makes of the enlarged mask.
+
+        Args:
+            photos: One or several.
+            geometry: How the encoder places photos: ``encoder.geometry``.
+            grid: Its rows and columns: ``encoder.grid``.
+        """
+        photos = as_photos(photos)
+        downsampler = MaskDownsampler(grid, geometry=geometry, rescale=True)
+
+        def cover(size: Size) -> Finish:
+            return lambda logits: downsampler.coverage(logits > 0, size=size)
+
+        found = self._generate(photos, [cover((photo.height, photo.width)) for photo in photos])
+        return [MaskSet.on_grid(one.kept, scores=one.scores, stability=one.stability) for one in found]
+
+    @torch.no_grad()
+    def _generate(self, photos: list[Image.Image], finish: list[Finish]) -> list[Candidates]:
+        """Kept masks per photo, each step for the photos that no step before it has satisfied."""
+        per_input = self.mosaic**2
+        found: list[Candidates | None] = [None] * len(photos)
+        for start in range(0, len(photos), self.photos_per_batch * per_input):
+            group = list(range(start, min(start + self.photos_per_batch * per_input, len(photos))))
+            inputs = [group[i : i + per_input] for i in range(0, len(group), per_input)]
+            embeddings = self._embed([[photos[photo] for photo in tiles] for tiles in inputs])
+            for step in self.steps:
+                open_ = [i for i, tiles in enumerate(inputs) if any(self._unsettled(found[photo]) for photo in tiles)]
+                if not open_:
+                    break
+                chosen = [level[open_] for level in embeddings]
+                for tiles, masks in zip(
+                    [inputs[i] for i in open_],
+                    self._prompt(chosen, [[finish[photo] for photo in inputs[i]] for i in open_], step),
+                    strict=True,
+                ):
+                    for photo, new in zip(tiles, masks, strict=True):
+                        old = found[photo]
+                        if old is None or self._miss(new) < self._miss(old):
+                            found[photo] = new
+        return [one for one in found if one is not None]
+
+    def _miss(self, masks: Candidates) -> int:
+        return beyond(len(masks.scores), self.bound)
+
+    def _unsettled(self, masks: Candidates | None) -> bool:
+        return masks is None or self._miss(masks) > 0
+
+    def _embed(self, inputs: list[list[Image.Image]]) -> list[Tensor]:
+        """The vision encoder's features of some inputs, each made of one photo or a mosaic of several."""
+        side = self.input_side // self.mosaic
+        pixels = torch.zeros(len(inputs), 3, self.input_side, self.input_side, device=self.device)
+        for canvas, tiles in zip(pixels, inputs, strict=True):
+            for tile, photo in enumerate(tiles):
+                row, col = (side * place for place in divmod(tile, self.mosaic))
+                values = torch.from_numpy(np.array(photo)).to(self.device).permute(2, 0, 1)[None].float() / 255
+                placed = nn.functional.interpolate(values, (side, side), mode="bilinear", antialias=True)[0]
+                canvas[:, row : row + side, col : col + side] = (placed - self._mean) / self._std
+        return self.model.get_image_embeddings(pixels.to(self.model.dtype))
+
+    def _prompt(
+        self, embeddings: list[Tensor], finish: list[list[Finish]], step: MaskSettings
+    ) -> list[list[Candidates]]:
+        """Kept masks per input and tile, prompted at every point of a step."""
+        inputs = len(embeddings[-1])
+        parts: list[list[list[Candidates]]] = [[[] for _ in tiles] for tiles in finish]
+        middle = (torch.arange(step.points_per_side, device=self.device) + 0.5) / step.points_per_side
+        tile_of = (middle * self.mosaic).long()
+        row, col = torch.meshgrid(torch.arange(len(middle)), torch.arange(len(middle)), indexing="ij")
+        row, col = row.flatten().to(self.device), col.flatten().to(self.device)
+        points = torch.stack([middle[col], middle[row]], 1) * self.input_side
+        tiles = tile_of[row] * self.mosaic + tile_of[col]
+        for tile in range(max(len(one) for one in finish)):
+            mine = points[tiles == tile]
+            for prompts in mine.split(max(1, self.points_per_batch // inputs)):
+                logits, scores = self._decode(embeddings, prompts)
+                logits = self._crop(logits, tile)
+                for one, tiles_of_one in enumerate(finish):
+                    if tile < len(tiles_of_one):
+                        passing = Candidates.passing(
+                            logits[one].flatten(0, 1), scores[one].flatten(), step, tiles_of_one[tile]
+                        )
+                        parts[one][tile].append(passing)
+        return [[Candidates.cat(tile).suppress(step.box_nms_thresh) for tile in one] for one in parts]
+
+    def _decode(self, embeddings: list[Tensor], prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, P, 3, h, w)`` and predicted IoU ``(B, P, 3)`` of the same prompts ``(P, 2)`` in every input."""
+        inputs = len(embeddings[-1])
+        points = prompts.to(self.model.dtype).expand(inputs, -1, -1)[:, :, None]
+        labels = torch.ones(points.shape[:3], dtype=torch.int64, device=self.device)
+        output = self.model(
+            image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
+        )
+        return output.pred_masks.float(), output.iou_scores
+
+    def _crop(self, logits: Tensor, tile: int) -> Tensor:
+        """The part of an input's logits that shows one tile."""
+        side = self.mask_side // self.mosaic
+        row, col = (side * place for place in divmod(tile, self.mosaic))
+        return logits[..., row : row + side, col : col + side]
+
+
+def _whole(logits: Tensor) -> Tensor:
+    return logits

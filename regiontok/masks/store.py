@@ -1,0 +1,164 @@
+"""Masks on disk: one Parquet file, a row per photo, readable by pycocotools, datasets and DuckDB alike.
+
+Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
+and ``stability`` (list of float32). The file's metadata has ``regiontok`` (version) and ``masks`` (how they were made,
+as JSON).
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from regiontok._require import require
+from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.maskset import MaskSet
+
+_ROWS = 200
+"""Photos that are compressed together, and read together."""
+
+
+def write_masks(
+    path: str | Path, masks: Iterable[tuple[str, MaskSet]], *, made_by: dict[str, Any] | None = None
+) -> int:
+    """Write masks to a Parquet file; it appears under its name only when it is whole.
+
+    Args:
+        path: The file; one that is there is replaced.
+        masks: Pairs of a photo's key and its masks; taken one by one, so that they may be a generator.
+        made_by: How they were made, such as ``generator.describe()``; plain values for JSON.
+
+    Returns:
+        The number of photos.
+
+    Raises:
+        CheckpointError: A file that cannot be written.
+        ValueRangeError: A key that comes twice.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    pa, pq = _pyarrow()
+    path = Path(path)
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("counts", pa.list_(pa.binary())),
+            ("scores", pa.list_(pa.float32())),
+            ("stability", pa.list_(pa.float32())),
+        ],
+        metadata={"regiontok": version("regiontok"), "masks": json.dumps(made_by or {})},
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    keys: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for key, one in masks:
+                if key in keys:
+                    raise ValueRangeError(f"masks of {key} come twice; every photo needs a key of its own.")
+                keys.add(key)
+                rows.append(
+                    {
+                        "key": key,
+                        "height": one.size[0],
+                        "width": one.size[1],
+                        "counts": [mask["counts"] for mask in one.to_coco()],
+                        "scores": one.scores,
+                        "stability": one.stability,
+                    }
+                )
+                if len(rows) == _ROWS:
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+                    rows.clear()
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"masks cannot be written to {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(keys)
+
+
+class MaskStore:
+    """Masks of photos, read from a file that `write_masks` or ``regiontok masks`` wrote.
+
+    Args:
+        path: The Parquet file.
+
+    Attributes:
+        made_by: How the masks were made.
+
+    Raises:
+        CheckpointError: No such file, or not one of masks.
+        MissingDependencyError: pyarrow is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        pa, pq = _pyarrow()
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise CheckpointError(
+                f"masks: there is no file {path}. Make one with regiontok masks PHOTO... --out {path}"
+            )
+        try:
+            self._file = pq.ParquetFile(self.path, memory_map=True)
+            metadata = self._file.schema_arrow.metadata or {}
+            self.made_by: dict[str, Any] = json.loads(metadata.get(b"masks", b"{}"))
+            keys = [
+                self._file.read_row_group(group, columns=["key"]).column("key").to_pylist()
+                for group in range(self._file.num_row_groups)
+            ]
+            self._file.schema_arrow.field("counts")
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise CheckpointError(f"masks: {path} is not a whole Parquet file of masks ({error}).") from error
+        self._place = {key: (group, row) for group, some in enumerate(keys) for row, key in enumerate(some)}
+        self._by_name: dict[str, list[str]] = {}
+        for key in self._place:
+            self._by_name.setdefault(PurePath(key).name, []).append(key)
+        self._group: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self._place)
+
+    def __repr__(self) -> str:
+        return f"MaskStore({str(self.path)!r}, {len(self)} photo{'s' * (len(self) != 1)})"
+
+    def keys(self) -> list[str]:
+        """The photos' keys, in the order of the file."""
+        return list(self._place)
+
+    def __getitem__(self, key: str | Path) -> MaskSet:
+        """The masks of a photo, by its key; or by its file name alone, where no other key ends in it.
+
+        Raises:
+            CheckpointError: No such photo, several of that name, or a damaged row.
+        """
+        text = PurePath(key).as_posix()
+        if text not in self._place:
+            same = self._by_name.get(PurePath(key).name, [])
+            if len(same) != 1:
+                why = f"has {len(same)} photos of that name: {', '.join(same[:3])}" if same else "has no such photo"
+                raise CheckpointError(f"masks of {key}: {self.path} {why}.")
+            text = same[0]
+        group, row = self._place[text]
+        if self._group[0] != group:
+            self._group = (group, self._file.read_row_group(group))
+        table = self._group[1]
+        size = (table.column("height")[row].as_py(), table.column("width")[row].as_py())
+        masks = [{"size": size, "counts": counts} for counts in table.column("counts")[row].as_py()]
+        scores, stability = (np.array(table.column(name)[row].as_py(), np.float32) for name in ("scores", "stability"))
+        try:
+            return MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
+        except ValueError as error:
+            raise CheckpointError(f"masks of {key} in {self.path}: {error}") from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    return require("pyarrow", extra="masks"), require("pyarrow.parquet", extra="masks", distribution="pyarrow")
