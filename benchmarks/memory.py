@@ -42,14 +42,17 @@ def measure(case: str) -> tuple[int, int]:
                 result = pool(inputs).square().mean()
             return result.backward() if backward else result
 
-    held = torch.ones(
-        max(0, peak() - _resident()) // 4 + 1
-    )  # else what the set-up gave back would hide as much of ours
-    before = peak()
+    before, held = held_peak()
     run()
     rise = peak() - before
     del held
     return inputs.nbytes, rise
+
+
+def held_peak() -> tuple[int, torch.Tensor]:
+    """The peak so far, and what to hold: else what the set-up gave back would hide as much of what comes."""
+    held = torch.ones(max(0, peak() - _resident()) // 4 + 1)
+    return peak(), held
 
 
 def _resident() -> int:

@@ -325,7 +325,7 @@ def _text(index: int, counts: Any) -> bytes:
     if isinstance(counts, bytes):
         return counts
     if isinstance(counts, str):
-        return counts.encode("ascii", "replace")
+        return counts.encode()  # what is not ASCII is refused below
     try:
         runs = np.asarray(counts)
         if runs.ndim != 1 or (len(runs) and not np.issubdtype(runs.dtype, np.integer)):

@@ -105,3 +105,43 @@ def attend(pool, features, masks):
 def mean_pool(features, masks):
     """Mean feature per region in float64; shapes as in `attend`."""
     return torch.stack([features.double()[mask].mean(0) for mask in masks])
+
+
+def coverage(mask, placement, grid, *, size=None):
+    """The share of each patch inside one mask ``(height, width)``, pixel by pixel from the definition."""
+    height, width = mask.shape
+    photo = size or placement.photo
+
+    def edges(axis, pixels):
+        position = np.arange(pixels + 1) * photo[axis] / pixels * placement.scale[axis] + placement.offset[axis]
+        return position * grid[axis] / placement.input[axis]
+
+    down, across = edges(0, height), edges(1, width)
+    covered = np.zeros(grid)
+    for row, col in np.ndindex(grid):
+        for y, x in np.argwhere(mask):
+            tall = min(down[y + 1], row + 1) - max(down[y], row)
+            wide = min(across[x + 1], col + 1) - max(across[x], col)
+            covered[row, col] += max(0, tall) * max(0, wide)
+    return covered
+
+
+def automatic_masks(logits, scores, *, stability, quality, overlap, offset):
+    """Kept candidates, best first, by SAM 2's rules at the logits' own resolution: their indices."""
+    kept = {}
+    for index, (one, score) in enumerate(zip(logits, scores, strict=True)):
+        inner, outer = (one > offset).sum(), (one > -offset).sum()
+        rows, cols = np.nonzero((one > 0).any(1))[0], np.nonzero((one > 0).any(0))[0]
+        if score > quality and outer and inner / outer >= stability and len(rows):
+            kept[index] = (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1)
+    best = []
+    for index in sorted(kept, key=lambda index: -scores[index]):
+        if all(_box_iou(kept[index], kept[other]) <= overlap for other in best):
+            best.append(index)
+    return best
+
+
+def _box_iou(a, b):
+    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, wide) * max(0, tall)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

@@ -1,4 +1,4 @@
-"""How finely a photo is segmented: the settings of SAM's automatic masks by the paper's names, and the ladder of them."""
+"""How finely a photo is segmented: the settings of SAM's automatic masks by the paper's names, and their ladder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

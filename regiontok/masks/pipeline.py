@@ -48,7 +48,9 @@ class PipelineMasks:
         self.model: Any = model
         self.settings = settings
         self.points_per_batch = points_per_batch
-        processor = _spreading(getattr(transformers, _PROCESSORS[kind]))()
+        prompt: Any = model.prompt_encoder
+        side = int(prompt.input_image_size)
+        processor = _spreading(getattr(transformers, _PROCESSORS[kind]))(size={"height": side, "width": side})
         self.pipeline = transformers.MaskGenerationPipeline(
             model=model, image_processor=processor, device=next(model.parameters()).device
         )

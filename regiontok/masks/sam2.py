@@ -37,8 +37,8 @@ class Sam2Masks:
 
     Args:
         model: A `Sam2Model` or `Sam3TrackerModel` in evaluation mode; `regiontok.masks.load` loads one.
-        settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each photo gets the first step whose
-            number of masks is within ``bound``, else the step nearest to it. A photo is encoded once for all steps.
+        settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each photo gets the first step
+            whose number of masks is within ``bound``, else the step nearest to it. A photo is encoded once for all.
         bound: Lowest and highest number of masks that a ladder looks for.
         mosaic: Put ``mosaic x mosaic`` photos side by side into one input; each photo gets its share of the points,
             and the masks of these, cut at its border.
@@ -84,7 +84,7 @@ class Sam2Masks:
         self.mosaic = mosaic
         self.points_per_batch = points_per_batch
         self.photos_per_batch = photos_per_batch
-        prompt = self.model.prompt_encoder
+        prompt: Any = model.prompt_encoder
         self.input_side = int(prompt.input_image_size)
         self.mask_side = int(prompt.mask_input_size[0])
         if self.input_side % mosaic or self.mask_side % mosaic:

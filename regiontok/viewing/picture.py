@@ -16,11 +16,12 @@ _LIGHT, _DARK = (255, 255, 255), (20, 20, 20)  # a light line with dark rims is 
 def draw_regions(photo: Image.Image, regions: Regions, placement: Placement) -> Image.Image:
     """Draw one photo's regions: on the left the photo with their outlines, on the right each in its mean colour.
 
-    What lies in no region keeps its own pixels, dimmed. Photos with a side above 1280 pixels are drawn smaller.
+    Where regions overlap every outline is drawn, and the smallest region lies on top. What lies in no region keeps its
+    own pixels, dimmed. Photos with a side above 1280 pixels are drawn smaller.
 
     Args:
         photo: The upright RGB photo.
-        regions: Its regions, a batch of one image without overlaps.
+        regions: Its regions, a batch of one image.
         placement: How the photo lay on the encoder's input.
 
     Returns:
@@ -28,22 +29,34 @@ def draw_regions(photo: Image.Image, regions: Regions, placement: Placement) -> 
 
     Raises:
         ShapeError: Regions of several images, or a photo of another size than the placement's.
-        ValueRangeError: Regions that overlap.
     """
     if len(regions.grids) != 1:
         raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
     if (photo.height, photo.width) != placement.photo:
         raise ShapeError(f"the placement is for photos of {placement.photo}; got {(photo.height, photo.width)}.")
-    labels = regions.labels()[0].cpu().numpy()
+    top, membership = _flatten(regions)
     shrink = min(1.0, _LONGEST_SIDE / max(photo.size))
     size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
     pixels = np.asarray(photo.resize(size, Image.Resampling.BOX) if shrink < 1 else photo)
-    label = _label_pixels(labels, placement, pixels.shape[0], pixels.shape[1])
-    outlined, filled = _outline(pixels, label), _fill(pixels, label)
+    height, width = pixels.shape[:2]
+    outlined = _outline(pixels, _label_pixels(membership, placement, height, width))
+    filled = _fill(pixels, _label_pixels(top, placement, height, width))
     picture = Image.new("RGBA", (2 * size[0] + _GAP, size[1]), (0, 0, 0, 0))
     picture.paste(Image.fromarray(outlined), (0, 0))
     picture.paste(Image.fromarray(filled), (size[0] + _GAP, 0))
     return picture
+
+
+def _flatten(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """Two maps ``(rows, cols)``, -1 in no region: the smallest region of each patch, and the set of all its regions."""
+    masks = regions.masks()[0].cpu().numpy()
+    by_size = np.argsort(-masks.sum((1, 2)), kind="stable")
+    top = np.full(masks.shape[1:], -1)
+    covered = masks.any(0)
+    last = len(masks) - 1 - masks[by_size[::-1]].argmax(0)  # the smallest comes last
+    top[covered] = by_size[last][covered]
+    _, sets = np.unique(np.packbits(masks, axis=0).reshape(-1, top.size), axis=1, return_inverse=True)
+    return top, np.where(covered, sets.reshape(top.shape), -1)
 
 
 def _label_pixels(labels: np.ndarray, placement: Placement, height: int, width: int) -> np.ndarray:

@@ -1,98 +1,71 @@
-"""The command line: ``regiontok tokenize``, ``demo`` and ``env``."""
+"""``regiontok tokenize`` and ``demo``: cut photos into region tokens."""
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from safetensors.torch import save
 from sklearn.datasets import load_sample_image
-from tqdm import tqdm
 
 from regiontok import __version__, encoders
+from regiontok.cli.common import (
+    FAILURES,
+    Stopwatch,
+    add_encoder_options,
+    add_mask_options,
+    explain,
+    load_encoder,
+    load_masks,
+    progress,
+    uses_masks,
+)
 from regiontok.clustering import UnionFindClusterer
+from regiontok.downsample import OVERLAPS, UNCOVERED
 from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
+from regiontok.geometry import ImageGeometry
+from regiontok.maskset import MaskSet
 from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
-from regiontok.regionizer import NORMS, PADDINGS, SOURCES, Regionizer
-from regiontok.regions import RegionTokens
+from regiontok.regionizer import MASK_SOURCES, NORMS, PADDINGS, SOURCES, Regionizer
+from regiontok.regions import Regions, RegionTokens
+from regiontok.splitting import NOISES
 from regiontok.viewing import draw_regions
 
-_STAGES = ("read", "encode", "normalize", "group", "pool", "write")
-_T = TypeVar("_T")
+_STAGES = ("read", "encode", "masks", "normalize", "group", "pool", "write")
 
 
 class Row(NamedTuple):
-    """One line of the table: a photo, its counts, and seconds per stage."""
+    """One line of the table: a photo, its counts, seconds per stage, and what became of its masks."""
 
     photo: str
     patches: int
     regions: int
     seconds: dict[str, float]
+    notes: list[str]
 
 
-class Stopwatch:
-    """Seconds per stage; waits for the device, whose work would else be counted in a later stage."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    def time(self, stage: str, work: Callable[[], _T]) -> _T:
-        """Run ``work`` and note how long it took."""
-        start = time.perf_counter()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - start
-        return result
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 where a photo failed, 2 where the command could not run."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except RegiontokError as error:
-        print(f"regiontok: {error}", file=sys.stderr)
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="regiontok", description="Region tokenizers for multimodal language models.")
-    parser.add_argument("--version", action="version", version=f"regiontok {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add_commands(commands: Any) -> None:
+    """Add ``tokenize`` and ``demo`` to the parser."""
     tokenize = commands.add_parser(
         "tokenize",
         help="cut photos into region tokens",
         description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
-        "NAME.regions.safetensors: tokens (K, dim), labels (rows, cols; -1 for padding), and the options as JSON. "
-        "A token is its region's mean.",
+        "NAME.regions.safetensors: tokens (K, dim), the options as JSON, and labels (rows, cols; -1 in no region), or "
+        "for sources of masks, whose regions may overlap, masks (K, rows, cols) and mask_index (K). A token is its "
+        "region's mean.",
     )
     tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
-    tokenize.add_argument(
-        "--encoder",
-        default="pixels",
-        help=f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG",
-    )
-    tokenize.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
-    tokenize.add_argument(
-        "--geometry",
-        default="letterbox",
-        choices=("letterbox", "squash", "center_crop"),
-        help="how a photo is brought to the encoder's input; default: %(default)s",
-    )
+    add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
     amount = tokenize.add_mutually_exclusive_group()
     amount.add_argument(
@@ -107,23 +80,27 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
     tokenize.add_argument("--seed", type=int, default=0, help="of the random order; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
-    tokenize.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
     tokenize.add_argument("--out", type=Path, default=Path("regiontok-out"), metavar="DIR", help="default: %(default)s")
+    add_mask_options(tokenize, name="--masks", files=True, default="sam2")
+    regions = tokenize.add_argument_group("regions of masks")
+    regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
+    regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
+    regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
+    regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
+    regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
+    regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
     tokenize.set_defaults(run=_tokenize)
 
     demo = commands.add_parser("demo", help="cut scikit-learn's sample photo into region tokens, offline, in seconds")
     demo.add_argument("--out", type=Path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
     demo.set_defaults(run=_demo)
 
-    env = commands.add_parser("env", help="print versions and what runs where")
-    env.set_defaults(run=_env)
-    return parser
-
 
 def _tokenize(options: argparse.Namespace) -> int:
-    if options.source == "patch" and options.threshold is not None:
-        raise RegiontokError("--threshold is for --source clustering. Leave it out.")
-    encoder = encoders.load(options.encoder, weights=options.weights, geometry=options.geometry, device=options.device)
+    _check(options)
+    encoder = load_encoder(options)
+    masks_of = load_masks(options, encoder) if options.source in MASK_SOURCES else None
+    given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
     regionizer = Regionizer(
         source=options.source,
         norm=options.norm,
@@ -134,17 +111,19 @@ def _tokenize(options: argparse.Namespace) -> int:
         num_regions=options.tokens,
         connectivity=options.connectivity,
         padding=options.padding,
+        geometry=encoder.geometry if masks_of else None,
+        **given,
     )
     out = _make_folder(options.out)
-    _warm_up()
+    _warm_up(options.source)
     rows, failed = [], []
     names = _output_names(options.photos, out)
-    for path, name in tqdm(list(zip(options.photos, names, strict=True)), unit="photo", disable=len(names) == 1):
+    for path, name in progress(list(zip(options.photos, names, strict=True))):
+        find = partial(masks_of, path) if masks_of else None
         try:
-            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name))
-        except (RegiontokError, OSError, MemoryError) as error:
-            told = str(error) or "not enough memory"
-            failed.append(told if told.startswith(f"{path}:") else f"{path}: {told}")
+            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name, find))
+        except FAILURES as error:
+            failed.append(explain(path, error))
     if rows:
         _print_table(rows)
         print(f"Pictures and tokens are in {out}{os.sep}")
@@ -153,6 +132,23 @@ def _tokenize(options: argparse.Namespace) -> int:
     if failed:
         print(f"regiontok: {len(failed)} of {len(names)} photos failed and are named above.", file=sys.stderr)
     return 1 if failed else 0
+
+
+_REGION_OPTIONS = ("coverage", "uncovered", "overlap", "eps", "min_samples", "noise")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that the source has no use for."""
+    given = [f"--{name.replace('_', '-')}" for name in _REGION_OPTIONS if getattr(options, name) is not None]
+    of_combined = [name for name in given if name in ("--eps", "--min-samples", "--noise")]
+    clusters = options.source == "clustering" or options.uncovered == "cluster"
+    if options.threshold is not None and not clusters:
+        raise RegiontokError("--threshold is for --source clustering, or for --uncovered cluster. Leave it out.")
+    if options.source not in MASK_SOURCES and (given or uses_masks(options) or options.masks != "sam2"):
+        name = (given + uses_masks(options) + ["--masks"])[0]
+        raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
+    if options.source != "combined" and of_combined:
+        raise RegiontokError(f"{of_combined[0]} is for --source combined. Leave it out.")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -174,48 +170,32 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _env(_: argparse.Namespace) -> int:
-    print(f"regiontok      {__version__}")
-    print(f"python         {platform.python_version()} on {platform.platform()}")
-    for package in ("torch", "numpy", "scipy", "scikit-learn", "einops", "numba", "pillow", "safetensors"):
-        print(f"{package:<14} {importlib.metadata.version(package)}")
-    extras = {
-        "timm": "encoders",
-        "open_clip_torch": "encoders",
-        "sam2": "sam2",
-        "transformers": "hf",
-        "matplotlib": "viz",
-    }
-    for package, extra in extras.items():
-        try:
-            print(f"{package:<14} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{package:<14} not installed (pip install 'regiontok[{extra}]')")
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(f"cuda device    {cuda}")
-    compiled = (
-        "uncompiled, since NUMBA_DISABLE_JIT is set"
-        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
-        else "compiled by numba"
-    )
-    print(f"clustering     on the CPU, {compiled}; a batch on {torch.get_num_threads()} threads")
-    print("other steps    where the features are")
-    return 0
-
-
 def _tokenize_photo(
-    photo: str, read: Callable[[], Image.Image], encoder: Encoder, regionizer: Regionizer, target: Path
+    photo: str,
+    read: Callable[[], Image.Image],
+    encoder: Encoder,
+    regionizer: Regionizer,
+    target: Path,
+    find_masks: Callable[[Image.Image], MaskSet] | None = None,
 ) -> Row:
     """Run one photo through every stage and write its picture and tensors beside ``target``."""
     watch = Stopwatch(encoder.mean.device)
     image = watch.time("read", read)
     features, valid = watch.time("encode", lambda: encoder(image))
+    masks = None if find_masks is None else [watch.time("masks", lambda: find_masks(image))]
     features = watch.time("normalize", lambda: regionizer.normalize(features))
-    regions = watch.time("group", lambda: regionizer.order(regionizer.group(features, valid=valid)))
+    regions = watch.time("group", lambda: regionizer.order(regionizer.group(features, masks=masks, valid=valid)))
     tokens = watch.time("pool", lambda: regionizer.pool(features, regions))
     watch.time("write", lambda: _write(photo, image, encoder, regionizer, tokens, target))
     patches = int(valid.sum()) if regionizer.config["padding"] == "drop" else valid.numel()
-    return Row(photo, patches, len(regions), watch.seconds)
+    return Row(photo, patches, len(regions), watch.seconds, _notes(regions))
+
+
+def _notes(regions: Regions) -> list[str]:
+    """What became of masks that are no region."""
+    reasons = Counter(dropped.reason for dropped in regions.dropped)
+    notes = [f"{count} mask{'s' * (count != 1)} became no region: {reason}" for reason, count in reasons.items()]
+    return notes + ["no mask is left; one region of the whole photo"] * bool(regions.fallback.any())
 
 
 def _write(
@@ -231,15 +211,25 @@ def _write(
         "encoder": encoder.name,
         "geometry": encoder.geometry.to_config(),
         "regionizer": regionizer.config,
+        "dropped": [{"mask_index": one.mask_index, "reason": one.reason} for one in regions.dropped],
+        "fallback": bool(regions.fallback.any()),
     }
-    tensors = {"tokens": tokens.values.cpu().contiguous(), "labels": regions.labels()[0].int().cpu().contiguous()}
+    tensors = {"tokens": tokens.values}
+    if regionizer.config["source"] in MASK_SOURCES:
+        tensors |= {"masks": regions.masks()[0], "mask_index": regions.mask_index.int()}
+    else:
+        tensors["labels"] = regions.labels()[0].int()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     _tensors(target).write_bytes(save(tensors, metadata={"config": json.dumps(description)}))
 
 
-def _warm_up() -> float:
+def _warm_up(source: str = "clustering") -> float:
     """Compile before the first photo, whose times would else tell of compiling; returns the seconds it took."""
     start = time.perf_counter()
     UnionFindClusterer()(torch.ones(1, 1, 2, 1))
+    if source in MASK_SOURCES:
+        regionizer = Regionizer(source=source, pool="mean", geometry=ImageGeometry.squash(2), split_min_patches=1)
+        regionizer.group(torch.ones(1, 1, 2, 1), masks=[MaskSet.from_labels(torch.tensor([[0, 1]]))])
     return time.perf_counter() - start
 
 
@@ -275,8 +265,12 @@ def _make_folder(folder: Path) -> Path:
 
 def _print_table(rows: Sequence[Row]) -> None:
     width = min(40, max(5, *(len(row.photo) for row in rows)))
-    print(f"{'photo':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in _STAGES) + "  ms")
+    stages = [stage for stage in _STAGES if stage in rows[0].seconds]
+    print(f"{'photo':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in stages) + "  ms")
     for row in rows:
         name = row.photo if len(row.photo) <= width else "..." + row.photo[3 - width :]
-        times = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in _STAGES)
+        times = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in stages)
         print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {times}")
+    for row in rows:
+        for note in row.notes:
+            print(f"{row.photo}: {note}")

@@ -1,0 +1,178 @@
+"""What the commands share: photos, encoders, masks, and how long things take."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from regiontok import encoders, masks
+from regiontok.encoders import Encoder
+from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.maskset import MaskSet
+
+_T = TypeVar("_T")
+FAILURES = (RegiontokError, OSError, MemoryError)
+"""What one photo can fail with, so that the others go on."""
+
+MaskSource = Callable[[Path, Image.Image], MaskSet]
+"""Masks of a photo that was read from a path."""
+
+
+class Stopwatch:
+    """Seconds per stage; waits for the device, whose work would else be counted in a later stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def time(self, stage: str, work: Callable[[], _T]) -> _T:
+        """Run ``work`` and note how long it took."""
+        start = time.perf_counter()
+        result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = time.perf_counter() - start
+        return result
+
+
+def explain(path: Path, error: BaseException) -> str:
+    """Why a photo failed, with its name in front."""
+    told = str(error) or "not enough memory"
+    return told if told.startswith(f"{path}:") else f"{path}: {told}"
+
+
+def progress(items: Sequence[_T]) -> Any:
+    """The same items, with a bar where there are several."""
+    return tqdm(items, unit="photo", disable=len(items) == 1)
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """Photos as they are named, and all of those in folders, by name; symbolic links to folders are not followed."""
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and one.is_file())
+        if not inside:
+            raise RegiontokError(f"{path}: there is no photo in this folder.")
+        found += inside
+    return found
+
+
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose an encoder."""
+    parser.add_argument(
+        "--encoder",
+        default="pixels",
+        help=f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
+    parser.add_argument(
+        "--geometry",
+        default="letterbox",
+        choices=("letterbox", "squash", "center_crop"),
+        help="how a photo is brought to the encoder's input; default: %(default)s",
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+
+
+def load_encoder(options: argparse.Namespace) -> Encoder:
+    """The encoder that the options choose."""
+    return encoders.load(options.encoder, weights=options.weights, geometry=options.geometry, device=options.device)
+
+
+def add_mask_options(parser: argparse.ArgumentParser, *, name: str, files: bool, default: str | None) -> None:
+    """Options that choose a mask generator; where ``files``, a file of masks may be named in its place."""
+    group = parser.add_argument_group("masks")
+    told = f"{', '.join(masks.GENERATORS)}" + (", or a file that regiontok masks wrote" if files else "")
+    group.add_argument(
+        name,
+        dest="masks",
+        default=default,
+        metavar="GENERATOR|FILE" if files else "GENERATOR",
+        help=f"{told}; felzenszwalb needs no weights" + (f"; default: {default}" if default else ""),
+    )
+    group.add_argument(
+        "--sam-model", metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
+    )
+    cheap = masks.CHEAP
+    for setting, kind in (
+        ("points_per_side", int),
+        ("stability_score_thresh", float),
+        ("pred_iou_thresh", float),
+        ("box_nms_thresh", float),
+    ):
+        group.add_argument(
+            f"--{setting.replace('_', '-')}", type=kind, metavar="N", help=f"of SAM; default: {getattr(cheap, setting)}"
+        )
+    group.add_argument(
+        "--ladder", action="store_true", help="48, 64, then 96 points per side, until there are 80 to 160 masks"
+    )
+
+
+def uses_masks(options: argparse.Namespace) -> list[str]:
+    """The mask options that were given."""
+    names = ("sam_model", "points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    return given + ["--ladder"] * options.ladder
+
+
+def load_generator(options: argparse.Namespace, **more: Any) -> Any:
+    """The mask generator that the options choose."""
+    given = uses_masks(options)
+    if options.masks == "felzenszwalb":
+        if given or more:
+            raise RegiontokError(
+                f"{(given or ['--mosaic'])[0]} is for SAM's masks, not for felzenszwalb. Leave it out."
+            )
+        return masks.load(options.masks)
+    settings: Any = masks.CHEAP
+    if options.ladder:
+        clash = [name for name in given if name not in ("--ladder", "--sam-model", "--box-nms-thresh")]
+        if clash:
+            raise RegiontokError(f"{clash[0]} is set by every step of the ladder. Leave one of the two out.")
+        settings = [_set(step, options) for step in masks.LADDER]
+    else:
+        settings = _set(masks.CHEAP, options)
+    return masks.load(options.masks, model=options.sam_model, device=options.device, settings=settings, **more)
+
+
+def _set(settings: masks.MaskSettings, options: argparse.Namespace) -> masks.MaskSettings:
+    names = ("points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
+    return replace(settings, **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+
+
+def load_masks(options: argparse.Namespace, encoder: Encoder) -> MaskSource:
+    """Masks of photos, made by a generator or read from a file; on the encoder's grid where that is quicker."""
+    if options.masks in masks.GENERATORS:
+        generator = load_generator(options)
+        if hasattr(generator, "on_grid"):
+            return lambda _, photo: generator.on_grid(photo, geometry=encoder.geometry, grid=encoder.grid)[0]
+        return lambda _, photo: generator(photo)[0]
+    if uses_masks(options):
+        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, not for a file of them. Leave it out.")
+    if not Path(options.masks).is_file():
+        raise CheckpointError(
+            f"--masks must be one of {', '.join(masks.GENERATORS)}, or a file that regiontok masks wrote; there is no "
+            f"file {options.masks}."
+        )
+    store = masks.MaskStore(options.masks)
+
+    def read(path: Path, photo: Image.Image) -> MaskSet:
+        found = store[path]
+        if found.size != (photo.height, photo.width):
+            raise CheckpointError(
+                f"masks in {store.path} are of a photo of {found.size[0]} x {found.size[1]}; this one is of "
+                f"{photo.height} x {photo.width}. Make them again."
+            )
+        return found
+
+    return read

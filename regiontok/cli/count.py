@@ -1,0 +1,110 @@
+"""``regiontok count``: how many tokens photos get from each source."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regiontok.cli.common import (
+    FAILURES,
+    add_encoder_options,
+    add_mask_options,
+    explain,
+    find_photos,
+    load_encoder,
+    load_masks,
+    progress,
+    uses_masks,
+)
+from regiontok.errors import RegiontokError
+from regiontok.photos import read_photo
+from regiontok.presets import paper_tokens
+from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
+from regiontok.viewing import draw_counts
+
+_ORDER = ("patch", "segmentation", "clustering", "combined")
+"""Sources as the paper's Table 1 lists them."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``count`` to the parser."""
+    count = commands.add_parser(
+        "count",
+        help="count the tokens of photos by source",
+        description="Print the distribution of tokens per photo for each source, beside the mean in the paper's Table "
+        "1, and draw a histogram. Sources of masks are counted where --masks is given.",
+    )
+    count.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
+    count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
+    count.add_argument("--threshold", type=float, default=0.7, metavar="T", help="of clustering; default: %(default)s")
+    count.add_argument(
+        "--out",
+        type=Path,
+        default=Path("regiontok-counts.png"),
+        metavar="FILE",
+        help="the histogram; default: %(default)s",
+    )
+    add_encoder_options(count)
+    add_mask_options(count, name="--masks", files=True, default=None)
+    count.set_defaults(run=_count)
+
+
+def _count(options: argparse.Namespace) -> int:
+    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
+    sources = [source for source in _ORDER if source in wanted]
+    with_masks = [source for source in sources if source in MASK_SOURCES]
+    if with_masks and not options.masks:
+        raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
+    if not with_masks and (options.masks or uses_masks(options)):
+        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    photos = find_photos(options.photos)
+    encoder = load_encoder(options)
+    masks_of = load_masks(options, encoder) if with_masks else None
+    regionizers = {
+        source: Regionizer(
+            source=source, norm=options.norm, pool="mean", threshold=options.threshold, geometry=encoder.geometry
+        )
+        for source in sources
+    }
+    counts: dict[str, list[int]] = {source: [] for source in sources}
+    failed = []
+    for path in progress(photos):
+        try:
+            photo = read_photo(path)
+            features, valid = encoder(photo)
+            masks = [masks_of(path, photo)] if masks_of else None
+            one = {}
+            for source, regionizer in regionizers.items():
+                given = masks if source in MASK_SOURCES else None
+                one[source] = len(regionizer.group(regionizer.normalize(features), masks=given, valid=valid))
+        except FAILURES as error:
+            failed.append(explain(path, error))
+            continue
+        for source, number in one.items():
+            counts[source].append(number)
+    for message in failed:
+        print(f"regiontok: {message}", file=sys.stderr)
+    done = len(photos) - len(failed)
+    if done:
+        paper = {source: paper_tokens(options.encoder, source, options.norm) for source in sources}
+        print(f"Tokens per photo: {done} photo{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
+        _print_table(counts, paper)
+        draw_counts(counts, options.out, paper=paper)
+        print(f"Histogram: {options.out}")
+    if failed:
+        print(f"regiontok: {len(failed)} of {len(photos)} photos failed and are named above.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_table(counts: dict[str, list[int]], paper: dict[str, float | None]) -> None:
+    print(
+        f"{'source':<12}  {'least':>6}  {'25 %':>6}  {'median':>6}  {'75 %':>6}  {'most':>6}  {'mean':>7}  {'paper':>6}"
+    )
+    for source, values in counts.items():
+        quartiles = "  ".join(f"{value:>6.0f}" for value in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
+        published = paper[source]
+        told = "-" if published is None else f"{published:g}"
+        print(f"{source:<12}  {quartiles}  {np.mean(values):>7.1f}  {told:>6}")

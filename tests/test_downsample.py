@@ -1,0 +1,372 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, UnionFindClusterer
+from regiontok.downsample import _cover_on_device
+from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+from tests import references
+from tests.conftest import assert_close, smooth_features
+
+SQUARE = ImageGeometry.squash(64)
+
+
+@st.composite
+def cases(draw):
+    """A geometry, a grid, and masks of a photo, from smaller than a patch to many pixels per patch."""
+    mode = draw(st.sampled_from([ImageGeometry.letterbox, ImageGeometry.squash, ImageGeometry.center_crop]))
+    geometry = mode((draw(st.sampled_from([8, 12, 30])), draw(st.sampled_from([8, 12, 30]))))
+    grid = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    size = draw(st.integers(1, 25)), draw(st.integers(1, 25))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    density = draw(st.sampled_from([0, 0.2, 0.8, 1]))
+    return geometry, grid, generator.random((2, *size)) < density
+
+
+@given(cases())
+def test_coverage_is_the_exact_area(case):
+    geometry, grid, masks = case
+    downsampler = MaskDownsampler(grid, geometry=geometry)
+    placement = geometry.place(masks.shape[1:])
+    expected = torch.from_numpy(np.stack([references.coverage(mask, placement, grid) for mask in masks]))
+    encoded = MaskSet.from_masks(masks)
+    for form in (masks, torch.from_numpy(masks), masks.astype(np.uint8) * 255, encoded, encoded.to_coco()):
+        covered = downsampler.coverage(form)
+        assert covered.dtype == torch.float32
+        assert covered.min() >= 0
+        assert covered.max() <= 1
+        assert_close(covered, expected)
+
+
+@given(cases())
+def test_every_form_keeps_the_same_patches(case):
+    geometry, grid, masks = case
+    downsampler = MaskDownsampler(grid, geometry=geometry)
+    encoded = MaskSet.from_masks(masks)
+    dense, runs, coco = (downsampler([form]) for form in (masks, encoded, encoded.to_coco()))
+    for other in (runs, coco):
+        assert torch.equal(dense.masks()[0], other.masks()[0])
+        assert dense.dropped == other.dropped
+
+
+@given(cases(), st.integers(1, 20), st.integers(1, 20))
+def test_masks_of_another_size_are_stretched_when_told(case, height, width):
+    geometry, grid, masks = case
+    size = (height, width)
+    downsampler = MaskDownsampler(grid, geometry=geometry, rescale=True)
+    placement = geometry.place(size)
+    expected = torch.from_numpy(np.stack([references.coverage(mask, placement, grid, size=size) for mask in masks]))
+    assert_close(downsampler.coverage(masks, size=size), expected)
+    assert_close(downsampler.coverage(MaskSet.from_masks(masks), size=size), expected)
+    if size != masks.shape[1:]:
+        with pytest.raises(ShapeError, match="must be of their photo's size"):
+            MaskDownsampler(grid, geometry=geometry).coverage(masks, size=size)
+
+
+@given(cases())
+def test_matrix_products_give_the_same_coverage_on_other_devices(case):
+    geometry, grid, masks = case
+    placement = geometry.place(masks.shape[1:])
+    edges = [
+        (np.arange(masks.shape[1 + axis] + 1) * placement.scale[axis] + placement.offset[axis])
+        * (grid[axis] / placement.input[axis])
+        for axis in (0, 1)
+    ]
+    expected = MaskDownsampler(grid, geometry=geometry).coverage(masks)
+    assert_close(_cover_on_device(torch.from_numpy(masks), edges, grid), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_masks_on_a_gpu_give_the_same_regions():
+    masks = torch.rand(5, 480, 640) < 0.1
+    downsampler = MaskDownsampler((24, 24), geometry=ImageGeometry.letterbox(336))
+    assert_close(downsampler.coverage(masks.cuda()).cpu(), downsampler.coverage(masks))
+
+
+@pytest.mark.parametrize("height", [300, 1200, 7000])
+def test_tall_photos_have_more_pixels_per_patch_than_a_byte_counts(height):
+    masks = np.ones((2, height, 3), bool)
+    masks[1, : height // 3] = False
+    covered = MaskDownsampler((4, 1), geometry=ImageGeometry.squash((64, 16))).coverage(masks)
+    assert_close(covered[0], torch.ones(4, 1))
+    assert_close(covered[1].mean(), torch.tensor(1 - (height // 3) / height))
+
+
+@given(cases())
+def test_the_sum_of_coverage_is_the_area_of_the_mask(case):
+    geometry, grid, masks = case
+    if geometry.mode == "center_crop":
+        return  # what is cut off is not covered
+    placement = geometry.place(masks.shape[1:])
+    share = placement.scale[0] * placement.scale[1] / (placement.input[0] * placement.input[1]) * grid[0] * grid[1]
+    covered = MaskDownsampler(grid, geometry=geometry).coverage(masks).sum((1, 2))
+    assert_close(covered, torch.from_numpy(masks.sum((1, 2)) * share))
+
+
+@given(cases())
+def test_the_papers_two_steps(case):
+    geometry, _, masks = case
+    placement = geometry.place(masks.shape[1:])
+    grid = (placement.input[0] // 2, placement.input[1] // 2)
+    placed = placement.mask(masks).float()
+    expected = torch.nn.functional.avg_pool2d(placed, 2)
+    downsampler = MaskDownsampler(grid, geometry=geometry, method="two_step")
+    assert_close(downsampler.coverage(masks), expected)
+    assert_close(downsampler.coverage(MaskSet.from_masks(masks)), expected)
+
+
+def test_both_methods_agree_where_the_photo_has_the_inputs_size():
+    masks = np.random.default_rng(0).random((3, 64, 64)) < 0.3
+    exact, steps = (
+        MaskDownsampler((8, 8), geometry=SQUARE, method=method).coverage(masks) for method in ("exact", "two_step")
+    )
+    assert_close(exact, steps)
+
+
+def test_two_steps_stretch_masks_too():
+    masks = np.zeros((1, 2, 2), bool)
+    masks[0, 0, 0] = True
+    downsampler = MaskDownsampler((2, 2), geometry=SQUARE, method="two_step", rescale=True)
+    assert downsampler.coverage(masks, size=(30, 50)).tolist() == [[[1, 0], [0, 0]]]
+
+
+def test_a_patch_is_kept_if_more_than_the_threshold_of_it_is_inside():
+    masks = np.zeros((2, 10, 10), bool)
+    masks[0].flat[:7] = True  # exactly 0.07 of one patch
+    masks[1].flat[:8] = True
+    for form in (masks, MaskSet.from_masks(masks)):
+        regions = MaskDownsampler((1, 1), geometry=ImageGeometry.squash(10))([form])
+        assert regions.mask_index.tolist() == [1]
+        assert regions.dropped[0][:2] == (0, 0)
+        assert regions.dropped[0].reason == "covers no patch by more than 0.07"
+
+
+def mask_of(*rows):
+    return torch.tensor([[cell == "#" for cell in row] for row in rows])
+
+
+def test_masks_that_keep_no_patch_are_named_with_the_reason():
+    masks = torch.zeros(4, 40, 80, dtype=torch.bool)
+    masks[0, :20, 30:50] = True
+    masks[2, 0, 40] = True
+    masks[3, :, :10] = True
+    regions = MaskDownsampler((4, 4), geometry=ImageGeometry.center_crop(16))([masks])
+    assert regions.mask_index.tolist() == [0]
+    assert [(one.mask_index, one.reason) for one in regions.dropped] == [
+        (1, "covers nothing of what the encoder sees"),
+        (2, "covers no patch by more than 0.07"),
+        (3, "covers nothing of what the encoder sees"),
+    ]
+    assert not regions.fallback.any()
+
+
+def test_a_photo_without_masks_gets_one_region_of_what_shows_it_and_is_counted():
+    downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(16))
+    some = np.ones((1, 30, 60), bool)
+    regions = downsampler([some, some[:0], MaskSet.from_coco([], size=(60, 30)), some & False])
+    assert regions.fallback.tolist() == [False, True, True, True]
+    assert regions.counts.tolist() == [1, 1, 1, 1]
+    assert regions.areas().tolist() == [8, 8, 8, 8]
+    assert [(one.image, one.mask_index) for one in regions.dropped] == [(3, 0)]
+    assert torch.equal(regions.masks()[2][0], regions.masks()[1][0].T)
+
+
+def test_photos_of_any_size_and_masks_of_any_form_in_one_batch():
+    labels = np.repeat(np.array([[-1, 0], [3, 3]]), 50, 0).repeat(30, 1)
+    dense = torch.zeros(2, 7, 9, dtype=torch.uint8)
+    dense[0, :3] = 255
+    dense[1, 3:] = 255
+    on_grid = MaskSet.on_grid(torch.eye(4)[None], scores=[0.25])
+    coco = MaskSet.from_masks(np.ones((1, 3, 3), bool)).to_coco()
+    regions = MaskDownsampler((4, 4), geometry=SQUARE)(
+        [labels, dense, on_grid, coco, MaskSet.from_coco(coco, scores=[0.5])]
+    )
+    assert regions.counts.tolist() == [2, 2, 1, 1, 1]
+    assert regions.mask_index.tolist() == [0, 1, 0, 1, 0, 0, 0]
+    assert regions.areas().tolist() == [4, 8, 8, 12, 4, 16, 16]
+    assert regions.score.nan_to_num(-1).tolist() == [-1, -1, -1, -1, 0.25, -1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("uncovered", "expected"),
+    [
+        ("drop", [["#...", "#..."]]),
+        ("background", [["#...", "#..."], [".##.", ".##."]]),
+        ("single_patches", [["#...", "#..."], [".#..", "...."], ["..#.", "...."], ["....", ".#.."], ["....", "..#."]]),
+        ("cluster", [["#...", "#..."], [".#..", ".#.."], ["..#.", "..#."]]),
+    ],
+)
+def test_uncovered_patches(uncovered, expected):
+    """The last column is padding, and stays in no region."""
+    masks = mask_of("#...", "#...")[None]
+    valid = mask_of("###.", "###.")[None]
+    features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).expand(1, 2, 4, 2)
+    downsampler = MaskDownsampler((2, 4), uncovered=uncovered)
+    regions = downsampler([MaskSet.on_grid(masks, scores=[0.5])], features=features, valid=valid)
+    assert regions.masks()[0].tolist() == [mask_of(*rows).tolist() for rows in expected]
+    assert regions.mask_index.tolist() == [0] + [-1] * (len(expected) - 1)
+    assert regions.score.isnan().tolist() == [False] + [True] * (len(expected) - 1)
+    assert not regions.fallback.any()
+    assert not regions.dropped
+
+
+@pytest.mark.parametrize(("uncovered", "count"), [("background", 1), ("single_patches", 6), ("cluster", 1)])
+def test_a_photo_without_masks_is_all_uncovered(uncovered, count):
+    features = torch.ones(2, 3, 3, 4)
+    valid = mask_of("###", "###", "...").expand(2, 3, 3)
+    nothing, everything = MaskSet.on_grid(torch.zeros(0, 3, 3)), MaskSet.on_grid(torch.ones(1, 3, 3))
+    downsampler = MaskDownsampler((3, 3), uncovered=uncovered)
+    regions = downsampler([nothing, everything], features=features, valid=valid)
+    assert regions.counts.tolist() == [count, 1]
+    assert regions.mask_index.tolist() == [-1] * count + [0]
+    assert not regions.fallback.any()
+    assert regions.areas().sum() == 12
+
+
+def test_letterbox_padding_is_never_a_region_of_uncovered_patches():
+    photo = np.zeros((1, 40, 80), bool)
+    photo[0, :, :40] = True
+    for uncovered in ("background", "single_patches", "cluster"):
+        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
+        regions = downsampler([photo], features=torch.ones(1, 4, 4, 3))
+        covered = regions.masks()[0].any(0)
+        assert torch.equal(covered, mask_of("....", "####", "####", "...."))
+
+
+@given(cases(), st.sampled_from(["background", "single_patches", "cluster"]), st.booleans())
+def test_every_shown_patch_is_in_a_region_when_uncovered_ones_are_kept(case, uncovered, smallest):
+    geometry, grid, masks = case
+    overlap = "smallest" if smallest else "keep"
+    downsampler = MaskDownsampler(grid, geometry=geometry, uncovered=uncovered, overlap=overlap)
+    regions = downsampler([masks], features=smooth_features(*grid, 3))
+    shown = geometry.place(masks.shape[1:]).valid(grid)
+    covered = regions.masks()[0].int().sum(0)
+    assert torch.equal(covered > 0, shown)
+    if smallest:
+        assert covered.max() == 1
+
+
+def test_in_an_overlap_the_smallest_mask_keeps_the_patch_and_the_first_of_equals():
+    masks = torch.stack(
+        [mask_of("####", "####"), mask_of("##..", "...."), mask_of(".##.", "...."), mask_of("##..", "....")]
+    )
+    regions = MaskDownsampler((2, 4), overlap="smallest")([MaskSet.on_grid(masks)])
+    assert regions.labels().tolist() == [[[1, 1, 2, 0], [0, 0, 0, 0]]]
+    assert regions.mask_index.tolist() == [0, 1, 2]
+    assert [(one.mask_index, one.reason) for one in regions.dropped] == [
+        (3, "each of its patches lies in a smaller mask, or is not valid")
+    ]
+
+
+def test_a_mask_on_padding_alone_is_dropped():
+    valid = mask_of("#.")[None]
+    regions = MaskDownsampler((1, 2))([MaskSet.on_grid(mask_of("##", ".#")[:, None])], valid=valid)
+    assert regions.areas().tolist() == [1]
+    assert [one.reason for one in regions.dropped] == ["covers no valid patch"]
+
+
+def test_the_grid_of_each_photo_can_come_from_its_features():
+    features = [torch.ones(2, 3, 4), torch.ones(5, 1, 4)]
+    regions = MaskDownsampler(geometry=SQUARE)([np.ones((1, 9, 9), bool)] * 2, features=features)
+    assert regions.grids.tolist() == [[2, 3], [5, 1]]
+    assert regions.areas().tolist() == [6, 5]
+
+
+def test_valid_tells_which_patches_show_each_photo():
+    downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64))
+    valid = downsampler.valid([np.ones((1, 10, 20), bool), MaskSet.on_grid(torch.ones(1, 4, 4))])
+    assert [one.sum().item() for one in valid] == [8, 16]
+
+
+def test_masks_are_not_changed():
+    masks = np.random.default_rng(0).random((2, 9, 9)) < 0.5
+    before = masks.copy()
+    MaskDownsampler((3, 3), geometry=SQUARE, overlap="smallest", uncovered="background")([masks])
+    assert np.array_equal(masks, before)
+    on_grid = MaskSet.on_grid(torch.ones(2, 3, 3))
+    MaskDownsampler((3, 3), overlap="smallest")([on_grid])
+    assert (on_grid.coverage == 1).all()
+
+
+ONE = np.ones((1, 9, 9), bool)
+
+
+@pytest.mark.parametrize(
+    ("masks", "options", "error", "message"),
+    [
+        ([ONE, {"size": [9, 9], "counts": [81]}], {}, DTypeError, r"masks\[1\]: a photo's masks must be"),
+        ([ONE, [{"size": [9, 9], "counts": [80]}]], {}, ValueRangeError, r"masks\[1\]: mask 0: the counts of an RLE must add up"),
+        ([ONE, np.full((9, 9), -3)], {}, ValueRangeError, r"masks\[1\]: labels must be -1 \(no mask\) or from 0; got -3"),
+        ([ONE[0]], {}, ShapeError, r"masks\[0\]: masks must be .* A single mask is masks\[None\]"),
+        ([ONE, ONE.astype(float)], {}, DTypeError, r"masks\[1\]: masks must be bool or uint8; got float64"),
+        ([[]], {}, ShapeError, r"masks\[0\]: an empty list does not tell the photo's size"),
+        ([], {}, ShapeError, "at least one photo"),
+        (ONE, {}, DTypeError, r"must be a list with one entry per photo; got ndarray. Wrap it: \[masks\]"),
+        ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per photo, 1; got 0"),
+        ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their photo's size \(9, 8\); got \(9, 9\). Pass rescale=True"),
+        ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per photo, 2 in features; got 1"),
+        ([ONE], {"features": torch.ones(1, 4, 5, 3)}, ShapeError, r"features\[0\] must have this downsampler's grid \(4, 4\); got \(4, 5\)"),
+        ([MaskSet.on_grid(torch.ones(1, 3, 3))], {}, ShapeError, r"masks\[0\]: masks on the grid must be on \(4, 4\); these are on \(3, 3\)"),
+        ([ONE], {"valid": torch.zeros(1, 4, 4, dtype=torch.bool)}, ValueRangeError, "image 0 has no valid patch"),
+    ],
+)  # fmt: skip
+def test_bad_masks_are_refused_and_the_photo_named(masks, options, error, message):
+    with pytest.raises(error, match=message):
+        MaskDownsampler((4, 4), geometry=SQUARE)(masks, **options)
+
+
+def test_an_empty_list_of_rle_is_no_masks_where_the_size_is_told():
+    regions = MaskDownsampler((4, 4), geometry=SQUARE)([[]], sizes=[(9, 9)])
+    assert regions.fallback.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"grid": 4}, ShapeError, r"grid must be \(rows, cols\); got 4"),
+        ({"grid": (4, 0)}, ValueRangeError, "grid must be at least 1"),
+        ({"geometry": 336}, DTypeError, "geometry must be an ImageGeometry"),
+        ({"threshold": 1.5}, ValueRangeError, r"threshold must be in \[0, 1\]"),
+        ({"method": "nearest"}, ValueRangeError, "method must be one of 'exact', 'two_step'"),
+        ({"uncovered": "keep"}, ValueRangeError, "uncovered must be one of"),
+        ({"overlap": "drop"}, ValueRangeError, "overlap must be one of 'keep', 'smallest'"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        MaskDownsampler(**({"grid": (4, 4), "geometry": SQUARE} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": (4, 4)}, "masks of a photo need the geometry"),
+        ({"geometry": SQUARE}, "a downsampler without a grid needs the features"),
+        ({"grid": (4, 4), "geometry": SQUARE, "uncovered": "cluster"}, "uncovered='cluster' needs the features"),
+    ],
+)
+def test_what_is_missing_is_named(options, message):
+    with pytest.raises(ValueRangeError, match=message):
+        MaskDownsampler(**options)([ONE])
+
+
+def test_two_steps_need_a_grid_that_divides_the_input():
+    with pytest.raises(ShapeError, match="needs a grid that divides the input"):
+        MaskDownsampler((3, 3), geometry=SQUARE, method="two_step")([ONE])
+
+
+def test_coverage_alone_needs_a_grid():
+    downsampler = MaskDownsampler(geometry=SQUARE)
+    assert downsampler.coverage(ONE, grid=(2, 2)).shape == (1, 2, 2)
+    with pytest.raises(ShapeError, match=r"Pass grid=\(rows, cols\)"):
+        downsampler.coverage(ONE)
+
+
+def test_its_clusterer_can_be_chosen():
+    features = torch.tensor([[[[1.0, 0.0], [1.0, 0.5]]]])
+    nothing = [MaskSet.on_grid(torch.zeros(0, 1, 2))]
+    for threshold, count in ((0.5, 1), (0.99, 2)):
+        clusterer = UnionFindClusterer(threshold=threshold)
+        assert len(MaskDownsampler(uncovered="cluster", clusterer=clusterer)(nothing, features=features)) == count
