@@ -19,11 +19,12 @@ from regiontok._checks import (
     check_features,
     check_finite,
     check_integer,
+    check_number,
     flatten_features,
     flatten_valid,
 )
 from regiontok.clustering import UnionFindClusterer
-from regiontok.downsample import MaskDownsampler, Masks
+from regiontok.downsample import METHODS, MaskDownsampler, Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 from regiontok.normalize import rms_normalize
@@ -159,6 +160,8 @@ class Regionizer(nn.Module):
             check_integer("dim", dim)
         check_integer("num_heads", num_heads)
         self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
+        check_number("coverage", coverage, low=0, high=1)
+        check_choice("downsampling", downsampling, METHODS)
         self._downsampler = MaskDownsampler(
             geometry=geometry,
             threshold=coverage,

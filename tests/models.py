@@ -12,8 +12,8 @@ from transformers import (
     Sam3TrackerMaskDecoderConfig,
     Sam3TrackerModel,
     Sam3TrackerPromptEncoderConfig,
-    Sam3ViTConfig,
     Sam3VisionConfig,
+    Sam3ViTConfig,
 )
 
 

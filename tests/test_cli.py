@@ -85,7 +85,7 @@ def test_a_photo_that_breaks_the_decoder_does_not_stop_the_rest(photos, tmp_path
 
     assert main(["tokenize", str(photos / "b.jpg"), str(photos), "--out", str(tmp_path / "out")]) == 1
     assert "a folder, not a photo" in capsys.readouterr().err
-    monkeypatch.setattr("regiontok.cli.draw_regions", draw)
+    monkeypatch.setattr("regiontok.cli.tokenize.draw_regions", draw)
     assert main(["tokenize", str(photos / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
     assert "b.jpg: not enough memory" in capsys.readouterr().err
 
@@ -121,7 +121,10 @@ def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_pat
         (["--encoder", "clip"], "there is no encoder 'clip'"),
         (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
         (["--tokens", "0"], "num_regions must be at least 1; got 0"),
-        (["--source", "patch", "--threshold", "0.5"], "--threshold is for --source clustering"),
+        (
+            ["--source", "patch", "--threshold", "0.5"],
+            "--threshold is for --source clustering, or for --uncovered cluster",
+        ),
         (["--source", "patch", "--tokens", "9"], "num_regions is for source='clustering'"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),

@@ -16,7 +16,9 @@ from regiontok import errors
 from tests.conftest import assert_close
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra")
+OPTIONAL = (
+    "timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra", "pyarrow", "pycocotools",
+)  # fmt: skip
 MODULES = sorted((ROOT / "regiontok").rglob("*.py"))
 
 
@@ -33,7 +35,9 @@ def imported_after(statement):
 
 
 def test_import_loads_no_optional_package():
-    assert imported_after("import regiontok, regiontok.encoders, regiontok.viewing, regiontok.cli") == []
+    assert (
+        imported_after("import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli") == []
+    )
 
 
 def test_the_check_of_imports_can_fail():
@@ -71,7 +75,18 @@ def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays(tmp_path)
     code = (
         "import torch; from regiontok import UnionFindClusterer as U; from tests.conftest import smooth_features as f\n"
         "for c in (4, 8): print(U(connectivity=c)(f(7, 9, 12, batch=2)).labels().tolist())\n"
-        "print(U().tree(f(1, 6, 3))[0].cut(num_regions=2).labels().tolist(), U(num_regions=5)(f(5, 1, 4)).labels().tolist())"
+        "print(U().tree(f(1, 6, 3))[0].cut(num_regions=2).labels().tolist(), U(num_regions=5)(f(5, 1, 4)).labels().tolist())\n"
+        "import numpy as np; from regiontok import *; from regiontok._kernels.logits import measure\n"
+        "m = np.random.default_rng(0).random((3, 17, 13)) < 0.4; m[2] = True\n"
+        "s = MaskSet.from_coco(MaskSet.from_masks(m).to_coco()); l = MaskSet.from_labels(m[0].astype(int) - 1)\n"
+        "print(s.runs.tolist(), s.areas().tolist(), int(s.masks().sum()), l.runs.tolist())\n"
+        "for g in (ImageGeometry.letterbox(8), ImageGeometry.center_crop((30, 8)), ImageGeometry.squash(64)):\n"
+        "    for grid in ((2, 2), (5, 3), (40, 40)):\n"
+        "        for one in (m, s): print(MaskDownsampler(grid, geometry=g).coverage(one).sum((1, 2)).mul(100).round().tolist())\n"
+        "r = Regions.from_masks([torch.from_numpy(m[:, :6, :5].copy())])\n"
+        "print(split_regions(f(6, 5, 8), r, min_patches=2).region.tolist())\n"
+        "a, b = np.empty((3, 2), np.int64), np.empty((3, 4), np.int64); measure((m * 4 - 2).astype(np.float32), 1, a, b)\n"
+        "print(a.tolist(), b.tolist())"
     )
     environment = {"PYTHONPATH": str(ROOT)}
     compiled = run(code, **environment)
@@ -109,7 +124,8 @@ def test_documented_arguments_are_the_arguments(node):
         source = next((child for child in node.body if getattr(child, "name", "") == "__init__"), None)
         if source is None:
             return
-    arguments = [one.arg for one in source.args.args + source.args.kwonlyargs if one.arg not in ("self", "cls")]
+    every = source.args.args + source.args.kwonlyargs + [one for one in (source.args.kwarg,) if one]
+    arguments = [one.arg for one in every if one.arg not in ("self", "cls")]
     indent = min(len(line) - len(line.lstrip()) for line in documented[1].splitlines() if line.strip())
     names = re.findall(rf"^ {{{indent}}}(\w+):", documented[1], re.MULTILINE)
     assert names == arguments

@@ -60,7 +60,7 @@ def test_long_runs_survive_compression():
     runs = [[0, 2**20, 7, 2**19, 2**21 - 2**20 - 7 - 2**19], [2**21 - 1, 1], [2**21]]
     masks = MaskSet.from_coco([{"size": [2**10, 2**11], "counts": one} for one in runs])
     again = MaskSet.from_coco(masks.to_coco())
-    assert again.runs.tolist() == masks.runs.tolist() == sum(runs, [])
+    assert again.runs.tolist() == masks.runs.tolist() == [run for one in runs for run in one]
 
 
 @given(stacks().filter(len))

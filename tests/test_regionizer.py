@@ -163,14 +163,18 @@ def test_what_is_saved_can_be_read_without_us(saved):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"source": "magic"}, ValueRangeError, "source must be one of 'clustering', 'patch'; got 'magic'"),
+        (
+            {"source": "magic"},
+            ValueRangeError,
+            "source must be one of 'clustering', 'patch', 'segmentation', 'combined'; got 'magic'",
+        ),
         ({"norm": "layer"}, ValueRangeError, "norm must be one of 'rms', 'none'"),
         ({"pool": "max"}, ValueRangeError, "pool must be one of 'cross_attention', 'mean'"),
         ({"pool": "mean", "order": "up"}, ValueRangeError, "order must be one of"),
         (
             {"pool": "mean", "order": "score"},
             ValueRangeError,
-            "order must be one of 'raster', 'centroid', 'area', 'random'",
+            "order='score' needs a score for every region",
         ),
         ({"pool": "mean", "padding": "crop"}, ValueRangeError, "padding must be one of 'drop', 'keep'"),
         ({"source": "patch", "num_regions": 5}, ValueRangeError, "num_regions is for source='clustering'"),

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from regiontok import ImageGeometry, Regions
-from regiontok.errors import ShapeError, ValueRangeError
-from regiontok.viewing import draw_regions
+from regiontok.errors import PhotoError, ShapeError
+from regiontok.viewing import draw_counts, draw_regions
 
 halves = Image.new("RGB", (80, 40), (200, 0, 0))
 halves.paste((0, 0, 200), (40, 0, 80, 40))
@@ -54,5 +54,40 @@ def test_bad_input_is_refused():
         draw_regions(halves, Regions.from_labels(torch.zeros(2, 2, 2, dtype=torch.int64)), placement)
     with pytest.raises(ShapeError, match=r"for photos of \(40, 80\); got \(8, 9\)"):
         draw_regions(Image.new("RGB", (9, 8)), left_right, placement)
-    with pytest.raises(ValueRangeError, match="overlap"):
-        draw_regions(halves, Regions.from_masks([torch.ones(2, 2, 2, dtype=torch.bool)]), placement)
+
+
+def test_the_smallest_of_overlapping_regions_lies_on_top_and_every_outline_is_drawn():
+    masks = torch.tensor([[[1, 1, 1, 1]], [[0, 1, 1, 0]], [[0, 0, 1, 0]]]).bool().repeat_interleave(2, 1)
+    photo = Image.fromarray(np.repeat(np.arange(80, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2))
+    picture = np.asarray(draw_regions(photo, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
+    filled = picture[20, 96:, 0]
+    outer = np.concatenate([np.arange(20), np.arange(60, 80)]).mean().round()
+    assert (
+        filled.tolist()
+        == [outer] * 20
+        + [np.arange(20, 40).mean().round()] * 20
+        + [np.arange(40, 60).mean().round()] * 20
+        + [outer] * 20
+    )
+    lines = np.flatnonzero((picture[20, :80, :3] == 255).all(1))
+    assert lines.tolist() == [20, 40, 60]
+
+
+def test_a_line_is_drawn_where_only_the_larger_of_two_regions_ends():
+    masks = torch.tensor([[[1, 1, 1, 0]], [[1, 1, 0, 0]]]).bool()
+    picture = np.asarray(draw_regions(halves, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
+    assert np.flatnonzero((picture[20, :80, :3] == 255).all(1)).tolist() == [40, 60]
+
+
+def test_histograms_of_counts(tmp_path):
+    draw_counts(
+        {"patch": [576, 576], "clustering": [90, 120]}, tmp_path / "h.svg", paper={"patch": 576, "clustering": None}
+    )
+    text = (tmp_path / "h.svg").read_text()
+    assert "#e8710a" in text  # the paper's number
+    with pytest.raises(ShapeError, match="counts must have a number per photo"):
+        draw_counts({"patch": []}, tmp_path / "h.png")
+    with pytest.raises(PhotoError, match=r"h.png: the histogram cannot be written"):
+        draw_counts({"patch": [1]}, tmp_path / "no" / "h.png")
+    with pytest.raises(PhotoError, match="cannot be written"):
+        draw_counts({"patch": [1]}, tmp_path / "h.xyz")

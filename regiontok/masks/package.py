@@ -82,7 +82,7 @@ class PackageMasks:
         Raises:
             DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
         """
-        return [self._climb(np.asarray(photo)) for photo in as_photos(photos)]
+        return [self._climb(np.array(photo)) for photo in as_photos(photos)]
 
     def _climb(self, photo: np.ndarray) -> MaskSet:
         def run(step: MaskSettings) -> MaskSet:

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from PIL import Image
+
+from regiontok import masks
+from regiontok.errors import CheckpointError, MissingDependencyError, ValueRangeError
+from regiontok.masks import MaskSettings, PipelineMasks, Sam2Masks
+from tests.models import tiny_sam2, tiny_sam3
+
+FEW = MaskSettings(2, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("name", "make"), [("sam2", tiny_sam2), ("sam3", tiny_sam3), ("sam2-pipeline", tiny_sam2)])
+def test_a_saved_model_is_loaded_from_its_folder(tmp_path, name, make):
+    model = make(2)
+    model.save_pretrained(tmp_path)
+    generate = masks.load(name, model=tmp_path, settings=FEW)
+    assert isinstance(generate, PipelineMasks if "pipeline" in name else Sam2Masks)
+    assert not generate.model.training
+    assert generate.describe()["model"] == str(tmp_path)
+    state = generate.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    photo = Image.effect_noise((60, 40), 80).convert("RGB")
+    assert generate([photo])[0].to_coco() == type(generate)(model, settings=FEW)([photo])[0].to_coco()
+
+
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 27), ("small", 34), ("base-plus", 69), ("large", 213)])
+def test_sizes_have_the_weights_of_the_published_models(size, millions):
+    with torch.device("meta"):
+        model = masks._load_transformers(f"facebook/sam2.1-hiera-{size}", False, sam3=False)
+    backbone = sum(parameter.numel() for parameter in model.vision_encoder.parameters())
+    assert round(backbone / 1e6) == millions
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in the package
+def test_the_package_is_built_and_its_weights_are_looked_for():
+    pytest.importorskip("sam2", reason="the sam2 package is not installed")
+    generate = masks.load("sam2-package", model="sam2.1_hiera_tiny.pt", pretrained=False, settings=FEW)
+    assert generate.describe()["model"] == "random weights"
+    with pytest.raises(
+        CheckpointError,
+        match="SAM weights 'no/sam2.1_hiera_tiny.pt' cannot be reached or read.*Give model=a checkpoint",
+    ):
+        masks.load("sam2-package", model="no/sam2.1_hiera_tiny.pt")
+    with pytest.raises(CheckpointError, match="SAM weights 'nobody/sam2.1-hiera-tiny' cannot be reached"):
+        masks.load("sam2-package", model="nobody/sam2.1-hiera-tiny")
+    with pytest.raises(CheckpointError, match="SAM weights 'facebook/sam2.1-hiera-tiny' cannot be reached"):
+        masks.load("sam2-package", model="facebook/sam2.1-hiera-tiny")
+
+
+@pytest.mark.parametrize("name", ["sam2", "sam3", "sam2-pipeline"])
+def test_weights_that_cannot_be_reached_say_what_to_give(name, tmp_path):
+    with pytest.raises(
+        CheckpointError,
+        match="SAM weights .* cannot be reached or read.*Give model=a folder.*or use masks from a file or the generator 'felzenszwalb'",
+    ):
+        masks.load(name)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be reached or read"):
+        masks.load(name, model=tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model = tiny_sam2()
+    del model.mask_decoder.conv_s0
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="lacks 2 of the weights of Sam2Model, the first mask_decoder.conv_s0.bias"
+    ):
+        masks.load("sam2", model=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sam", {}, "name must be one of 'sam2', 'sam3'"),
+        ("felzenszwalb", {"model": "x"}, "generator 'felzenszwalb' takes no model"),
+        ("felzenszwalb", {"mosaic": 2}, "generator 'felzenszwalb': .*mosaic"),
+        ("sam2", {"model": "a/b", "pretrained": False}, "the name of a SAM 2 model says its size"),
+        ("sam2", {"device": "abacus"}, "device abacus cannot be used here"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, options, message):
+    with pytest.raises(ValueRangeError, match=message):
+        masks.load(name, **options)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def absent(module):
+        raise ModuleNotFoundError(name=module.partition(".")[0])
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    for name, package in (("sam2", "transformers"), ("sam2-package", "sam2")):
+        with pytest.raises(MissingDependencyError, match=f"{package} is needed here"):
+            masks.load(name)
+    with pytest.raises(MissingDependencyError, match="scikit-image is needed here"):
+        masks.load("felzenszwalb")([Image.new("RGB", (8, 8))])
+    with pytest.raises(MissingDependencyError, match="pyarrow is needed here"):
+        masks.MaskStore("x.parquet")

@@ -1,0 +1,322 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, masks
+from regiontok.errors import DTypeError, PhotoError, ValueRangeError
+from regiontok.masks import LADDER, MaskSettings, Sam2Masks
+from regiontok.masks.candidates import Candidates
+from tests import references
+from tests.conftest import assert_close
+from tests.models import tiny_sam2, tiny_sam3
+
+ALL = MaskSettings(points_per_side=4, stability_score_thresh=0, pred_iou_thresh=0, box_nms_thresh=1)
+SOME = MaskSettings(points_per_side=6, stability_score_thresh=0.3, pred_iou_thresh=0.1, box_nms_thresh=0.9)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_sam2(2)
+
+
+@pytest.fixture(scope="module")
+def photos(china):
+    return [china, china.rotate(90, expand=True), china.resize((64, 50)), Image.new("RGB", (7, 3), "teal")]
+
+
+def smooth_logits(count, side, *, seed=0):
+    """Candidates in clumps: round and of any size, soft at the rim or sharp; some empty, some over everything."""
+    generator = torch.Generator().manual_seed(seed)
+    clump = torch.randint(count // 8, (count,), generator=generator)
+    center = side * torch.rand(count // 8, 2, generator=generator)[clump] + torch.randn(count, 2, generator=generator)
+    radius = 1 + side / 3 * torch.rand(count, 1, 1, generator=generator)
+    axis = torch.arange(side) + 0.5
+    distance = ((axis[:, None] - center[:, 0, None, None]) ** 2 + (axis - center[:, 1, None, None]) ** 2).sqrt()
+    logits = (radius - distance) * 8 * torch.rand(count, 1, 1, generator=generator)
+    logits[::17] = -1.0
+    logits[1::17] = 20.0
+    return logits, torch.rand(count, generator=generator)
+
+
+class Replay(Sam2Masks):
+    """The generator over given logits ``(points**2, 3, h, w)`` instead of a decoder's."""
+
+    def replay(self, logits, scores):
+        self.logits, self.given, self.at, self.embedded = logits, scores, 0, 0
+        return self
+
+    def _embed(self, inputs):
+        self.embedded += 1
+        return [torch.zeros(len(inputs), 1)]
+
+    def _decode(self, embeddings, prompts):
+        part = slice(self.at, self.at + len(prompts))
+        self.at = part.stop % len(self.logits)
+        count = len(embeddings[-1])
+        return self.logits[part].expand(count, -1, -1, -1, -1), self.given[part].expand(count, -1, -1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kept_masks_follow_the_rules_written_out(model, seed):
+    logits, scores = smooth_logits(300, 32, seed=seed)
+    settings = MaskSettings(points_per_side=10, stability_score_thresh=0.613, pred_iou_thresh=0.2, box_nms_thresh=0.613)
+    generate = Replay(model, settings=settings, points_per_batch=7)
+    generate.replay(logits.reshape(100, 3, 32, 32), scores.reshape(100, 3))
+    [found] = generate(Image.new("RGB", (32, 32)))
+    expected = references.automatic_masks(
+        logits.numpy(), scores.numpy(), stability=0.613, quality=0.2, overlap=0.613, offset=1.0
+    )
+    assert len(expected) > 5
+    assert np.array_equal(found.masks().numpy(), (logits[expected] > 0).numpy())
+    assert_close(torch.from_numpy(found.scores), scores[expected])
+
+
+def test_measures_on_other_devices_are_the_same():
+    logits, scores = smooth_logits(50, 20)
+    settings = MaskSettings(stability_score_thresh=0.5, pred_iou_thresh=0.1)
+    here = Candidates.passing(logits, scores, settings, lambda kept: kept)
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("meta")  # what the code asks to choose its way
+
+    there = Candidates.passing(logits.as_subclass(Elsewhere), scores, settings, lambda kept: kept)
+    assert len(here.boxes) > 5
+    for name in ("kept", "boxes", "scores", "stability"):
+        assert torch.equal(getattr(here, name), getattr(there, name).as_subclass(torch.Tensor))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_the_same_masks(model, photos):
+    here = Sam2Masks(model, settings=SOME)(photos)
+    there = Sam2Masks(tiny_sam2(2).cuda(), settings=SOME)(photos)
+    assert [len(one) for one in here] == [len(one) for one in there]
+    assert all((a.masks() != b.masks()).float().mean() < 1e-3 for a, b in zip(here, there, strict=True))
+
+
+def test_masks_are_those_of_the_models_logits_enlarged_to_the_photo(model, china):
+    generate = Sam2Masks(model, settings=ALL)
+    [found] = generate(china)
+    embeddings = generate._embed([[china]])
+    middle = (torch.arange(4) + 0.5) * 32
+    points = torch.stack([middle.repeat(4), middle.repeat_interleave(4)], 1)[None, :, None]
+    with torch.no_grad():
+        output = model(image_embeddings=embeddings, input_points=points, input_labels=torch.ones(1, 16, 1).int())
+    logits, scores = output.pred_masks.flatten(0, 2), output.iou_scores.flatten()
+    wanted = [index for index in scores.argsort(descending=True, stable=True).tolist() if (logits[index] > 0).any()]
+    enlarged = torch.nn.functional.interpolate(logits[wanted][:, None], (427, 640), mode="bilinear")[:, 0] > 0
+    assert len(found) == len(wanted) > 20
+    assert_close(torch.from_numpy(found.scores), scores[wanted])
+    assert (found.masks() != enlarged).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("make", [tiny_sam2, tiny_sam3])
+def test_batches_give_what_single_photos_give(make, photos):
+    model = make(2)
+    one_by_one = [Sam2Masks(model, settings=SOME)(photo)[0] for photo in photos]
+    assert [one.size for one in one_by_one] == [(photo.height, photo.width) for photo in photos]
+    for points, count in ((1, 1), (64, 4), (7, 3), (1000, 2)):
+        together = Sam2Masks(model, settings=SOME, points_per_batch=points, photos_per_batch=count)(photos)
+        assert [len(one) for one in together] == [len(one) for one in one_by_one]
+        for a, b in zip(one_by_one, together, strict=True):
+            assert (a.masks() != b.masks()).float().mean() < 1e-3
+            assert_close(torch.from_numpy(a.scores), torch.from_numpy(b.scores))
+
+
+def test_masks_on_the_grid_are_those_of_the_photo_but_for_their_rims(model, photos):
+    geometry, grid = ImageGeometry.letterbox(128), (8, 8)
+    generate = Sam2Masks(model, settings=SOME)
+    for photo, full, direct in zip(
+        photos, generate(photos), generate.on_grid(photos, geometry=geometry, grid=grid), strict=True
+    ):
+        assert len(full) == len(direct)
+        assert direct.size == grid
+        assert np.array_equal(full.scores, direct.scores)
+        covered = MaskDownsampler(grid, geometry=geometry).coverage(full)
+        assert (covered - direct.coverage).abs().mean() < (0.03 if min(photo.size) > 16 else 0.15)
+
+
+def test_on_the_grid_a_pixel_of_the_decoder_counts_whole(model):
+    logits = torch.full((1, 3, 32, 32), -5.0)
+    logits[0, 0, :16, :8] = 5
+    generate = Replay(model, settings=MaskSettings(points_per_side=1)).replay(logits, torch.ones(1, 3))
+    [found] = generate.on_grid(Image.new("RGB", (40, 20)), geometry=ImageGeometry.letterbox(64), grid=(4, 4))
+    assert found.coverage.tolist() == [[[0.0] * 4, [1.0, 0, 0, 0], [0.0] * 4, [0.0] * 4]]
+
+
+class TestLadder:
+    """Steps with 12, 48 and 108 candidates, of which the boxes' overlap removes none."""
+
+    steps = tuple(MaskSettings(side, 0, 0, 1) for side in (2, 4, 6))
+
+    def generator(self, model, bound, **options):
+        generator = Replay(model, settings=self.steps, bound=bound, **options)
+        return generator
+
+    @pytest.mark.parametrize(
+        ("bound", "count", "decoded"),
+        [
+            ((5, 20), 12, 4),
+            ((13, 50), 48, 20),
+            ((60, 200), 108, 56),
+            ((90, 100), 108, 56),
+            ((1, 2), 12, 56),
+            ((20, 30), 12, 56),
+            ((25, 47), 48, 56),
+        ],
+    )
+    def test_the_first_step_within_the_bound_else_the_nearest(self, model, bound, count, decoded):
+        generate = self.generator(model, bound)
+        prompts = []
+
+        def decode(embeddings, points):
+            prompts.append(len(points))
+            logits = torch.full((1, len(points), 3, 32, 32), -1.0)
+            logits[..., 3, 3] = 1
+            return logits, torch.ones(1, len(points), 3)
+
+        generate.replay(None, None)._decode = decode
+        [found] = generate(Image.new("RGB", (32, 32)))
+        assert len(found) == count
+        assert sum(prompts) == decoded
+        assert generate.embedded == 1
+
+    def test_each_photo_climbs_by_itself(self, model, photos):
+        singles = [Sam2Masks(model, settings=self.steps, bound=(20, 40))(photo)[0] for photo in photos]
+        together = Sam2Masks(model, settings=self.steps, bound=(20, 40), photos_per_batch=3)(photos)
+        assert [len(one) for one in together] == [len(one) for one in singles]
+
+    def test_the_papers_steps(self):
+        assert [(one.points_per_side, one.stability_score_thresh, one.pred_iou_thresh) for one in LADDER] == [
+            (48, 0.92, 0.6),
+            (64, 0.9, 0.5),
+            (96, 0.85, 0.4),
+        ]
+        assert masks.BOUND == (80, 160)
+        assert (masks.CHEAP.points_per_side, masks.CHEAP.stability_score_thresh, masks.CHEAP.pred_iou_thresh) == (
+            24,
+            0.9,
+            0.5,
+        )
+
+
+class TestMosaic:
+    def test_masks_go_back_to_their_photos_with_their_geometry(self, model):
+        """Candidates of a 2 x 2 mosaic: each fills the left half of its point's tile, and spills into the next."""
+        sides = [(40, 20), (10, 30), (16, 16)]
+        generate = Replay(model, settings=MaskSettings(4, 0, 0, 0.5), mosaic=2)
+
+        def decode(embeddings, points):
+            logits = torch.full((1, len(points), 3, 32, 32), -1.0)
+            for index, (x, y) in enumerate(points.tolist()):
+                left, top = int(x // 64) * 16, int(y // 64) * 16
+                logits[0, index, :, top : top + 16, max(0, left - 8) : left + 8] = 1
+            return logits, torch.ones(1, len(points), 3)
+
+        generate.replay(None, None)._decode = decode
+        found = generate([Image.new("RGB", size) for size in sides])
+        assert [one.size for one in found] == [(height, width) for width, height in sides]
+        for one in found:
+            [mask] = one.masks()
+            half = one.size[1] // 2
+            assert mask[:, : half - 1].all()
+            assert not mask[:, half + 1 :].any()
+
+    def test_a_photo_gets_its_share_of_the_points(self, model, photos):
+        generate = Sam2Masks(model, settings=MaskSettings(6, 0, 0, 1), mosaic=2)
+        decoded = []
+        decode = generate._decode
+        generate._decode = lambda embeddings, points: decoded.append(points) or decode(embeddings, points)
+        found = generate(photos * 2)
+        assert len(found) == 8
+        points = torch.cat(decoded)
+        assert len(points) == 36
+        assert torch.unique(points, dim=0).shape == points.shape
+        assert points.min() == 128 / 12
+        assert points.max() == 128 - 128 / 12
+        assert all(len(one) <= 27 for one in found)
+
+    def test_its_pixels_are_the_photos_side_by_side(self, model, photos):
+        seen = []
+        generate = Sam2Masks(model, settings=ALL, mosaic=2)
+        model.get_image_embeddings = lambda pixels: seen.append(pixels)
+        try:
+            generate._embed([photos[:3]])
+        finally:
+            del model.get_image_embeddings
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        for photo, row, col in zip(photos, (0, 0, 64), (0, 64, 0), strict=False):
+            values = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
+            small = torch.nn.functional.interpolate(values, (64, 64), mode="bilinear", antialias=True)[0]
+            expected = ((small.permute(1, 2, 0) - mean) / std).permute(2, 0, 1)
+            assert_close(seen[0][0, :, row : row + 64, col : col + 64], expected)
+        assert (seen[0][0, :, 64:, 64:] == 0).all()
+
+    def test_it_must_divide_the_input_and_have_points(self, model):
+        with pytest.raises(ValueRangeError, match="mosaic must divide the model's input 128 and masks 32; got 3"):
+            Sam2Masks(model, mosaic=3)
+        with pytest.raises(ValueRangeError, match="points_per_side must be at least mosaic, 4"):
+            Sam2Masks(model, mosaic=4, settings=MaskSettings(points_per_side=2))
+
+
+def test_no_mask_passes(model, photos):
+    generate = Sam2Masks(model, settings=MaskSettings(points_per_side=2, stability_score_thresh=1, pred_iou_thresh=1))
+    assert [len(one) for one in generate(photos)] == [0] * 4
+    on_grid = generate.on_grid(photos, geometry=ImageGeometry.squash(64), grid=(4, 4))
+    assert [one.coverage.shape for one in on_grid] == [(0, 4, 4)] * 4
+
+
+def test_half_precision_runs(china):
+    generate = Sam2Masks(tiny_sam2(2).to(torch.bfloat16), settings=SOME)
+    assert isinstance(generate(china)[0], MaskSet)
+
+
+def test_what_made_the_masks_is_told(model):
+    told = Sam2Masks(model, settings=LADDER, mosaic=2).describe()
+    assert told["generator"] == "sam2"
+    assert told["model"] == "random weights"
+    assert told["mosaic"] == 2
+    assert told["bound"] == [80, 160]
+    assert [one["points_per_side"] for one in told["settings"]] == [48, 64, 96]
+    assert "bound" not in Sam2Masks(model).describe()
+    assert "Sam2Model" in repr(Sam2Masks(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": nn.Linear(2, 2)}, DTypeError, "must be transformers' Sam2Model or Sam3TrackerModel; got Linear"),
+        ({"settings": 24}, (DTypeError, TypeError), "settings|iterable"),
+        ({"settings": []}, DTypeError, "settings must be MaskSettings"),
+        ({"bound": (160, 80)}, ValueRangeError, "bound must be"),
+        ({"points_per_batch": 0}, ValueRangeError, "points_per_batch must be at least 1"),
+        ({"photos_per_batch": 0}, ValueRangeError, "photos_per_batch must be at least 1"),
+        ({"mosaic": 0}, ValueRangeError, "mosaic must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(model, options, error, message):
+    with pytest.raises(error, match=message):
+        Sam2Masks(**({"model": model} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"points_per_side": 0}, ValueRangeError, "points_per_side must be at least 1"),
+        ({"stability_score_thresh": 2}, ValueRangeError, "stability_score_thresh must be in"),
+        ({"pred_iou_thresh": "x"}, DTypeError, "pred_iou_thresh must be a number"),
+        ({"box_nms_thresh": -1}, ValueRangeError, "box_nms_thresh must be in"),
+        ({"stability_score_offset": -1}, ValueRangeError, "stability_score_offset must be in"),
+    ],
+)
+def test_bad_settings_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        MaskSettings(**options)
+
+
+def test_a_photo_that_is_none_is_named(model, china):
+    with pytest.raises(DTypeError, match="a photo must be a PIL image"):
+        Sam2Masks(model)([china, "b.jpg"])
+    with pytest.raises(PhotoError, match="at least one"):
+        Sam2Masks(model)([])

@@ -1,0 +1,210 @@
+"""The command line where masks are made or used."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from regiontok import MaskSet, Regionizer, encoders, masks
+from regiontok.cli import main
+from regiontok.errors import RegiontokError
+from regiontok.masks import FelzenszwalbMasks, MaskStore, Sam2Masks
+from tests.models import tiny_sam2
+
+FAST = ["--points-per-side", "3", "--stability-score-thresh", "0", "--pred-iou-thresh", "0", "--box-nms-thresh", "1"]
+
+
+@pytest.fixture
+def photos(tmp_path, china, monkeypatch):
+    folder = tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    small = china.resize((160, 107))
+    small.save(folder / "a.png")
+    small.rotate(90, expand=True).save(folder / "b.jpg")
+    small.resize((60, 60)).save(folder / "inner" / "c.png")
+    (folder / "notes.txt").write_text("no photo")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def sam(tmp_path):
+    tiny_sam2(2).save_pretrained(tmp_path / "sam")
+    return ["--sam-model", str(tmp_path / "sam"), *FAST]
+
+
+def read(path):
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118
+
+
+@pytest.mark.parametrize("source", ["segmentation", "combined"])
+def test_tokenize_with_masks_writes_what_the_library_gives(photos, source):
+    assert main(["tokenize", "photos/a.png", "--source", source, "--masks", "felzenszwalb", "--norm", "none"]) == 0
+    tensors, config = read("regiontok-out/a.regions.safetensors")
+    with Image.open(photos / "a.png") as photo:
+        encoder = encoders.load("pixels")
+        features, valid = encoder(photo)
+        found = FelzenszwalbMasks()(photo)
+    regionizer = Regionizer(source=source, pool="mean", norm="none", geometry=encoder.geometry)
+    expected = regionizer(features, masks=found, valid=valid)
+    assert (tensors["tokens"] == expected.values).all()
+    assert (tensors["masks"] == expected.regions.masks()[0]).all()
+    assert (tensors["mask_index"] == expected.regions.mask_index).all()
+    assert set(tensors) == {"tokens", "masks", "mask_index"}
+    again = Regionizer(**config["regionizer"])(features, masks=found, valid=valid)
+    assert (again.values == expected.values).all()
+    assert config["dropped"] == [
+        {"mask_index": one.mask_index, "reason": one.reason} for one in expected.regions.dropped
+    ]
+    with Image.open("regiontok-out/a.regions.png") as picture:
+        assert picture.size == (2 * 160 + 16, 107)
+
+
+def test_masks_of_a_real_model_are_kept_and_read_back(photos, sam, capsys):
+    assert main(["masks", "photos", "--out", "m.parquet", "--batch", "2", *sam]) == 0
+    assert "3 photos, " in capsys.readouterr().out
+    store = MaskStore("m.parquet")
+    assert store.keys() == ["photos/a.png", "photos/b.jpg", "photos/inner/c.png"]
+    assert store.made_by["generator"] == "sam2"
+    assert store.made_by["settings"][0]["points_per_side"] == 3
+    generate = Sam2Masks(tiny_sam2(2), settings=masks.MaskSettings(3, 0, 0, 1))
+    with Image.open(photos / "b.jpg") as photo:
+        [expected] = generate(photo)
+    assert store["photos/b.jpg"].size == (160, 107)
+    assert len(store["photos/b.jpg"]) == len(expected)
+    kept, made = (one.masks().flatten(1).float() for one in (store["photos/b.jpg"], expected))
+    different = torch.cdist(kept, made, p=1).amin(1)  # in pixels, from the nearest: equal scores may change places
+    assert different.mean() < 0.02 * 160 * 107  # random weights make much of how sums are rounded
+
+    for out, chosen in (("file", ["m.parquet"]), ("direct", ["sam2", *sam])):
+        assert main(["tokenize", "photos/b.jpg", "--source", "segmentation", "--out", out, "--masks", *chosen]) == 0
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert header[3:] == ["read", "encode", "masks", "normalize", "group", "pool", "write", "ms"]
+    (file, _), (direct, _) = (read(f"{out}/b.regions.safetensors") for out in ("file", "direct"))
+    assert len(file["tokens"]) == len(direct["tokens"])
+    assert (file["masks"] != direct["masks"]).float().mean() < 0.03
+
+
+def test_every_option_of_masks_reaches_the_regions(photos):
+    options = ["--coverage", "0.5", "--uncovered", "background", "--overlap", "smallest", "--order", "area"]
+    combined = ["--eps", "0.3", "--min-samples", "2", "--noise", "drop"]
+    base = ["tokenize", "photos/a.png", "--masks", "felzenszwalb", "--source"]
+    assert main([*base, "combined", *options, *combined]) == 0
+    config = read("regiontok-out/a.regions.safetensors")[1]["regionizer"]
+    assert {name: config[name] for name in ("coverage", "uncovered", "overlap", "order", "eps", "min_samples", "noise")} == {
+        "coverage": 0.5, "uncovered": "background", "overlap": "smallest", "order": "area", "eps": 0.3, "min_samples": 2, "noise": "drop",
+    }  # fmt: skip
+    assert main([*base, "segmentation", "--uncovered", "cluster", "--threshold", "0.4", "--out", "o"]) == 0
+    assert read("o/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
+
+
+def test_what_became_of_masks_is_told(photos, capsys):
+    masks_of_a = np.zeros((2, 107, 160), bool)
+    masks_of_a[0, 0, 0] = True
+    masks.write_masks("m.parquet", [("photos/a.png", MaskSet.from_masks(masks_of_a))])
+    assert main(["tokenize", "photos/a.png", "--source", "segmentation", "--masks", "m.parquet"]) == 0
+    printed = capsys.readouterr().out
+    assert "photos/a.png: 1 mask became no region: covers no patch by more than 0.07" in printed
+    assert "photos/a.png: 1 mask became no region: covers nothing of what the encoder sees" in printed
+    assert "photos/a.png: no mask is left; one region of the whole photo" in printed
+    assert read("regiontok-out/a.regions.safetensors")[1]["fallback"] is True
+
+
+def test_photos_whose_masks_are_missing_or_of_another_size_fail_alone(photos, capsys):
+    assert main(["masks", "photos/a.png", "photos/b.jpg", "--generator", "felzenszwalb", "--out", "m.parquet"]) == 0
+    shutil.copy(photos / "inner" / "c.png", photos / "a.png")
+    arguments = [f"photos/{name}" for name in ("a.png", "b.jpg", "inner/c.png")]
+    assert main(["tokenize", *arguments, "--source", "segmentation", "--masks", "m.parquet"]) == 1
+    told = capsys.readouterr().err
+    assert (
+        "photos/a.png: masks in m.parquet are of a photo of 107 x 160; this one is of 60 x 60. Make them again." in told
+    )
+    assert "photos/inner/c.png: masks of photos/inner/c.png: m.parquet has no such photo" in told
+    assert "2 of 3 photos failed" in told
+    assert read("regiontok-out/b.regions.safetensors")
+
+
+def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, capsys):
+    (photos / "broken.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
+    generate = FelzenszwalbMasks.__call__
+
+    def fail(self, given):
+        if any(photo.size == (107, 160) for photo in given):
+            raise RegiontokError("this photo cannot be segmented")
+        return generate(self, given)
+
+    monkeypatch.setattr(FelzenszwalbMasks, "__call__", fail)
+    assert main(["masks", "photos", "--generator", "felzenszwalb", "--out", "m.parquet"]) == 1
+    told = capsys.readouterr().err
+    assert "photos/b.jpg: this photo cannot be segmented" in told
+    assert "photos/broken.jpg: damaged or cut short" in told
+    assert "2 of 4 photos failed" in told
+    assert MaskStore("m.parquet").keys() == ["photos/a.png", "photos/inner/c.png"]
+
+
+def test_a_mosaic_of_photos(photos, sam):
+    assert main(["masks", "photos", "--out", "m.parquet", "--mosaic", "2", *sam]) == 0
+    store = MaskStore("m.parquet")
+    assert store.made_by["mosaic"] == 2
+    assert [store[key].size for key in store.keys()] == [(107, 160), (160, 107), (60, 60)]  # noqa: SIM118
+
+
+def test_count_prints_the_distribution_beside_the_papers_and_draws_it(photos, capsys, monkeypatch):
+    assert main(["count", "photos", "--masks", "felzenszwalb", "--out", "counts.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Tokens per photo: 3 photos, pixels, norm rms"
+    assert [line.split()[0] for line in lines[2:6]] == ["patch", "segmentation", "clustering", "combined"]
+    patch = lines[2].split()
+    assert patch[1:] == ["408", "408", "408", "492", "576", "464.0", "-"]
+    with Image.open("counts.png") as picture:
+        assert picture.mode == "RGBA"
+        assert np.asarray(picture)[..., 3].std() > 5
+    monkeypatch.setattr("regiontok.cli.count.paper_tokens", lambda encoder, source, norm: {"patch": 576.0}.get(source))
+    assert main(["count", "photos/a.png", "photos/inner", "--sources", "patch", "--norm", "none"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[-1] == "576"
+
+
+def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, capsys):
+    (photos / "broken.png").write_bytes(b"no photo")
+    assert main(["count", "photos"]) == 1
+    captured = capsys.readouterr()
+    assert "Tokens per photo: 3 photos" in captured.out
+    assert [line.split()[0] for line in captured.out.splitlines()[2:4]] == ["patch", "clustering"]
+    assert "photos/broken.png: not an image" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tokenize", "a.png", "--source", "segmentation"], "SAM weights 'facebook/sam2.1-hiera-large' cannot be reached"),
+        (["tokenize", "a.png", "--masks", "m.parquet"], "--masks is for --source segmentation and combined"),
+        (["tokenize", "a.png", "--uncovered", "background"], "--uncovered is for --source segmentation and combined"),
+        (["tokenize", "a.png", "--points-per-side", "9"], "--points-per-side is for --source segmentation and combined"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--eps", "0.5"], "--eps is for --source combined"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--ladder"], "--ladder is for SAM's masks"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--threshold", "0.5"], "--threshold is for --source clustering, or for --uncovered cluster"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "sam9"], "--masks must be one of sam2, .*there is no file sam9"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "a.png"], "a.png is not a whole Parquet file of masks"),
+        (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder is for making masks, not for a file of them"),
+        (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of the ladder"),
+        (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "padding='keep' is not for source='combined'"),
+        (["masks", "a.png", "--out", "m.parquet", "--generator", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
+        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam9"], "name must be one of 'sam2'"),
+        (["masks", "empty", "--out", "m.parquet", "--generator", "felzenszwalb"], "empty: there is no photo in this folder"),
+        (["masks", "a.png", "--out", "no/m.parquet", "--generator", "felzenszwalb"], "masks cannot be written to no/m.parquet"),
+        (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
+        (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
+        (["count", "a.png", "--out", "no/c.png"], "no/c.png: the histogram cannot be written"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_run_say_why(photos, capsys, arguments, message):
+    shutil.copy(photos / "a.png", "a.png")
+    (photos.parent / "empty").mkdir()
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
