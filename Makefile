@@ -25,4 +25,5 @@ clean:
 	python3 -m venv .venv && .venv/bin/pip install -q -e . && touch $@
 
 .venv/dev: pyproject.toml
-	python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && touch $@ .venv/regiontok
+	python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]'
+	SAM2_BUILD_CUDA=0 .venv/bin/pip install -q --no-build-isolation sam2 && touch $@ .venv/regiontok

@@ -2,9 +2,17 @@
 
 import argparse
 
-from benchmarks import clustering, memory, pooling
+from benchmarks import clustering, downsampling, generators, memory, pooling, sources, splitting
 
-QUESTIONS = {"clustering": clustering.main, "pooling": pooling.main, "memory": memory.main}
+QUESTIONS = {
+    "clustering": clustering.main,
+    "pooling": pooling.main,
+    "memory": memory.main,
+    "downsampling": downsampling.main,
+    "splitting": splitting.main,
+    "generators": generators.main,
+    "sources": sources.main,
+}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")
 parser.add_argument("questions", nargs="*", choices=[[], *QUESTIONS], help="all of them where none is named")

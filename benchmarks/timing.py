@@ -1,5 +1,6 @@
 """Taking turns, ratios, and results with the machine they come from."""
 
+import contextlib
 import json
 import os
 import platform
@@ -8,14 +9,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("regiontok", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "numba", "higra")
+PACKAGES = (
+    "regiontok", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "numba", "higra", "pycocotools",
+    "transformers", "torchvision", "sam2",
+)  # fmt: skip
 
 
 def take_turns(contestants: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def save(question: str, figures: dict[str, Any]) -> Path:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": _versions(),
         "commit": _commit(),
         "figures": figures,
     }
@@ -70,6 +74,14 @@ def save(question: str, figures: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def _summary(values: list[float]) -> dict[str, Any]:

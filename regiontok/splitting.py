@@ -24,6 +24,7 @@ _UNSURE = 1e-5
 """Squared distances this close to eps squared are computed again in float64: float32 cannot tell their side."""
 _BLOCK = 48
 """Rows of the distance matrix computed at a time: only as far right as a region reaches."""
+_TINY = torch.finfo(torch.float32).tiny
 _LAST = 2**31
 """Labels from here on are those of noise: after all others."""
 
@@ -123,32 +124,33 @@ def _label(values: Tensor, regions: Regions, eps: float, min_samples: int, min_p
 
 
 def _near(features: Tensor, reach: np.ndarray, eps: float, image: int, cols: int) -> np.ndarray:
-    """Which of one image's patches are near a later one, ``(P, P)`` bool; told of those that share a region."""
-    near = torch.zeros(len(reach), len(reach), dtype=torch.bool, device=features.device)
-    if reach.max() >= 0:
-        unit = _unit(features.detach(), torch.from_numpy(reach >= 0).to(features.device), image, cols)
-        square = (unit * unit).sum(1)
-        for start in range(0, len(unit), _BLOCK):
-            row, col = slice(start, start + _BLOCK), slice(start, int(reach[start : start + _BLOCK].max()) + 1)
-            distance = square[row, None] + square[col] - 2 * (unit[row] @ unit[col].T)  # squared
-            near[row, col] = distance <= eps**2
-            unsure = ((distance - eps**2).abs_() < _UNSURE).nonzero() + start
-            for pair in unsure.split(4096):
-                exact = (unit[pair[:, 0]].double() - unit[pair[:, 1]].double()).square().sum(1)
-                near[pair[:, 0], pair[:, 1]] = exact <= eps**2
-    return near.cpu().numpy()
+    """Which of one image's patches are near a later one, ``(P, P)``; told of those that share a region."""
+    near = np.zeros((len(reach), len(reach)), np.uint8)
+    if reach.max() < 0:
+        return near
+    values, length = _measure(features.detach().float(), torch.from_numpy(reach >= 0).to(features.device), image, cols)
+    products = values.new_empty(near.shape)
+    for start in range(0, len(values), _BLOCK):
+        end = int(reach[start : start + _BLOCK].max()) + 1
+        if end > start:
+            products[start : start + _BLOCK, start:end] = values[start : start + _BLOCK] @ values[start:end].T
+    if dbscan.find_near(products.cpu().numpy(), length.cpu().numpy(), reach, eps**2, _UNSURE, near):
+        for pair in torch.from_numpy(np.argwhere(near == dbscan.UNSURE)).split(4096):
+            unit = [values[one] / length[one, None].clamp(min=_TINY) for one in pair.to(values.device).T]
+            distance = (unit[0].double() - unit[1].double()).square().sum(1)
+            near[pair[:, 0], pair[:, 1]] = (distance <= eps**2).cpu().numpy()
+    return near
 
 
-def _unit(features: Tensor, wanted: Tensor, image: int, cols: int) -> Tensor:
-    """Features ``(P, D)`` at unit length; zero where not wanted, or where all zero."""
-    values = torch.where(wanted[:, None], features, 0).float()
-    length = values.norm(dim=1, keepdim=True)
-    safe = (length > 1e-15) & (length < 1e15)
-    if not safe[wanted].all():  # squares that leave float32's range, a zero vector, or NaN
-        check_finite(values, image, cols)
-        values = values / values.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        length = values.norm(dim=1, keepdim=True)
-    return values / length.clamp(min=1e-15)
+def _measure(values: Tensor, wanted: Tensor, image: int, cols: int) -> tuple[Tensor, Tensor]:
+    """Features ``(P, D)`` and their lengths; scaled, which changes no direction, where squares would leave float32."""
+    length = values.norm(dim=1)
+    if ((length > 1e-15) & (length < 1e15))[wanted].all():
+        return values, length
+    values = torch.where(wanted[:, None], values, 0)
+    check_finite(values, image, cols)
+    values = values / values.abs().amax(1, keepdim=True).clamp(min=_TINY)
+    return values, values.norm(dim=1)
 
 
 def _regroup(regions: Regions, label: Tensor, valid: Tensor | None) -> Regions:

@@ -46,5 +46,5 @@ def test_stored_results_are_whole(path: Path):
     result = json.loads(path.read_text())
     assert {"question", "date", "machine", "device", "threads", "versions", "commit", "figures"} <= set(result)
     assert path.name.startswith(result["question"] + "--")
-    assert set(result["versions"]) == set(timing.PACKAGES)
+    assert {"regiontok", "torch", "numpy", "numba"} <= set(result["versions"]) <= set(timing.PACKAGES)
     assert result["figures"]

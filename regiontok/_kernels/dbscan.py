@@ -4,6 +4,31 @@ import numpy as np
 
 from regiontok._kernels import compiled
 
+UNSURE = 2
+"""Marks a pair whose distance is too close to eps to be told in float32."""
+
+
+@compiled
+def find_near(products, length, reach, most, margin, near):
+    """Mark in ``near (P, P)`` the pairs whose directions are at a squared distance of at most ``most``.
+
+    ``products (P, P)`` and ``length (P,)`` are those of the vectors; a zero vector stays one. A row is compared with
+    the later ones up to ``reach``. Returns how many pairs are within ``margin`` of ``most``, marked `UNSURE`.
+    """
+    unsure = 0
+    inverse = np.empty(len(length), np.float32)
+    for i in range(len(length)):
+        inverse[i] = 1 / length[i] if length[i] > 0 else 0
+    for i in range(len(length)):
+        for j in range(i + 1, reach[i] + 1):
+            squares = (inverse[i] > 0) + (inverse[j] > 0)
+            beyond = squares - 2 * products[i, j] * inverse[i] * inverse[j] - most
+            near[i, j] = beyond <= 0
+            if abs(beyond) < margin:
+                near[i, j] = UNSURE
+                unsure += 1
+    return unsure
+
 
 @compiled
 def split(near, patch, starts, splits, min_samples, label):
