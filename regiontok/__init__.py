@@ -12,6 +12,7 @@ The way of the data, and where each step lives:
     geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging similar neighbours                                   UnionFindClusterer, MergeTree
+    masks         photos to masks, and masks on disk                           regiontok.masks.load, MaskStore
     maskset       the masks of one photo                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
     splitting     masks split by what is in them                               split_regions
@@ -19,6 +20,7 @@ The way of the data, and where each step lives:
     ordering      the order of tokens                                          order_regions
     pooling       one token per region                                         CrossAttnPool, MeanPool
     regionizer    all of it, saved and loaded                                  Regionizer
+    presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures of regions                                          regiontok.viewing
 
 Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
@@ -26,7 +28,7 @@ Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.err
 
 from importlib.metadata import version as _version
 
-from regiontok import encoders
+from regiontok import encoders, masks
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import RegiontokError
@@ -56,6 +58,7 @@ __all__ = [
     "RegiontokError",
     "UnionFindClusterer",
     "encoders",
+    "masks",
     "order_regions",
     "read_photo",
     "rms_normalize",

@@ -123,6 +123,10 @@ class MaskStore:
             self._by_name.setdefault(PurePath(key).name, []).append(key)
         self._group: tuple[int, Any] = (-1, None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew where it is unpickled, as in a DataLoader's worker."""
+        return type(self), (self.path,)
+
     def __len__(self) -> int:
         """The number of photos."""
         return len(self._place)

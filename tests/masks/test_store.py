@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,13 @@ def test_others_can_read_it(tmp_path):
     assert decoded.tolist() == masks.areas().tolist()
     assert json.loads(table.schema.metadata[b"masks"]) == {}
     assert b"regiontok" in table.schema.metadata
+
+
+def test_a_store_can_be_sent_to_a_worker(tmp_path):
+    path = tmp_path / "m.parquet"
+    masks = random_masks(1)
+    write_masks(path, [("a.jpg", masks)])
+    assert same(pickle.loads(pickle.dumps(MaskStore(path)))["a.jpg"], masks)
 
 
 def test_scores_may_be_missing(tmp_path):
