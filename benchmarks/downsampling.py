@@ -112,13 +112,8 @@ def main() -> None:
         },
         rounds=15,
     )
-    older = take_turns(
-        {
-            "mean features on the grid": lambda: pool_on_grid(features, encoded),
-            "mean features at the masks' size": lambda: pool_enlarged(features, masks),
-        },
-        rounds=3,
-    )
+    older = take_turns({"mean features on the grid": lambda: pool_on_grid(features, encoded)}, rounds=15)
+    older |= take_turns({"mean features at the masks' size": lambda: pool_enlarged(features, masks)}, rounds=2)
     rises = {}
     for case in memory_cases():
         command = [sys.executable, "-m", "benchmarks.downsampling", case]

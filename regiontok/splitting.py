@@ -135,10 +135,12 @@ def _near(features: Tensor, reach: np.ndarray, eps: float, image: int, cols: int
         if end > start:
             products[start : start + _BLOCK, start:end] = values[start : start + _BLOCK] @ values[start:end].T
     if dbscan.find_near(products.cpu().numpy(), length.cpu().numpy(), reach, eps**2, _UNSURE, near):
-        for pair in torch.from_numpy(np.argwhere(near == dbscan.UNSURE)).split(4096):
-            unit = [values[one] / length[one, None].clamp(min=_TINY) for one in pair.to(values.device).T]
+        unsure = np.argwhere(near == dbscan.UNSURE)
+        for pairs in np.split(unsure, range(4096, len(unsure), 4096)):
+            index = torch.from_numpy(pairs).to(values.device).T
+            unit = [values[one] / length[one, None].clamp(min=_TINY) for one in index]
             distance = (unit[0].double() - unit[1].double()).square().sum(1)
-            near[pair[:, 0], pair[:, 1]] = (distance <= eps**2).cpu().numpy()
+            near[pairs[:, 0], pairs[:, 1]] = (distance <= eps**2).cpu().numpy()
     return near
 
 
@@ -166,9 +168,9 @@ def _regroup(regions: Regions, label: Tensor, valid: Tensor | None) -> Regions:
         patch, image = torch.cat([patch, whole]), torch.cat([image, torch.full_like(whole, one)])
         parent = torch.cat([parent, torch.full_like(whole, -1)])
         label = torch.cat([label, torch.zeros_like(whole)])
-    order = torch.arange(len(patch), device=patch.device)
-    for key in (label, parent, image):
-        order = order[torch.argsort(key[order], stable=True)]
+    order = torch.argsort((parent << 33) + label, stable=True)  # labels of noise end below 2**33
+    if emptied.any():
+        order = order[torch.argsort(image[order], stable=True)]
     patch, parent, image, label = patch[order], parent[order], image[order], label[order]
     begins = torch.ones(len(patch), dtype=torch.bool, device=patch.device)
     begins[1:] = (parent[1:] != parent[:-1]) | (label[1:] != label[:-1]) | (image[1:] != image[:-1])

@@ -101,7 +101,13 @@ def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays(tmp_path)
 def test_every_public_name_is_documented_with_an_example(name):
     thing = getattr(regiontok, name)
     assert inspect.getdoc(thing)
-    if name not in ("Placement", "RegiontokError", "encoders", "masks", "read_photo"):  # used in the examples of what makes them
+    if name not in (
+        "Placement",
+        "RegiontokError",
+        "encoders",
+        "masks",
+        "read_photo",
+    ):  # used in the examples of what makes them
         assert ">>>" in thing.__doc__
 
 

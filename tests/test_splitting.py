@@ -90,6 +90,14 @@ def test_distances_at_eps_are_told_as_float64_tells_them():
         assert members(ours) == parts + [rest] * bool(rest)
 
 
+@pytest.mark.parametrize("patches", [2, 3])
+def test_a_single_pair_at_eps(patches):
+    features = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])[:patches].reshape(1, 1, patches, 2)
+    regions = Regions.from_masks([torch.ones(1, 1, patches, dtype=torch.bool)])
+    for eps, parts in ((2**0.5, 1), (2**0.5 - 1e-7, patches)):
+        assert len(split_regions(features, regions, eps=eps, min_samples=1, min_patches=1)) == parts
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e18, 3e37])
 def test_the_length_of_features_does_not_matter(scale):
     features = smooth_features(6, 6, 8, noise=0.8)

@@ -21,7 +21,7 @@ def find_near(products, length, reach, most, margin, near):
         inverse[i] = 1 / length[i] if length[i] > 0 else 0
     for i in range(len(length)):
         for j in range(i + 1, reach[i] + 1):
-            squares = (inverse[i] > 0) + (inverse[j] > 0)
+            squares = (1.0 if inverse[i] > 0 else 0.0) + (1.0 if inverse[j] > 0 else 0.0)
             beyond = squares - 2 * products[i, j] * inverse[i] * inverse[j] - most
             near[i, j] = beyond <= 0
             if abs(beyond) < margin:

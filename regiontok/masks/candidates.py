@@ -20,7 +20,7 @@ from regiontok.maskset import MaskSet, join
 Finish = Callable[[Tensor], Tensor]
 """What to keep of the candidates' logits ``(N, h, w)``."""
 
-_ENLARGED = 2**25
+_ENLARGED = 2**23
 """Pixels of enlarged masks held at a time."""
 
 
@@ -29,13 +29,13 @@ class Candidates:
     """One photo's candidates that passed the filters.
 
     Attributes:
-        kept: ``(N, ...)``: what is kept of each one's logits.
+        kept: What is kept of their logits, ``(n, ...)`` per decoder call; joined only when few are left.
         boxes: ``(N, 4)`` float32: left, top, right, bottom.
         scores: ``(N,)`` float32: predicted IoU.
         stability: ``(N,)`` float32.
     """
 
-    kept: Tensor
+    kept: list[Tensor]
     boxes: Tensor
     scores: Tensor
     stability: Tensor
@@ -48,19 +48,29 @@ class Candidates:
         areas, boxes = _measure(logits, settings.stability_score_offset)
         stability = areas[:, 0] / areas[:, 1]  # nan where both are 0, which passes no threshold
         stable = (stability >= settings.stability_score_thresh) & (boxes[:, 2] > 0)
-        return cls(finish(logits[stable]), boxes[stable], scores[stable], stability[stable])
+        return cls([finish(logits[stable])], boxes[stable], scores[stable], stability[stable])
 
     @classmethod
-    def cat(cls, parts: list["Candidates"]) -> "Candidates":
+    def join(cls, parts: list["Candidates"]) -> "Candidates":
         """All parts, in their order."""
-        names = ("kept", "boxes", "scores", "stability")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        boxes, scores, stability = (torch.cat([getattr(part, name) for part in parts]) for name in _MEASURES)
+        return cls([kept for part in parts for kept in part.kept], boxes, scores, stability)
 
     def suppress(self, box_nms_thresh: float) -> "Candidates":
         """The best of those whose boxes overlap by more than the threshold, the best first."""
         nms = require("torchvision.ops", extra="masks", distribution="torchvision").nms
         best = nms(self.boxes, self.scores, box_nms_thresh)
-        return Candidates(self.kept[best], self.boxes[best], self.scores[best], self.stability[best])
+        in_order, rank = best.sort()
+        ends = torch.tensor([len(part) for part in self.kept], device=best.device).cumsum(0)
+        counts = torch.searchsorted(in_order, ends).diff(prepend=ends.new_zeros(1)).tolist()
+        starts = ends - torch.tensor([len(part) for part in self.kept], device=best.device)
+        some = [
+            part[index - start] for part, index, start in zip(self.kept, in_order.split(counts), starts, strict=True)
+        ]
+        return Candidates([torch.cat(some)[rank.argsort()]], self.boxes[best], self.scores[best], self.stability[best])
+
+
+_MEASURES = ("boxes", "scores", "stability")
 
 
 def _measure(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
@@ -84,8 +94,8 @@ def encode(candidates: Candidates, size: Size) -> MaskSet:
     """Kept logits, enlarged to a photo of ``size`` a few at a time and run-length encoded."""
     step = max(1, _ENLARGED // (size[0] * size[1]))
     parts = [
-        MaskSet.from_masks(torch.nn.functional.interpolate(part[:, None], size, mode="bilinear")[:, 0] > 0)
-        for part in candidates.kept.split(step)
+        MaskSet.from_masks(torch.nn.functional.interpolate(part[:, None].float(), size, mode="bilinear")[:, 0] > 0)
+        for part in candidates.kept[0].split(step)
         if len(part)
     ]
     return join(parts, size, scores=candidates.scores, stability=candidates.stability)

@@ -83,7 +83,8 @@ def test_measures_on_other_devices_are_the_same():
 
     there = Candidates.passing(logits.as_subclass(Elsewhere), scores, settings, lambda kept: kept)
     assert len(here.boxes) > 5
-    for name in ("kept", "boxes", "scores", "stability"):
+    assert torch.equal(here.kept[0], there.kept[0].as_subclass(torch.Tensor))
+    for name in ("boxes", "scores", "stability"):
         assert torch.equal(getattr(here, name), getattr(there, name).as_subclass(torch.Tensor))
 
 
