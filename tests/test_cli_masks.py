@@ -194,6 +194,8 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
         (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of the ladder"),
         (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "padding='keep' is not for source='combined'"),
         (["masks", "a.png", "--out", "m.parquet", "--generator", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
+        (["tokenize", "a.png", "--masks", "sam2"], "--masks is for --source segmentation and combined"),
+        (["masks", "a.png", "--out", "m.parquet", "--batch", "0"], "--batch must be at least 1; got 0"),
         (["masks", "a.png", "--out", "m.parquet", "--generator", "sam9"], "name must be one of 'sam2'"),
         (["masks", "empty", "--out", "m.parquet", "--generator", "felzenszwalb"], "empty: there is no photo in this folder"),
         (["masks", "a.png", "--out", "no/m.parquet", "--generator", "felzenszwalb"], "masks cannot be written to no/m.parquet"),

@@ -89,7 +89,9 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     return encoders.load(options.encoder, weights=options.weights, geometry=options.geometry, device=options.device)
 
 
-def add_mask_options(parser: argparse.ArgumentParser, *, name: str, files: bool, default: str | None) -> None:
+def add_mask_options(
+    parser: argparse.ArgumentParser, *, name: str, files: bool, default: str | None = None, shown: str | None = None
+) -> None:
     """Options that choose a mask generator; where ``files``, a file of masks may be named in its place."""
     group = parser.add_argument_group("masks")
     told = f"{', '.join(masks.GENERATORS)}" + (", or a file that regiontok masks wrote" if files else "")
@@ -98,7 +100,7 @@ def add_mask_options(parser: argparse.ArgumentParser, *, name: str, files: bool,
         dest="masks",
         default=default,
         metavar="GENERATOR|FILE" if files else "GENERATOR",
-        help=f"{told}; felzenszwalb needs no weights" + (f"; default: {default}" if default else ""),
+        help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
     )
     group.add_argument(
         "--sam-model", metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"

@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
         help="the histogram; default: %(default)s",
     )
     add_encoder_options(count)
-    add_mask_options(count, name="--masks", files=True, default=None)
+    add_mask_options(count, name="--masks", files=True)
     count.set_defaults(run=_count)
 
 

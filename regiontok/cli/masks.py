@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok.cli.common import FAILURES, add_mask_options, explain, find_photos, load_generator
+from regiontok.errors import RegiontokError
 from regiontok.masks import write_masks
 from regiontok.maskset import MaskSet
 from regiontok.photos import read_photo
@@ -27,7 +28,7 @@ def add_commands(commands: Any) -> None:
     masks.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     masks.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
     masks.add_argument("--batch", type=int, default=4, metavar="N", help="photos per call of the generator; default: 4")
-    add_mask_options(masks, name="--generator", files=False, default="sam2")
+    add_mask_options(masks, name="--generator", files=False, default="sam2", shown="sam2")
     masks.add_argument(
         "--mosaic", type=int, metavar="N", help="N x N photos in one input of SAM: faster, with worse masks"
     )
@@ -36,13 +37,15 @@ def add_commands(commands: Any) -> None:
 
 
 def _masks(options: argparse.Namespace) -> int:
+    if options.batch < 1:
+        raise RegiontokError(f"--batch must be at least 1; got {options.batch}.")
     photos = find_photos(options.photos)
     generator = load_generator(options, **({} if options.mosaic is None else {"mosaic": options.mosaic}))
     failed: list[str] = []
     counts: list[int] = []
 
     def made() -> Iterator[tuple[str, MaskSet]]:
-        for path, masks in _generate(generator, photos, max(1, options.batch), failed):
+        for path, masks in _generate(generator, photos, options.batch, failed):
             counts.append(len(masks))
             yield path.as_posix(), masks
 

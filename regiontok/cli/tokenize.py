@@ -81,7 +81,7 @@ def add_commands(commands: Any) -> None:
     tokenize.add_argument("--seed", type=int, default=0, help="of the random order; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
     tokenize.add_argument("--out", type=Path, default=Path("regiontok-out"), metavar="DIR", help="default: %(default)s")
-    add_mask_options(tokenize, name="--masks", files=True, default="sam2")
+    add_mask_options(tokenize, name="--masks", files=True, shown="sam2")
     regions = tokenize.add_argument_group("regions of masks")
     regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
     regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
@@ -99,6 +99,7 @@ def add_commands(commands: Any) -> None:
 def _tokenize(options: argparse.Namespace) -> int:
     _check(options)
     encoder = load_encoder(options)
+    options.masks = options.masks or "sam2"
     masks_of = load_masks(options, encoder) if options.source in MASK_SOURCES else None
     given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
     regionizer = Regionizer(
@@ -144,8 +145,9 @@ def _check(options: argparse.Namespace) -> None:
     clusters = options.source == "clustering" or options.uncovered == "cluster"
     if options.threshold is not None and not clusters:
         raise RegiontokError("--threshold is for --source clustering, or for --uncovered cluster. Leave it out.")
-    if options.source not in MASK_SOURCES and (given or uses_masks(options) or options.masks != "sam2"):
-        name = (given + uses_masks(options) + ["--masks"])[0]
+    of_masks = given + uses_masks(options) + ["--masks"] * (options.masks is not None)
+    if options.source not in MASK_SOURCES and of_masks:
+        name = of_masks[0]
         raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
     if options.source != "combined" and of_combined:
         raise RegiontokError(f"{of_combined[0]} is for --source combined. Leave it out.")

@@ -206,7 +206,7 @@ class Sam2Masks:
     def _decode(self, embeddings: list[Tensor], prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, P, 3, h, w)`` and predicted IoU ``(B, P, 3)`` of the same prompts ``(P, 2)`` in every input."""
         inputs = len(embeddings[-1])
-        points = prompts.to(self.model.dtype).expand(inputs, -1, -1)[:, :, None]
+        points = prompts.expand(inputs, -1, -1)[:, :, None]  # the model rounds them only when they lie in [-1, 1]
         labels = torch.ones(points.shape[:3], dtype=torch.int64, device=self.device)
         output = self.model(
             image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
