@@ -178,6 +178,6 @@ def _size(model: str) -> str:
 def _unreachable(model: str, error: Exception, instead: str) -> CheckpointError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CheckpointError(
-        f"SAM weights {model!r} cannot be reached or read: {first} Give model={instead} (--sam-model on the command line), or use masks from a "
-        "file or the generator 'felzenszwalb', which needs none."
+        f"SAM weights {model!r} cannot be reached or read: {first} Give model={instead} (--sam-model on the command "
+        "line), or use masks from a file or the generator 'felzenszwalb', which needs none."
     )
