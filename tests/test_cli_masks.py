@@ -147,6 +147,20 @@ def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, 
     assert MaskStore("m.parquet").keys() == ["photos/a.png", "photos/inner/c.png"]
 
 
+def test_a_file_of_masks_and_photos_are_not_lost(photos, capsys):
+    base = ["--generator", "felzenszwalb", "--out"]
+    assert main(["masks", "photos/a.png", "photos", *base, "m.parquet"]) == 0
+    assert len(MaskStore("m.parquet")) == 3
+    (photos / "broken.png").write_bytes(b"no photo")
+    assert main(["masks", "photos/broken.png", *base, "m.parquet"]) == 2
+    assert "photos/broken.png: not an image" in capsys.readouterr().err
+    assert len(MaskStore("m.parquet")) == 3
+    before = (photos / "a.png").read_bytes()
+    assert main(["masks", "photos/a.png", *base, "photos/a.png"]) == 2
+    assert "--out must not be one of the photos" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+
+
 def test_a_mosaic_of_photos(photos, sam):
     assert main(["masks", "photos", "--out", "m.parquet", "--mosaic", "2", *sam]) == 0
     store = MaskStore("m.parquet")

@@ -39,7 +39,9 @@ def add_commands(commands: Any) -> None:
 def _masks(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise RegiontokError(f"--batch must be at least 1; got {options.batch}.")
-    photos = find_photos(options.photos)
+    photos = list(dict.fromkeys(find_photos(options.photos)))  # each once, however often it is named
+    if options.out.resolve() in {photo.resolve() for photo in photos}:
+        raise RegiontokError(f"--out must not be one of the photos; got {options.out}. Name a file of its own.")
     generator = load_generator(options, **({} if options.mosaic is None else {"mosaic": options.mosaic}))
     failed: list[str] = []
     counts: list[int] = []
@@ -48,6 +50,8 @@ def _masks(options: argparse.Namespace) -> int:
         for path, masks in _generate(generator, photos, options.batch, failed):
             counts.append(len(masks))
             yield path.as_posix(), masks
+        if not counts:  # leave a file that is there as it is
+            raise RegiontokError("; ".join([*failed, f"every photo failed, so {options.out} is not written"]))
 
     write_masks(options.out, made(), made_by=generator.describe())
     for message in failed:

@@ -139,14 +139,14 @@ class MaskStore:
         return list(self._place)
 
     def __getitem__(self, key: str | Path) -> MaskSet:
-        """The masks of a photo, by its key; or by its file name alone, where no other key ends in it.
+        """The masks of a photo, by its key; or where one path ends in the other and no other key's does.
 
         Raises:
             CheckpointError: No such photo, several of that name, or a damaged row.
         """
         text = PurePath(key).as_posix()
         if text not in self._place:
-            same = self._by_name.get(PurePath(key).name, [])
+            same = [one for one in self._by_name.get(PurePath(key).name, []) if _one_ends_the_other(one, text)]
             if len(same) != 1:
                 why = f"has {len(same)} photos of that name: {', '.join(same[:3])}" if same else "has no such photo"
                 raise CheckpointError(f"masks of {key}: {self.path} {why}.")
@@ -162,6 +162,12 @@ class MaskStore:
             return MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
         except ValueError as error:
             raise CheckpointError(f"masks of {key} in {self.path}: {error}") from error
+
+
+def _one_ends_the_other(key: str, path: str) -> bool:
+    """Whether a path is the other's end, folder by folder: two photos of one name in different folders are not."""
+    short, long = sorted((PurePath(key).parts, PurePath(path).parts), key=len)
+    return long[len(long) - len(short) :] == short
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -39,7 +39,9 @@ def test_what_is_written_is_read_back_in_any_order_over_row_groups(tmp_path):
     for number in (449, 0, 200, 199, 3, 401):
         assert same(store[f"folder/{number}.jpg"], written[f"folder/{number}.jpg"])
     assert same(store["7.jpg"], written["folder/7.jpg"])
-    assert same(store["/elsewhere/7.jpg"], written["folder/7.jpg"])
+    assert same(store["/elsewhere/folder/7.jpg"], written["folder/7.jpg"])
+    with pytest.raises(CheckpointError, match="has no such photo"):
+        store["/elsewhere/7.jpg"]
 
 
 def test_others_can_read_it(tmp_path):
