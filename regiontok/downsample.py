@@ -8,12 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regiontok._checks import Features, Valid, check_choice, check_features, check_integer, check_number
+from regiontok._checks import (
+    Features,
+    Valid,
+    check_choice,
+    check_features,
+    check_integer,
+    check_number,
+    flatten_valid,
+)
 from regiontok._kernels import rle
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement, Size
-from regiontok.maskset import MaskSet, as_bytes
+from regiontok.maskset import MaskSet, as_bytes, check_size
 from regiontok.regions import Dropped, Regions
 
 Masks = MaskSet | np.ndarray | Tensor | Sequence[Mapping[str, Any]]
@@ -29,7 +37,8 @@ class MaskDownsampler:
 
     A pixel of a mask is a small rectangle on the encoder's input, where the photo's geometry puts it. The share of a
     patch that a mask covers is the exact area of these rectangles inside the patch; pixels that a patch's edge cuts
-    weigh what lies inside. Run-length encoded masks are never decoded, dense ones are read once and never copied.
+    weigh what lies inside. Run-length encoded masks are never decoded; contiguous bool ones are read once and not
+    copied.
 
     A mask that keeps no patch becomes no region and is named in ``Regions.dropped``. An image left without a region
     gets one of all its valid patches and is marked in ``Regions.fallback``.
@@ -125,16 +134,18 @@ class MaskDownsampler:
         Raises:
             DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be; the message names the photo.
         """
-        sets, coverages, shown = [], [], []
-        for prepared, grid, placement in self._read(masks, features, sizes):
+        sets, coverages, shown, grids = [], [], [], []
+        for prepared, grid, placement, allowed in self._read(masks, features, sizes):
             sets.append(prepared)
             coverages.append(self._cover(prepared, grid, placement))
-            if valid is None:
-                shown.append(_shown(grid, placement))
+            shown.append(allowed)
+            grids.append(grid)
         device = coverages[0].device if features is None else features[0].device
         coverages = [covered.to(device) for covered in coverages]
-        valid = shown if valid is None else valid
-        kept = [self._keep(covered) for covered in coverages]
+        if valid is None:
+            valid = shown
+        flatten_valid(valid, torch.tensor(grids, device="cpu"))  # before it is used
+        kept = [self._keep(covered, ok.to(device)) for covered, ok in zip(coverages, valid, strict=True)]
         count = [len(mask) for mask in kept]
         scores = [
             torch.from_numpy(one.scores) if isinstance(one, MaskSet) else torch.full((number,), torch.nan, device="cpu")
@@ -147,10 +158,9 @@ class MaskDownsampler:
                 scores[image] = torch.cat([scores[image], torch.full((len(rest),), torch.nan, device="cpu")])
                 index[image] = torch.cat([index[image], torch.full((len(rest),), -1, device=device)])
         regions = Regions.from_masks(kept, scores=scores, valid=valid, mask_index=index)
-        named = tuple(
-            self._reason(dropped, coverages[dropped.image][dropped.mask_index]) for dropped in regions.dropped
-        )
-        return replace(regions, dropped=named)
+        most = [covered.amax((1, 2)).tolist() if len(covered) else [] for covered in coverages]
+        named = (self._reason(dropped, most[dropped.image][dropped.mask_index]) for dropped in regions.dropped)
+        return replace(regions, dropped=tuple(named))
 
     def coverage(self, masks: Masks, *, grid: Size | None = None, size: Size | None = None) -> Tensor:
         """The share of each patch that one photo's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.
@@ -163,22 +173,28 @@ class MaskDownsampler:
         Raises:
             DTypeError, ShapeError, ValueRangeError: Masks or a size that cannot be.
         """
+        if self.grid is not None and grid not in (None, self.grid):
+            raise ShapeError(f"this downsampler's grid is {self.grid}; got {grid}. Leave it out.")
         grid = self.grid or grid
         if grid is None:
             raise ShapeError("coverage needs a grid; this downsampler has none. Pass grid=(rows, cols).")
+        size = None if size is None else check_size("size", size)
         prepared = _prepare(masks, size)
         return self._cover(prepared, grid, self._place(prepared, grid, size))
 
     def valid(
         self, masks: Sequence[Masks], *, features: Features | None = None, sizes: Sequence[Size] | None = None
     ) -> list[Tensor]:
-        """Which patches show each photo, ``(rows, cols)`` bool; all of them for masks on the grid. As in a call."""
-        return [_shown(grid, placement) for _, grid, placement in self._read(masks, features, sizes)]
+        """Which patches show each photo, ``(rows, cols)`` bool. Arguments and errors are those of a call.
+
+        Masks on the grid tell it by `MaskSet.valid`, or else by their photo's size; where neither is known, all do.
+        """
+        return [allowed for _, _, _, allowed in self._read(masks, features, sizes)]
 
     def _read(
         self, masks: Sequence[Masks], features: Features | None, sizes: Sequence[Size] | None
-    ) -> Iterator[tuple[MaskSet | np.ndarray | Tensor, Size, Placement | None]]:
-        """Per photo its masks, checked; its grid; and how it lies on the input."""
+    ) -> Iterator[tuple[MaskSet | np.ndarray | Tensor, Size, Placement | None, Tensor]]:
+        """Per photo its masks, checked; its grid; how its masks lie on the input; and which patches show it."""
         if isinstance(masks, MaskSet | Tensor | np.ndarray) or not isinstance(masks, Sequence):
             raise DTypeError(
                 f"masks must be a list with one entry per photo; got {type(masks).__name__}. Wrap it: [masks]."
@@ -189,10 +205,11 @@ class MaskDownsampler:
         if sizes is not None and len(sizes) != len(masks):
             raise ShapeError(f"sizes must have one entry per photo, {len(masks)}; got {len(sizes)}.")
         for image, (one, grid) in enumerate(zip(masks, grids, strict=True)):
-            size = None if sizes is None else sizes[image]
             try:
+                size = None if sizes is None else check_size("size", sizes[image])
                 prepared = _prepare(one, size)
-                yield prepared, grid, self._place(prepared, grid, size)
+                placement = self._place(prepared, grid, size)
+                yield prepared, grid, placement, self._shown(prepared, grid, placement, size)
             except RegiontokError as error:
                 raise type(error)(f"masks[{image}]: {error}") from error
 
@@ -222,12 +239,22 @@ class MaskDownsampler:
                 "masks made by MaskSet.on_grid."
             )
         own = _size_of(masks)
-        size = own if size is None else (int(size[0]), int(size[1]))
+        size = own if size is None else size
         if own != size and not self.rescale:
             raise ShapeError(
                 f"masks must be of their photo's size {size}; got {own}. Pass rescale=True to stretch them."
             )
         return self.geometry.place(size)
+
+    def _shown(
+        self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None, size: Size | None
+    ) -> Tensor:
+        """Which patches show one photo, ``(rows, cols)`` bool."""
+        if isinstance(masks, MaskSet) and masks.valid is not None:
+            return masks.valid
+        if placement is None and size is not None and self.geometry is not None:
+            placement = self.geometry.place(size)
+        return torch.ones(grid, dtype=torch.bool, device="cpu") if placement is None else placement.valid(grid)
 
     def _cover(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None) -> Tensor:
         """One photo's coverage ``(M, rows, cols)``."""
@@ -254,9 +281,9 @@ class MaskDownsampler:
             rle.coverage_of_pixels(masks, *edges, covered)
         return torch.from_numpy(covered)
 
-    def _keep(self, coverage: Tensor) -> Tensor:
-        """``(M, rows, cols)`` bool: which patches each mask keeps."""
-        kept = coverage > self.threshold
+    def _keep(self, coverage: Tensor, valid: Tensor) -> Tensor:
+        """``(M, rows, cols)`` bool: which (valid) patches each mask keeps."""
+        kept = (coverage > self.threshold) & valid
         if self.overlap == "smallest" and len(kept):
             rank = kept.sum((1, 2)).argsort(stable=True).argsort()[:, None, None]
             kept &= rank == torch.where(kept, rank, len(kept)).amin(0)
@@ -282,11 +309,11 @@ class MaskDownsampler:
                 rest[image] = masks
         return rest
 
-    def _reason(self, dropped: Dropped, coverage: Tensor) -> Dropped:
-        most = coverage.max()
+    def _reason(self, dropped: Dropped, most: float) -> Dropped:
+        """Why a mask that covers ``most`` of a patch became no region."""
         if most == 0:
             reason = "covers nothing of what the encoder sees"
-        elif most <= self.threshold:
+        elif not most > np.float32(self.threshold):  # as it is compared
             reason = f"covers no patch by more than {self.threshold:g}"
         elif self.overlap == "smallest":
             reason = "each of its patches lies in a smaller mask, or is not valid"
@@ -318,10 +345,6 @@ def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:
     )
 
 
-def _shown(grid: Size, placement: Placement | None) -> Tensor:
-    return torch.ones(grid, dtype=torch.bool, device="cpu") if placement is None else placement.valid(grid)
-
-
 def _size_of(masks: MaskSet | np.ndarray | Tensor) -> Size:
     return masks.size if isinstance(masks, MaskSet) else (int(masks.shape[1]), int(masks.shape[2]))
 
@@ -332,7 +355,7 @@ def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: 
         raise ShapeError(
             f"method='two_step' needs a grid that divides the input {placement.input}; got {grid}. Use method='exact'."
         )
-    dense = masks.masks() if isinstance(masks, MaskSet) else torch.as_tensor(masks).bool()
+    dense = masks.masks() if isinstance(masks, MaskSet) else torch.as_tensor(masks != 0)
     if tuple(dense.shape[1:]) != placement.photo:
         row, col = (
             ((torch.arange(side, device="cpu") + 0.5) * own / side).long()
@@ -348,12 +371,13 @@ def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: 
 
 
 def _cover_on_device(masks: Tensor, edges: list[np.ndarray], grid: Size) -> Tensor:
-    """Exact coverage by two matrix products, where the masks are; a few masks at a time, which become floats."""
+    """Exact coverage by two matrix products, where the masks are; a few masks at a time, in float64."""
     weights = []
     for edge, side in zip(edges, grid, strict=True):
         patch = np.arange(side)[:, None]
         overlap = np.minimum(edge[1:], patch + 1) - np.maximum(edge[:-1], patch)
-        weights.append(torch.from_numpy(overlap.clip(min=0)).to(masks.device, torch.float32))
-    step = max(1, 2**26 // masks[0].numel()) if len(masks) else 1
-    parts = [weights[0] @ part.float() @ weights[1].T for part in masks.split(step)]
-    return torch.cat(parts).clamp_(0, 1) if parts else torch.empty(0, *grid, device=masks.device)
+        weights.append(torch.from_numpy(overlap.clip(min=0)).to(masks.device))
+    step = max(1, 2**24 // masks[0].numel()) if len(masks) else 1
+    with torch.autocast(masks.device.type, enabled=False):
+        parts = [weights[0] @ part.double() @ weights[1].T for part in masks.split(step)]
+    return torch.cat(parts).clamp_(0, 1).float() if parts else torch.empty(0, *grid, device=masks.device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regiontok._checks import check_integer
+from regiontok._checks import check_integer, flatten_valid
 from regiontok._kernels import rle
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -32,6 +32,7 @@ class MaskSet:
         scores: ``(M,)`` float32: predicted quality, NaN where there is none.
         stability: ``(M,)`` float32: stability scores, NaN where there are none.
         coverage: ``(M, rows, cols)`` float32 in ``[0, 1]`` of masks on the grid; None for masks of a photo.
+        valid: ``(rows, cols)`` bool of masks on the grid: which patches show the photo; None where that is not known.
 
     Example:
         >>> masks = MaskSet.from_coco([{"size": [2, 3], "counts": [2, 3, 1]}], scores=[0.9])
@@ -50,6 +51,7 @@ class MaskSet:
     scores: np.ndarray
     stability: np.ndarray
     coverage: Tensor | None = None
+    valid: Tensor | None = None
 
     @classmethod
     def from_coco(
@@ -100,6 +102,8 @@ class MaskSet:
             ShapeError, DTypeError, ValueRangeError: Not such masks, or another number of scores.
         """
         dense = as_bytes(masks)
+        if dense.size and dense.max() > 1:  # bool made by viewing bytes of 255
+            dense = (dense != 0).view(np.uint8)
         offsets = np.empty(len(dense) + 1, np.int64)
         rle.count_changes(dense, offsets)
         runs = np.empty(offsets[-1], np.uint32)
@@ -127,6 +131,8 @@ class MaskSet:
         if not np.issubdtype(array.dtype, np.integer):
             raise DTypeError(f"a label map must be of integers; got {array.dtype}. A single mask is masks[None].")
         values, numbered = np.unique(array, return_inverse=True)
+        if array.dtype == np.uint8 and values.tolist() == [0, 255]:
+            raise ValueRangeError("a uint8 map of 0 and 255 is one mask and no label map; pass it as mask[None].")
         if values[0] < -1:
             raise ValueRangeError(
                 f"labels must be -1 (no mask) or from 0; got {values[0]}. Set what is in no mask to -1."
@@ -140,11 +146,19 @@ class MaskSet:
         return cls(_size(array.shape), runs, offsets, *_check_scores(count, scores, stability))
 
     @classmethod
-    def on_grid(cls, coverage: Tensor, *, scores: Scores | None = None, stability: Scores | None = None) -> "MaskSet":
+    def on_grid(
+        cls,
+        coverage: Tensor,
+        *,
+        valid: Tensor | None = None,
+        scores: Scores | None = None,
+        stability: Scores | None = None,
+    ) -> "MaskSet":
         """Masks that are already on an encoder's grid, so that no geometry is applied to them.
 
         Args:
             coverage: ``(M, rows, cols)``: the share of each patch inside each mask, in ``[0, 1]``; or bool.
+            valid: ``(rows, cols)`` bool: which patches show the photo, and not padding; None for all.
             scores: One per mask.
             stability: One per mask.
 
@@ -160,8 +174,11 @@ class MaskSet:
         coverage = coverage.float()
         if len(coverage) and not ((coverage >= 0) & (coverage <= 1)).all():  # NaN is in no range
             raise ValueRangeError("coverage must lie in [0, 1]; it is the share of a patch.")
+        if valid is not None:
+            flatten_valid([valid], torch.tensor([coverage.shape[1:]], device="cpu"))
         nothing = np.empty(0, np.uint32), np.zeros(len(coverage) + 1, np.int64)
-        return cls(_size(coverage.shape[1:]), *nothing, *_check_scores(len(coverage), scores, stability), coverage)
+        told = _check_scores(len(coverage), scores, stability)
+        return cls(_size(coverage.shape[1:]), *nothing, *told, coverage, valid)
 
     def __len__(self) -> int:
         """The number of masks."""
@@ -206,8 +223,15 @@ class MaskSet:
         return [{"size": list(self.size), "counts": whole[start:end]} for start, end in itertools.pairwise(ends)]
 
     def select(self, index: Sequence[int] | np.ndarray | Tensor) -> "MaskSet":
-        """The masks of ``index``, integers in any order or ``(M,)`` bool."""
-        chosen = np.arange(len(self))[_to_numpy("index", index) if len(index) else np.empty(0, np.int64)]
+        """The masks of ``index``, integers in any order or ``(M,)`` bool.
+
+        Raises:
+            ValueRangeError: An index out of range, or bool of another length.
+        """
+        try:
+            chosen = np.arange(len(self))[_to_numpy("index", index) if len(index) else np.empty(0, np.int64)]
+        except IndexError as error:
+            raise ValueRangeError(f"index must choose from {len(self)} masks: {error}.") from error
         lengths = np.diff(self.offsets)[chosen]
         offsets = np.concatenate([[0], lengths.cumsum()])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -237,7 +261,7 @@ def join(
 
 
 def as_bytes(masks: np.ndarray | Tensor) -> np.ndarray:
-    """Dense masks as contiguous ``(M, height, width)`` bytes of 0 or 1; bool is neither copied nor converted."""
+    """Dense masks as contiguous ``(M, height, width)`` bytes, 0 outside; contiguous bool is not copied or converted."""
     array = _to_numpy("masks", masks)
     if array.ndim != 3 or 0 in array.shape[1:]:
         hint = " A single mask is masks[None]." if array.ndim == 2 else ""
@@ -260,6 +284,15 @@ def as_bytes(masks: np.ndarray | Tensor) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
+def check_size(name: str, size: Any) -> Size:
+    """A height and width of whole pixels."""
+    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
+        raise ShapeError(f"{name} must be (height, width); got {size!r}.")
+    for side in size:
+        check_integer(name, side)
+    return int(size[0]), int(size[1])
+
+
 def _to_numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
@@ -277,10 +310,12 @@ def _one_size(masks: Sequence[Mapping[str, Any]], size: Size | None) -> Size:
     if isinstance(masks, Mapping | str | bytes) or not isinstance(masks, Sequence):
         raise DTypeError(f"masks must be a list with one COCO RLE per mask; got {type(masks).__name__}.")
     given = size
+    if size is not None:
+        size = check_size("size", size)
     for index, mask in enumerate(masks):
         if not isinstance(mask, Mapping) or not {"size", "counts"} <= set(mask):
             raise DTypeError(f'mask {index} must be a COCO RLE, {{"size": [height, width], "counts": ...}}.')
-        own = tuple(mask["size"])
+        own = tuple(mask["size"]) if isinstance(mask["size"], Sequence | np.ndarray) else (mask["size"],)
         if len(own) != 2:
             raise ShapeError(f"mask {index}: size must be [height, width]; got {mask['size']}.")
         for side in own:
@@ -292,11 +327,7 @@ def _one_size(masks: Sequence[Mapping[str, Any]], size: Size | None) -> Size:
             raise ShapeError(f"mask {index}: size must be {of}, {tuple(size)}; got {own}.")
     if size is None:
         raise ShapeError("there is no mask to tell the photo's size; pass size=(height, width).")
-    if len(size) != 2:
-        raise ShapeError(f"size must be (height, width); got {size!r}.")
-    for side in size:
-        check_integer("size", side)
-    return _size(size)
+    return check_size("size", size)
 
 
 def _parse(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -344,7 +375,10 @@ def _check_scores(count: int, scores: Scores | None, stability: Scores | None) -
     for name, given in (("scores", scores), ("stability", stability)):
         array = np.full(count, np.nan, np.float32)
         if given is not None:
-            array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, np.float32)
+            try:
+                array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, np.float32)
+            except (TypeError, ValueError) as error:
+                raise DTypeError(f"{name} must be numbers, one per mask; got {given!r}.") from error
             if array.shape != (count,):
                 raise ShapeError(f"{name} must be ({count},), one per mask; got {array.shape}.")
         checked.append(array)

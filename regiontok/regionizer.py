@@ -26,7 +26,7 @@ from regiontok._checks import (
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import METHODS, MaskDownsampler, Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
-from regiontok.geometry import ImageGeometry
+from regiontok.geometry import ImageGeometry, Size
 from regiontok.normalize import rms_normalize
 from regiontok.ordering import ORDERS, order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
@@ -82,7 +82,9 @@ class Regionizer(nn.Module):
     Shape:
         features: ``(B, rows, cols, dim)`` or a list of ``(rows, cols, dim)``, floating point.
         masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, COCO RLE, or a label map.
-        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all.
+        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all, or
+            for what masks' geometry tells.
+        sizes: Each photo's height and width, to refuse masks of another size; by default masks are their photo's.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
@@ -202,7 +204,12 @@ class Regionizer(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
 
     def forward(
-        self, features: Features, *, masks: Sequence[Masks] | None = None, valid: Valid | None = None
+        self,
+        features: Features,
+        *,
+        masks: Sequence[Masks] | None = None,
+        valid: Valid | None = None,
+        sizes: Sequence[Size] | None = None,
     ) -> RegionTokens:
         """Region tokens of a batch, ``(R, dim)`` values with their regions.
 
@@ -210,7 +217,7 @@ class Regionizer(nn.Module):
             ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps.
         """
         features = self.normalize(features)
-        regions = self.order(self.group(features, masks=masks, valid=valid))
+        regions = self.order(self.group(features, masks=masks, valid=valid, sizes=sizes))
         return self.pool(features, regions)
 
     def normalize(self, features: Features) -> Features:
@@ -221,22 +228,32 @@ class Regionizer(nn.Module):
             raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.")
         return rms_normalize(features) if self.config["norm"] == "rms" else features
 
-    def group(self, features: Features, *, masks: Sequence[Masks] | None = None, valid: Valid | None = None) -> Regions:
+    def group(
+        self,
+        features: Features,
+        *,
+        masks: Sequence[Masks] | None = None,
+        valid: Valid | None = None,
+        sizes: Sequence[Size] | None = None,
+    ) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
         source = self.config["source"]
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
+        if masks is None and sizes is not None:
+            raise ValueRangeError("sizes are compared with masks, and there are none. Leave them out.")
         if self.config["padding"] == "keep":
             valid = None
         if source == "clustering":
             return self._clusterer(features, valid)
         if masks is None:
             return _single_patches(features, valid)
-        regions = self._downsampler(masks, features=features, valid=valid)
+        regions = self._downsampler(masks, features=features, valid=valid, sizes=sizes)
+        _check_used(features, regions)
         if source == "combined":
             if valid is None:
-                valid = self._downsampler.valid(masks, features=features)
+                valid = self._downsampler.valid(masks, features=features, sizes=sizes)
             options = {name: self.config[name] for name in ("eps", "min_samples", "noise")}
             min_patches = self.config["split_min_patches"]
             regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
@@ -298,6 +315,17 @@ class Regionizer(nn.Module):
                 f"{folder}, saved by regiontok {saved_by}, does not fit this version: {error}"
             ) from error
         return regionizer
+
+
+def _check_used(features: Features, regions: Regions) -> None:
+    """Refuse NaN and infinity in patches that are in a region."""
+    flat = flatten_features(features)
+    used = torch.zeros(len(flat.values), dtype=torch.bool, device=flat.values.device)
+    used[regions.flat_patch] = True
+    sizes = flat.grids.prod(1).tolist()
+    shown = torch.where(used[:, None], flat.values.detach(), 0)
+    for image, (values, cols) in enumerate(zip(shown.split(sizes), flat.grids[:, 1].tolist(), strict=True)):
+        check_finite(values, image, cols)
 
 
 def _single_patches(features: Features, valid: Valid | None) -> Regions:

@@ -44,8 +44,9 @@ def split_regions(
     """Split each mask by DBSCAN on its patches' features at unit length.
 
     Two patches are near if their unit features are at most ``eps`` apart, which is a cosine of at least
-    ``1 - eps**2 / 2`` (0.755 for 0.7). Labels equal scikit-learn's, mask by mask. Only masks of at least
-    ``min_patches`` are split; regions of uncovered patches and fallback regions stay as they are.
+    ``1 - eps**2 / 2`` (0.755 for 0.7). Labels equal scikit-learn's on features in float64, mask by mask, also under
+    autocast; only pairs at exactly eps are told by rounding. Only masks of at least ``min_patches`` are split; regions
+    of uncovered patches and fallback regions stay as they are.
 
     Args:
         features: ``(B, rows, cols, D)`` floating point, or a list of ``(rows, cols, D)``; any length.
@@ -129,11 +130,13 @@ def _near(features: Tensor, reach: np.ndarray, eps: float, image: int, cols: int
     if reach.max() < 0:
         return near
     values, length = _measure(features.detach().float(), torch.from_numpy(reach >= 0).to(features.device), image, cols)
+    exact = values if values.device.type == "cpu" else values.double()  # a GPU may be set to round float32's products
     products = values.new_empty(near.shape)
-    for start in range(0, len(values), _BLOCK):
-        end = int(reach[start : start + _BLOCK].max()) + 1
-        if end > start:
-            products[start : start + _BLOCK, start:end] = values[start : start + _BLOCK] @ values[start:end].T
+    with torch.autocast(values.device.type, enabled=False):
+        for start in range(0, len(values), _BLOCK):
+            end = int(reach[start : start + _BLOCK].max()) + 1
+            if end > start:
+                products[start : start + _BLOCK, start:end] = exact[start : start + _BLOCK] @ exact[start:end].T
     if dbscan.find_near(products.cpu().numpy(), length.cpu().numpy(), reach, eps**2, _UNSURE, near):
         unsure = np.argwhere(near == dbscan.UNSURE)
         for pairs in np.split(unsure, range(4096, len(unsure), 4096)):

@@ -12,7 +12,6 @@ from safetensors import safe_open
 
 from regiontok import MaskSet, Regionizer, encoders, masks, read_photo
 from regiontok.cli import main
-from regiontok.errors import RegiontokError
 from regiontok.masks import FelzenszwalbMasks, MaskStore, Sam2Masks
 from tests.models import tiny_sam2
 
@@ -135,7 +134,7 @@ def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, 
 
     def fail(self, given):
         if any(photo.size == (107, 160) for photo in given):
-            raise RegiontokError("this photo cannot be segmented")
+            raise torch.OutOfMemoryError("this photo cannot be segmented")
         return generate(self, given)
 
     monkeypatch.setattr(FelzenszwalbMasks, "__call__", fail)
@@ -183,6 +182,20 @@ def test_count_prints_the_distribution_beside_the_papers_and_draws_it(photos, ca
     assert capsys.readouterr().out.splitlines()[2].split()[-1] == "576"
 
 
+def test_count_tells_lost_masks_and_does_not_count_its_own_pictures(photos, capsys, monkeypatch):
+    nothing = [
+        (f"photos/{name}", MaskSet.from_masks(np.zeros((2, *size), bool)))
+        for name, size in (("a.png", (107, 160)), ("b.jpg", (160, 107)), ("inner/c.png", (60, 60)))
+    ]
+    masks.write_masks("m.parquet", nothing)
+    Image.new("RGB", (9, 9)).save(photos / "a.regions.png")
+    for _ in range(2):
+        assert main(["count", "photos", "--masks", "m.parquet", "--out", "photos/counts.png"]) == 0
+        printed = capsys.readouterr().out
+        assert "Tokens per photo: 3 photos" in printed
+        assert "segmentation: 6 masks became no region; 3 photos were left without any" in printed
+
+
 def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, capsys):
     (photos / "broken.png").write_bytes(b"no photo")
     assert main(["count", "photos"]) == 1
@@ -213,6 +226,10 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
         (["masks", "a.png", "--out", "m.parquet", "--generator", "sam9"], "name must be one of 'sam2'"),
         (["masks", "empty", "--out", "m.parquet", "--generator", "felzenszwalb"], "empty: there is no photo in this folder"),
         (["masks", "a.png", "--out", "no/m.parquet", "--generator", "felzenszwalb"], "masks cannot be written to no/m.parquet"),
+        (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
+        (["count", "a.png", "--out", "c.xyz"], "c.xyz: a histogram must be one of .*png"),
+        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
+        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
         (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
         (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
         (["count", "a.png", "--out", "no/c.png"], "no/c.png: the histogram cannot be written"),

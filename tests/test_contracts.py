@@ -29,7 +29,11 @@ def run(code, **environment):
 
 
 def imported_after(statement):
-    done = run(f"{statement}\nimport sys; print([m for m in {OPTIONAL!r} if m in sys.modules])")
+    """Optional packages that a statement imports, besides those that scikit-learn does (pandas, and pyarrow with it)."""
+    done = run(
+        f"import sys, sklearn.datasets; before = set(sys.modules)\n{statement}\n"
+        f"print([m for m in {OPTIONAL!r} if m in sys.modules and m not in before])"
+    )
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout)
 

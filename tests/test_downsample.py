@@ -260,6 +260,43 @@ def test_in_an_overlap_the_smallest_mask_keeps_the_patch_and_the_first_of_equals
     ]
 
 
+def test_the_size_of_the_photo_tells_the_padding_of_masks_on_the_grid():
+    masks = MaskSet.on_grid(torch.zeros(1, 4, 4).index_fill_(1, torch.tensor([1]), 1.0))
+    for uncovered, areas in (("drop", [4]), ("background", [4, 4])):
+        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
+        assert downsampler([masks], sizes=[(20, 40)]).areas().tolist() == areas
+    nothing = MaskSet.on_grid(torch.zeros(0, 4, 4))
+    assert MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64))([nothing], sizes=[(20, 40)]).areas() == 8
+
+
+def test_only_valid_patches_count_for_the_smallest():
+    three, four = mask_of("#..#", "#..."), mask_of("####", "....")  # of the four only two are valid
+    valid = mask_of("#..#", "####")[None]
+    regions = MaskDownsampler((2, 4), overlap="smallest")([MaskSet.on_grid(torch.stack([three, four]))], valid=valid)
+    assert regions.labels().tolist() == [[[1, -1, -1, 1], [0, -1, -1, -1]]]
+
+
+@pytest.mark.parametrize("uncovered", ["drop", "background", "cluster"])
+@pytest.mark.parametrize(
+    "valid",
+    [torch.ones(2, 4, 4, dtype=torch.bool), torch.ones(1, 4, 5, dtype=torch.bool), torch.ones(1, 4, 4), [np.ones((4, 4), bool)]],
+)  # fmt: skip
+def test_a_bad_valid_is_refused_by_name(uncovered, valid):
+    downsampler = MaskDownsampler((4, 4), geometry=SQUARE, uncovered=uncovered)
+    with pytest.raises((ShapeError, DTypeError), match="valid"):
+        downsampler([ONE], features=torch.ones(1, 4, 4, 2), valid=valid)
+
+
+def test_bool_made_of_bytes_of_255_counts_as_bool():
+    masks = np.zeros((1, 12, 12), np.uint8)
+    masks[:, :3] = 255
+    downsampler = MaskDownsampler((2, 1), geometry=ImageGeometry.squash(12))
+    for method in ("exact", "two_step"):
+        downsampler = MaskDownsampler((2, 1), geometry=ImageGeometry.squash(12), method=method)
+        assert downsampler.coverage(masks.view(bool)).tolist() == [[[0.5], [0.0]]]
+    assert MaskSet.from_masks(masks.view(bool)).areas().tolist() == [36]
+
+
 def test_a_mask_on_padding_alone_is_dropped():
     valid = mask_of("#.")[None]
     regions = MaskDownsampler((1, 2))([MaskSet.on_grid(mask_of("##", ".#")[:, None])], valid=valid)
@@ -305,6 +342,9 @@ ONE = np.ones((1, 9, 9), bool)
         ([], {}, ShapeError, "at least one photo"),
         (ONE, {}, DTypeError, r"must be a list with one entry per photo; got ndarray. Wrap it: \[masks\]"),
         ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per photo, 1; got 0"),
+        ([ONE], {"sizes": [9]}, ShapeError, r"masks\[0\]: size must be \(height, width\); got 9"),
+        ([ONE], {"sizes": [(9.7, 9.2)]}, DTypeError, r"masks\[0\]: size must be a whole number; got 9.7"),
+        ([np.full((9, 9), 255, np.uint8) * (np.arange(9) > 4).astype(np.uint8)], {}, ValueRangeError, r"masks\[0\]: a uint8 map of 0 and 255 is one mask"),
         ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their photo's size \(9, 8\); got \(9, 9\). Pass rescale=True"),
         ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per photo, 2 in features; got 1"),
         ([ONE], {"features": torch.ones(1, 4, 5, 3)}, ShapeError, r"features\[0\] must have this downsampler's grid \(4, 4\); got \(4, 5\)"),
@@ -362,6 +402,8 @@ def test_coverage_alone_needs_a_grid():
     assert downsampler.coverage(ONE, grid=(2, 2)).shape == (1, 2, 2)
     with pytest.raises(ShapeError, match=r"Pass grid=\(rows, cols\)"):
         downsampler.coverage(ONE)
+    with pytest.raises(ShapeError, match=r"this downsampler's grid is \(3, 3\); got \(2, 2\)"):
+        MaskDownsampler((3, 3), geometry=SQUARE).coverage(ONE, grid=(2, 2))
 
 
 def test_its_clusterer_can_be_chosen():

@@ -149,6 +149,10 @@ RLE = {"size": [2, 3], "counts": [2, 3, 1]}
         (RLE, {}, DTypeError, "must be a list with one COCO RLE per mask"),
         ([RLE], {"scores": [1, 2]}, ShapeError, r"scores must be \(1,\), one per mask; got \(2,\)"),
         ([RLE], {"stability": []}, ShapeError, "stability must be"),
+        ([RLE], {"scores": ["a"]}, DTypeError, "scores must be numbers"),
+        ([RLE], {"size": 5}, ShapeError, r"size must be \(height, width\); got 5"),
+        ([RLE], {"size": (9,)}, ShapeError, r"size must be \(height, width\); got \(9,\)"),
+        ([{"size": 5, "counts": [5]}], {}, ShapeError, r"mask 0: size must be \[height, width\]; got 5"),
     ],
 )  # fmt: skip
 def test_bad_rle_is_refused_and_named(masks, options, error, message):
@@ -177,6 +181,16 @@ def test_bad_rle_is_refused_and_named(masks, options, error, message):
 def test_bad_masks_are_refused(make, value, error, message):
     with pytest.raises(error, match=message):
         getattr(MaskSet, make)(value)
+
+
+def test_a_selection_out_of_range_is_refused():
+    with pytest.raises(ValueRangeError, match="index must choose from 1 masks"):
+        MaskSet.from_coco([RLE]).select([4])
+
+
+def test_what_is_valid_must_fit_the_grid():
+    with pytest.raises(ShapeError, match=r"valid\[0\] must be \(3, 4\)"):
+        MaskSet.on_grid(torch.ones(1, 3, 4), valid=torch.ones(4, 3, dtype=torch.bool))
 
 
 def test_no_masks_at_all():

@@ -16,7 +16,7 @@ from regiontok import (
     rms_normalize,
     split_regions,
 )
-from regiontok.errors import ValueRangeError
+from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.masks import FelzenszwalbMasks
 from tests.conftest import smooth_features
 
@@ -153,6 +153,27 @@ def test_all_four_sources_on_a_real_photo(china):
     assert counts["patch"] == 384
     assert counts["segmentation"] == len(masks[0])
     assert 80 < counts["segmentation"] < counts["combined"] < 250
+
+
+def test_masks_of_another_size_than_the_photo_are_refused_when_it_is_told():
+    regionizer = Regionizer(source="segmentation", pool="mean", geometry=GEOMETRY)
+    sizes = [one.size for one in MASKS]
+    assert len(regionizer(features, masks=MASKS, sizes=sizes)) == 8
+    with pytest.raises(
+        ShapeError, match=r"masks\[1\]: masks must be of their photo's size \(120, 80\); got \(80, 120\)"
+    ):
+        regionizer(features, masks=MASKS, sizes=[sizes[0], (120, 80)])
+    with pytest.raises(ValueRangeError, match="sizes are compared with masks"):
+        Regionizer(pool="mean")(features.nan_to_num(), sizes=sizes)
+
+
+@pytest.mark.parametrize("source", ["segmentation", "combined"])
+def test_nan_within_a_region_is_named(source):
+    regionizer = Regionizer(source=source, pool="mean", norm="none", geometry=GEOMETRY)
+    wrong = features.clone()
+    wrong[1, 2:4] = torch.nan
+    with pytest.raises(ValueRangeError, match="image 1 has NaN or infinity in .* of its patches"):
+        regionizer(wrong, masks=[np.ones((1, *one.size), bool) for one in MASKS])
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,15 @@ def test_the_length_of_features_does_not_matter(scale):
     )
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_autocast_changes_no_label(seed):
+    features = smooth_features(12, 12, 64, seed=seed, noise=0.6)
+    regions = Regions.from_masks([torch.ones(1, 12, 12, dtype=torch.bool)])
+    expected = members(split_regions(features, regions))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert members(split_regions(features, regions)) == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_any_floating_point(dtype):
     features = smooth_features(6, 6, 8, noise=0.8).to(dtype)

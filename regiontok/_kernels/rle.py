@@ -192,13 +192,18 @@ def encode_labels(labels, offsets, runs):
 def decode(runs, offsets, height, masks):
     """Dense masks ``(M, H, W)``, zeroed before, from runs."""
     for mask in range(len(offsets) - 1):
-        position = 0
+        position = np.int64(0)
         first = offsets[mask]
         for run in range(first, offsets[mask + 1]):
-            end = position + runs[run]
+            end = position + np.int64(runs[run])
             if (run - first) & 1:
-                for pixel in range(position, end):
-                    masks[mask, pixel % height, pixel // height] = True
+                x, y = position // height, position % height
+                for _ in range(position, end):
+                    masks[mask, y, x] = True
+                    y += 1
+                    if y == height:
+                        x += 1
+                        y = 0
             position = end
 
 
@@ -279,19 +284,19 @@ def _count_rows(masks, mask, y, end, counted):
         for x in range(width):
             counted[x] = np.uint8(
                 counted[x]
-                + masks[mask, y, x]
-                + masks[mask, y + 1, x]
-                + masks[mask, y + 2, x]
-                + masks[mask, y + 3, x]
-                + masks[mask, y + 4, x]
-                + masks[mask, y + 5, x]
-                + masks[mask, y + 6, x]
-                + masks[mask, y + 7, x]
+                + (masks[mask, y, x] != 0)
+                + (masks[mask, y + 1, x] != 0)
+                + (masks[mask, y + 2, x] != 0)
+                + (masks[mask, y + 3, x] != 0)
+                + (masks[mask, y + 4, x] != 0)
+                + (masks[mask, y + 5, x] != 0)
+                + (masks[mask, y + 6, x] != 0)
+                + (masks[mask, y + 7, x] != 0)
             )
         y += 8
     while y < end:
         for x in range(width):
-            counted[x] = np.uint8(counted[x] + masks[mask, y, x])
+            counted[x] = np.uint8(counted[x] + (masks[mask, y, x] != 0))
         y += 1
 
 
@@ -310,7 +315,7 @@ def _add_counted(counted, weight, line):
 
 @compiled
 def coverage_of_pixels(masks, row_edge, col_edge, covered):
-    """The same for dense masks ``(M, H, W)`` of bytes 0 or 1, each read once; edges are not cut off.
+    """The same for dense masks ``(M, H, W)`` of bytes, 0 outside, each read once; edges are not cut off.
 
     The pixel rows inside a patch row weigh the same, so they are counted in bytes; the two that its edges cut are added
     with their weights.

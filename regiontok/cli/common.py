@@ -17,7 +17,7 @@ from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.maskset import MaskSet
 
 _T = TypeVar("_T")
-FAILURES = (RegiontokError, OSError, MemoryError)
+FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
 """What one photo can fail with, so that the others go on."""
 
 MaskSource = Callable[[Path, Image.Image], MaskSet]
@@ -53,14 +53,18 @@ def progress(items: Sequence[_T]) -> Any:
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """Photos as they are named, and all of those in folders, by name; symbolic links to folders are not followed."""
+    """Photos as they are named, and all of those in folders, by name, but for pictures of regions that we drew."""
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and one.is_file())
+        inside = sorted(
+            one
+            for one in path.rglob("*")
+            if one.suffix.lower() in known and not one.name.endswith(".regions.png") and one.is_file()
+        )
         if not inside:
             raise RegiontokError(f"{path}: there is no photo in this folder.")
         found += inside
@@ -136,6 +140,10 @@ def load_generator(options: argparse.Namespace, **more: Any) -> Any:
                 f"{(given or ['--mosaic'])[0]} is for SAM's masks, not for felzenszwalb. Leave it out."
             )
         return masks.load(options.masks)
+    if more and options.masks in ("sam2-pipeline", "sam2-package"):
+        raise RegiontokError(f"--mosaic is for sam2 and sam3; got {options.masks}. Leave it out.")
+    if options.ladder and options.masks == "sam2-pipeline":
+        raise RegiontokError("--ladder is for sam2, sam3 and sam2-package: the pipeline would encode a photo again.")
     settings: Any = masks.CHEAP
     if options.ladder:
         clash = [name for name in given if name not in ("--ladder", "--sam-model", "--box-nms-thresh")]

@@ -22,7 +22,9 @@ from regiontok.errors import RegiontokError
 from regiontok.photos import read_photo
 from regiontok.presets import paper_tokens
 from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
+from regiontok.regions import Regions
 from regiontok.viewing import draw_counts
+from regiontok.viewing.histogram import check_histogram
 
 _ORDER = ("patch", "segmentation", "clustering", "combined")
 """Sources as the paper's Table 1 lists them."""
@@ -39,7 +41,7 @@ def add_commands(commands: Any) -> None:
     count.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
     count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    count.add_argument("--threshold", type=float, default=0.7, metavar="T", help="of clustering; default: %(default)s")
+    count.add_argument("--threshold", type=float, metavar="T", help="of clustering; default: 0.7")
     count.add_argument(
         "--out",
         type=Path,
@@ -60,31 +62,38 @@ def _count(options: argparse.Namespace) -> int:
         raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
     if not with_masks and (options.masks or uses_masks(options)):
         raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
-    photos = find_photos(options.photos)
+    if options.threshold is not None and "clustering" not in sources:
+        raise RegiontokError("--threshold is for the source clustering. Leave it out.")
+    check_histogram(options.out)
+    photos = [path for path in find_photos(options.photos) if path.resolve() != options.out.resolve()]
     encoder = load_encoder(options)
     masks_of = load_masks(options, encoder) if with_masks else None
+    threshold = 0.7 if options.threshold is None else options.threshold
     regionizers = {
         source: Regionizer(
-            source=source, norm=options.norm, pool="mean", threshold=options.threshold, geometry=encoder.geometry
+            source=source, norm=options.norm, pool="mean", threshold=threshold, geometry=encoder.geometry
         )
         for source in sources
     }
     counts: dict[str, list[int]] = {source: [] for source in sources}
+    dropped, whole = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0)
     failed = []
     for path in progress(photos):
         try:
             photo = read_photo(path)
             features, valid = encoder(photo)
             masks = [masks_of(path, photo)] if masks_of else None
-            one = {}
+            one: dict[str, Regions] = {}
             for source, regionizer in regionizers.items():
                 given = masks if source in MASK_SOURCES else None
-                one[source] = len(regionizer.group(regionizer.normalize(features), masks=given, valid=valid))
+                one[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
         except FAILURES as error:
             failed.append(explain(path, error))
             continue
-        for source, number in one.items():
-            counts[source].append(number)
+        for source, regions in one.items():
+            counts[source].append(len(regions))
+            dropped[source] += len(regions.dropped)
+            whole[source] += int(regions.fallback.sum())
     for message in failed:
         print(f"regiontok: {message}", file=sys.stderr)
     done = len(photos) - len(failed)
@@ -92,6 +101,12 @@ def _count(options: argparse.Namespace) -> int:
         paper = {source: paper_tokens(options.encoder, source, options.norm) for source in sources}
         print(f"Tokens per photo: {done} photo{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
         _print_table(counts, paper)
+        for source in sources:
+            if dropped[source] or whole[source]:
+                print(
+                    f"{source}: {dropped[source]} masks became no region; {whole[source]} photos were left without "
+                    "any and got one of all their patches"
+                )
         draw_counts(counts, options.out, paper=paper)
         print(f"Histogram: {options.out}")
     if failed:

@@ -67,7 +67,7 @@ def load(
     model: str | Path | None = None,
     pretrained: bool = True,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Any:
     """Load a mask generator by name.
@@ -78,7 +78,7 @@ def load(
             its own checkpoints, such as ``sam2.1_hiera_large.pt``. By default SAM 2.1 large.
         pretrained: Fetch the weights; with False they are random.
         device: Where to build it; the CPU by default.
-        dtype: Of the model's weights; bfloat16 is faster on a GPU. For ``sam2`` and ``sam3``.
+        dtype: Of the model's weights, float32 by default; bfloat16 is faster on a GPU. For ``sam2`` and ``sam3`` only.
         options: Of the generator's class: `Sam2Masks`, `PipelineMasks`, `PackageMasks` or `FelzenszwalbMasks`.
 
     Returns:
@@ -96,6 +96,8 @@ def load(
     """
     check_choice("name", name, GENERATORS)
     check_device(device)
+    if dtype is not None and name not in ("sam2", "sam3"):
+        raise ValueRangeError(f"generator {name!r} takes no dtype; got {dtype}. Leave it out.")
     if name == "felzenszwalb":
         if model is not None:
             raise ValueRangeError(f"generator 'felzenszwalb' takes no model; got {model}. Leave it out.")
@@ -105,7 +107,7 @@ def load(
         return _make(PackageMasks, name, options | {"name": told}, loaded)
     default = "facebook/sam3" if name == "sam3" else "facebook/sam2.1-hiera-large"
     loaded = _load_transformers(str(model or default), pretrained, sam3=name == "sam3")
-    loaded = loaded.to(device or "cpu", dtype).eval()
+    loaded = loaded.to(device or "cpu", dtype or torch.float32).eval()
     return _make(PipelineMasks if name == "sam2-pipeline" else Sam2Masks, name, options, loaded)
 
 
@@ -154,7 +156,8 @@ def _config(transformers: Any, size: str) -> Any:
 def _load_package(model: str, pretrained: bool, device: torch.device | str | None) -> tuple[nn.Module, str]:
     build = require("sam2.build_sam", extra="sam2")
     letter = _SIZES[_size(model)][0]
-    family = "sam2" if "sam2-" in model or "sam2_" in model else "sam2.1"
+    name = Path(model).name
+    family = "sam2" if "sam2" in name and "sam2.1" not in name else "sam2.1"
     config = f"configs/{family}/{family}_hiera_{letter}.yaml"
     target = str(device or "cpu")
     if not pretrained:

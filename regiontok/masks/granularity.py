@@ -58,7 +58,7 @@ BOUND = (80, 160)
 
 def as_steps(settings: MaskSettings | Sequence[MaskSettings]) -> tuple[MaskSettings, ...]:
     """One setting, or the steps of a ladder, as a tuple."""
-    steps = (settings,) if isinstance(settings, MaskSettings) else tuple(settings)
+    steps = tuple(settings) if isinstance(settings, Sequence) else (settings,)
     if not steps or not all(isinstance(step, MaskSettings) for step in steps):
         raise DTypeError(f"settings must be MaskSettings, or a list of them as in LADDER; got {settings!r}.")
     return steps
@@ -66,7 +66,7 @@ def as_steps(settings: MaskSettings | Sequence[MaskSettings]) -> tuple[MaskSetti
 
 def check_bound(bound: tuple[int, int]) -> None:
     """Refuse what is not a lower and an upper number of masks."""
-    if len(bound) != 2 or bound[0] > bound[1]:
+    if not isinstance(bound, Sequence) or len(bound) != 2 or bound[0] > bound[1]:
         raise ValueRangeError(f"bound must be (lowest, highest) number of masks; got {bound}.")
 
 

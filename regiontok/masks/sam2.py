@@ -133,7 +133,15 @@ class Sam2Masks:
             return lambda logits: downsampler.coverage(logits > 0, size=size)
 
         found = self._generate(photos, [cover((photo.height, photo.width)) for photo in photos])
-        return [MaskSet.on_grid(one.kept[0], scores=one.scores, stability=one.stability) for one in found]
+        return [
+            MaskSet.on_grid(
+                one.kept[0],
+                valid=geometry.place((photo.height, photo.width)).valid(grid),
+                scores=one.scores,
+                stability=one.stability,
+            )
+            for one, photo in zip(found, photos, strict=True)
+        ]
 
     @torch.no_grad()
     def _generate(self, photos: list[Image.Image], finish: list[Finish]) -> list[Candidates]:

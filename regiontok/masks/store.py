@@ -114,7 +114,8 @@ class MaskStore:
                 self._file.read_row_group(group, columns=["key"]).column("key").to_pylist()
                 for group in range(self._file.num_row_groups)
             ]
-            self._file.schema_arrow.field("counts")
+            for column in ("height", "width", "counts", "scores", "stability"):
+                self._file.schema_arrow.field(column)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise CheckpointError(f"masks: {path} is not a whole Parquet file of masks ({error}).") from error
         self._place = {key: (group, row) for group, some in enumerate(keys) for row, key in enumerate(some)}

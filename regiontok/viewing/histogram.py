@@ -11,6 +11,22 @@ from regiontok.errors import PhotoError, ShapeError
 _GREY, _BAR, _PAPER = "#808080", "#4c8bf5", "#e8710a"  # each is seen on a light page and on a dark one
 
 
+def check_histogram(path: str | Path) -> None:
+    """Refuse a picture that `draw_counts` could not write, before the work that it is to show.
+
+    Raises:
+        PhotoError: An unknown kind of picture, or a folder that is not there.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figure = require("matplotlib.figure", extra="viz", distribution="matplotlib").Figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    kind = Path(path).suffix.lower().removeprefix(".") or "png"
+    if kind not in kinds:
+        raise PhotoError(f"{path}: a histogram must be one of {', '.join(sorted(kinds))}; got {kind}.")
+    if not Path(path).parent.is_dir():
+        raise PhotoError(f"{path}: the histogram cannot be written (there is no such folder).")
+
+
 def draw_counts(
     counts: Mapping[str, Sequence[int]], path: str | Path, *, paper: Mapping[str, float | None] | None = None
 ) -> None:
@@ -28,7 +44,6 @@ def draw_counts(
     """
     if not counts or not all(counts.values()):
         raise ShapeError(f"counts must have a number per photo for some sources; got {dict(counts)}.")
-    require("matplotlib", extra="viz").use("Agg", force=False)
     figure_of = require("matplotlib.figure", extra="viz", distribution="matplotlib").Figure
     figure = figure_of(figsize=(7, 0.6 + 1.3 * len(counts)), layout="constrained")
     axes = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +32,24 @@ def test_sizes_have_the_weights_of_the_published_models(size, millions):
         model = masks._load_transformers(f"facebook/sam2.1-hiera-{size}", False, sam3=False)
     backbone = sum(parameter.numel() for parameter in model.vision_encoder.parameters())
     assert round(backbone / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("/home/me/sam2_weights/sam2.1_hiera_large.pt", "configs/sam2.1/sam2.1_hiera_l.yaml"),
+        ("sam2_hiera_small.pt", "configs/sam2/sam2_hiera_s.yaml"),
+        ("facebook/sam2-hiera-tiny", "configs/sam2/sam2_hiera_t.yaml"),
+        ("facebook/sam2.1-hiera-base-plus", "configs/sam2.1/sam2.1_hiera_b+.yaml"),
+    ],
+)
+def test_the_packages_config_goes_by_the_models_own_name(monkeypatch, model, config):
+    built = []
+    monkeypatch.setattr(
+        masks, "require", lambda *_, **__: SimpleNamespace(build_sam2=lambda *given, **_: built.append(given))
+    )
+    masks._load_package(model, False, None)
+    assert built == [(config, None)]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in the package
@@ -76,6 +96,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     [
         ("sam", {}, "name must be one of 'sam2', 'sam3'"),
         ("felzenszwalb", {"model": "x"}, "generator 'felzenszwalb' takes no model"),
+        ("sam2-pipeline", {"dtype": torch.bfloat16}, "generator 'sam2-pipeline' takes no dtype"),
         ("felzenszwalb", {"mosaic": 2}, "generator 'felzenszwalb': .*mosaic"),
         ("sam2", {"model": "a/b", "pretrained": False}, "the name of a SAM 2 model says its size"),
         ("sam2", {"device": "abacus"}, "device abacus cannot be used here"),

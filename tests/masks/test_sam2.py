@@ -138,6 +138,17 @@ def test_masks_on_the_grid_are_those_of_the_photo_but_for_their_rims(model, phot
         assert (covered - direct.coverage).abs().mean() < (0.03 if min(photo.size) > 16 else 0.15)
 
 
+def test_masks_on_the_grid_know_which_patches_show_the_photo(model):
+    """Else padding would be in the region of uncovered patches, or in that of a photo without masks."""
+    geometry = ImageGeometry.letterbox(64)
+    none = MaskSettings(1, stability_score_thresh=1, pred_iou_thresh=1)
+    [found] = Sam2Masks(model, settings=none).on_grid(Image.new("RGB", (40, 20)), geometry=geometry, grid=(4, 4))
+    assert found.valid.sum() == 8
+    for uncovered in ("drop", "background"):
+        regions = MaskDownsampler((4, 4), geometry=geometry, uncovered=uncovered)([found])
+        assert regions.areas().tolist() == [8]
+
+
 def test_on_the_grid_a_pixel_of_the_decoder_counts_whole(model):
     logits = torch.full((1, 3, 32, 32), -5.0)
     logits[0, 0, :16, :8] = 5
@@ -288,9 +299,10 @@ def test_what_made_the_masks_is_told(model):
     ("options", "error", "message"),
     [
         ({"model": nn.Linear(2, 2)}, DTypeError, "must be transformers' Sam2Model or Sam3TrackerModel; got Linear"),
-        ({"settings": 24}, (DTypeError, TypeError), "settings|iterable"),
+        ({"settings": 24}, DTypeError, "settings must be MaskSettings, or a list of them"),
         ({"settings": []}, DTypeError, "settings must be MaskSettings"),
         ({"bound": (160, 80)}, ValueRangeError, "bound must be"),
+        ({"bound": 80}, ValueRangeError, "bound must be"),
         ({"points_per_batch": 0}, ValueRangeError, "points_per_batch must be at least 1"),
         ({"photos_per_batch": 0}, ValueRangeError, "photos_per_batch must be at least 1"),
         ({"mosaic": 0}, ValueRangeError, "mosaic must be at least 1"),

@@ -112,6 +112,11 @@ def test_files_that_are_no_masks(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(CheckpointError, match="is not a whole Parquet file of masks"):
         MaskStore(tmp_path / "other.parquet")
+    pq.write_table(
+        pa.table({"key": ["a"], "height": [1], "width": [1], "counts": [[b"1"]]}), tmp_path / "other.parquet"
+    )
+    with pytest.raises(CheckpointError, match="is not a whole Parquet file of masks"):
+        MaskStore(tmp_path / "other.parquet")
     whole = tmp_path / "whole.parquet"
     write_masks(whole, [("a.jpg", random_masks(0))])
     cut = tmp_path / "cut.parquet"
