@@ -23,7 +23,7 @@ from regiontok.regions import Dropped, Regions
 _UNSURE = 1e-5
 """Squared distances this close to eps squared are computed again in float64: float32 cannot tell their side."""
 _BLOCK = 48
-"""Rows of the distance matrix computed at a time: only as far right as a region reaches."""
+"""Columns of the distance matrix computed at a time: only as far down as a region reaches."""
 _TINY = torch.finfo(torch.float32).tiny
 _LAST = 2**31
 """Labels from here on are those of noise: after all others."""
@@ -125,19 +125,20 @@ def _label(values: Tensor, regions: Regions, eps: float, min_samples: int, min_p
 
 
 def _near(features: Tensor, reach: np.ndarray, eps: float, image: int, cols: int) -> np.ndarray:
-    """Which of one image's patches are near a later one, ``(P, P)``; told of those that share a region."""
+    """Which of one image's patches (rows) are near an earlier one, ``(P, P)``; told of those that share a region."""
     near = np.zeros((len(reach), len(reach)), np.uint8)
     if reach.max() < 0:
         return near
     values, length = _measure(features.detach().float(), torch.from_numpy(reach >= 0).to(features.device), image, cols)
     exact = values if values.device.type == "cpu" else values.double()  # a GPU may be set to round float32's products
-    products = values.new_empty(near.shape)
+    products = exact.new_empty(near.shape)
     with torch.autocast(values.device.type, enabled=False):
         for start in range(0, len(values), _BLOCK):
             end = int(reach[start : start + _BLOCK].max()) + 1
-            if end > start:
-                products[start : start + _BLOCK, start:end] = exact[start : start + _BLOCK] @ exact[start:end].T
-    if dbscan.find_near(products.cpu().numpy(), length.cpu().numpy(), reach, eps**2, _UNSURE, near):
+            if end > start:  # tall and narrow is quicker than low and wide
+                part = products[start:end, start : start + _BLOCK]
+                torch.mm(exact[start:end], exact[start : start + _BLOCK].T, out=part)
+    if dbscan.find_near(products.float().cpu().numpy(), length.cpu().numpy(), reach, eps**2, _UNSURE, near):
         unsure = np.argwhere(near == dbscan.UNSURE)
         for pairs in np.split(unsure, range(4096, len(unsure), 4096)):
             index = torch.from_numpy(pairs).to(values.device).T
@@ -160,9 +161,10 @@ def _measure(values: Tensor, wanted: Tensor, image: int, cols: int) -> tuple[Ten
 
 def _regroup(regions: Regions, label: Tensor, valid: Tensor | None) -> Regions:
     """Regions of the memberships of one region and label; those labelled -1 are left out."""
-    kept = label >= 0
-    patch, parent = regions.patch[kept], regions.region[kept]
-    image, label = regions.image[parent], label[kept]
+    kept = (label >= 0).nonzero().squeeze(1)
+    patch, parent, label = regions.patch[kept], regions.region[kept], label[kept]
+    image = regions.image[parent]
+    lost = torch.bincount(parent, minlength=len(regions)) == 0
     emptied = torch.bincount(image, minlength=len(regions.grids)) == 0
     for one in emptied.nonzero().squeeze(1).tolist():
         sizes = regions.grids.prod(1).tolist()
@@ -178,7 +180,6 @@ def _regroup(regions: Regions, label: Tensor, valid: Tensor | None) -> Regions:
     begins = torch.ones(len(patch), dtype=torch.bool, device=patch.device)
     begins[1:] = (parent[1:] != parent[:-1]) | (label[1:] != label[:-1]) | (image[1:] != image[:-1])
     origin = parent[begins]
-    lost = torch.bincount(regions.region[kept], minlength=len(regions)) == 0
     dropped = tuple(
         Dropped(one, index, "all its patches are noise")
         for one, index in zip(regions.image[lost].tolist(), regions.mask_index[lost].tolist(), strict=True)

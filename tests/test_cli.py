@@ -83,11 +83,16 @@ def test_a_photo_that_breaks_the_decoder_does_not_stop_the_rest(photos, tmp_path
     def draw(*_):
         raise MemoryError
 
-    assert main(["tokenize", str(photos / "b.jpg"), str(photos), "--out", str(tmp_path / "out")]) == 1
-    assert "a folder, not a photo" in capsys.readouterr().err
     monkeypatch.setattr("regiontok.cli.tokenize.draw_regions", draw)
     assert main(["tokenize", str(photos / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
     assert "b.jpg: not enough memory" in capsys.readouterr().err
+
+
+def test_all_photos_of_a_folder_are_taken_but_not_our_own_pictures(photos, tmp_path):
+    for _ in range(2):
+        assert main(["tokenize", str(photos), "--out", str(photos)]) == 0
+    written = {path.name for path in photos.iterdir() if ".regions." in path.name}
+    assert written == {f"{name}.regions.{kind}" for name in ("a", "b", "a-2") for kind in ("png", "safetensors")}
 
 
 def test_patch_source_keeps_padding_when_asked(photos, tmp_path):

@@ -91,13 +91,16 @@ def test_masks_of_a_real_model_are_kept_and_read_back(photos, sam, capsys):
 
 def test_every_option_of_masks_reaches_the_regions(photos):
     options = ["--coverage", "0.5", "--uncovered", "background", "--overlap", "smallest", "--order", "area"]
-    combined = ["--eps", "0.3", "--min-samples", "2", "--noise", "drop"]
+    options += ["--downsampling", "two_step"]
+    combined = ["--eps", "0.3", "--min-samples", "2", "--split-min-patches", "4", "--noise", "drop"]
     base = ["tokenize", "photos/a.png", "--masks", "felzenszwalb", "--source"]
     assert main([*base, "combined", *options, *combined]) == 0
     config = read("regiontok-out/a.regions.safetensors")[1]["regionizer"]
-    assert {name: config[name] for name in ("coverage", "uncovered", "overlap", "order", "eps", "min_samples", "noise")} == {
-        "coverage": 0.5, "uncovered": "background", "overlap": "smallest", "order": "area", "eps": 0.3, "min_samples": 2, "noise": "drop",
+    given = {
+        "coverage": 0.5, "downsampling": "two_step", "uncovered": "background", "overlap": "smallest", "order": "area",
+        "eps": 0.3, "min_samples": 2, "split_min_patches": 4, "noise": "drop",
     }  # fmt: skip
+    assert {name: config[name] for name in given} == given
     assert main([*base, "segmentation", "--uncovered", "cluster", "--threshold", "0.4", "--out", "o"]) == 0
     assert read("o/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
 

@@ -13,14 +13,17 @@ def find_near(products, length, reach, most, margin, near):
     """Mark in ``near (P, P)`` the pairs whose directions are at a squared distance of at most ``most``.
 
     ``products (P, P)`` and ``length (P,)`` are those of the vectors; a zero vector stays one. A row is compared with
-    the later ones up to ``reach``. Returns how many pairs are within ``margin`` of ``most``, marked `UNSURE`.
+    the earlier ones whose ``reach`` is up to it. Returns how many pairs are within ``margin`` of ``most``, marked
+    `UNSURE`.
     """
     unsure = 0
     inverse = np.empty(len(length), np.float32)
     for i in range(len(length)):
         inverse[i] = 1 / length[i] if length[i] > 0 else 0
     for i in range(len(length)):
-        for j in range(i + 1, reach[i] + 1):
+        for j in range(i):
+            if reach[j] < i:
+                continue
             squares = (1.0 if inverse[i] > 0 else 0.0) + (1.0 if inverse[j] > 0 else 0.0)
             beyond = squares - 2 * products[i, j] * inverse[i] * inverse[j] - most
             near[i, j] = beyond <= 0
@@ -35,7 +38,7 @@ def split(near, patch, starts, splits, min_samples, label):
     """Label the memberships of each region ``starts[i]:starts[i + 1]``; -1 is noise; regions not to be split stay 0.
 
     Clusters are numbered by their first core patch, and a patch on the border of several is in the lowest, as in
-    scikit-learn. ``near (P, P)`` is read where the row is the lower patch; members of a region ascend.
+    scikit-learn. ``near (P, P)`` is read where the row is the later patch; members of a region ascend.
     """
     longest = 0
     for region in range(len(starts) - 1):
@@ -50,9 +53,9 @@ def split(near, patch, starts, splits, min_samples, label):
         for i in range(size):
             neighbours = 1  # itself
             for j in range(i):
-                neighbours += near[patch[first + j], patch[first + i]]
-            for j in range(i + 1, size):
                 neighbours += near[patch[first + i], patch[first + j]]
+            for j in range(i + 1, size):
+                neighbours += near[patch[first + j], patch[first + i]]
             core[i] = neighbours >= min_samples
             label[first + i] = -1
         cluster = 0
@@ -66,7 +69,7 @@ def split(near, patch, starts, splits, min_samples, label):
                 height -= 1
                 i = stack[height]
                 for j in range(size):
-                    if label[first + j] < 0 and near[patch[first + min(i, j)], patch[first + max(i, j)]]:
+                    if label[first + j] < 0 and near[patch[first + max(i, j)], patch[first + min(i, j)]]:
                         label[first + j] = cluster
                         if core[j]:
                             stack[height] = j

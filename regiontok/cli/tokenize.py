@@ -23,13 +23,14 @@ from regiontok.cli.common import (
     add_encoder_options,
     add_mask_options,
     explain,
+    find_photos,
     load_encoder,
     load_masks,
     progress,
     uses_masks,
 )
 from regiontok.clustering import UnionFindClusterer
-from regiontok.downsample import OVERLAPS, UNCOVERED
+from regiontok.downsample import METHODS, OVERLAPS, UNCOVERED
 from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
 from regiontok.geometry import ImageGeometry
@@ -64,7 +65,7 @@ def add_commands(commands: Any) -> None:
         "for sources of masks, whose regions may overlap, masks (K, rows, cols) and mask_index (K). A token is its "
         "region's mean.",
     )
-    tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
     amount = tokenize.add_mutually_exclusive_group()
@@ -84,10 +85,12 @@ def add_commands(commands: Any) -> None:
     add_mask_options(tokenize, name="--masks", files=True, shown="sam2")
     regions = tokenize.add_argument_group("regions of masks")
     regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
+    regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
     regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
     regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
     regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
     regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
+    regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
     regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
     tokenize.set_defaults(run=_tokenize)
 
@@ -98,6 +101,7 @@ def add_commands(commands: Any) -> None:
 
 def _tokenize(options: argparse.Namespace) -> int:
     _check(options)
+    photos = find_photos(options.photos)
     encoder = load_encoder(options)
     options.masks = options.masks or "sam2"
     masks_of = load_masks(options, encoder) if options.source in MASK_SOURCES else None
@@ -118,8 +122,8 @@ def _tokenize(options: argparse.Namespace) -> int:
     out = _make_folder(options.out)
     _warm_up(options.source)
     rows, failed = [], []
-    names = _output_names(options.photos, out)
-    for path, name in progress(list(zip(options.photos, names, strict=True))):
+    names = _output_names(photos, out)
+    for path, name in progress(list(zip(photos, names, strict=True))):
         find = partial(masks_of, path) if masks_of else None
         try:
             rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name, find))
@@ -135,13 +139,16 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-_REGION_OPTIONS = ("coverage", "uncovered", "overlap", "eps", "min_samples", "noise")
+_COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
+_REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", *_COMBINED_OPTIONS)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that the source has no use for."""
-    given = [f"--{name.replace('_', '-')}" for name in _REGION_OPTIONS if getattr(options, name) is not None]
-    of_combined = [name for name in given if name in ("--eps", "--min-samples", "--noise")]
+    given, of_combined = (
+        [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+        for names in (_REGION_OPTIONS, _COMBINED_OPTIONS)
+    )
     clusters = options.source == "clustering" or options.uncovered == "cluster"
     if options.threshold is not None and not clusters:
         raise RegiontokError("--threshold is for --source clustering, or for --uncovered cluster. Leave it out.")
