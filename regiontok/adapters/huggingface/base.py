@@ -1,0 +1,359 @@
+"""The mechanism that all families share: encode photos to region tokens, then write a placeholder for each.
+
+Counts of regions are known only once a photo is encoded. So the model itself expands the prompt, and hands features
+that are encoded already to the stock class through its ``mm_encoder_outputs``. Tested with transformers 5.24.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._checks import Features
+from regiontok._require import require
+from regiontok.adapters.huggingface.placeholders import Layout, lay_out
+from regiontok.downsample import Masks
+from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Size
+from regiontok.pooling import CrossAttnPool
+from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.regions import Regions, RegionTokens
+
+transformers = require("transformers", extra="hf")
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class Patches(NamedTuple):
+    """Images as patch features.
+
+    Attributes:
+        features: ``(images, rows, cols, dim)``, or a list of ``(rows, cols, dim)``.
+        written: Per image, the number of placeholders that the stock class wants for it.
+    """
+
+    features: Features
+    written: list[int]
+
+
+class RegionInputs(NamedTuple):
+    """A batch with its region tokens in place.
+
+    Attributes:
+        inputs: What the stock class's ``forward`` takes: ``input_ids``, ``attention_mask``, ``labels`` and more, all
+            ``(B, length)``, with one placeholder per region; and ``mm_encoder_outputs``.
+        regions: The batch's `Regions`, in the order of the placeholders.
+        layout: Which of the caller's columns stands where.
+    """
+
+    inputs: dict[str, Any]
+    regions: Regions
+    layout: Layout
+
+
+class RegionMixin:
+    """Region tokens for a ``*ForConditionalGeneration`` of transformers, mixed in before it.
+
+    A family says how its photos become patch features (`encode_patches`) and what projects those of regions
+    (`projector`). The rest is here.
+
+    The model's ``forward`` and ``generate`` take all that the stock class's do, and besides:
+
+    Args:
+        masks: For the sources of masks: a list with the masks of each image of the batch; see `Regionizer`.
+        image_sizes: Height and width of each photo before preprocessing, ``(images, 2)``, so that masks of another size
+            are refused, and padding is in no region; by default masks tell it, or all patches show the photo.
+        num_images: How many images each sample has, to check that its placeholders are its own.
+    """
+
+    regionizer: Regionizer
+    config: Any
+    training: bool
+
+    _stock: type[Any]
+    """The class of transformers that the family stands for."""
+    _encoder_inputs: tuple[str, ...] = ()
+    """What `encode_patches` takes besides pixels."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        options = getattr(config, "regiontok", None)
+        if options is None:
+            raise CheckpointError(
+                f"{type(self).__name__} needs a Regionizer and its config names none: it is of a stock model. Pass "
+                "regionizer=Regionizer(...) to from_pretrained, or set config.regiontok = regionizer.config."
+            )
+        self.regionizer = Regionizer(**options)
+        check_dim(self.regionizer, self.patch_dim)
+        self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_pretrained(
+        cls, name: Any, *args: Any, regionizer: Regionizer | None = None, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load what ``save_pretrained`` wrote, or with ``regionizer`` a stock checkpoint.
+
+        All other arguments are those of transformers. The weights of a ``regionizer`` given here are the model's.
+
+        Raises:
+            CheckpointError: A stock checkpoint, and no ``regionizer``.
+            ShapeError: A ``regionizer`` of another dimension than the features.
+        """
+        check_supported(cls._stock)
+        if regionizer is not None:
+            if config is None:
+                hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+                config = transformers.AutoConfig.from_pretrained(name, **hub)
+            config = copy.deepcopy(config)
+            config.regiontok = dict(regionizer.config)
+        loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+        if regionizer is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.regionizer.load_state_dict(regionizer.state_dict())
+        return loaded
+
+    @property
+    def patch_dim(self) -> int:
+        """The dimension of the patch features that regions are made of."""
+        raise NotImplementedError
+
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Patch features of a batch's images."""
+        raise NotImplementedError
+
+    @property
+    def projector(self) -> nn.Module:
+        """From features of regions ``(R, dim)`` to tokens of the language model ``(R, text_dim)``."""
+        raise NotImplementedError
+
+    def blank_image(self) -> dict[str, Any]:
+        """The smallest input of `encode_patches`."""
+        raise NotImplementedError
+
+    def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
+        """What the stock class needs besides, such as positions of the tokens; nothing, by default."""
+        return {}
+
+    def encode_regions(
+        self,
+        pixel_values: Tensor,
+        *,
+        masks: Sequence[Masks] | None = None,
+        image_sizes: Any = None,
+        **inputs: Any,
+    ) -> RegionTokens:
+        """Region tokens of images, in the language model's dimension."""
+        return self._regionize(self.encode_patches(pixel_values, **inputs).features, masks, image_sizes)
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        masks: Sequence[Masks] | None = None,
+        image_sizes: Any = None,
+        num_images: Sequence[int] | None = None,
+        left: bool | None = None,
+        **inputs: Any,
+    ) -> RegionInputs:
+        """Encode a batch's images and write a placeholder for each region into its prompts.
+
+        Args:
+            input_ids: ``(B, columns)``: one placeholder per image, or the run that the stock processor writes.
+            pixel_values: The images of all samples, in the order of their placeholders.
+            attention_mask: ``(B, columns)``, 0 at padding.
+            labels: ``(B, columns)``; regions get -100.
+            masks: See `RegionMixin`.
+            image_sizes: See `RegionMixin`.
+            num_images: See `RegionMixin`.
+            left: Pad on the left; by default on the side where padding came.
+            inputs: What the family's encoder takes besides.
+
+        Raises:
+            ShapeError, DTypeError, ValueRangeError: Placeholders, masks or sizes that do not fit the images.
+        """
+        patches = self.encode_patches(pixel_values, **inputs)
+        tokens = self._regionize(patches.features, masks, image_sizes)
+        regions = tokens.regions
+        if left is None:
+            left = attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask[:, 0].all())
+        layout = lay_out(
+            input_ids,
+            attention_mask,
+            image_token_id=self.config.image_token_id,
+            counts=regions.counts,
+            written=torch.tensor(patches.written),
+            num_images=num_images,
+            left=left,
+        )
+        ids = layout.put(input_ids, _padding_id(self.config))
+        placed: dict[str, Any] = {"input_ids": ids, "attention_mask": layout.mask}
+        if labels is not None:
+            placed["labels"] = layout.put(labels, -100).masked_fill(ids == self.config.image_token_id, -100)
+        placed |= self.place(placed, regions)
+        output = transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=tokens.split())
+        placed["mm_encoder_outputs"] = {"image": output}
+        return RegionInputs(placed, regions, layout)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        masks: Sequence[Masks] | None = None,
+        image_sizes: Any = None,
+        num_images: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock class's, with region tokens; logits are of the prompt as it was laid out, see `prepare`."""
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        more = {name: kwargs.pop(name) for name in self._encoder_inputs if name in kwargs}
+        if pixel_values is not None:
+            _refuse_given(input_ids, kwargs, ("inputs_embeds", "position_ids", "mm_encoder_outputs"))
+            prepared = self.prepare(
+                input_ids,  # type: ignore[arg-type]
+                pixel_values,
+                attention_mask=attention_mask,
+                labels=labels,
+                masks=masks,
+                image_sizes=image_sizes,
+                num_images=num_images,
+                **more,
+            )
+            inputs = prepared.inputs
+        elif masks:
+            raise ValueRangeError(f"there are masks of {len(masks)} images and no pixel_values. Pass both or neither.")
+        output = super().forward(**inputs, **kwargs)
+        if self.training and pixel_values is None and kwargs.get("mm_encoder_outputs") is None:
+            self._touch(output)
+        return output
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock class's, with region tokens; returns the caller's prompt followed by the new tokens.
+
+        ``max_length`` counts as if the prompt were as long as it came.
+        """
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is None:
+            return super().generate(inputs, *args, **kwargs)
+        ids = kwargs.pop("input_ids", inputs)
+        _refuse_given(ids, kwargs, ("inputs_embeds", "position_ids", "mm_encoder_outputs"))
+        names = ("attention_mask", "masks", "image_sizes", "num_images", *self._encoder_inputs)
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        prepared = self.prepare(ids, pixel_values, left=True, **given)
+        laid = prepared.inputs["input_ids"].shape[1]
+        for name in ("max_length", "min_length"):
+            if kwargs.get(name) is not None:
+                kwargs[name] += laid - ids.shape[1]
+        output = super().generate(*args, **prepared.inputs, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        prompt = ids.repeat_interleave(len(sequences) // len(ids), 0)
+        sequences = torch.cat([prompt.to(sequences.device), sequences[:, laid:]], 1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def _touch(self, output: Any) -> None:
+        """Let a batch of text alone reach the weights of regions and projector, by a blank image that counts nothing.
+
+        Ranks that train together wait for the same gradients: one without an image would stop the others for ever.
+        """
+        named: Any = self.named_parameters()  # type: ignore[attr-defined]
+        if not any(one.requires_grad for name, one in named if "language_model" not in name and "lm_head" not in name):
+            return
+        features = self.regionizer.normalize(self.encode_patches(**self.blank_image()).features)
+        whole = Regions.from_labels([torch.zeros_like(one[..., 0], dtype=torch.int64) for one in features])
+        nothing = 0.0 * self.regionizer.pool(features, whole).map(self.projector).values.sum()
+        if output.loss is not None:
+            output.loss = output.loss + nothing.to(output.loss)
+        else:
+            output.logits = output.logits + nothing.to(output.logits)
+
+    def _regionize(self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any) -> RegionTokens:
+        sizes = None if image_sizes is None else _as_sizes(image_sizes)
+        by_masks = self.regionizer.config["source"] in MASK_SOURCES
+        valid = None if sizes is None or by_masks else self._valid(features, sizes)
+        tokens = self.regionizer(features, masks=masks, valid=valid, sizes=sizes if by_masks else None)
+        return tokens.map(self.projector)
+
+    def _valid(self, features: Features, sizes: list[Size]) -> list[Tensor] | None:
+        """Which patches show the photos, as the Regionizer's geometry tells; None without one."""
+        if self.regionizer.config["geometry"] is None:
+            return None
+        if len(sizes) != len(features):
+            raise ShapeError(f"image_sizes must have one size per image, {len(features)}; got {len(sizes)}.")
+        geometry = ImageGeometry(**self.regionizer.config["geometry"])
+        grids = [(int(one.shape[0]), int(one.shape[1])) for one in features]
+        return [
+            geometry.place(size).valid(grid).to(features[0].device) for size, grid in zip(sizes, grids, strict=True)
+        ]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start the Regionizer as it starts itself, whatever transformers does to linear layers."""
+        regionizer = self._modules.get("regionizer")  # type: ignore[attr-defined]
+        if regionizer is None or all(module is not one for one in regionizer.modules()):
+            super()._init_weights(module)
+        elif isinstance(module, CrossAttnPool):
+            module.reset_parameters()
+        elif isinstance(module, Regionizer) and "draws" in module._buffers:
+            module.draws.zero_()
+
+
+def register(family: type[Any]) -> None:
+    """Let transformers rename a stock checkpoint's weights for a family as it does for the stock class.
+
+    It skips classes that are not its own, and would lose ``lm_head`` without a word.
+    """
+    mapping = require("transformers.conversion_mapping", extra="hf")
+    known = mapping.get_checkpoint_conversion_mapping(family.config_class.model_type)
+    if known is not None:
+        mapping.register_checkpoint_conversion_mapping(family.__name__, known, overwrite=True)
+
+
+def check_supported(stock: type[Any]) -> None:
+    """Refuse a transformers whose stock class takes no features that are encoded already."""
+    if "mm_encoder_outputs" not in inspect.signature(stock.forward).parameters:
+        raise MissingDependencyError(
+            f"transformers {transformers.__version__} is too old: {stock.__name__} takes no mm_encoder_outputs. Run: "
+            "pip install 'regiontok[hf]'"
+        )
+
+
+def check_dim(regionizer: Regionizer, dim: int) -> None:
+    """Refuse a Regionizer for features of another dimension."""
+    if regionizer.config["dim"] not in (None, dim):
+        raise ShapeError(
+            f"the Regionizer is for features of dimension {regionizer.config['dim']}; this model's are of {dim}. Make "
+            f"it with dim={dim}, or take the checkpoint of its encoder."
+        )
+
+
+def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if kwargs.get(name) is not None:
+            raise ValueRangeError(
+                f"{name} cannot come with pixel_values: how long the prompt is, is known only after the photos are "
+                "encoded. Leave it out."
+            )
+    if ids is None:
+        raise ValueRangeError("pixel_values need input_ids, whose placeholders they fill. Pass both.")
+
+
+def _as_sizes(image_sizes: Any) -> list[Size]:
+    rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else list(image_sizes)
+    if not all(isinstance(row, Sequence) and len(row) == 2 for row in rows):
+        raise DTypeError(f"image_sizes must be a (height, width) per image; got {image_sizes!r}.")
+    return [(int(height), int(width)) for height, width in rows]
+
+
+def _padding_id(config: Any) -> int:
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    return 0 if padding is None else int(padding)

@@ -1,0 +1,109 @@
+"""A loaded model in, its region version out, and back; and why some models are refused."""
+
+import copy
+from typing import Any
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.base import RegionMixin, check_dim, check_supported
+from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
+from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
+from regiontok.adapters.huggingface.qwen2_5_vl import RegionQwen2_5_VLForConditionalGeneration
+from regiontok.errors import DTypeError, ValueRangeError
+from regiontok.regionizer import Regionizer
+
+_FAMILIES: dict[str, Any] = {
+    family._stock.__name__: family
+    for family in (
+        RegionLlavaForConditionalGeneration,
+        RegionLlavaOnevisionForConditionalGeneration,
+        RegionQwen2_5_VLForConditionalGeneration,
+    )
+}
+
+_TILES = "it cuts a photo into tiles (anyres), which have a grid each"
+_ONE_TENSOR = "it takes the features of all images as one tensor, so images cannot differ in their counts"
+_REFUSED = {
+    "AyaVisionForConditionalGeneration": _ONE_TENSOR,
+    "FastVlmForConditionalGeneration": _ONE_TENSOR,
+    "Gemma3ForConditionalGeneration": _ONE_TENSOR,
+    "InternVLForConditionalGeneration": _ONE_TENSOR,
+    "LlavaNextForConditionalGeneration": _TILES,
+    "LlavaNextVideoForConditionalGeneration": _TILES,
+    "Mistral3ForConditionalGeneration": "its prompts end every row of patches with a token, and regions have no rows",
+    "PaliGemmaForConditionalGeneration": _ONE_TENSOR,
+    "Qwen3VLForConditionalGeneration": "its language model takes features of several layers for every patch",
+    "VipLlavaForConditionalGeneration": _ONE_TENSOR,
+}
+
+
+def with_regions(model: Any, regionizer: Regionizer) -> Any:
+    """The region version of a loaded model.
+
+    It shares the model's weights and nothing else: the model given stays as it is and can go on being used, so that
+    there is nothing to undo, and no class is patched. Training one trains both.
+
+    Args:
+        model: A ``LlavaForConditionalGeneration``, ``LlavaOnevisionForConditionalGeneration`` or
+            ``Qwen2_5_VLForConditionalGeneration`` of transformers, or the region version of one.
+        regionizer: How photos become tokens. It is moved to the model's device and dtype and becomes part of it.
+
+    Returns:
+        A `RegionLlavaForConditionalGeneration`, or the like of the model's family.
+
+    Raises:
+        ValueRangeError: A model whose family is not supported; the message says why.
+        ShapeError: A ``regionizer`` of another dimension than the model's patch features.
+
+    Example:
+        A training-free budget of 128 tokens per image::
+
+            model = LlavaForConditionalGeneration.from_pretrained("llava-hf/llava-1.5-7b-hf")
+            small = with_regions(model, Regionizer(pool="mean", norm="none", num_regions=128))
+    """
+    if not isinstance(regionizer, Regionizer):
+        raise DTypeError(f"regionizer must be a Regionizer; got {type(regionizer).__name__}.")
+    stock = model._stock if isinstance(model, RegionMixin) else type(model)
+    family = _FAMILIES.get(stock.__name__)
+    if family is None:
+        raise ValueRangeError(_why_not(stock.__name__))
+    check_supported(stock)
+    view = _view(model, family)
+    view.config.regiontok = dict(regionizer.config)
+    check_dim(regionizer, view.patch_dim)
+    view.regionizer = regionizer.to(device=model.device, dtype=model.dtype).train(model.training)
+    return view
+
+
+def without_regions(model: Any) -> Any:
+    """The stock version of a region model, with the same weights; the region model stays as it is.
+
+    Raises:
+        DTypeError: No region model.
+    """
+    if not isinstance(model, RegionMixin):
+        raise DTypeError(f"model must be one that with_regions made or a family's class; got {type(model).__name__}.")
+    view = _view(model, model._stock)
+    del view._modules["regionizer"]
+    del view.config.regiontok
+    return view
+
+
+def _view(model: Any, kind: Any) -> Any:
+    """The same modules and weights as another class, with a config of its own."""
+    view = kind.__new__(kind)
+    view.__dict__ = {name: copy.copy(value) if type(value) is dict else value for name, value in vars(model).items()}
+    view.config = copy.copy(model.config)
+    if "_hf_hook" in vars(model):  # accelerate keeps the class's forward in the instance
+        for name in ("forward", "_old_forward", "_hf_hook"):
+            view.__dict__.pop(name, None)
+        require("accelerate.hooks", extra="hf").add_hook_to_module(view, model._hf_hook)
+    return view
+
+
+def _why_not(name: str) -> str:
+    known = ", ".join(_FAMILIES)
+    if "Peft" in name:
+        return f"{name} wraps a model. Give the model in it, peft_model.get_base_model(), and wrap its region version."
+    if name in _REFUSED:
+        return f"{name} cannot have region tokens: {_REFUSED[name]}. Use one of {known}."
+    return f"there is no adapter for {name}. Use one of {known}."

@@ -1,0 +1,106 @@
+"""LLaVA-1.5: any vision tower, a projector, a language model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.base import Patches, RegionMixin, register
+from regiontok.errors import ShapeError
+
+transformers = require("transformers", extra="hf")
+
+
+class VisionTowerMixin(RegionMixin):
+    """Families with a ``vision_tower`` of one grid and a ``multi_modal_projector``.
+
+    Regions are made of the tower's patch features at ``config.vision_feature_layer``; class and register tokens are
+    left out, whatever ``vision_feature_select_strategy`` says. The projector maps the pooled regions.
+    """
+
+    model: Any
+
+    @property
+    def patch_dim(self) -> int:
+        """The vision tower's dimension, times the layers that are taken."""
+        return int(self.config.vision_config.hidden_size) * len(_layers(self.config))
+
+    @property
+    def projector(self) -> nn.Module:
+        """LLaVA's own."""
+        return self.model.multi_modal_projector
+
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Features ``(images, rows, cols, dim)`` of pixels ``(images, 3, height, width)``."""
+        if pixel_values.ndim != 4:
+            raise ShapeError(
+                f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}. Photos cut into "
+                "tiles (anyres) have several grids each and are not supported."
+            )
+        tower = self.model.vision_tower
+        output = tower(pixel_values.to(tower.dtype), output_hidden_states=True, return_dict=True)
+        hidden = [output.hidden_states[layer] for layer in _layers(self.config)]
+        maps = [_as_map(one, pixel_values, self.config.vision_config) for one in hidden]
+        tokens = hidden[0].shape[1] if hidden[0].ndim == 3 else hidden[0][0, 0].numel()
+        written = tokens - (self.config.vision_feature_select_strategy == "default")
+        return Patches(torch.cat(maps, -1), [written] * len(pixel_values))
+
+    def blank_image(self) -> dict[str, Any]:
+        """One black image of the vision tower's size."""
+        size, tower = self.config.vision_config.image_size, self.model.vision_tower
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(1, 3, height, width, device=tower.device, dtype=tower.dtype)}
+
+
+class RegionLlavaForConditionalGeneration(VisionTowerMixin, transformers.LlavaForConditionalGeneration):
+    r"""`LlavaForConditionalGeneration` that sees an image as region tokens.
+
+    See `RegionMixin` for what ``forward`` and ``generate`` take besides the stock class's arguments.
+
+    Args:
+        config: A ``LlavaConfig`` whose ``regiontok`` holds the options of a `Regionizer`.
+
+    Raises:
+        CheckpointError: A config without them.
+        ShapeError: A Regionizer of another dimension than the vision tower's.
+
+    Example:
+        A stock checkpoint as it is, on exactly 128 tokens per image::
+
+            model = RegionLlavaForConditionalGeneration.from_pretrained(
+                "llava-hf/llava-1.5-7b-hf", regionizer=Regionizer(pool="mean", norm="none", num_regions=128)
+            )
+            processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
+            prompt = "USER: <image>\nWhat is this? ASSISTANT:"
+            model.generate(**processor(images=photo, text=prompt, return_tensors="pt"), max_new_tokens=20)
+
+    Source:
+        The paper trains LLaVA-1.5 on region tokens; that they are made before the projector is our choice.
+    """
+
+    _stock = transformers.LlavaForConditionalGeneration
+
+
+def _layers(config: Any) -> list[int]:
+    layers = config.vision_feature_layer
+    return [layers] if isinstance(layers, int) else list(layers)
+
+
+def _as_map(hidden: Tensor, pixels: Tensor, config: Any) -> Tensor:
+    """``(images, rows, cols, dim)`` of a hidden state; tokens before the patches are left out."""
+    if hidden.ndim == 4:  # timm's, with channels first
+        return hidden.permute(0, 2, 3, 1)
+    patch = config.patch_size
+    down, across = (patch, patch) if isinstance(patch, int) else patch
+    rows, cols = pixels.shape[2] // down, pixels.shape[3] // across
+    prefix = hidden.shape[1] - rows * cols
+    if prefix < 0:
+        raise ShapeError(
+            f"the vision tower must give a feature per patch, {rows} x {cols} for images of {pixels.shape[2]} x "
+            f"{pixels.shape[3]}; got {hidden.shape[1]} of them. Towers that merge patches are not supported."
+        )
+    return hidden[:, prefix:].unflatten(1, (rows, cols))
+
+
+register(RegionLlavaForConditionalGeneration)
