@@ -199,6 +199,13 @@ class Regionizer(nn.Module):
         if order == "random":  # counted in the state, so that a resumed run goes on where it stopped
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
+    def reset_parameters(self) -> None:
+        """Start anew: the pool as the mean, the random order at its first draw."""
+        if isinstance(self.pool, CrossAttnPool):
+            self.pool.reset_parameters()
+        if self.config["order"] == "random":
+            nn.init.zeros_(self.draws)
+
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items())

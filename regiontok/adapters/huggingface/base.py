@@ -18,7 +18,6 @@ from regiontok.adapters.huggingface.placeholders import Layout, lay_out
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
-from regiontok.pooling import CrossAttnPool
 from regiontok.regionizer import MASK_SOURCES, Regionizer
 from regiontok.regions import Regions, RegionTokens
 
@@ -297,14 +296,12 @@ class RegionMixin:
         ]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start the Regionizer as it starts itself, whatever transformers does to linear layers."""
+        """Start the Regionizer as it starts itself; weights that were loaded transformers keeps from ``nn.init``."""
         regionizer = self._modules.get("regionizer")  # type: ignore[attr-defined]
-        if regionizer is None or all(module is not one for one in regionizer.modules()):
+        if regionizer is not None and any(module is one for one in regionizer.modules()):
+            regionizer.reset_parameters()
+        else:
             super()._init_weights(module)
-        elif isinstance(module, CrossAttnPool):
-            module.reset_parameters()
-        elif isinstance(module, Regionizer) and "draws" in module._buffers:
-            module.draws.zero_()
 
 
 def register(family: type[Any]) -> None:

@@ -24,11 +24,13 @@ def geometry_of(processor: Any) -> ImageGeometry:
     size = _sides(getattr(images, "size", None))
     crop = _sides(getattr(images, "crop_size", None)) if getattr(images, "do_center_crop", False) else None
     if getattr(images, "do_resize", False):
-        if getattr(images, "do_pad", False) and crop in (None, size):
-            return ImageGeometry.letterbox(size["shortest_edge"] if "shortest_edge" in size else _pair(size))
-        if crop is None and "height" in size:
+        side = size.get("shortest_edge")
+        whole = {"height": side, "width": side} if side else size
+        if getattr(images, "do_pad", False) and crop in (None, whole):
+            return ImageGeometry.letterbox(_pair(whole))
+        if crop is None and side is None:
             return ImageGeometry.squash(_pair(size))
-        if crop is not None and size.get("shortest_edge") == crop.get("height") == crop.get("width"):
+        if crop is not None and side is not None and crop == whole:
             return ImageGeometry.center_crop(_pair(crop))
     raise ValueRangeError(
         f"{type(images).__name__} with size {size} and crop {crop} is none of letterbox, squash or center crop. Make "

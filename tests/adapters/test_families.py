@@ -1,0 +1,246 @@
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BitImageProcessor,
+    CLIPImageProcessor,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    LlavaImageProcessor,
+    RadioConfig,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    TimmWrapperConfig,
+)
+
+from regiontok import ImageGeometry, Regionizer, encoders
+from regiontok.adapters.huggingface import (
+    EncoderConfig,
+    RegionLlavaForConditionalGeneration,
+    RegionQwen2_5_VLForConditionalGeneration,
+    geometry_of,
+    with_regions,
+)
+from regiontok.errors import ShapeError, ValueRangeError
+from tests.conftest import assert_close
+from tests.models import IMAGE, tiny_llava, tiny_onevision, tiny_qwen
+
+IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWERS = {
+    "siglip": (SiglipVisionConfig(intermediate_size=64, image_size=56, patch_size=14, **SIZES), 0),
+    "dinov2": (Dinov2Config(image_size=56, patch_size=14, **SIZES), 1),
+    "dinov2 with registers": (
+        Dinov2WithRegistersConfig(image_size=56, patch_size=14, num_register_tokens=4, **SIZES),
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_class_and_register_tokens_of_a_tower_are_left_out(name):
+    vision, prefix = TOWERS[name]
+    stock = tiny_llava(vision, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    pixels = torch.randn(2, 3, 56, 56)
+    patches = with_regions(stock, Regionizer(**IDENTITY)).encode_patches(pixels)
+    hidden = stock.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+    assert hidden.shape[1] == 16 + prefix
+    assert torch.equal(patches.features.flatten(1, 2), hidden[:, prefix:])
+    assert patches.written == [16 + prefix] * 2
+
+
+def test_several_layers_are_joined():
+    stock = tiny_llava(vision_feature_layer=[-2, -1])
+    model = with_regions(stock, Regionizer(dim=64, num_heads=4, **IDENTITY))
+    ids = torch.tensor([[5] + [IMAGE] * 16 + [6]])
+    pixels = torch.randn(1, 3, 56, 56)
+    assert torch.equal(
+        model(input_ids=ids, pixel_values=pixels).logits, stock(input_ids=ids, pixel_values=pixels).logits
+    )
+
+
+def test_radio_of_transformers_is_a_tower():
+    config = RadioConfig(image_size=64, patch_size=16, intermediate_size=64, **SIZES)
+    stock = tiny_llava(config, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    patches = with_regions(stock, Regionizer(**IDENTITY)).encode_patches(torch.rand(1, 3, 64, 64))
+    assert patches.features.shape == (1, 4, 4, 32)
+
+
+def test_a_model_of_timm_is_a_tower():
+    model_args = {"img_size": 64, "depth": 2}
+    config = TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args=model_args, hidden_size=192, image_size=64
+    )
+    stock = tiny_llava(config, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    model = with_regions(stock, Regionizer(source="clustering", dim=192, num_heads=3, num_regions=5))
+    assert model.encode_patches(torch.rand(2, 3, 64, 64)).features.shape == (2, 4, 4, 192)
+    made = model.generate(
+        input_ids=torch.tensor([[4, IMAGE, 5]]), pixel_values=torch.rand(1, 3, 64, 64), max_new_tokens=2
+    )
+    assert made.shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("pixels", {"img_size": 64}), ("timm:vit_tiny_patch16_224", {"img_size": 64}), ("open_clip:ViT-B-32", {})]
+)  # fmt: skip
+def test_any_encoder_of_ours_is_a_tower_and_is_saved_with_the_model(name, options, tmp_path, china):
+    config = EncoderConfig.of(name, **options)
+    stock = tiny_llava(config, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    model = with_regions(stock, Regionizer(source="clustering", dim=config.hidden_size, num_heads=4, threshold=0.8))
+    encoder = stock.model.vision_tower.encoder
+    pixels, _ = encoder.preprocess(china)
+    features = model.encode_patches(pixels).features
+    assert_close(features, encoders.Encoder.encode(encoder, pixels))
+    model.save_pretrained(tmp_path)
+    loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    given = {"input_ids": torch.tensor([[4, IMAGE, 5]]), "pixel_values": pixels}
+    assert torch.equal(loaded(**given).logits, model(**given).logits)
+    loaded.train()(input_ids=torch.tensor([[4, 5]]), labels=torch.tensor([[4, 5]])).loss.backward()
+    assert loaded.regionizer.pool.out.weight.grad is not None
+
+
+def test_a_tower_that_merges_patches_is_refused():
+    config = SiglipVisionConfig(intermediate_size=64, image_size=56, patch_size=14, **SIZES)
+    stock = tiny_llava(config, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    stock.config.vision_config.patch_size = 7
+    with pytest.raises(ShapeError, match="must give a feature per patch, 8 x 8 for images of 56 x 56; got 16 of them"):
+        with_regions(stock, Regionizer(**IDENTITY)).encode_patches(torch.rand(1, 3, 56, 56))
+
+
+def test_one_tile_of_onevision_is_its_regions():
+    stock = tiny_onevision()
+    model = with_regions(stock, Regionizer(**IDENTITY))
+    tiles = torch.randn(2, 1, 3, 28, 28)
+    for run in (1, 5):  # 2 x 2 patches and the newline
+        ids = torch.tensor([[5] + [IMAGE] * run + [6] + [IMAGE] * run + [7]])
+        given = {"image_sizes": torch.tensor([[28, 28], [28, 28]]), "batch_num_images": torch.tensor([2])}
+        assert model(input_ids=ids, pixel_values=tiles, **given).logits.shape[1] == 11
+    features = stock.model.multi_modal_projector(
+        stock.model.vision_tower(tiles[:, 0], output_hidden_states=True).hidden_states[-1]
+    )
+    assert torch.equal(model.encode_regions(tiles).values, features.flatten(0, 1))
+    with pytest.raises(ShapeError, match=r"each image must be one tile; got 3 tiles \(anyres\)"):
+        model.encode_patches(torch.randn(1, 3, 3, 28, 28))
+    with pytest.raises(ValueRangeError, match="videos are not cut into regions"):
+        model(input_ids=ids, pixel_values=tiles, pixel_values_videos=tiles)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return tiny_qwen()
+
+
+GRID = torch.tensor([[1, 4, 6], [1, 8, 4], [1, 2, 2]])
+PATCHES = torch.randn(int(GRID.prod(1).sum()), 3 * 2 * 16, generator=torch.Generator().manual_seed(0))
+
+
+def qwen_prompts(runs, *, left=True):
+    first, second, third = ([97] + [IMAGE] * run + [96] for run in runs)
+    rows = [[1, 2, *first, 5, 6, *second, 9], [4, *third, 7, 8], [3, 4, 5]]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) * left + row + [0] * (width - len(row)) * (not left) for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+WRITTEN = qwen_prompts((GRID.prod(1) // 4).tolist())
+
+
+def test_qwen_with_a_region_per_patch_gives_the_stock_models_logits_and_positions_to_the_bit(qwen):
+    model = with_regions(qwen, Regionizer(**IDENTITY))
+    kinds = (WRITTEN["input_ids"] == IMAGE).int()
+    expected = qwen(**WRITTEN, pixel_values=PATCHES, image_grid_thw=GRID, mm_token_type_ids=kinds)
+    deltas = qwen.model.rope_deltas
+    for given in (WRITTEN, qwen_prompts((1, 1, 1)), WRITTEN | {"mm_token_type_ids": kinds}):
+        logits = model(**given, pixel_values=PATCHES, image_grid_thw=GRID).logits
+        inside = WRITTEN["attention_mask"].bool()
+        assert torch.equal(logits[inside], expected.logits[inside])
+        assert torch.equal(model.model.rope_deltas, deltas)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=str)
+def test_qwen_generates_as_the_stock_model_does(qwen, options):
+    model = with_regions(qwen, Regionizer(**IDENTITY))
+    given = {
+        "pixel_values": PATCHES,
+        "image_grid_thw": GRID,
+        "mm_token_type_ids": (WRITTEN["input_ids"] == IMAGE).int(),
+    }
+    settings = {"max_new_tokens": 6, "do_sample": False} | options
+    assert torch.equal(model.generate(**WRITTEN, **given, **settings), qwen.generate(**WRITTEN, **given, **settings))
+
+
+def test_qwens_regions_stand_at_their_centroids_and_text_goes_on_after_the_image(qwen):
+    model = with_regions(qwen, Regionizer(source="clustering", pool="mean", num_regions=1))
+    for left in (True, False):
+        prepared = model.prepare(
+            **qwen_prompts((1, 1, 1), left=left), pixel_values=PATCHES, image_grid_thw=GRID, left=left
+        )
+        text, time, row, col = prepared.inputs["position_ids"]
+        first = prepared.layout.mask[0].bool()
+        assert text[0][first].tolist() == list(range(11))
+        assert time[0][first].tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 14, 15]  # grids of 2 x 3 and 4 x 2
+        assert row[0][first].tolist() == [0, 1, 2, 3.5, 6, 7, 8, 9, 11.5, 14, 15]
+        assert col[0][first].tolist() == [0, 1, 2, 4, 6, 7, 8, 9, 10.5, 14, 15]
+        assert time[1][prepared.layout.mask[1].bool()].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_qwen_in_a_batch_is_qwen_one_by_one_and_after_saving(qwen, tmp_path):
+    model = with_regions(qwen, Regionizer(source="clustering", dim=64, num_heads=4, threshold=0.6))
+    torch.nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
+    given = qwen_prompts((1, 1, 1))
+    together = model.generate(**given, pixel_values=PATCHES, image_grid_thw=GRID, max_new_tokens=5, do_sample=False)
+    alone = model.generate(
+        input_ids=given["input_ids"][1:2], attention_mask=given["attention_mask"][1:2], pixel_values=PATCHES[-4:],
+        image_grid_thw=GRID[2:], max_new_tokens=5, do_sample=False,
+    )  # fmt: skip
+    assert torch.equal(together[1, -5:], alone[0, -5:])
+    model.save_pretrained(tmp_path)
+    loaded = RegionQwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
+    again = loaded.generate(**given, pixel_values=PATCHES, image_grid_thw=GRID, max_new_tokens=5, do_sample=False)
+    assert torch.equal(again, together)
+
+
+def test_qwen_trains_on_text_alone_too(qwen):
+    model = with_regions(tiny_qwen(), Regionizer(dim=64, num_heads=4)).train()
+    ids = torch.tensor([[4, 5, 6]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.regionizer.pool.out.weight.grad is not None
+
+
+def test_qwens_bad_input_is_refused(qwen):
+    model = with_regions(qwen, Regionizer(**IDENTITY))
+    with pytest.raises(ValueRangeError, match="pixel_values need image_grid_thw"):
+        model(**WRITTEN, pixel_values=PATCHES)
+    with pytest.raises(ValueRangeError, match="videos are not cut into regions"):
+        model(**WRITTEN, pixel_values=PATCHES, image_grid_thw=GRID, pixel_values_videos=PATCHES)
+
+
+@pytest.mark.parametrize(
+    ("processor", "geometry"),
+    [
+        (CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=336), ImageGeometry.center_crop(336)),
+        (LlavaImageProcessor(size={"shortest_edge": 336}, crop_size=336, do_pad=True), ImageGeometry.letterbox(336)),
+        (SiglipImageProcessor(size={"height": 378, "width": 378}), ImageGeometry.squash(378)),
+    ],
+    ids=["crop", "pad", "squash"],
+)
+def test_the_geometry_of_a_processor_places_photos_as_it_does(processor, geometry, china):
+    assert geometry_of(processor) == geometry
+    mine = (
+        torch.from_numpy(
+            np.array(geometry.place((china.height, china.width)).image(china, fill=(122, 116, 104)))
+        ).permute(2, 0, 1)
+        / 255
+    )
+    theirs = processor(china, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(one)[:, None, None] for one in (processor.image_mean, processor.image_std))
+    difference = (theirs * std + mean - mine).abs()
+    assert difference.mean() < 0.01
+    assert (difference > 0.1).float().mean() < 0.01
+
+
+def test_other_processors_are_refused():
+    with pytest.raises(
+        ValueRangeError, match=r"with size .*256.* and crop .*224.* is none of letterbox, squash or center crop"
+    ):
+        geometry_of(BitImageProcessor(size={"shortest_edge": 256}, crop_size=224))

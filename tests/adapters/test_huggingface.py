@@ -1,0 +1,441 @@
+"""The promises of every family; its own are in test_families.py."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration, TextStreamer, pipeline
+
+from regiontok import ImageGeometry, MaskSet, Regionizer
+from regiontok.adapters.huggingface import (
+    RegionLlavaForConditionalGeneration,
+    geometry_of,
+    with_regions,
+    without_regions,
+)
+from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
+from tests.conftest import assert_close
+from tests.models import IMAGE, PAD, tiny_llava, tiny_processor
+
+PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return tiny_llava()
+
+
+def prompts(rows, *, run=1, left=False):
+    """Ids and mask of rows of words, where None stands for an image."""
+    rows = [[one for word in row for one in ([word] if word else [IMAGE] * run)] for row in rows]
+    width = max(len(row) for row in rows)
+    padded = [[PAD] * (width - len(row)) * left + row + [PAD] * (width - len(row)) * (not left) for row in rows]
+    ids = torch.tensor(padded)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+
+ROWS = [[5, None, 7, None, 8], [6, 7], [3, None, 4]]
+"""Two images, none, and one."""
+
+
+def clustered(stock, **options):
+    return with_regions(
+        stock, Regionizer(**({"source": "clustering", "dim": 32, "num_heads": 4, "threshold": 0.3} | options))
+    )
+
+
+def lively(model, seed=0):
+    """A pool that is more than the mean."""
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("run", [1, 16])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_region_per_patch_gives_the_stock_models_logits_to_the_bit(stock, run, left):
+    model = with_regions(stock, Regionizer(**IDENTITY))
+    written = prompts(ROWS, run=16, left=left)
+    expected = stock(**written, pixel_values=PIXELS).logits[written["attention_mask"].bool()]
+    given = prompts(ROWS, run=run, left=left)
+    logits = model(**given, pixel_values=PIXELS).logits
+    assert torch.equal(logits[prompts(ROWS, run=16, left=left)["attention_mask"].bool()], expected)
+
+
+def test_an_untrained_cross_attention_pool_over_single_patches_changes_nothing(stock):
+    model = with_regions(stock, Regionizer(**IDENTITY | {"pool": "cross_attention", "dim": 32, "num_heads": 4}))
+    written = prompts(ROWS, run=16)
+    assert_close(model(**written, pixel_values=PIXELS).logits, stock(**written, pixel_values=PIXELS).logits)
+
+
+def test_labels_are_those_of_the_words_and_none_of_regions(stock):
+    model = with_regions(stock, Regionizer(**IDENTITY))
+    written, single = prompts(ROWS, run=16), prompts(ROWS)
+    expected = stock(
+        **written,
+        pixel_values=PIXELS,
+        labels=written["input_ids"]
+        .masked_fill(written["input_ids"] == IMAGE, -100)
+        .masked_fill(written["input_ids"] == PAD, -100),
+    )
+    labels = single["input_ids"].masked_fill(single["input_ids"] == PAD, -100)
+    assert torch.equal(model(**single, pixel_values=PIXELS, labels=labels).loss, expected.loss)
+
+
+def test_a_batch_gives_what_its_samples_give_one_by_one(stock):
+    model = lively(clustered(stock))
+    counts = model.encode_regions(PIXELS).counts
+    assert len(counts.unique()) > 1
+    prepared = model.prepare(**prompts(ROWS), pixel_values=PIXELS)
+    together = model(**prompts(ROWS), pixel_values=PIXELS).logits
+    for row, images in enumerate(([0, 1], [], [2])):
+        alone = model(**prompts([ROWS[row]]), **({"pixel_values": PIXELS[images]} if images else {})).logits
+        assert_close(together[row][prepared.layout.mask[row].bool()], alone[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cache": False},
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"cache_implementation": "static"},
+    ],
+    ids=str,
+)
+def test_generation_in_a_batch_is_that_of_one_by_one_and_follows_the_callers_prompt(stock, options):
+    model = lively(clustered(stock))
+    settings = {"max_new_tokens": 5, "do_sample": False} | options
+    many = settings.get("num_return_sequences", 1)
+    for run in (1, 16):
+        given = prompts(ROWS, run=run, left=True)
+        together = model.generate(**given, pixel_values=PIXELS, **settings)
+        assert torch.equal(together[:, : given["input_ids"].shape[1]], given["input_ids"].repeat_interleave(many, 0))
+        for row, images in enumerate(([0, 1], [], [2])):
+            alone = prompts([ROWS[row]], run=run)
+            one = model.generate(**alone, **({"pixel_values": PIXELS[images]} if images else {}), **settings)
+            new = one[:, alone["input_ids"].shape[1] :]
+            assert torch.equal(
+                together[row * many : (row + 1) * many, given["input_ids"].shape[1] :][:, : new.shape[1]], new
+            )
+
+
+def test_generation_equals_choosing_the_best_token_again_and_again(stock):
+    model = lively(clustered(stock))
+    ids = prompts([ROWS[0]])["input_ids"]
+    for _ in range(4):
+        ids = torch.cat([ids, model(input_ids=ids, pixel_values=PIXELS[:2]).logits[:, -1:].argmax(-1)], 1)
+    made = model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=4, do_sample=False)
+    assert torch.equal(made, ids)
+
+
+def test_other_ways_to_generate(stock):
+    model = lively(clustered(stock))
+    given = prompts([ROWS[0]])
+    settings = {"pixel_values": PIXELS[:2], "do_sample": False}
+    expected = model.generate(**given, **settings, max_new_tokens=4)
+    assert torch.equal(model.generate(given["input_ids"], **settings, max_new_tokens=4), expected)
+    assert torch.equal(model.generate(**given, **settings, max_length=5 + 4), expected)
+    told = model.generate(**given, **settings, max_new_tokens=4, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(told.sequences, expected)
+    assert len(told.scores) == 4
+
+
+def test_streamed_tokens_are_the_new_ones(stock, capsys):
+    model, processor = lively(clustered(stock)), tiny_processor()
+    given = prompts([ROWS[0]])
+    made = model.generate(
+        **given,
+        pixel_values=PIXELS[:2],
+        do_sample=False,
+        max_new_tokens=3,
+        streamer=TextStreamer(processor.tokenizer, skip_prompt=True),
+    )
+    assert capsys.readouterr().out.split() == processor.tokenizer.decode(made[0, 5:]).split()
+
+
+def test_processors_and_the_pipeline_work_as_they_are(stock, tmp_path):
+    model = lively(clustered(stock))
+    tiny_processor().save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    photos = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (60, 90, 3), dtype=np.uint8)) for seed in (0, 1)
+    ]
+    inputs = processor(images=photos, text=["w5 <image> w6", "w7 w8 <image> w9 w3"], return_tensors="pt", padding=True)
+    assert (inputs["input_ids"] == IMAGE).sum() == 32
+    made = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    new = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :])
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    for photo, text, expected in zip(photos, ("w5 {} w6", "w7 w8 {} w9 w3"), new, strict=True):
+        before, after = text.split(" {} ")
+        content = [{"type": "text", "text": before}, {"type": "image", "image": photo}, {"type": "text", "text": after}]
+        told = pipe([{"role": "user", "content": content}], max_new_tokens=3, return_full_text=False, do_sample=False)
+        assert told[0]["generated_text"].split() == expected.split()
+    assert geometry_of(processor) == ImageGeometry.center_crop(56)
+
+
+def test_masks_become_the_tokens_of_their_images(stock):
+    model = with_regions(
+        stock, Regionizer(source="segmentation", pool="mean", norm="none", geometry=ImageGeometry.squash(56))
+    )
+    left, top = np.zeros((1, 30, 40), bool), np.zeros((2, 20, 20), bool)
+    left[:, :, :20] = True
+    top[0, :10], top[1, 10:] = True, True
+    tokens = model.encode_regions(PIXELS[:2], masks=[left, MaskSet.from_masks(top)])
+    assert tokens.counts.tolist() == [1, 2]
+    output = model(
+        **prompts([[5, None], [6, None, 3]]),
+        pixel_values=PIXELS[:2],
+        masks=[left, top],
+        image_sizes=[(30, 40), (20, 20)],
+    )
+    assert output.logits.shape[1] == 4
+    made = model.generate(
+        **prompts([[5, None, 3], [6, None, 3]]), pixel_values=PIXELS[:2], masks=[left, top], max_new_tokens=2
+    )
+    assert made.shape == (2, 5)
+    with pytest.raises(ShapeError, match=r"masks\[1\]: masks must be of their photo's size \(20, 21\); got \(20, 20\)"):
+        model(
+            **prompts([[None], [None]]),
+            pixel_values=PIXELS[:2],
+            masks=[left, top],
+            image_sizes=torch.tensor([[30, 40], [20, 21]]),
+        )
+
+
+def test_sizes_of_photos_keep_padding_out_of_regions(stock):
+    model = with_regions(stock, Regionizer(source="patch", pool="mean", geometry=ImageGeometry.letterbox(56)))
+    assert model.encode_regions(PIXELS[:2]).counts.tolist() == [16, 16]
+    assert model.encode_regions(PIXELS[:2], image_sizes=[(20, 40), (30, 30)]).counts.tolist() == [8, 16]
+    without = with_regions(stock, Regionizer(source="patch", pool="mean"))
+    assert without.encode_regions(PIXELS[:2], image_sizes=[(20, 40), (30, 30)]).counts.tolist() == [16, 16]
+
+
+def test_saved_and_loaded_it_is_the_same(stock, tmp_path):
+    model = lively(clustered(stock, order="random"))
+    model.regionizer.draws += 3
+    expected = model(**prompts(ROWS), pixel_values=PIXELS)
+    model.regionizer.draws -= 1
+    model.save_pretrained(tmp_path)
+    loaded, report = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.config.regiontok == model.regionizer.config
+    assert torch.equal(loaded(**prompts(ROWS), pixel_values=PIXELS).logits, expected.logits)
+
+
+def test_a_stock_checkpoint_loses_nothing_and_goes_back(stock, tmp_path):
+    stock.save_pretrained(tmp_path / "stock")
+    regionizer = Regionizer(dim=32, num_heads=4, num_regions=5)
+    model = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "stock", regionizer=regionizer)
+    for name, weight in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    for name, weight in regionizer.state_dict().items():
+        assert torch.equal(model.regionizer.state_dict()[name], weight), name
+    model.save_pretrained(tmp_path / "regions")
+    back = LlavaForConditionalGeneration.from_pretrained(tmp_path / "regions")
+    written = prompts(ROWS, run=16)
+    assert torch.equal(back(**written, pixel_values=PIXELS).logits, stock(**written, pixel_values=PIXELS).logits)
+    with pytest.raises(CheckpointError, match="its config names none: it is of a stock model. Pass regionizer="):
+        RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "stock")
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_new_weights_start_as_a_regionizer_does(stock, tmp_path, load):
+    config = clustered(stock, order="random").config
+    if load:
+        stock.save_pretrained(tmp_path)
+        model = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, config=config)
+    else:
+        model = RegionLlavaForConditionalGeneration(config)
+    pool = model.regionizer.pool
+    assert not pool.out.weight.any()
+    assert 0.1 < pool.query.weight.std() < 0.3
+    assert model.regionizer.draws == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_regionizer_takes_the_models_dtype(dtype):
+    model = clustered(tiny_llava().to(dtype))
+    output = model(**prompts(ROWS), pixel_values=PIXELS)
+    assert output.logits.dtype == model.regionizer.pool.out.weight.dtype == dtype
+
+
+def test_the_stock_model_stays_as_it_is_and_shares_its_weights(stock):
+    written = prompts(ROWS, run=16)
+    before = stock(**written, pixel_values=PIXELS).logits
+    model = clustered(stock)
+    assert model.lm_head.weight is stock.lm_head.weight
+    assert not hasattr(stock.config, "regiontok")
+    assert "regionizer" not in dict(stock.named_modules())
+    assert torch.equal(stock(**written, pixel_values=PIXELS).logits, before)
+    assert LlavaForConditionalGeneration.forward is type(stock).forward
+    back = without_regions(model)
+    assert type(back) is type(stock)
+    assert torch.equal(back(**written, pixel_values=PIXELS).logits, before)
+    assert model.regionizer is not None
+    assert "regionizer" not in back.state_dict()
+    again = with_regions(model, Regionizer(**IDENTITY))
+    assert torch.equal(again(**written, pixel_values=PIXELS).logits, before)
+
+
+def test_hooks_of_accelerate_go_along(stock):
+    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is not installed")
+    hooked = tiny_llava()
+    hooks.add_hook_to_module(hooked, hooks.AlignDevicesHook("cpu"))
+    model = clustered(hooked)
+    assert torch.equal(
+        model(**prompts(ROWS), pixel_values=PIXELS).logits,
+        clustered(stock)(**prompts(ROWS), pixel_values=PIXELS).logits,
+    )
+    assert model.forward.args[0] is model
+
+
+def test_regions_projector_and_language_model_get_gradients_with_checkpointing_or_without():
+    def gradients(checkpointing):
+        model = lively(clustered(tiny_llava())).train()
+        model.model.vision_tower.requires_grad_(False)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        given = prompts(ROWS)
+        model(
+            **given, pixel_values=PIXELS, labels=given["input_ids"].masked_fill(given["input_ids"] == PAD, -100)
+        ).loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    plain, saved = gradients(False), gradients(True)
+    assert all(one is not None for one in plain.values())
+    assert plain["regionizer.pool.key.weight"].any()
+    for name in plain:
+        assert_close(saved[name], plain[name])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_batch_of_text_alone_reaches_every_weight_and_changes_no_value(stock, labelled):
+    model = lively(clustered(tiny_llava()))
+    given = prompts([[5, 6, 7]])
+    labels = given["input_ids"] if labelled else None
+    expected = stock(**given, labels=labels)
+    output = model.train()(**given, labels=labels)
+    assert_close(output.logits, expected.logits)
+    (output.loss if labelled else output.logits.sum()).backward()
+    for name, parameter in model.named_parameters():
+        if "regionizer" in name or "projector" in name:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
+    model.requires_grad_(False)
+    assert torch.equal(model(**given).logits, output.logits)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft calls it
+def test_lora_and_whole_modules_of_regions_are_trained_saved_and_loaded(tmp_path):
+    options = LoraConfig(
+        target_modules=r".*language_model.*\.(q_proj|v_proj)",
+        modules_to_save=["regionizer.pool", "multi_modal_projector"],
+    )
+    model = get_peft_model(clustered(tiny_llava()), options)
+    given = prompts(ROWS)
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.5)
+    for _ in range(2):
+        model(
+            **given, pixel_values=PIXELS, labels=given["input_ids"].masked_fill(given["input_ids"] == PAD, -100)
+        ).loss.backward()
+        optimizer.step()
+    assert model.base_model.model.regionizer.pool.modules_to_save["default"].out.weight.any()
+    expected = model.eval()(**given, pixel_values=PIXELS).logits
+    made = model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=3, do_sample=False)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(clustered(tiny_llava()), tmp_path).eval()
+    assert_close(loaded(**given, pixel_values=PIXELS).logits, expected)
+    assert torch.equal(
+        loaded.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=3, do_sample=False), made
+    )
+    with pytest.raises(ValueRangeError, match="PeftModel wraps a model. Give the model in it"):
+        with_regions(loaded, Regionizer(**IDENTITY))
+
+
+def test_two_processes_of_which_one_has_text_alone_finish_with_equal_weights(tmp_path):
+    """One has no image in any batch; without gradients from it the other would wait for ever."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.adapters.two_processes", str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["losses"] != second["losses"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert first["weights"]["regionizer.pool.out.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"pixel_values": PIXELS[:2]}, ShapeError, r"the samples hold \[2, 0, 1\] placeholders, and 2 images came"),
+        ({"pixel_values": PIXELS, "num_images": [1, 1, 1]}, ShapeError, "sample 0: it holds 2 placeholders and has 1 images"),
+        ({"pixel_values": PIXELS, "inputs_embeds": torch.ones(3, 5, 64)}, ValueRangeError, "inputs_embeds cannot come with pixel_values"),
+        ({"pixel_values": PIXELS, "position_ids": torch.ones(3, 5)}, ValueRangeError, "position_ids cannot come with pixel_values"),
+        ({"pixel_values": PIXELS, "input_ids": None}, ValueRangeError, "pixel_values need input_ids"),
+        ({"pixel_values": PIXELS[None]}, ShapeError, r"pixel_values must be \(images, 3, height, width\); got \(1, 3, 3, 56, 56\)"),
+        ({"masks": [np.ones((1, 9, 9), bool)]}, ValueRangeError, "there are masks of 1 images and no pixel_values"),
+        ({"pixel_values": PIXELS, "image_sizes": [3, 4, 5]}, DTypeError, r"image_sizes must be a \(height, width\) per image"),
+        ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "image_sizes must have one size per image, 3; got 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_and_named(stock, given, error, message):
+    model = clustered(stock, geometry=ImageGeometry.squash(56))
+    with pytest.raises(error, match=message):
+        model(**(prompts(ROWS) | given))
+    if "masks" not in given:
+        with pytest.raises(error, match=message):
+            model.generate(**(prompts(ROWS) | given), max_new_tokens=1)
+
+
+def test_models_that_cannot_have_regions_are_refused_by_name(stock, monkeypatch):
+    def of(name):
+        return type(name, (), {})()
+
+    for name, message in (
+        ("LlavaNextForConditionalGeneration", "cannot have region tokens: it cuts a photo into tiles"),
+        ("InternVLForConditionalGeneration", "takes the features of all images as one tensor"),
+        ("Mistral3ForConditionalGeneration", "its prompts end every row of patches with a token"),
+        ("MambaForCausalLM", "there is no adapter for MambaForCausalLM. Use one of LlavaForConditionalGeneration"),
+    ):
+        with pytest.raises(ValueRangeError, match=message):
+            with_regions(of(name), Regionizer(**IDENTITY))
+        if name != "MambaForCausalLM":
+            assert hasattr(transformers, name)
+    with pytest.raises(DTypeError, match="regionizer must be a Regionizer; got str"):
+        with_regions(stock, "clustering")
+    with pytest.raises(DTypeError, match="model must be one that with_regions made"):
+        without_regions(stock)
+    with pytest.raises(ShapeError, match="the Regionizer is for features of dimension 64; this model's are of 32"):
+        clustered(stock, dim=64)
+    monkeypatch.setattr(LlavaForConditionalGeneration, "forward", lambda self, input_ids: None)
+    with pytest.raises(
+        MissingDependencyError, match="is too old: LlavaForConditionalGeneration takes no mm_encoder_outputs"
+    ):
+        with_regions(stock, Regionizer(**IDENTITY))
+
+
+def test_a_checkpoint_of_another_encoder_width_is_refused(stock, tmp_path):
+    clustered(stock).save_pretrained(tmp_path)
+    with pytest.raises(ShapeError, match="the Regionizer is for features of dimension 48; this model's are of 32"):
+        RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, regionizer=Regionizer(dim=48))
+
+
+def test_several_threads_may_share_a_model(stock):
+    model = lively(clustered(stock))
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: model(**prompts(ROWS), pixel_values=PIXELS).logits, range(8)))
+    assert all(torch.equal(one, made[0]) for one in made)
