@@ -1,0 +1,137 @@
+"""Against a model with the face of LLaVA's; the real checkout, which is no package, was tried by hand."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regiontok import ImageGeometry, Regionizer
+from regiontok.adapters.llava import RegionProjector, add_regions, load_stage1, remove_regions
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+
+
+class Tower(nn.Module):
+    hidden_size, num_patches_per_side = 32, 4
+
+    def forward(self, images):
+        return torch.nn.functional.unfold(images, 14, stride=14).transpose(1, 2)[..., :32]
+
+
+class Llava(nn.Module):
+    """What LLaVA's classes have in common with this: the names, and how ``encode_images`` goes."""
+
+    def __init__(self, **config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Module()
+        self.model.vision_tower = Tower()
+        self.model.mm_projector = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 64))
+        self.config = types.SimpleNamespace(**config)
+
+    def get_model(self):
+        return self.model
+
+    def get_vision_tower(self):
+        return getattr(self.model, "vision_tower", None)
+
+    def encode_images(self, images):
+        return self.get_model().mm_projector(self.get_model().vision_tower(images))
+
+
+IMAGES = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
+
+
+def test_a_region_per_patch_changes_nothing_and_can_be_taken_off():
+    model = Llava()
+    expected, own = model.encode_images(IMAGES), model.model.mm_projector
+    add_regions(model, Regionizer(**IDENTITY))
+    assert torch.equal(torch.stack(model.encode_images(IMAGES)), expected)
+    assert model.config.regiontok["source"] == "patch"
+    regionizer = remove_regions(model)
+    assert isinstance(regionizer, Regionizer)
+    assert model.model.mm_projector is own
+    assert torch.equal(model.encode_images(IMAGES), expected)
+    assert not hasattr(model.config, "regiontok")
+
+
+def test_masks_and_sizes_are_given_for_the_calls_inside_a_with():
+    model = Llava()
+    regions = add_regions(model, Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.letterbox(56)))
+    halves = np.zeros((2, 20, 40), bool)
+    halves[0, :, :20], halves[1, :, 20:] = True, True
+    with regions.seeing(masks=[halves, halves[:1]], image_sizes=[(20, 40), (20, 40)]):
+        assert [len(one) for one in model.encode_images(IMAGES)] == [2, 1]
+    with pytest.raises(ValueRangeError, match="needs masks"):
+        model.encode_images(IMAGES)
+    remove_regions(model)
+    regions = add_regions(model, Regionizer(**IDENTITY, geometry=ImageGeometry.letterbox(56)))
+    with regions.seeing(image_sizes=[(20, 40), (30, 30)]):
+        assert [len(one) for one in model.encode_images(IMAGES)] == [8, 16]
+
+
+def test_what_stage_1_saves_by_name_holds_the_regions_and_is_loaded_in_stage_2(tmp_path):
+    model = Llava()
+    add_regions(model, Regionizer(dim=32, num_heads=4))
+    nn.init.normal_(model.model.mm_projector.regionizer.pool.out.weight)
+    saved = {name: one for name, one in model.named_parameters() if "mm_projector" in name}  # as LLaVA's trainer does
+    torch.save(saved, tmp_path / "mm_projector.bin")
+    second = Llava()
+    add_regions(second, Regionizer(dim=32, num_heads=4))
+    load_stage1(second, tmp_path / "mm_projector.bin")
+    for mine, theirs in zip(second.encode_images(IMAGES), model.encode_images(IMAGES), strict=True):
+        assert torch.equal(mine, theirs)
+    torch.save(
+        {f"model.mm_projector.{name}": one for name, one in Llava().model.mm_projector.state_dict().items()},
+        tmp_path / "stock.bin",
+    )
+    with pytest.raises(CheckpointError, match="stock.bin is not of this model's projector and regions"):
+        load_stage1(second, tmp_path / "stock.bin")
+    with pytest.raises(CheckpointError, match="there is no file"):
+        load_stage1(second, tmp_path / "none.bin")
+
+
+def test_gradients_reach_regions_and_projector():
+    model = Llava()
+    regions = add_regions(model, Regionizer(dim=32, num_heads=4))
+    nn.init.normal_(regions.regionizer.pool.out.weight)
+    torch.cat(model.encode_images(IMAGES)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in regions.parameters())
+
+
+def without_tower():
+    model = Llava()
+    del model.model.vision_tower
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (nn.Linear(1, 1), IDENTITY, DTypeError, "model must be a LLaVA with a vision tower and an mm_projector; got Linear"),
+        (without_tower(), IDENTITY, DTypeError, "Build them with initialize_vision_modules first"),
+        (Llava(image_aspect_ratio="anyres"), IDENTITY, ValueRangeError, "have several grids each"),
+        (Llava(mm_patch_merge_type="spatial_unpad"), IDENTITY, ValueRangeError, "have several grids each"),
+        (Llava(mm_vision_select_feature="cls_patch"), IDENTITY, ValueRangeError, "a class token is in no region"),
+        (Llava(), {"dim": 16}, ShapeError, "for features of dimension 16; this tower's are of 32"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_have_regions_are_refused(model, options, error, message):
+    with pytest.raises(error, match=message):
+        add_regions(model, Regionizer(**options))
+
+
+def test_regions_are_added_once_and_see_whole_grids():
+    model = Llava()
+    regions = add_regions(model, Regionizer(**IDENTITY))
+    with pytest.raises(ValueRangeError, match="has regions already"):
+        add_regions(model, Regionizer(**IDENTITY))
+    with pytest.raises(
+        ShapeError, match=r"features must be \(images, 16, dim\), the tower's patches; got \(1, 17, 32\)"
+    ):
+        regions(torch.ones(1, 17, 32))
+    with pytest.raises(DTypeError, match="model must be a LLaVA with regions; got Linear"):
+        remove_regions(nn.Linear(1, 1))
+    assert isinstance(regions, RegionProjector)
