@@ -1,0 +1,134 @@
+"""A region LLaVA from its parts, what each stage trains of it, and how one stage's weights get into the next."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig
+
+from regiontok import ImageGeometry, Regionizer
+from regiontok.adapters.huggingface import EncoderConfig, EncoderTower, RegionLlavaForConditionalGeneration
+from regiontok.encoders import Encoder
+from regiontok.errors import CheckpointError
+
+STAGE_FILE = "trained.safetensors"
+
+
+def build(
+    encoder: str,
+    language_model: str | Path,
+    regions: dict[str, Any],
+    *,
+    pretrained: bool = True,
+    dtype: Any = None,
+    **encoder_options: Any,
+) -> tuple[RegionLlavaForConditionalGeneration, Any]:
+    """A region LLaVA with a new projector, and its tokenizer.
+
+    Args:
+        encoder: Of `regiontok.encoders.load`.
+        language_model: A causal language model of transformers, by name or folder.
+        regions: Options of the `Regionizer`, but for ``dim``.
+        pretrained: Fetch the encoder's weights.
+        dtype: Of all weights.
+        encoder_options: Further options of ``load``, such as ``img_size``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    if "<image>" not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
+    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    vision = EncoderConfig.of(encoder, **encoder_options)
+    regionizer = Regionizer(**regions, dim=vision.hidden_size)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    config.regiontok = dict(regionizer.config)
+    with torch.device("meta"):
+        model = RegionLlavaForConditionalGeneration(config)
+    model.model.multi_modal_projector.to_empty(device="cpu")
+    for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+        layer.reset_parameters()
+    model.model.vision_tower = EncoderTower(vision, pretrained=pretrained)
+    model.model.language_model, model.lm_head = language.model, language.lm_head
+    model.regionizer = regionizer
+    model.generation_config = language.generation_config
+    return model.to(dtype=dtype or torch.float32), tokenizer
+
+
+def preprocessor(tower: EncoderTower, geometry: str) -> Encoder:
+    """What places photos as the tower's encoder wants them, without its model."""
+    encoder = tower.encoder
+    mean, std = (one.flatten().tolist() for one in (encoder.mean, encoder.std))
+    return Encoder(
+        _no_model,
+        geometry=ImageGeometry(geometry, encoder.geometry.size),
+        patch_size=encoder.patch_size,
+        mean=tuple(mean),
+        std=tuple(std),
+        fill=encoder.fill,
+        name=encoder.name,
+    )
+
+
+def _no_model(pixels: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("this encoder only places photos")
+
+
+def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> int:
+    """Train only the weights whose names begin so; returns their number."""
+    count = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(trained)))
+        count += parameter.numel() * parameter.requires_grad
+    return count
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights that are trained, and the Regionizer's state."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if name in trained or name.startswith("regionizer.")
+    }
+
+
+def save_stage(model: torch.nn.Module, folder: str | Path) -> None:
+    """Write what a stage has trained, for the next."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained_state(model).items()}
+    save_file(state, Path(folder) / STAGE_FILE)
+
+
+def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
+    """Load what `save_stage` wrote into a model of the same parts.
+
+    Raises:
+        CheckpointError: No such file, or one of another encoder, pool or language model.
+    """
+    file = Path(folder) / STAGE_FILE
+    if not file.is_file():
+        raise CheckpointError(f"there is no {file}. Give the folder in which stage 1 was saved.")
+    state, own = load_file(file), model.state_dict()
+    for name, tensor in state.items():
+        if name not in own:
+            raise CheckpointError(f"{file} holds {name}, which this model has not: its regions are pooled otherwise.")
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{file}: {name} must be {tuple(own[name].shape)} for this model; it is {tuple(tensor.shape)}, of "
+                "another encoder's width or language model."
+            )
+    lacking = sorted(
+        name for name in own if name.startswith(("regionizer.", "model.multi_modal_")) and name not in state
+    )
+    if lacking:
+        raise CheckpointError(f"{file} lacks {lacking[0]}: its regions were pooled otherwise.")
+    model.load_state_dict(state, strict=False)

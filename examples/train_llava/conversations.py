@@ -1,0 +1,299 @@
+"""Data in LLaVA's JSON form: conversations about images, as samples and batches."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from regiontok import MaskSet, read_photo
+from regiontok.encoders import Encoder
+from regiontok.errors import RegiontokError
+
+IMAGE = "<image>"
+
+
+class DataError(ValueError):
+    """A sample that cannot be trained on; the message names it."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the turns of a conversation become one text.
+
+    Attributes:
+        system: What stands first.
+        question: A question, ``{}`` is it.
+        answer: An answer, up to its end.
+        end: What ends an answer, and is learnt with it.
+        only_image: Leave all of a question out but its image, as stage 1 does.
+    """
+
+    system: str
+    question: str
+    answer: str
+    end: str
+    only_image: bool = False
+
+    def write(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of questions and answers, and where its answers stand."""
+        text, spans = self.system, []
+        for question, answer in turns:
+            images = IMAGE * question.count(IMAGE)
+            text += images if self.only_image else self.question.format(question)
+            text += self.answer
+            start = len(text)
+            text += answer + self.end
+            if answer:
+                spans.append((start, len(text)))
+        return text, spans
+
+
+TEMPLATES = {
+    "plain": Template("", "{}", "", "\n", only_image=True),
+    "vicuna_v1": Template(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. ",
+        "USER: {} ",
+        "ASSISTANT: ",
+        "</s>",
+    ),
+    "bare": Template("<bos> ", "{} ", "", " "),
+    "bare_caption": Template("<bos> ", "{} ", " ", " ", only_image=True),
+}
+"""``plain`` and ``vicuna_v1`` are LLaVA-1.5's; the others are for toy languages without roles."""
+
+
+def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Questions with their answers, and the image files, of one entry; images are put before the first question's text.
+
+    Raises:
+        DataError: A role that is unknown or out of turn, or images that are not those of the text.
+    """
+    name = entry.get("id", "without an id")
+    turns: list[tuple[str, str]] = []
+    question: str | None = None
+    for number, turn in enumerate(entry["conversations"]):
+        role = turn["from"]
+        if role not in ("human", "gpt"):
+            raise DataError(f"sample {name}: turn {number} is from {role!r}; it must be from 'human' or 'gpt'.")
+        if (role == "human") == (question is not None):
+            raise DataError(f"sample {name}: turn {number} is from {role!r}, out of turn.")
+        if role == "human":
+            question = turn["value"]
+        else:
+            turns.append((str(question), turn["value"]))
+            question = None
+    if question is not None:
+        turns.append((question, ""))
+    files = entry.get("image") or []
+    files = [files] if isinstance(files, str) else list(files)
+    held = sum(asked.count(IMAGE) for asked, _ in turns)
+    if held != len(files):
+        raise DataError(f"sample {name}: its text holds {held} {IMAGE} and it names {len(files)} images.")
+    return [(_image_first(asked), told) for asked, told in turns], files
+
+
+def _image_first(question: str) -> str:
+    """LLaVA's order: images before the words, whatever the file has."""
+    count = question.count(IMAGE)
+    words = question.replace(IMAGE, "").strip()
+    return "\n".join([IMAGE] * count + [words] * bool(words)) if count else question
+
+
+class Conversations(Dataset[dict[str, Any]]):
+    """Samples of a LLaVA JSON file.
+
+    Args:
+        file: A list of entries with ``id``, ``image`` (a file or several, or none) and ``conversations``.
+        images: The folder that image files are named from.
+        tokenizer: One with a placeholder token ``<image>``.
+        template: Writes the prompts.
+        preprocess: An `Encoder` whose geometry places the photos; only its ``preprocess`` is used.
+        masks: Where a source of masks finds those of a photo: called with its file's name and the photo.
+        visual_tokens: How many tokens an image of so many masks, or None, will have at most; to keep ``max_length``.
+        max_length: Tokens of a sample, with those of its images.
+        on_bad_image: ``error``, or ``skip``: the next sample is taken instead, and the file named in ``skipped``.
+        on_too_long: The same for samples beyond ``max_length``.
+        skipped: A file to which names of samples that were skipped are added.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        images: str | Path,
+        *,
+        tokenizer: Any,
+        template: Template,
+        preprocess: Encoder,
+        masks: Any = None,
+        visual_tokens: Any = None,
+        max_length: int = 2048,
+        on_bad_image: str = "error",
+        on_too_long: str = "error",
+        skipped: str | Path | None = None,
+    ) -> None:
+        self.entries = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(self.entries, list) or not self.entries:
+            raise DataError(f"{file} must hold a list of samples.")
+        self.images = Path(images)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.preprocess = preprocess
+        self.masks = masks
+        self.visual_tokens = visual_tokens or (lambda _: 0)
+        self.max_length = max_length
+        self.on_bad_image = on_bad_image
+        self.on_too_long = on_too_long
+        self.skipped = None if skipped is None else Path(skipped)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for step in range(len(self)):
+            entry = self.entries[(index + step) % len(self)]
+            try:
+                return self.sample(entry)
+            except SkippedError as error:
+                if self.skipped is not None:
+                    with self.skipped.open("a", encoding="utf-8") as file:
+                        file.write(f"{error}\n")
+        raise DataError("every sample was skipped.")
+
+    def sample(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """One entry as ids, labels, and what its images need."""
+        turns, files = read_turns(entry)
+        name = entry.get("id", "without an id")
+        photos, masks = [], []
+        for file in files:
+            try:
+                photo = read_photo(self.images / file)
+                photos.append(photo)
+                if self.masks is not None:
+                    masks.append(self.masks(file, photo))
+            except RegiontokError as error:
+                kind = SkippedError if self.on_bad_image == "skip" else DataError
+                raise kind(f"sample {name}: {error}") from error
+        text, spans = self.template.write(turns)
+        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        ids = torch.tensor(encoded["input_ids"])
+        start, end = torch.tensor(encoded["offset_mapping"]).unbind(1)
+        learnt = torch.zeros(len(ids), dtype=torch.bool)
+        for first, last in spans:
+            learnt |= (start < last) & (end > first) & (end > start)
+        length = len(ids) + sum(self.visual_tokens(one) - 1 for one in (masks or [None] * len(files)))
+        if length > self.max_length:
+            kind = SkippedError if self.on_too_long == "skip" else DataError
+            raise kind(
+                f"sample {name}: it has {length} tokens with those of its images; at most {self.max_length} fit."
+            )
+        sample: dict[str, Any] = {"name": name, "input_ids": ids, "labels": torch.where(learnt, ids, -100)}
+        if photos:
+            sample["pixel_values"], _ = self.preprocess.preprocess(photos)
+        sample["image_sizes"] = [(photo.height, photo.width) for photo in photos]
+        sample["masks"] = masks
+        return sample
+
+    def lengths(self) -> list[int]:
+        """About how long each sample is, with the tokens of its images as far as they are known; negative for text."""
+        result = []
+        for entry in self.entries:
+            words = sum(len(turn["value"].split()) for turn in entry["conversations"])
+            files = entry.get("image") or []
+            files = [files] if isinstance(files, str) else files
+            known = [self.masks(file, None) if hasattr(self.masks, "store") else None for file in files]
+            result.append(words + sum(self.visual_tokens(one) for one in known) if files else -words)
+        return result
+
+
+class SkippedError(Exception):
+    """A sample that is left out, by option."""
+
+
+@dataclass
+class Collator:
+    """Samples to one batch, padded on the right; what is of images is in the order of the images."""
+
+    padding_id: int
+    by_masks: bool
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Join samples."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = [sample["input_ids"] for sample in samples]
+        batch: dict[str, Any] = {
+            "input_ids": pad(ids, batch_first=True, padding_value=self.padding_id),
+            "attention_mask": pad([torch.ones_like(one) for one in ids], batch_first=True),
+            "labels": pad([sample["labels"] for sample in samples], batch_first=True, padding_value=-100),
+        }
+        pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+        if pixels:
+            batch["pixel_values"] = torch.cat(pixels)
+            batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
+            batch["num_images"] = [len(sample["image_sizes"]) for sample in samples]
+            if self.by_masks:
+                batch["masks"] = [one for sample in samples for one in sample["masks"]]
+        return batch
+
+
+class ByModalityAndLength(Sampler[int]):
+    """Batches of like length, of images or of text alone, in random order; the same for the same seed and epoch.
+
+    Args:
+        lengths: Of `Conversations.lengths`.
+        batch_size: Samples of a step over all processes.
+        seed: Of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw another order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        batches: list[Tensor] = []
+        rest: list[Tensor] = []
+        for kind in ((self.lengths > 0).nonzero(), (self.lengths <= 0).nonzero()):
+            index = kind.flatten()[torch.randperm(len(kind), generator=generator)]
+            for group in index.split(50 * self.batch_size):  # sorted in groups, so that batches differ between epochs
+                ordered = group[self.lengths[group].abs().argsort(descending=True, stable=True)]
+                for batch in ordered.split(self.batch_size):
+                    (batches if len(batch) == self.batch_size else rest).append(batch)
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        yield from torch.cat([*(batches[one] for one in order), *rest]).tolist()
+
+
+@dataclass
+class StoredMasks:
+    """Masks of photos from a file that ``regiontok masks`` wrote."""
+
+    store: Any
+
+    def __call__(self, file: str, photo: Any) -> MaskSet:
+        """Those of one photo by its file's name."""
+        return self.store[Path(file)]
+
+
+@dataclass
+class GeneratedMasks:
+    """Masks of photos made as they are read."""
+
+    generator: Any
+
+    def __call__(self, file: str, photo: Any) -> MaskSet:
+        """Those of one photo."""
+        return self.generator([photo])[0]

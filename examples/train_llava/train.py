@@ -1,0 +1,195 @@
+"""Train a LLaVA on region tokens, by LLaVA-1.5's two stages; the README beside this file has the commands."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import recipe
+import torch
+from building import build, freeze_but, load_stage, preprocessor, save_stage
+from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks
+from peft import LoraConfig, get_peft_model
+from trainer import RegionTrainer
+from transformers import TrainingArguments
+
+from regiontok import masks
+from regiontok.masks import MaskStore
+from regiontok.regionizer import MASK_SOURCES
+
+STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    options = parser().parse_args(arguments)
+    if options.rows:
+        recipe.print_rows()
+        return
+    if options.tiny:
+        import tiny  # noqa: PLC0415  it imports this module
+
+        tiny.train_one(options.row, Path(options.out), seed=options.seed)
+        return
+    for name in ("row", "stage", "language_model", "data", "images"):
+        if getattr(options, name) is None:
+            raise SystemExit(f"--{name.replace('_', '-')} is needed; see --help.")
+    row = recipe.row(options.row)
+    stage = STAGES[options.stage]
+    changes = {} if options.max_steps is None else {"max_steps": options.max_steps}
+    dtype = torch.bfloat16 if torch.cuda.is_available() and options.stage == "align" else None
+    regions = dict(row.options)
+    model, tokenizer = build(row.encoder, options.language_model, regions | _geometry(row.encoder, stage), dtype=dtype)
+    if options.stage == "instruct":
+        load_stage(model, options.from_stage or Path(options.out) / "align")
+    run_stage(
+        model,
+        tokenizer,
+        stage.but(**changes),
+        data=options.data,
+        images=options.images,
+        masks=_masks(options.masks, row.options["source"]),
+        out=Path(options.out) / stage.name,
+        per_device=options.per_device_batch,
+        on_bad_image=options.bad_image,
+        on_too_long=options.too_long,
+        resume=options.resume,
+        lora=options.lora,
+        training={"bf16": torch.cuda.is_available(), "tf32": torch.cuda.is_available() or None}
+        | {
+            "activation_checkpointing": True,
+            "dataloader_num_workers": options.workers,
+            "save_steps": options.save_steps,
+        }
+        | (json.loads(Path(options.config).read_text(encoding="utf-8")) if options.config else {}),
+    )
+
+
+def run_stage(
+    model: Any,
+    tokenizer: Any,
+    stage: recipe.Stage,
+    *,
+    data: str | Path,
+    images: str | Path,
+    masks: Any,
+    out: Path,
+    per_device: int,
+    on_bad_image: str = "error",
+    on_too_long: str = "error",
+    resume: bool = False,
+    lora: int | None = None,
+    training: dict[str, Any] | None = None,
+    group: bool = True,
+    callbacks: Sequence[Any] = (),
+) -> RegionTrainer:
+    """Train one stage and save it: what it trained, and after ``instruct`` the whole model."""
+    out.mkdir(parents=True, exist_ok=True)
+    source, grid = model.regionizer.config["source"], model.model.vision_tower.encoder.grid
+    dataset = Conversations(
+        data,
+        images,
+        tokenizer=tokenizer,
+        template=TEMPLATES[stage.template],
+        preprocess=preprocessor(model.model.vision_tower, stage.geometry),
+        masks=masks if source in MASK_SOURCES else None,
+        visual_tokens=lambda known: grid[0] * grid[1] if known is None or source == "combined" else max(1, len(known)),
+        max_length=stage.max_length,
+        on_bad_image=on_bad_image,
+        on_too_long=on_too_long,
+        skipped=out / "skipped.txt",
+    )
+    trained = freeze_but(model, stage.trained)
+    if lora and stage.name == "instruct":
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=lora,
+                lora_alpha=2 * lora,
+                lora_dropout=0.05,
+                target_modules=r".*language_model.*_proj",
+                modules_to_save=["multi_modal_projector"]
+                + ["regionizer.pool"] * (model.regionizer.config["pool"] == "cross_attention"),
+            ),
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = stage.arguments(str(out), per_device=per_device, processes=processes, **(training or {}))
+    print(f"Stage {stage.name}: {len(dataset)} samples, {trained:,} weights trained, {out}")
+    trainer = RegionTrainer(
+        model=model,
+        args=TrainingArguments(**settings),
+        train_dataset=dataset,
+        data_collator=Collator(tokenizer.pad_token_id, by_masks=source in MASK_SOURCES),
+        lengths=dataset.lengths() if group else None,
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    if lora and stage.name == "instruct":
+        trainer.save_model(str(out))
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(str(out))  # gathers the shards
+    elif trainer.args.should_save:
+        save_stage(model, out)
+        if stage.name == "instruct":
+            model.save_pretrained(out / "model")
+            tokenizer.save_pretrained(out / "model")
+    skipped = out / "skipped.txt"
+    if skipped.is_file():
+        lines = skipped.read_text(encoding="utf-8").splitlines()
+        print(f"{len(lines)} samples were skipped; {skipped} names them. The first: {lines[0]}")
+    return trainer
+
+
+def _geometry(encoder: str, stage: recipe.Stage) -> dict[str, Any]:
+    from regiontok import ImageGeometry, encoders  # noqa: PLC0415
+
+    return {
+        "geometry": ImageGeometry(stage.geometry, encoders.load(encoder, pretrained=False, device="meta").geometry.size)
+    }
+
+
+def _masks(named: str | None, source: str) -> Any:
+    """Where masks come from: a file of them, or a generator."""
+    if source not in MASK_SOURCES:
+        if named:
+            raise SystemExit(f"--masks is for rows of masks; this one is of {source}.")
+        return None
+    if named is None:
+        raise SystemExit(f"a row of {source} needs --masks: a file that `regiontok masks` wrote, or a generator.")
+    return GeneratedMasks(masks.load(named)) if named in masks.GENERATORS else StoredMasks(MaskStore(named))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    own = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    own.add_argument("--rows", action="store_true", help="list the rows of the paper's Table 1, and stop")
+    own.add_argument("--row", help="which row: encoder/source/norm/pool/order")
+    own.add_argument(
+        "--stage", choices=STAGES, help="align trains projector and regions, instruct the language model too"
+    )
+    own.add_argument("--language-model", help="a causal language model of transformers, by name or folder")
+    own.add_argument("--data", help="LLaVA's JSON")
+    own.add_argument("--images", help="the folder its images are named from")
+    own.add_argument("--masks", metavar="FILE|GENERATOR", help="for rows of masks")
+    own.add_argument("--out", default="train-llava", help="default: %(default)s")
+    own.add_argument("--from-stage", help="the folder of stage align; default: the one in --out")
+    own.add_argument("--per-device-batch", type=int, default=16, help="the rest is accumulated; default: %(default)s")
+    own.add_argument("--config", help="a JSON file of further TrainingArguments, as those in configs/")
+    own.add_argument("--lora", type=int, metavar="RANK", help="train the language model by LoRA of this rank")
+    own.add_argument("--max-steps", type=int, help="stop there; default: one epoch")
+    own.add_argument("--save-steps", type=int, default=1000, help="between checkpoints; default: %(default)s")
+    own.add_argument("--workers", type=int, default=4, help="that read photos; default: %(default)s")
+    own.add_argument("--bad-image", default="error", choices=("error", "skip"), help="a file that cannot be read")
+    own.add_argument("--too-long", default="error", choices=("error", "skip"), help="a sample beyond 2048 tokens")
+    own.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    own.add_argument("--seed", type=int, default=42, help="of --tiny; default: %(default)s")
+    own.add_argument("--tiny", action="store_true", help="train on toy scenes, with a toy language, in minutes")
+    return own
+
+
+if __name__ == "__main__":
+    main()

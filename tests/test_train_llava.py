@@ -1,0 +1,332 @@
+"""The recipe of examples/train_llava, on a few toy scenes and steps."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import TrainerCallback, TrainingArguments
+
+from regiontok import Regionizer, read_photo
+from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
+from regiontok.errors import CheckpointError
+from regiontok.masks import MaskStore
+from regiontok.presets import TABLE_1
+
+FOLDER = Path(__file__).parent.parent / "examples" / "train_llava"
+sys.path.insert(0, str(FOLDER))
+
+import building  # noqa: E402
+import conversations  # noqa: E402
+import language  # noqa: E402
+import recipe  # noqa: E402
+import scenes  # noqa: E402
+import tiny  # noqa: E402
+import train  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Scenes and a language, both too few to learn from."""
+    folder = tmp_path_factory.mktemp("toy")
+    tiny.prepare(folder, train=24, test=6, language_steps=3)
+    return folder
+
+
+def make(work, *, seed=0, **options):
+    torch.manual_seed(seed)
+    regions = {"source": "segmentation", "num_heads": 8, "geometry": tiny.GEOMETRY} | options
+    return building.build("pixels", work / "language", regions, pretrained=False, img_size=scenes.SIDE)
+
+
+def dataset(work, tokenizer, model, file="questions.json", template="bare", **options):
+    data = work / "data"
+    masks = conversations.StoredMasks(MaskStore(data / "masks.parquet"))
+    given = {
+        "tokenizer": tokenizer,
+        "template": conversations.TEMPLATES[template],
+        "preprocess": building.preprocessor(model.model.vision_tower, "squash"),
+        "masks": masks,
+        "visual_tokens": lambda known: 144 if known is None else len(known),
+    }
+    return conversations.Conversations(
+        data / file if isinstance(file, str) else file, data / "images", **(given | options)
+    )
+
+
+def stage(base, steps, template, **changes):
+    return tiny.toy(base, steps, template).but(batch_size=4, **changes)
+
+
+def run(model, tokenizer, which, work, out, file, **options):
+    masks = conversations.StoredMasks(MaskStore(work / "data" / "masks.parquet"))
+    return train.run_stage(
+        model,
+        tokenizer,
+        which,
+        data=work / "data" / file,
+        images=work / "data" / "images",
+        masks=masks,
+        out=out,
+        per_device=4,
+        **options,
+    )
+
+
+def test_the_stages_are_the_papers():
+    for one, batch, rate in ((recipe.ALIGN, 256, 1e-3), (recipe.INSTRUCT, 128, 2e-5)):
+        given = one.arguments("out", per_device=16, processes=4)
+        assert given["gradient_accumulation_steps"] * 16 * 4 == batch
+        assert (given["learning_rate"], given["num_train_epochs"], given["seed"]) == (rate, 1, 42)
+        assert (given["warmup_steps"], given["lr_scheduler_type"]) == (0.03, "cosine")
+        arguments = TrainingArguments(**given, use_cpu=True)
+        assert arguments.get_warmup_steps(1000) == 30
+    assert (recipe.ALIGN.geometry, recipe.INSTRUCT.geometry) == ("center_crop", "letterbox")
+    with pytest.raises(SystemExit, match="must divide the batch of 128; got 48 x 1"):
+        recipe.INSTRUCT.arguments("out", per_device=48, processes=1)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("configs/*.json")), ids=lambda file: file.stem)
+def test_configs_are_training_arguments(file):
+    known = set(TrainingArguments.__dataclass_fields__)
+    assert set(json.loads(file.read_text())) <= known
+
+
+def test_rows_are_listed_with_the_papers_figures(capsys):
+    train.main(["--rows"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(TABLE_1)
+    assert lines[-7].split()[1:6] == ["134", "14.88", "84.76", "264", "59.35"]
+
+
+def test_prompts_are_llavas():
+    turns, files = conversations.read_turns(
+        {"id": 1, "image": "a.png", "conversations": [
+            {"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": "A cat."},
+            {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."},
+        ]}
+    )  # fmt: skip
+    assert files == ["a.png"]
+    text, spans = conversations.TEMPLATES["vicuna_v1"].write(turns)
+    assert text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+        "and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? "
+        "ASSISTANT: Yes.</s>"
+    )
+    assert [text[start:end] for start, end in spans] == ["A cat.</s>", "Yes.</s>"]
+    text, spans = conversations.TEMPLATES["plain"].write(turns[:1])
+    assert text == "<image>A cat.\n"
+    assert [text[start:end] for start, end in spans] == ["A cat.\n"]
+
+
+def test_only_answers_are_learnt(work):
+    model, tokenizer = make(work)
+    sample = dataset(work, tokenizer, model)[0]
+    entry = json.loads((work / "data" / "questions.json").read_text())[0]
+    answers = [turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"]
+    assert tokenizer.decode(sample["labels"][sample["labels"] >= 0]).split() == answers
+    assert (sample["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum() == 1
+    assert sample["image_sizes"] == [(192, 192)]
+    assert sample["pixel_values"].shape == (1, 3, 192, 192)
+
+
+def test_a_batch_joins_images_and_text_alone(work):
+    model, tokenizer = make(work)
+    found = dataset(work, tokenizer, model)
+    text = found.sample(
+        {"id": "t", "conversations": [{"from": "human", "value": "how many"}, {"from": "gpt", "value": "two"}]}
+    )
+    batch = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([found[0], text, found[1]])
+    assert batch["num_images"] == [1, 0, 1]
+    assert len(batch["masks"]) == len(batch["pixel_values"]) == 2
+    assert model(**batch).loss.isfinite()
+    alone = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([text])
+    assert set(alone) == {"input_ids", "attention_mask", "labels"}
+
+
+def entry(**changes):
+    turns = [{"from": "human", "value": "<image>\nhow many"}, {"from": "gpt", "value": "two"}]
+    return {"id": "x7", "image": "00000.png", "conversations": turns} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conversations": [{"from": "system", "value": "a"}]}, "sample x7: turn 0 is from 'system'; it must be from 'human' or 'gpt'"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "sample x7: turn 0 is from 'gpt', out of turn"),
+        ({"image": ["00000.png", "00001.png"]}, "sample x7: its text holds 1 <image> and it names 2 images"),
+        ({"image": None}, "sample x7: its text holds 1 <image> and it names 0 images"),
+        ({"image": "none.png"}, "sample x7: .*none.png: there is no such file"),
+        ({"image": "broken.png"}, "sample x7: .*broken.png: damaged or cut short"),
+        ({"image": "other.png"}, "sample x7: .*other.png"),
+        ({"conversations": [{"from": "human", "value": "<image>\n" + "how " * 200}, {"from": "gpt", "value": "two"}]}, "sample x7: it has 2.. tokens with those of its images; at most 100 fit"),
+    ],
+)  # fmt: skip
+def test_bad_samples_are_named_and_skipped_by_option(work, tmp_path, changes, message):
+    shutil.copy(work / "data" / "images" / "00000.png", work / "data" / "images" / "other.png")  # a photo without masks
+    (work / "data" / "images" / "broken.png").write_bytes((work / "data" / "images" / "00000.png").read_bytes()[:900])
+    model, tokenizer = make(work)
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps([entry(**changes), entry(id="good")]))
+    with pytest.raises(conversations.DataError, match=message):
+        dataset(work, tokenizer, model, file, max_length=100)[0]
+    options = {"on_bad_image": "skip", "on_too_long": "skip", "skipped": tmp_path / "skipped.txt", "max_length": 100}
+    if "turn" in message or "holds" in message:
+        with pytest.raises(conversations.DataError, match=message):
+            dataset(work, tokenizer, model, file, **options)[0]
+        return
+    assert dataset(work, tokenizer, model, file, **options)[0]["name"] == "good"
+    assert "sample x7" in (tmp_path / "skipped.txt").read_text()
+    file.write_text(json.dumps([entry(**changes)]))
+    with pytest.raises(conversations.DataError, match="every sample was skipped"):
+        dataset(work, tokenizer, model, file, **options)[0]
+
+
+def test_masks_of_another_photo_size_stop_the_run(work, tmp_path):
+    model, tokenizer = make(work)
+    Image.fromarray(np.zeros((100, 90, 3), np.uint8)).save(work / "data" / "images" / "small.png")
+    found = dataset(work, tokenizer, model, masks=lambda *_: MaskStore(work / "data" / "masks.parquet")["00000.png"])
+    sample = found.sample(entry(image="small.png"))
+    batch = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([sample])
+    with pytest.raises(
+        ValueError, match=r"masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)"
+    ):
+        model(**batch)
+
+
+def test_batches_are_of_one_modality_and_like_length_and_the_same_for_a_seed():
+    lengths = [*range(1, 81), *(-one for one in range(1, 41))]
+    sampler = conversations.ByModalityAndLength(lengths, 8, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(120))
+    assert order == list(sampler) == list(conversations.ByModalityAndLength(lengths, 8, seed=3))
+    sampler.set_epoch(1)
+    assert order != list(sampler)
+    spread = []
+    for start in range(0, 120, 8):
+        batch = [lengths[one] for one in order[start : start + 8]]
+        assert len({one > 0 for one in batch}) == 1
+        spread.append(max(map(abs, batch)) - min(map(abs, batch)))
+    assert np.mean(spread) < 12
+
+
+def test_lengths_count_what_is_known_of_regions(work):
+    model, tokenizer = make(work)
+    found = dataset(work, tokenizer, model)
+    entries = json.loads((work / "data" / "questions.json").read_text())
+    first = len(MaskStore(work / "data" / "masks.parquet")["00000.png"])
+    words = sum(len(turn["value"].split()) for turn in entries[0]["conversations"])
+    assert found.lengths()[0] == words + first
+
+
+@pytest.mark.parametrize("source", ["clustering", "combined"])
+def test_both_stages_run_and_the_first_carries_into_the_second(work, tmp_path, source):
+    model, tokenizer = make(work, source=source, order="random")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(model, tokenizer, stage(recipe.ALIGN, 3, "bare_caption"), work, tmp_path / "align", "captions.json")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"model.multi_modal_projector.linear_1.weight", "regionizer.pool.out.weight", "regionizer.draws"} <= changed
+    assert all(name.startswith(recipe.REGIONS_AND_PROJECTOR) for name in changed)
+    second, _ = make(work, seed=1, source=source, order="random")
+    building.load_stage(second, tmp_path / "align")
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    run(second, tokenizer, stage(recipe.INSTRUCT, 3, "bare"), work, tmp_path / "instruct", "questions.json")
+    assert not torch.equal(second.lm_head.weight, model.lm_head.weight)
+    loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "instruct" / "model")
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_stage_of_other_parts_is_refused(work, tmp_path):
+    model, _ = make(work)
+    building.freeze_but(model, recipe.REGIONS_AND_PROJECTOR)
+    building.save_stage(model, tmp_path)
+    other, _ = make(work, pool="mean")
+    with pytest.raises(CheckpointError, match=r"holds regionizer.pool.*, which this model has not"):
+        building.load_stage(other, tmp_path)
+    building.save_stage(other, tmp_path / "mean")
+    with pytest.raises(CheckpointError, match=r"lacks regionizer.pool.*: its regions were pooled otherwise"):
+        building.load_stage(model, tmp_path / "mean")
+    with pytest.raises(CheckpointError, match="there is no .*trained.safetensors"):
+        building.load_stage(model, tmp_path / "none")
+    model.regionizer = Regionizer(dim=64, num_heads=8)
+    with pytest.raises(
+        CheckpointError, match=r"must be \(64, 64\) for this model; it is \(48, 48\), of another encoder's width"
+    ):
+        building.load_stage(model, tmp_path)
+
+
+def test_interrupted_and_resumed_training_is_uninterrupted_training(work, tmp_path):
+    settings = {"logging_strategy": "steps", "logging_steps": 1, "save_strategy": "steps", "save_steps": 3}
+
+    class Interruption(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 3
+
+    def go(out, **options):
+        model, tokenizer = make(work, source="clustering", order="random")
+        which = stage(recipe.INSTRUCT, 6, "bare")
+        trainer = run(model, tokenizer, which, work, out, "questions.json", training=settings, **options)
+        return [one["loss"] for one in trainer.state.log_history if "loss" in one], model.state_dict()
+
+    whole, weights = go(tmp_path / "whole")
+    first, _ = go(tmp_path / "broken", callbacks=[Interruption()])
+    resumed, again = go(tmp_path / "broken", resume=True)
+    assert (len(whole), len(first)) == (6, 3)
+    assert resumed == whole
+    for name, tensor in weights.items():
+        assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft calls it
+def test_lora_trains_the_language_model_a_little(work, tmp_path):
+    model, tokenizer = make(work)
+    run(model, tokenizer, stage(recipe.INSTRUCT, 2, "bare"), work, tmp_path, "questions.json", lora=4)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_toy_scenes_have_true_masks_and_one_answer_per_question():
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        things = scenes.draw_things(generator)
+        photo, masks = scenes.paint(things, generator)
+        assert photo.size == (192, 192)
+        assert (masks.sum(0) == 1).all()
+        for one in scenes.questions_of(things, generator):
+            assert one.kind in scenes.KINDS
+            told = [things[index] for index in one.about]
+            if one.kind == "colour":
+                assert [thing.colour for thing in told] == [one.answer]
+            if one.kind == "count":
+                assert scenes.NUMBERS[len(told)] == one.answer
+    tokenizer = language.toy_tokenizer()
+    assert tokenizer.pad_token_id not in tokenizer("what colour is the cross two orange squares")["input_ids"]
+
+
+@pytest.mark.parametrize("row", ["pixels/patch/rms/cross_attention/raster", "pixels/segmentation/none/mean/random"])
+def test_one_toy_run_is_measured(work, row):
+    result = tiny.train_one(row, work, steps=(2, 2), control="blind" if "patch" in row else None, most_questions=8)
+    assert result["questions"] == 8
+    assert set(result["accuracy"]) <= {*scenes.KINDS, "all"}
+    assert 0 < result["focus"]["chance"] < 1
+    assert len(tiny.table([result]).splitlines()) == 4
+    tiny.picture([result], work / "picture.png")
+    assert read_photo(work / "picture.png").size[0] > 1000
+
+
+@pytest.mark.parametrize("control", tiny.CONTROLS)
+def test_controls_take_features_away(work, control):
+    model, _ = make(work)
+    pixels = torch.rand(1, 3, 192, 192)
+    plain = model.encode_patches(pixels).features
+    tiny.add_control(model, control)
+    left = model.encode_patches(pixels).features
+    assert not left[..., -8:].any()
+    assert torch.equal(left[..., :-8], plain[..., :-8]) == (control == "no_position")
