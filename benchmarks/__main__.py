@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import clustering, downsampling, generators, memory, pooling, sources, splitting
+from benchmarks import clustering, downsampling, generators, memory, pooling, sources, splitting, steps
 
 QUESTIONS = {
     "clustering": clustering.main,
@@ -12,6 +12,7 @@ QUESTIONS = {
     "splitting": splitting.main,
     "generators": generators.main,
     "sources": sources.main,
+    "steps": steps.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")

@@ -22,6 +22,8 @@ The way of the data, and where each step lives:
     regionizer    all of it, saved and loaded                                  Regionizer
     presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures of regions                                          regiontok.viewing
+    adapters      tokens in whole multimodal models                            regiontok.adapters
+    evaluation    the focus metric                                             regiontok.evaluation
 
 Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
 """

@@ -17,7 +17,7 @@ from tests.conftest import assert_close
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = (
-    "timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra", "pyarrow", "pycocotools",
+    "timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra", "pyarrow", "pycocotools", "peft", "accelerate", "tokenizers",
 )  # fmt: skip
 MODULES = sorted((ROOT / "regiontok").rglob("*.py"))
 
@@ -40,7 +40,10 @@ def imported_after(statement):
 
 def test_import_loads_no_optional_package():
     assert (
-        imported_after("import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli") == []
+        imported_after(
+            "import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli, regiontok.adapters.llava"
+        )
+        == []
     )
 
 

@@ -15,7 +15,7 @@ from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import CheckpointError
 from regiontok.masks import MaskStore
-from regiontok.presets import TABLE_1
+from regiontok.presets import TABLE_1, Row
 
 FOLDER = Path(__file__).parent.parent / "examples" / "train_llava"
 sys.path.insert(0, str(FOLDER))
@@ -290,6 +290,48 @@ def test_lora_trains_the_language_model_a_little(work, tmp_path):
     model, tokenizer = make(work)
     run(model, tokenizer, stage(recipe.INSTRUCT, 2, "bare"), work, tmp_path, "questions.json", lora=4)
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch, capsys):
+    """With the encoder that needs no weights in place of the paper's; all else is the recipe's."""
+    options = TABLE_1["radio-384/combined/rms/cross_attention/raster"].options
+    monkeypatch.setattr(recipe, "row", lambda _: Row("pixels", options, {}))
+    data = work / "data"
+    given = ["--row", "radio-384/combined/rms/cross_attention/raster", "--language-model", str(work / "language")]
+    given += ["--images", str(data / "images"), "--masks", str(data / "masks.parquet"), "--out", str(tmp_path)]
+    given += ["--per-device-batch", "32", "--max-steps", "1", "--workers", "0"]
+    train.main([*given, "--stage", "align", "--data", str(data / "captions.json")])
+    assert (tmp_path / "align" / building.STAGE_FILE).is_file()
+    train.main([*given, "--stage", "instruct", "--data", str(data / "questions.json")])
+    loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "instruct" / "model")
+    config = loaded.regionizer.config
+    assert {name: config[name] for name in options} == options
+    assert config["geometry"]["mode"] == "letterbox"
+    assert "Stage instruct: 24 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "align"], "--row is needed"),
+        (["--row", "clip-336/none"], "--stage is needed"),
+        (["--row", "clip-336/none", "--stage", "align", "--language-model", "x", "--data", "x", "--images", "x"], "there is no row 'clip-336/none'. List them with --rows"),
+        (["--tiny", "--row", "clip-336/patch/none/mean/raster"], "a toy row is pixels/SOURCE/NORM/POOL/ORDER"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_run_say_why(work, arguments, message, monkeypatch):
+    monkeypatch.setattr(tiny, "prepare", lambda _: None)
+    with pytest.raises(SystemExit, match=message):
+        train.main(arguments)
+
+
+def test_masks_are_for_rows_of_masks():
+    with pytest.raises(SystemExit, match="a row of combined needs --masks"):
+        train._masks(None, "combined")
+    with pytest.raises(SystemExit, match="--masks is for rows of masks; this one is of patch"):
+        train._masks("felzenszwalb", "patch")
+    made = train._masks("felzenszwalb", "segmentation")("a.png", Image.new("RGB", (30, 20)))
+    assert made.size == (20, 30)
 
 
 def test_toy_scenes_have_true_masks_and_one_answer_per_question():
