@@ -27,6 +27,7 @@ from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import METHODS, MaskDownsampler, Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
+from regiontok.maskset import check_size
 from regiontok.normalize import rms_normalize
 from regiontok.ordering import ORDERS, order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
@@ -84,7 +85,8 @@ class Regionizer(nn.Module):
         masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, COCO RLE, or a label map.
         valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all, or
             for what masks' geometry tells.
-        sizes: Each photo's height and width, to refuse masks of another size; by default masks are their photo's.
+        sizes: Each photo's height and width, ``(B, 2)``. Masks of another size are refused; for the other sources they
+            tell, with ``geometry``, which patches show the photo where ``valid`` does not.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
@@ -249,7 +251,8 @@ class Regionizer(nn.Module):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
         if masks is None and sizes is not None:
-            raise ValueRangeError("sizes are compared with masks, and there are none. Leave them out.")
+            shown = self._shown(features, sizes)
+            valid = shown if valid is None else valid
         if self.config["padding"] == "keep":
             valid = None
         if source == "clustering":
@@ -265,6 +268,21 @@ class Regionizer(nn.Module):
             min_patches = self.config["split_min_patches"]
             regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
         return order_regions(regions, "raster")
+
+    def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
+        """Which patches show photos of ``sizes``."""
+        geometry = self._downsampler.geometry
+        if geometry is None:
+            raise ValueRangeError(
+                "sizes of photos need the geometry that places them, as in geometry=encoder.geometry."
+            )
+        grids = check_features(features).tolist()
+        if len(sizes) != len(grids):
+            raise ShapeError(f"sizes must have one entry per photo, {len(grids)}; got {len(sizes)}.")
+        return [
+            geometry.place(check_size(f"sizes[{photo}]", size)).valid((rows, cols)).to(features[0].device)
+            for photo, (size, (rows, cols)) in enumerate(zip(sizes, grids, strict=True))
+        ]
 
     def order(self, regions: Regions) -> Regions:
         """The same regions in the order of the tokens."""

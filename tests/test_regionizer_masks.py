@@ -163,8 +163,23 @@ def test_masks_of_another_size_than_the_photo_are_refused_when_it_is_told():
         ShapeError, match=r"masks\[1\]: masks must be of their photo's size \(120, 80\); got \(80, 120\)"
     ):
         regionizer(features, masks=MASKS, sizes=[sizes[0], (120, 80)])
-    with pytest.raises(ValueRangeError, match="sizes are compared with masks"):
-        Regionizer(pool="mean")(features.nan_to_num(), sizes=sizes)
+
+
+def test_sizes_of_photos_tell_their_padding_without_masks_too():
+    plain = features.nan_to_num()
+    valid = [GEOMETRY.place(one.size).valid(plain.shape[1:3]) for one in MASKS]
+    sizes = [one.size for one in MASKS]
+    for source in ("patch", "clustering"):
+        regionizer = Regionizer(source=source, pool="mean", geometry=GEOMETRY)
+        assert torch.equal(regionizer(plain, sizes=sizes).values, regionizer(plain, valid=valid).values)
+        everything = torch.ones(plain.shape[:3], dtype=torch.bool)
+        assert len(regionizer(plain, sizes=sizes, valid=everything)) == len(regionizer(plain))
+    with pytest.raises(ShapeError, match="sizes must have one entry per photo, 2; got 1"):
+        regionizer(plain, sizes=sizes[:1])
+    with pytest.raises(ShapeError, match=r"sizes\[1\] must be \(height, width\); got 3"):
+        regionizer(plain, sizes=[sizes[0], 3])
+    with pytest.raises(ValueRangeError, match="sizes of photos need the geometry that places them"):
+        Regionizer(pool="mean")(plain, sizes=sizes)
 
 
 @pytest.mark.parametrize("source", ["segmentation", "combined"])

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
-from regiontok.geometry import ImageGeometry, Size
-from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.geometry import Size
+from regiontok.regionizer import Regionizer
 
 
 class RegionProjector(nn.Module):
@@ -69,17 +69,8 @@ class RegionProjector(nn.Module):
                 "Set mm_vision_select_feature to 'patch'."
             )
         grid = features.unflatten(1, (self.side, self.side))
-        by_masks = self.regionizer.config["source"] in MASK_SOURCES
-        valid = None if by_masks else self._valid(grid)
-        tokens = self.regionizer(grid, masks=self._masks, valid=valid, sizes=self._sizes if by_masks else None)
+        tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes)
         return tokens.map(self.projector).split()
-
-    def _valid(self, grid: Tensor) -> list[Tensor] | None:
-        geometry = self.regionizer.config["geometry"]
-        if self._sizes is None or geometry is None:
-            return None
-        place = ImageGeometry(**geometry).place
-        return [place(size).valid((self.side, self.side)).to(grid.device) for size in self._sizes]
 
 
 def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:

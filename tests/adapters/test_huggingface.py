@@ -11,7 +11,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration, TextStreamer, pipeline
+from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, TextStreamer, pipeline
 
 from regiontok import ImageGeometry, MaskSet, Regionizer
 from regiontok.adapters.huggingface import (
@@ -144,6 +144,8 @@ def test_other_ways_to_generate(stock):
     settings = {"pixel_values": PIXELS[:2], "do_sample": False}
     expected = model.generate(**given, **settings, max_new_tokens=4)
     assert torch.equal(model.generate(given["input_ids"], **settings, max_new_tokens=4), expected)
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=PAD)
+    assert torch.equal(model.generate(given["input_ids"], config, pixel_values=PIXELS[:2]), expected)
     assert torch.equal(model.generate(**given, **settings, max_length=5 + 4), expected)
     told = model.generate(**given, **settings, max_new_tokens=4, return_dict_in_generate=True, output_scores=True)
     assert torch.equal(told.sequences, expected)
@@ -389,7 +391,7 @@ def test_two_processes_of_which_one_has_text_alone_finish_with_equal_weights(tmp
         ({"pixel_values": PIXELS[None]}, ShapeError, r"pixel_values must be \(images, 3, height, width\); got \(1, 3, 3, 56, 56\)"),
         ({"masks": [np.ones((1, 9, 9), bool)]}, ValueRangeError, "there are masks of 1 images and no pixel_values"),
         ({"pixel_values": PIXELS, "image_sizes": [3, 4, 5]}, DTypeError, r"image_sizes must be a \(height, width\) per image"),
-        ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "image_sizes must have one size per image, 3; got 1"),
+        ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "sizes must have one entry per photo, 3; got 1"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_and_named(stock, given, error, message):

@@ -17,8 +17,8 @@ from regiontok._require import require
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
-from regiontok.geometry import ImageGeometry, Size
-from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.geometry import Size
+from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 
 transformers = require("transformers", extra="hf")
@@ -229,7 +229,8 @@ class RegionMixin:
         elif masks:
             raise ValueRangeError(f"there are masks of {len(masks)} images and no pixel_values. Pass both or neither.")
         output = super().forward(**inputs, **kwargs)
-        if self.training and pixel_values is None and kwargs.get("mm_encoder_outputs") is None:
+        text_alone = pixel_values is None and kwargs.get("mm_encoder_outputs") is None
+        if self.training and text_alone and torch.is_grad_enabled():
             self._touch(output)
         return output
 
@@ -251,7 +252,7 @@ class RegionMixin:
         for name in ("max_length", "min_length"):
             if kwargs.get(name) is not None:
                 kwargs[name] += laid - ids.shape[1]
-        output = super().generate(*args, **prepared.inputs, **kwargs)
+        output = super().generate(None, *args, **prepared.inputs, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompt = ids.repeat_interleave(len(sequences) // len(ids), 0)
         sequences = torch.cat([prompt.to(sequences.device), sequences[:, laid:]], 1)
@@ -277,23 +278,10 @@ class RegionMixin:
             output.logits = output.logits + nothing.to(output.logits)
 
     def _regionize(self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any) -> RegionTokens:
-        sizes = None if image_sizes is None else _as_sizes(image_sizes)
-        by_masks = self.regionizer.config["source"] in MASK_SOURCES
-        valid = None if sizes is None or by_masks else self._valid(features, sizes)
-        tokens = self.regionizer(features, masks=masks, valid=valid, sizes=sizes if by_masks else None)
-        return tokens.map(self.projector)
-
-    def _valid(self, features: Features, sizes: list[Size]) -> list[Tensor] | None:
-        """Which patches show the photos, as the Regionizer's geometry tells; None without one."""
-        if self.regionizer.config["geometry"] is None:
-            return None
-        if len(sizes) != len(features):
-            raise ShapeError(f"image_sizes must have one size per image, {len(features)}; got {len(sizes)}.")
-        geometry = ImageGeometry(**self.regionizer.config["geometry"])
-        grids = [(int(one.shape[0]), int(one.shape[1])) for one in features]
-        return [
-            geometry.place(size).valid(grid).to(features[0].device) for size, grid in zip(sizes, grids, strict=True)
-        ]
+        sizes = None if image_sizes is None else as_sizes(image_sizes)
+        if masks is None and self.regionizer.config["geometry"] is None:
+            sizes = None  # as processors of some families give them with every photo
+        return self.regionizer(features, masks=masks, sizes=sizes).map(self.projector)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start the Regionizer as it starts itself; weights that were loaded transformers keeps from ``nn.init``."""
@@ -344,7 +332,8 @@ def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any], names: Sequence[st
         raise ValueRangeError("pixel_values need input_ids, whose placeholders they fill. Pass both.")
 
 
-def _as_sizes(image_sizes: Any) -> list[Size]:
+def as_sizes(image_sizes: Any) -> list[Size]:
+    """Heights and widths as a processor gives them, a tensor or lists."""
     rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else list(image_sizes)
     if not all(isinstance(row, Sequence) and len(row) == 2 for row in rows):
         raise DTypeError(f"image_sizes must be a (height, width) per image; got {image_sizes!r}.")
