@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,9 @@ from regiontok.regionizer import MASK_SOURCES, SOURCES
 GEOMETRY = ImageGeometry.squash(SIDE)
 TRAIN, TEST = 2000, 300
 BATCH = 16
-STEPS = {"patch": (200, 400)}
+STEPS = {"patch": (200, 1000)}
 """Steps of both stages where they are not those of `OTHERS`: patches cost the most."""
-OTHERS = (300, 600)
+OTHERS = (300, 1000)
 CONTROLS = ("blind", "no_position")
 """All features zero, so that only the number of tokens is left; the eight numbers of position zero."""
 RESULTS = Path(__file__).parent / "results"
@@ -233,6 +236,10 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, transparent=True, dpi=150)
 
 
+def _share(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the grid."""
     own = argparse.ArgumentParser(
@@ -247,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own.add_argument("--norms", nargs="*", default=["rms"], choices=["rms", "none"])
     own.add_argument("--seeds", nargs="*", type=int, default=[42])
     own.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=CONTROLS, help="on segmentation")
+    own.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores; default: %(default)s")
     own.add_argument("--results", type=Path, default=RESULTS, help="where the table goes; default: %(default)s")
     options = own.parse_args(arguments)
     prepare(options.out)
@@ -258,9 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     runs += [("pixels/segmentation/rms/mean/raster", options.seeds[0], control) for control in options.controls]
     results = []
-    for row, seed, control in runs:
-        results.append(train_one(row, options.out, seed=seed, control=control))
-        print(table(results[-1:]).splitlines()[2], flush=True)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=_share, initargs=(options.jobs,)) as pool:
+        waiting = [pool.submit(train_one, row, options.out, seed=seed, control=control) for row, seed, control in runs]
+        for one in waiting:
+            results.append(one.result())
+            print(table(results[-1:]).splitlines()[2], flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "tiny.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (options.results / "tiny.md").write_text(table(results), encoding="utf-8")
