@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback, TrainingArguments
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
@@ -134,6 +135,31 @@ def test_only_answers_are_learnt(work):
     assert (sample["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum() == 1
     assert sample["image_sizes"] == [(192, 192)]
     assert sample["pixel_values"].shape == (1, 3, 192, 192)
+
+
+def test_only_answers_are_learnt_with_a_tokenizer_of_word_pieces_too(work):
+    """One as Vicuna's, in which a space belongs to the piece after it."""
+    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<image>"]
+    text = [
+        conversations.TEMPLATES["vicuna_v1"].system + "USER: ASSISTANT: how many circles two three what colour blue"
+    ]
+    pieces.train_from_iterator(text, trainers.BpeTrainer(vocab_size=150, special_tokens=special, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model, _ = make(work)
+    sample = dataset(work, tokenizer, model, template="vicuna_v1").sample(
+        entry(conversations=[
+            {"from": "human", "value": "how many circles\n<image>"}, {"from": "gpt", "value": "two, or three"},
+            {"from": "human", "value": "what colour"}, {"from": "gpt", "value": "blue"},
+        ])
+    )  # fmt: skip
+    learnt = tokenizer.decode(sample["labels"][sample["labels"] >= 0]).replace(" ", "")
+    assert learnt == "two,orthree</s>blue</s>".replace(",", "<unk>" if tokenizer.get_vocab().get(",") is None else ",")
+    assert (sample["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum() == 1
 
 
 def test_a_batch_joins_images_and_text_alone(work):
