@@ -31,9 +31,9 @@ from regiontok.regionizer import MASK_SOURCES, SOURCES
 GEOMETRY = ImageGeometry.squash(SIDE)
 TRAIN, TEST = 2000, 300
 BATCH = 16
-STEPS = {"patch": (200, 1000)}
+STEPS = {"patch": (200, 800)}
 """Steps of both stages where they are not those of `OTHERS`: patches cost the most."""
-OTHERS = (300, 1000)
+OTHERS = (300, 800)
 CONTROLS = ("blind", "no_position")
 """All features zero, so that only the number of tokens is left; the eight numbers of position zero."""
 RESULTS = Path(__file__).parent / "results"
@@ -78,6 +78,7 @@ def train_one(
     model, tokenizer = build("pixels", folder / "language", regions, pretrained=False, img_size=SIDE)
     if control:
         add_control(model, control)
+    standardize(model, folder / "data")
     data, masks = folder / "data", StoredMasks(MaskStore(folder / "data" / "masks.parquet"))
     steps = steps or STEPS.get(source, OTHERS)
     seconds = {}
@@ -108,6 +109,21 @@ def train_one(
     result["seconds"] = round(sum(seconds.values()), 1)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+@torch.no_grad()
+def standardize(model: Any, data: Path, photos: int = 64) -> None:
+    """Start the new projector as if features had mean 0 and deviation 1, so that the faint ones, position, are seen.
+
+    ``pixels`` weighs its numbers for likeness; what a projector needs is all of them.
+    """
+    files = sorted((data / "images").glob("*.png"))[:photos]
+    pixels, _ = preprocessor(model.model.vision_tower, "squash").preprocess([read_photo(file) for file in files])
+    features = model.regionizer.normalize(model.encode_patches(pixels).features).flatten(0, 2)
+    deviation = features.std(0)
+    layer = model.model.multi_modal_projector.linear_1
+    layer.weight /= torch.where(deviation > 1e-6, deviation, 1)
+    layer.bias -= layer.weight @ features.mean(0)
 
 
 def add_control(model: Any, name: str) -> None:
