@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regiontok.downsample import Masks
@@ -100,7 +101,7 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
         raise ValueRangeError("this model has regions already. Take them off with remove_regions first.")
     config = model.config
     if (
-        "anyres" in getattr(config, "image_aspect_ratio", "")
+        "anyres" in (getattr(config, "image_aspect_ratio", None) or "")
         or getattr(config, "mm_patch_merge_type", "flat") != "flat"
     ):
         raise ValueRangeError(
@@ -134,28 +135,45 @@ def remove_regions(model: Any) -> Regionizer:
     return projector.regionizer
 
 
-def load_stage1(model: Any, file: str | Path) -> None:
-    """Load ``mm_projector.bin`` as stage 1 saved it, with the regions' weights, into a model that has regions.
+def load_regions(model: Any, saved: str | Path) -> None:
+    """Load the projector and the regions' weights into a model that has regions.
 
-    LLaVA's own ``--pretrain_mm_mlp_adapter`` loads before there are regions, and would not know their weights.
+    LLaVA's own loading, and its ``--pretrain_mm_mlp_adapter``, comes before there are regions and does not know them.
+
+    Args:
+        model: After `add_regions`.
+        saved: ``mm_projector.bin`` of stage 1, or the folder of a whole model.
 
     Raises:
         DTypeError: A model without regions.
         CheckpointError: No such file, a stock one, or one of another width.
     """
     projector = _projector(model)
-    if not Path(file).is_file():
-        raise CheckpointError(f"there is no file {file}.")
-    state = torch.load(file, map_location="cpu", weights_only=True)
     marker = "mm_projector."
-    found = {name.split(marker, 1)[1]: value for name, value in state.items() if marker in name}
+    found = {name.split(marker, 1)[1]: value for name, value in _read(Path(saved)) if marker in name}
+    buffers = {name for name, _ in projector.named_buffers()}  # LLaVA saves parameters only
     try:
-        projector.load_state_dict(found)
+        missing, unexpected = projector.load_state_dict(found, strict=False)
     except RuntimeError as error:
+        raise CheckpointError(f"{saved} is of another width than this model: {error}") from error
+    if unexpected or set(missing) - buffers:
+        wrong = sorted({*unexpected, *missing} - buffers)
         raise CheckpointError(
-            f"{file} is not of this model's projector and regions: {error} A stock mm_projector.bin is loaded before "
-            "add_regions, by LLaVA itself."
-        ) from error
+            f"{saved} is not of this model's projector and regions; they differ in {wrong[0]} and {len(wrong) - 1} "
+            "more. A stock one is loaded before add_regions, by LLaVA itself."
+        )
+
+
+def _read(saved: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a file, or of all files of a model's folder."""
+    files = [saved] if saved.is_file() else [*saved.glob("*.safetensors")] or [*saved.glob("*model*.bin")]
+    if not files:
+        raise CheckpointError(f"there is no file {saved}, nor a folder of weights.")
+    for file in files:
+        if file.suffix == ".safetensors":
+            yield from load_file(file).items()
+        else:
+            yield from torch.load(file, map_location="cpu", weights_only=True).items()
 
 
 def _projector(model: Any) -> RegionProjector:

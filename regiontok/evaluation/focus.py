@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,8 +53,8 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
     """The attention that the tokens of answers pay to region tokens.
 
     One forward pass over prompts and answers, in which only the answers' rows are computed a second time, and only
-    their columns of regions are kept: memory grows with the sequence, not with its square, whatever attention the
-    model runs on (sdpa, flash, eager). Equal to what ``output_attentions=True`` gives there.
+    their columns of regions are kept: memory grows with the sequence, not with its square, on sdpa, flash and eager
+    attention. Equal to what ``output_attentions=True`` gives there.
 
     Args:
         model: A region model of `regiontok.adapters.huggingface`.
@@ -156,16 +157,14 @@ def target_regions(
 
 
 def _together(masks: Masks) -> Masks:
-    """All of an object's masks as one, so that none of their area counts twice."""
-    if isinstance(masks, MaskSet):
-        if len(masks) < 2 or masks.coverage is not None:
-            return masks
-        return masks.masks().any(0, keepdim=True)
-    if isinstance(masks, Tensor) and masks.ndim == 3 and masks.dtype == torch.bool:
-        return masks.any(0, keepdim=True)
-    if isinstance(masks, Sequence) and len(masks):
-        return _together(MaskSet.from_coco(masks))
-    return masks
+    """All of an object's masks as one, so that none of their area counts twice, and parts of it add up."""
+    if isinstance(masks, np.ndarray | Tensor):
+        masks = MaskSet.from_masks(masks) if masks.ndim == 3 else MaskSet.from_labels(masks)
+    elif not isinstance(masks, MaskSet) and len(masks):
+        masks = MaskSet.from_coco(masks)
+    if not isinstance(masks, MaskSet) or masks.coverage is not None or len(masks) < 2:
+        return masks
+    return masks.masks().any(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ class FocusMeter:
             chosen = chosen if self.heads is None else chosen[:, list(self.heads)]
             mean = chosen.mean((0, 1))
             self._focus.append(float(mean[wanted.to(mean.device)].sum()))
-            self._share.append(float(mean[wanted.to(mean.device)].sum() / mean.sum()))
+            self._share.append(float(mean[wanted.to(mean.device)].sum() / mean.sum().clamp(min=1e-12)))
             self._chance.append(float(wanted.float().mean()))
 
     def result(self) -> FocusResult:
@@ -329,6 +328,8 @@ _ACTIVE: ContextVar[_Capture | None] = ContextVar("regiontok_focus", default=Non
 def _capturing(config: Any, capture: _Capture) -> Iterator[None]:
     """Let a language model's attention layers hand over their queries and keys; its own attention does the work."""
     own = config._attn_implementation or "eager"
+    if own == "flex_attention":
+        raise ValueRangeError("focus cannot look into flex_attention. Load the model with attn_implementation='sdpa'.")
     config._attn_implementation = _register(own)
     token = _ACTIVE.set(capture)
     try:

@@ -7,6 +7,7 @@ from transformers import (
     Dinov2Config,
     Dinov2WithRegistersConfig,
     LlavaImageProcessor,
+    PixtralVisionConfig,
     RadioConfig,
     SiglipImageProcessor,
     SiglipVisionConfig,
@@ -107,6 +108,19 @@ def test_a_tower_that_merges_patches_is_refused():
         with_regions(stock, Regionizer(**IDENTITY)).encode_patches(torch.rand(1, 3, 56, 56))
 
 
+def test_towers_that_cannot_be_are_refused():
+    config = EncoderConfig.of("pixels", img_size=64)
+    stock = tiny_llava(config)  # LLaVA's default, the layer before the last
+    with pytest.raises(
+        ValueRangeError, match=r"1 hidden states; got \[-2\]. An EncoderTower has one: set vision_feature_layer=-1"
+    ):
+        with_regions(stock, Regionizer(**IDENTITY)).encode_patches(torch.rand(1, 3, 64, 64))
+    vision = PixtralVisionConfig(intermediate_size=64, image_size=56, patch_size=14, head_dim=16, **SIZES)
+    stock = tiny_llava(vision, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    with pytest.raises(ShapeError, match="must give features of each of the 2 images; got 1. Towers that join images"):
+        with_regions(stock, Regionizer(**IDENTITY)).encode_patches(torch.rand(2, 3, 56, 56))
+
+
 def test_one_tile_of_onevision_is_its_regions():
     stock = tiny_onevision()
     model = with_regions(stock, Regionizer(**IDENTITY))
@@ -123,6 +137,11 @@ def test_one_tile_of_onevision_is_its_regions():
         model.encode_patches(torch.randn(1, 3, 3, 28, 28))
     with pytest.raises(ValueRangeError, match="videos are not cut into regions"):
         model(input_ids=ids, pixel_values=tiles, pixel_values_videos=tiles)
+    model.train()(input_ids=ids, pixel_values=tiles, labels=ids).loss.backward()
+    assert all(
+        parameter.grad is not None
+        for parameter in (stock.model.image_newline, *stock.model.language_model.parameters())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +217,18 @@ def test_qwen_in_a_batch_is_qwen_one_by_one_and_after_saving(qwen, tmp_path):
     loaded = RegionQwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
     again = loaded.generate(**given, pixel_values=PATCHES, image_grid_thw=GRID, max_new_tokens=5, do_sample=False)
     assert torch.equal(again, together)
+
+
+def test_qwens_text_after_an_image_is_as_before_it(qwen):
+    model = with_regions(qwen, Regionizer(source="clustering", pool="mean", num_regions=1))
+    text = torch.tensor([[3, 4, 5, 6]])
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    before = model.generate(input_ids=text, **settings)
+    model.generate(**qwen_prompts((1, 1, 1)), pixel_values=PATCHES, image_grid_thw=GRID, max_new_tokens=2)
+    kinds = torch.zeros_like(text, dtype=torch.int32)  # the processor writes it for text too
+    after = model.generate(input_ids=text, mm_token_type_ids=kinds, **settings)
+    assert all(torch.equal(one, other) for one, other in zip(before.logits, after.logits, strict=True))
+    assert torch.equal(model(input_ids=text, mm_token_type_ids=kinds).logits, qwen(input_ids=text).logits)
 
 
 def test_qwen_trains_on_text_alone_too(qwen):

@@ -1,5 +1,6 @@
 """The promises of every family; its own are in test_families.py."""
 
+import inspect
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,14 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, TextStreamer, pipeline
+from transformers import (
+    AutoProcessor,
+    DynamicCache,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    TextStreamer,
+    pipeline,
+)
 
 from regiontok import ImageGeometry, MaskSet, Regionizer
 from regiontok.adapters.huggingface import (
@@ -147,9 +155,29 @@ def test_other_ways_to_generate(stock):
     config = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=PAD)
     assert torch.equal(model.generate(given["input_ids"], config, pixel_values=PIXELS[:2]), expected)
     assert torch.equal(model.generate(**given, **settings, max_length=5 + 4), expected)
+    config = GenerationConfig(max_length=9, do_sample=False, pad_token_id=PAD)
+    assert torch.equal(model.generate(**given, pixel_values=PIXELS[:2], generation_config=config), expected)
+    assert config.max_length == 9
     told = model.generate(**given, **settings, max_new_tokens=4, return_dict_in_generate=True, output_scores=True)
     assert torch.equal(told.sequences, expected)
     assert len(told.scores) == 4
+
+
+def test_forward_has_the_stock_classs_arguments_and_generation_uses_them(stock):
+    """Else the whole prompt's logits are computed where its last ones are wanted."""
+    model = clustered(stock)
+    own, theirs = (list(inspect.signature(one.forward).parameters) for one in (model, stock))
+    assert [name for name in own if name in theirs] == theirs
+    assert set(own) - set(theirs) == {"masks", "num_images"}  # image_sizes both have
+    assert model._supports_logits_to_keep()
+    rows = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[1]))
+    model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=2)
+    hook.remove()
+    assert rows == [1, 1]
+    given = prompts([ROWS[0]])
+    named = model(input_ids=given["input_ids"], pixel_values=PIXELS[:2], attention_mask=given["attention_mask"])
+    assert torch.equal(model(given["input_ids"], PIXELS[:2], given["attention_mask"]).logits, named.logits)
 
 
 def test_streamed_tokens_are_the_new_ones(stock, capsys):
@@ -247,6 +275,10 @@ def test_a_stock_checkpoint_loses_nothing_and_goes_back(stock, tmp_path):
     back = LlavaForConditionalGeneration.from_pretrained(tmp_path / "regions")
     written = prompts(ROWS, run=16)
     assert torch.equal(back(**written, pixel_values=PIXELS).logits, stock(**written, pixel_values=PIXELS).logits)
+    layered = RegionLlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "stock", regionizer=regionizer, vision_feature_layer=-1, dtype=torch.bfloat16
+    )
+    assert (layered.config.vision_feature_layer, layered.dtype) == (-1, torch.bfloat16)
     with pytest.raises(CheckpointError, match="its config names none: it is of a stock model. Pass regionizer="):
         RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "stock")
 
@@ -281,6 +313,11 @@ def test_the_stock_model_stays_as_it_is_and_shares_its_weights(stock):
     assert "regionizer" not in dict(stock.named_modules())
     assert torch.equal(stock(**written, pixel_values=PIXELS).logits, before)
     assert LlavaForConditionalGeneration.forward is type(stock).forward
+    fired = []
+    hook = model.register_forward_hook(lambda *_: fired.append(1))
+    stock(**written, pixel_values=PIXELS)
+    hook.remove()
+    assert not fired
     back = without_regions(model)
     assert type(back) is type(stock)
     assert torch.equal(back(**written, pixel_values=PIXELS).logits, before)
@@ -334,6 +371,7 @@ def test_a_batch_of_text_alone_reaches_every_weight_and_changes_no_value(stock, 
         if "regionizer" in name or "projector" in name:
             assert parameter.grad is not None, name
             assert not parameter.grad.any(), name
+    assert torch.equal(model(**given, labels=labels, return_dict=False)[labelled], output.logits)
     model.requires_grad_(False)
     assert torch.equal(model(**given).logits, output.logits)
 
@@ -389,6 +427,9 @@ def test_two_processes_of_which_one_has_text_alone_finish_with_equal_weights(tmp
         ({"pixel_values": PIXELS, "position_ids": torch.ones(3, 5)}, ValueRangeError, "position_ids cannot come with pixel_values"),
         ({"pixel_values": PIXELS, "input_ids": None}, ValueRangeError, "pixel_values need input_ids"),
         ({"pixel_values": PIXELS[None]}, ShapeError, r"pixel_values must be \(images, 3, height, width\); got \(1, 3, 3, 56, 56\)"),
+        ({"pixel_values": PIXELS, "past_key_values": DynamicCache()}, ValueRangeError, "past_key_values cannot come with pixel_values"),
+        ({}, ShapeError, "the samples hold 3 placeholders of images, and no pixel_values came"),
+        ({"pixel_values_videos": PIXELS}, ValueRangeError, "videos are not cut into regions"),
         ({"masks": [np.ones((1, 9, 9), bool)]}, ValueRangeError, "there are masks of 1 images and no pixel_values"),
         ({"pixel_values": PIXELS, "image_sizes": [3, 4, 5]}, DTypeError, r"image_sizes must be a \(height, width\) per image"),
         ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "sizes must have one entry per photo, 3; got 1"),
@@ -398,9 +439,8 @@ def test_bad_input_is_refused_and_named(stock, given, error, message):
     model = clustered(stock, geometry=ImageGeometry.squash(56))
     with pytest.raises(error, match=message):
         model(**(prompts(ROWS) | given))
-    if "masks" not in given:
-        with pytest.raises(error, match=message):
-            model.generate(**(prompts(ROWS) | given), max_new_tokens=1)
+    with pytest.raises(error, match=message):
+        model.generate(**(prompts(ROWS) | given), max_new_tokens=1)
 
 
 def test_models_that_cannot_have_regions_are_refused_by_name(stock, monkeypatch):

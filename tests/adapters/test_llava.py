@@ -5,10 +5,11 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.llava import RegionProjector, add_regions, load_stage1, remove_regions
+from regiontok.adapters.llava import RegionProjector, add_regions, load_regions, remove_regions
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 
 
@@ -45,7 +46,7 @@ IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
 
 
 def test_a_region_per_patch_changes_nothing_and_can_be_taken_off():
-    model = Llava()
+    model = Llava(image_aspect_ratio=None)
     expected, own = model.encode_images(IMAGES), model.model.mm_projector
     add_regions(model, Regionizer(**IDENTITY))
     assert torch.equal(torch.stack(model.encode_images(IMAGES)), expected)
@@ -80,17 +81,37 @@ def test_what_stage_1_saves_by_name_holds_the_regions_and_is_loaded_in_stage_2(t
     torch.save(saved, tmp_path / "mm_projector.bin")
     second = Llava()
     add_regions(second, Regionizer(dim=32, num_heads=4))
-    load_stage1(second, tmp_path / "mm_projector.bin")
+    load_regions(second, tmp_path / "mm_projector.bin")
     for mine, theirs in zip(second.encode_images(IMAGES), model.encode_images(IMAGES), strict=True):
         assert torch.equal(mine, theirs)
     torch.save(
         {f"model.mm_projector.{name}": one for name, one in Llava().model.mm_projector.state_dict().items()},
         tmp_path / "stock.bin",
     )
-    with pytest.raises(CheckpointError, match="stock.bin is not of this model's projector and regions"):
-        load_stage1(second, tmp_path / "stock.bin")
+    with pytest.raises(CheckpointError, match="stock.bin is not of this model's projector and regions; they differ in"):
+        load_regions(second, tmp_path / "stock.bin")
     with pytest.raises(CheckpointError, match="there is no file"):
-        load_stage1(second, tmp_path / "none.bin")
+        load_regions(second, tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_weights_are_found_in_a_whole_models_folder_too(tmp_path, order):
+    model = Llava()
+    add_regions(model, Regionizer(dim=32, num_heads=4, order=order))
+    nn.init.normal_(model.model.mm_projector.regionizer.pool.out.weight)
+    state = {name: one.detach() for name, one in model.named_parameters()}
+    save_file({name: one for name, one in state.items() if "0." not in name}, tmp_path / "model-1.safetensors")
+    save_file({name: one for name, one in state.items() if "0." in name}, tmp_path / "model-2.safetensors")
+    second = Llava()
+    add_regions(second, Regionizer(dim=32, num_heads=4, order=order))
+    load_regions(second, tmp_path)
+    for name, one in second.named_parameters():
+        assert torch.equal(one, state[name]), name
+    third = Llava()
+    third.model.mm_projector = nn.Sequential(nn.Linear(32, 16))
+    add_regions(third, Regionizer(dim=32, num_heads=4, order=order))
+    with pytest.raises(CheckpointError, match="is of another width than this model"):
+        load_regions(third, tmp_path)
 
 
 def test_gradients_reach_regions_and_projector():
@@ -112,7 +133,7 @@ def without_tower():
     [
         (nn.Linear(1, 1), IDENTITY, DTypeError, "model must be a LLaVA with a vision tower and an mm_projector; got Linear"),
         (without_tower(), IDENTITY, DTypeError, "Build them with initialize_vision_modules first"),
-        (Llava(image_aspect_ratio="anyres"), IDENTITY, ValueRangeError, "have several grids each"),
+        (Llava(image_aspect_ratio="anyres_max_9"), IDENTITY, ValueRangeError, "have several grids each"),
         (Llava(mm_patch_merge_type="spatial_unpad"), IDENTITY, ValueRangeError, "have several grids each"),
         (Llava(mm_vision_select_feature="cls_patch"), IDENTITY, ValueRangeError, "a class token is in no region"),
         (Llava(), {"dim": 16}, ShapeError, "for features of dimension 16; this tower's are of 32"),

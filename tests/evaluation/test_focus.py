@@ -1,8 +1,10 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
@@ -95,9 +97,44 @@ def test_fewer_key_heads_and_positions_in_two_dimensions():
 
 
 def test_memory_grows_with_the_sequence_not_with_its_square():
-    """What is captured holds no axis of the whole sequence."""
-    found = answer_attention(regions_of(tiny_llava()), ANSWER, **SEEN)
-    assert sum(one.numel() for one in found.weights) == 2 * 4 * len(found.regions)
+    """The largest tensor made for the capture, at two lengths of prompt."""
+    largest = []
+    for words in (100, 400):
+        ids = torch.randint(1, 90, (1, words), generator=torch.Generator().manual_seed(0))
+        ids[0, 1] = IMAGE
+        answer = torch.zeros_like(ids, dtype=torch.bool)
+        answer[0, -1] = True
+        sizes = []
+
+        class Sizes(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None, sizes=sizes):
+                made = function(*args, **(kwargs or {}))
+                if isinstance(made, torch.Tensor) and "focus" in sys._getframe(1).f_code.co_filename:
+                    sizes.append(made.numel())
+                return made
+
+        with Sizes():
+            answer_attention(regions_of(tiny_llava()), answer, input_ids=ids, pixel_values=PIXELS[:1])
+        largest.append(max(sizes))
+    assert largest[1] / largest[0] < 4, largest
+
+
+def test_masks_that_share_an_object_count_together_in_every_form():
+    halves = np.zeros((2, 20, 40), bool)
+    halves[0, :10, :20], halves[1, 10:, :20] = True, True  # of the first region, each 50 %
+    labels = np.where(halves[0], 0, np.where(halves[1], 1, -1))
+    masks = MaskSet.from_masks(halves)
+    for one in (
+        halves,
+        halves.view(np.uint8),
+        torch.from_numpy(halves),
+        torch.from_numpy(halves).byte(),
+        labels,
+        masks,
+        masks.to_coco(),
+    ):
+        found = target_regions(REGIONS, [one, one], threshold=0.9, geometry=ImageGeometry.squash((20, 40)))
+        assert found.int().tolist() == [1, 0, 1, 1, 0, 0], type(one)
 
 
 def test_what_it_changes_is_put_back_when_a_model_fails():
@@ -155,8 +192,17 @@ def test_the_meter_averages_over_heads_layers_and_questions_and_counts_the_rest(
     one_head = FocusMeter(heads=[1], layers=[0])
     one_head.add(attention, torch.tensor([False, True, False, False, False, True]))
     assert one_head.result().focus == pytest.approx((0.4 + 0.1) / 2)
+    none = FocusMeter()
+    none.add(attention._replace(weights=[torch.zeros(1, 1, 2), torch.zeros(1, 1, 4)]), torch.ones(6, dtype=torch.bool))
+    assert (none.result().focus, none.result().share) == (0, 0)
     with pytest.raises(ValueRangeError, match="query must be 'answer' as before; got 'predicting'"):
         meter.add(attention._replace(query="predicting"), torch.ones(6, dtype=torch.bool))
+
+
+def test_flex_attention_is_refused_by_name():
+    model = regions_of(tiny_llava(), "flex_attention")
+    with pytest.raises(ValueRangeError, match="focus cannot look into flex_attention"):
+        answer_attention(model, ANSWER, **SEEN)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ that are encoded already to the stock class through its ``mm_encoder_outputs``. 
 """
 
 import copy
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ from regiontok.regions import Regions, RegionTokens
 
 transformers = require("transformers", extra="hf")
 
+_MODEL_OPTIONS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
+"""Arguments of ``from_pretrained`` that are the model's, though a config has their names."""
+_CACHES = ("cache", "past_key_values")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -77,6 +81,12 @@ class RegionMixin:
     _encoder_inputs: tuple[str, ...] = ()
     """What `encode_patches` takes besides pixels."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a family's ``forward`` the stock one's arguments, for all that looks at them: ``generate`` does."""
+        super().__init_subclass__(**kwargs)
+        if "_stock" in vars(cls):
+            cls.forward = _signed(RegionMixin.forward, cls._stock.forward)  # type: ignore[method-assign]
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         options = getattr(config, "regiontok", None)
@@ -107,6 +117,8 @@ class RegionMixin:
                 hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
                 config = transformers.AutoConfig.from_pretrained(name, **hub)
             config = copy.deepcopy(config)
+            for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
+                setattr(config, option, kwargs.pop(option))
             config.regiontok = dict(regionizer.config)
         loaded = super().from_pretrained(name, *args, config=config, **kwargs)
         if regionizer is not None:
@@ -124,7 +136,7 @@ class RegionMixin:
         raise NotImplementedError
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> Callable[[Tensor], Tensor]:
         """From features of regions ``(R, dim)`` to tokens of the language model ``(R, text_dim)``."""
         raise NotImplementedError
 
@@ -211,11 +223,12 @@ class RegionMixin:
         **kwargs: Any,
     ) -> Any:
         """The stock class's, with region tokens; logits are of the prompt as it was laid out, see `prepare`."""
+        _refuse_videos(kwargs)
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        more = {name: kwargs.pop(name) for name in self._encoder_inputs if name in kwargs}
         if pixel_values is not None:
-            _refuse_given(input_ids, kwargs, ("inputs_embeds", "position_ids", "mm_encoder_outputs"))
-            prepared = self.prepare(
+            _refuse_given(input_ids, kwargs)
+            more = {name: kwargs.pop(name) for name in self._encoder_inputs if name in kwargs}
+            inputs = self.prepare(
                 input_ids,  # type: ignore[arg-type]
                 pixel_values,
                 attention_mask=attention_mask,
@@ -224,35 +237,46 @@ class RegionMixin:
                 image_sizes=image_sizes,
                 num_images=num_images,
                 **more,
-            )
-            inputs = prepared.inputs
-        elif masks:
-            raise ValueRangeError(f"there are masks of {len(masks)} images and no pixel_values. Pass both or neither.")
-        output = super().forward(**inputs, **kwargs)
-        text_alone = pixel_values is None and kwargs.get("mm_encoder_outputs") is None
-        if self.training and text_alone and torch.is_grad_enabled():
-            self._touch(output)
-        return output
+            ).inputs
+            return super().forward(**inputs, **kwargs)
+        if kwargs.get("mm_encoder_outputs") is not None or any(kwargs.get(name) is not None for name in _CACHES):
+            return super().forward(**inputs, **kwargs)  # a step of generation
+        self._refuse_images(input_ids, masks)
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(**inputs, **kwargs)
+        as_tuple = kwargs.pop("return_dict", None) is False
+        output = super().forward(**inputs, **kwargs, return_dict=True)
+        self._touch(output)
+        return output.to_tuple() if as_tuple else output
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The stock class's, with region tokens; returns the caller's prompt followed by the new tokens.
 
-        ``max_length`` counts as if the prompt were as long as it came.
+        ``max_length`` and ``min_length`` count as if the prompt were as long as it came. A cache cannot be kept for a
+        next turn: what comes back is shorter than what it holds.
         """
+        _refuse_videos(kwargs)
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is None:
-            return super().generate(inputs, *args, **kwargs)
+            if not any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", *_CACHES)):
+                self._refuse_images(kwargs.get("input_ids", inputs), kwargs.pop("masks", None))
+            for name in ("masks", "image_sizes", "num_images"):
+                kwargs.pop(name, None)
+            return super().generate(inputs, generation_config, *args, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
-        _refuse_given(ids, kwargs, ("inputs_embeds", "position_ids", "mm_encoder_outputs"))
+        _refuse_given(ids, kwargs)
         names = ("attention_mask", "masks", "image_sizes", "num_images", *self._encoder_inputs)
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
+        generation_config = copy.deepcopy(generation_config)
         for name in ("max_length", "min_length"):
             if kwargs.get(name) is not None:
                 kwargs[name] += laid - ids.shape[1]
-        output = super().generate(None, *args, **prepared.inputs, **kwargs)
+            elif getattr(generation_config, name, None) is not None:
+                setattr(generation_config, name, getattr(generation_config, name) + laid - ids.shape[1])
+        output = super().generate(None, generation_config, *args, **prepared.inputs, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompt = ids.repeat_interleave(len(sequences) // len(ids), 0)
         sequences = torch.cat([prompt.to(sequences.device), sequences[:, laid:]], 1)
@@ -260,6 +284,14 @@ class RegionMixin:
             return sequences
         output.sequences = sequences
         return output
+
+    def _refuse_images(self, input_ids: Tensor | None, masks: Sequence[Masks] | None) -> None:
+        """Refuse what speaks of images where none came."""
+        if masks:
+            raise ValueRangeError(f"there are masks of {len(masks)} images and no pixel_values. Pass both or neither.")
+        held = 0 if input_ids is None else int((input_ids == self.config.image_token_id).sum())
+        if held:
+            raise ShapeError(f"the samples hold {held} placeholders of images, and no pixel_values came. Pass both.")
 
     def _touch(self, output: Any) -> None:
         """Let a batch of text alone reach the weights of regions and projector, by a blank image that counts nothing.
@@ -321,8 +353,29 @@ def check_dim(regionizer: Regionizer, dim: int) -> None:
         )
 
 
-def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any], names: Sequence[str]) -> None:
-    for name in names:
+def _signed(forward: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` with the arguments of a stock class's, in its order, and those that it takes besides."""
+    own = inspect.signature(forward).parameters
+    given = inspect.signature(stock).parameters
+    besides = [one.replace(kind=one.KEYWORD_ONLY) for name, one in own.items() if name not in given]
+    rest = [one for one in given.values() if one.kind is one.VAR_KEYWORD]
+    signature = inspect.Signature(
+        [one for one in given.values() if one not in rest] + [one for one in besides if one.name != "kwargs"] + rest
+    )
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1:  # the model alone
+            return forward(*args, **kwargs)
+        named = signature.bind(*args, **kwargs).arguments
+        return forward(named.pop("self"), **(named.pop(rest[0].name, {}) if rest else {}), **named)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+    for name in ("inputs_embeds", "position_ids", "mm_encoder_outputs", *_CACHES):
         if kwargs.get(name) is not None:
             raise ValueRangeError(
                 f"{name} cannot come with pixel_values: how long the prompt is, is known only after the photos are "
@@ -330,6 +383,11 @@ def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any], names: Sequence[st
             )
     if ids is None:
         raise ValueRangeError("pixel_values need input_ids, whose placeholders they fill. Pass both.")
+
+
+def _refuse_videos(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("pixel_values_videos") is not None:
+        raise ValueRangeError("videos are not cut into regions. Leave pixel_values_videos out.")
 
 
 def as_sizes(image_sizes: Any) -> list[Size]:

@@ -39,8 +39,8 @@ _REFUSED = {
 def with_regions(model: Any, regionizer: Regionizer) -> Any:
     """The region version of a loaded model.
 
-    It shares the model's weights and nothing else: the model given stays as it is and can go on being used, so that
-    there is nothing to undo, and no class is patched. Training one trains both.
+    The model given keeps its class, config and methods and can go on being used; no class is patched, and there is
+    nothing to undo. Both have the same modules: training one, moving it or changing its mode or size does so to both.
 
     Args:
         model: A ``LlavaForConditionalGeneration``, ``LlavaOnevisionForConditionalGeneration`` or
@@ -91,7 +91,9 @@ def without_regions(model: Any) -> Any:
 def _view(model: Any, kind: Any) -> Any:
     """The same modules and weights as another class, with a config of its own."""
     view = kind.__new__(kind)
-    view.__dict__ = {name: copy.copy(value) if type(value) is dict else value for name, value in vars(model).items()}
+    view.__dict__ = {
+        name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(model).items()
+    }
     view.config = copy.copy(model.config)
     if "_hf_hook" in vars(model):  # accelerate keeps the class's forward in the instance
         for name in ("forward", "_old_forward", "_hf_hook"):

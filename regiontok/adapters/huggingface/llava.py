@@ -1,13 +1,14 @@
 """LLaVA-1.5: any vision tower, a projector, a language model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin, register
-from regiontok.errors import ShapeError
+from regiontok.errors import ShapeError, ValueRangeError
 
 transformers = require("transformers", extra="hf")
 
@@ -27,7 +28,7 @@ class VisionTowerMixin(RegionMixin):
         return int(self.config.vision_config.hidden_size) * len(_layers(self.config))
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> Callable[[Tensor], Tensor]:
         """LLaVA's own."""
         return self.model.multi_modal_projector
 
@@ -40,7 +41,18 @@ class VisionTowerMixin(RegionMixin):
             )
         tower = self.model.vision_tower
         output = tower(pixel_values.to(tower.dtype), output_hidden_states=True, return_dict=True)
-        hidden = [output.hidden_states[layer] for layer in _layers(self.config)]
+        states, layers = output.hidden_states, _layers(self.config)
+        if not all(-len(states) <= layer < len(states) for layer in layers):
+            raise ValueRangeError(
+                f"vision_feature_layer must name some of the tower's {len(states)} hidden states; got {layers}. An "
+                "EncoderTower has one: set vision_feature_layer=-1 and vision_feature_select_strategy='full'."
+            )
+        hidden = [states[layer] for layer in layers]
+        if len(hidden[0]) != len(pixel_values):
+            raise ShapeError(
+                f"the vision tower must give features of each of the {len(pixel_values)} images; got "
+                f"{len(hidden[0])}. Towers that join images in one row, as Pixtral's, are not supported."
+            )
         maps = [_as_map(one, pixel_values, self.config.vision_config) for one in hidden]
         tokens = hidden[0].shape[1] if hidden[0].ndim == 3 else hidden[0][0, 0].numel()
         written = tokens - (self.config.vision_feature_select_strategy == "default")

@@ -1,5 +1,6 @@
 """LLaVA-OneVision, for photos of one tile."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, register
 from regiontok.adapters.huggingface.llava import VisionTowerMixin
-from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.errors import ShapeError
 
 transformers = require("transformers", extra="hf")
 
@@ -29,12 +30,16 @@ class RegionLlavaOnevisionForConditionalGeneration(
     """
 
     _stock = transformers.LlavaOnevisionForConditionalGeneration
-    _encoder_inputs = ("pixel_values_videos", "batch_num_images", "vision_aspect_ratio")
+    _encoder_inputs = ("batch_num_images", "vision_aspect_ratio")
+
+    @property
+    def projector(self) -> Callable[[Tensor], Tensor]:
+        """LLaVA's own; the newline, which is not used, is kept in the graph for ranks that train together."""
+        project, newline = self.model.multi_modal_projector, self.model.image_newline
+        return lambda values: project(values) + 0.0 * newline if self.training else project(values)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(images, rows, cols, dim)`` of one tile per image."""
-        if inputs.get("pixel_values_videos") is not None:
-            raise ValueRangeError("videos are not cut into regions. Leave pixel_values_videos out.")
         if pixel_values.ndim == 5:
             if pixel_values.shape[1] != 1:
                 raise ShapeError(

@@ -33,7 +33,7 @@ class RegionQwen2_5_VLForConditionalGeneration(  # noqa: N801  as transformers n
     """
 
     _stock = transformers.Qwen2_5_VLForConditionalGeneration
-    _encoder_inputs = ("image_grid_thw", "pixel_values_videos", "mm_token_type_ids")
+    _encoder_inputs = ("image_grid_thw", "mm_token_type_ids")
 
     @property
     def patch_dim(self) -> int:
@@ -47,8 +47,6 @@ class RegionQwen2_5_VLForConditionalGeneration(  # noqa: N801  as transformers n
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(rows, cols, dim)`` of each image; ``image_grid_thw (images, 3)`` tells their grids."""
-        if inputs.get("pixel_values_videos") is not None:
-            raise ValueRangeError("videos are not cut into regions. Leave pixel_values_videos out.")
         grid = inputs.get("image_grid_thw")
         if grid is None:
             raise ValueRangeError("pixel_values need image_grid_thw, which the processor gives with them. Pass both.")

@@ -58,6 +58,8 @@ class EncoderConfig(transformers.PreTrainedConfig):
 class EncoderTower(transformers.PreTrainedModel):
     """An encoder as a frozen vision tower: pixels ``(B, 3, height, width)`` to one hidden state ``(B, patches, dim)``.
 
+    A LLaVA's config takes it with ``vision_feature_layer=-1`` and ``vision_feature_select_strategy="full"``.
+
     Args:
         config: An `EncoderConfig`.
         pretrained: Fetch the encoder's weights; False where a checkpoint brings them.
