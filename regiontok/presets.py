@@ -61,7 +61,9 @@ radio-384/combined/none/mean/raster                    -    -     85.03 259 54.8
 def _parse(line: str) -> tuple[str, Row]:
     name, *values = line.split()
     encoder, source, norm, pool, order = name.split("/")
-    options = {"source": source, "norm": norm, "pool": pool, "order": order}
+    options: dict[str, Any] = {"source": source, "norm": norm, "pool": pool, "order": order}
+    if source == "patch":
+        options["padding"] = "keep"  # as LLaVA does: 576 tokens are all of them
     figures = {figure: None if value == "-" else float(value) for figure, value in zip(FIGURES, values, strict=True)}
     return name, Row(encoder, options, figures)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
@@ -54,7 +55,7 @@ def dataset(work, tokenizer, model, file="questions.json", template="bare", **op
         "template": conversations.TEMPLATES[template],
         "preprocess": building.preprocessor(model.model.vision_tower, "squash"),
         "masks": masks,
-        "visual_tokens": lambda known: 144 if known is None else len(known),
+        "visual_tokens": conversations.VisualTokens("segmentation", 144),
     }
     return conversations.Conversations(
         data / file if isinstance(file, str) else file, data / "images", **(given | options)
@@ -95,14 +96,28 @@ def test_the_stages_are_the_papers():
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("configs/*.json")), ids=lambda file: file.stem)
 def test_configs_are_training_arguments(file):
-    known = set(TrainingArguments.__dataclass_fields__)
-    assert set(json.loads(file.read_text())) <= known
+    settings = json.loads(file.read_text())
+    assert settings.pop("tf32")  # which a CPU has not
+    if "deepspeed" in settings:  # not installed here
+        assert set(settings) <= set(TrainingArguments.__dataclass_fields__)
+        assert settings["deepspeed"]["zero_optimization"]["stage"] == int(file.stem[-1])
+        return
+    defaults = {"activation_checkpointing": True, "dataloader_num_workers": 4}  # train.py's
+    arguments = TrainingArguments(
+        **recipe.INSTRUCT.arguments("out", per_device=16, processes=1, **(defaults | settings)), use_cpu=True
+    )
+    assert arguments.bf16
+    if "fsdp" in settings:
+        assert arguments.fsdp_config["activation_checkpointing"]
 
 
 def test_rows_are_listed_with_the_papers_figures(capsys):
     train.main(["--rows"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(TABLE_1)
+    assert all(
+        one.options.get("padding") == ("keep" if one.options["source"] == "patch" else None) for one in TABLE_1.values()
+    )
     assert lines[-7].split()[1:6] == ["134", "14.88", "84.76", "264", "59.35"]
 
 
@@ -114,14 +129,14 @@ def test_prompts_are_llavas():
         ]}
     )  # fmt: skip
     assert files == ["a.png"]
-    text, spans = conversations.TEMPLATES["vicuna_v1"].write(turns)
+    text, spans = conversations.TEMPLATES["vicuna_v1"].write(turns, "</s>")
     assert text == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
         "and polite answers to the user's questions. USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? "
         "ASSISTANT: Yes.</s>"
     )
     assert [text[start:end] for start, end in spans] == ["A cat.</s>", "Yes.</s>"]
-    text, spans = conversations.TEMPLATES["plain"].write(turns[:1])
+    text, spans = conversations.TEMPLATES["plain"].write(turns[:1], "</s>")
     assert text == "<image>A cat.\n"
     assert [text[start:end] for start, end in spans] == ["A cat.\n"]
 
@@ -169,11 +184,12 @@ def test_a_batch_joins_images_and_text_alone(work):
         {"id": "t", "conversations": [{"from": "human", "value": "how many"}, {"from": "gpt", "value": "two"}]}
     )
     batch = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([found[0], text, found[1]])
+    assert batch.pop("names") == ["00000", "t", "00001"]
     assert batch["num_images"] == [1, 0, 1]
     assert len(batch["masks"]) == len(batch["pixel_values"]) == 2
     assert model(**batch).loss.isfinite()
     alone = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([text])
-    assert set(alone) == {"input_ids", "attention_mask", "labels"}
+    assert set(alone) == {"names", "input_ids", "attention_mask", "labels"}
 
 
 def entry(**changes):
@@ -186,8 +202,13 @@ def entry(**changes):
     [
         ({"conversations": [{"from": "system", "value": "a"}]}, "sample x7: turn 0 is from 'system'; it must be from 'human' or 'gpt'"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "sample x7: turn 0 is from 'gpt', out of turn"),
-        ({"image": ["00000.png", "00001.png"]}, "sample x7: its text holds 1 <image> and it names 2 images"),
-        ({"image": None}, "sample x7: its text holds 1 <image> and it names 0 images"),
+        ({"image": ["00000.png", "00001.png"]}, "sample x7: its questions hold 1 <image> and it names 2 images"),
+        ({"image": None}, "sample x7: its questions hold 1 <image> and it names 0 images"),
+        ({"conversations": []}, "sample x7: it must end with an answer"),
+        ({"conversations": [{"from": "human", "value": "<image>"}]}, "sample x7: it must end with an answer"),
+        ({"conversations": [{"from": "human"}]}, "sample x7: turn 0 has no text"),
+        ({"conversations": [{"value": "a"}]}, "sample x7: turn 0 is from None"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<image>"}]}, "sample x7: turn 1 is an answer and holds <image>"),
         ({"image": "none.png"}, "sample x7: .*none.png: there is no such file"),
         ({"image": "broken.png"}, "sample x7: .*broken.png: damaged or cut short"),
         ({"image": "other.png"}, "sample x7: .*other.png"),
@@ -203,7 +224,7 @@ def test_bad_samples_are_named_and_skipped_by_option(work, tmp_path, changes, me
     with pytest.raises(conversations.DataError, match=message):
         dataset(work, tokenizer, model, file, max_length=100)[0]
     options = {"on_bad_image": "skip", "on_too_long": "skip", "skipped": tmp_path / "skipped.txt", "max_length": 100}
-    if "turn" in message or "holds" in message:
+    if ("image" not in changes and "tokens" not in message) or "hold" in message:
         with pytest.raises(conversations.DataError, match=message):
             dataset(work, tokenizer, model, file, **options)[0]
         return
@@ -214,16 +235,56 @@ def test_bad_samples_are_named_and_skipped_by_option(work, tmp_path, changes, me
         dataset(work, tokenizer, model, file, **options)[0]
 
 
-def test_masks_of_another_photo_size_stop_the_run(work, tmp_path):
+class StopAt(TrainerCallback):
+    """An interruption after so many steps of a longer schedule."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_errors_of_a_batch_name_its_samples(work, tmp_path):
     model, tokenizer = make(work)
     Image.fromarray(np.zeros((100, 90, 3), np.uint8)).save(work / "data" / "images" / "small.png")
-    found = dataset(work, tokenizer, model, masks=lambda *_: MaskStore(work / "data" / "masks.parquet")["00000.png"])
-    sample = found.sample(entry(image="small.png"))
-    batch = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([sample])
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps([entry(image="small.png")]))
+    shutil.copy(work / "data" / "masks.parquet", tmp_path / "masks.parquet")
+    store = MaskStore(tmp_path / "masks.parquet")
+    store._place["small.png"], store._by_name["small.png"] = store._place["00000.png"], ["small.png"]
     with pytest.raises(
-        ValueError, match=r"masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)"
+        conversations.DataError,
+        match=r"in the batch of samples x7: masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)",
     ):
-        model(**batch)
+        train.run_stage(
+            model, tokenizer, stage(recipe.ALIGN, 1, "bare"), data=file, images=work / "data" / "images", masks=conversations.StoredMasks(store),
+            out=tmp_path, per_device=4,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["error", "skip"])
+def test_samples_longer_than_they_may_be_once_their_regions_are_known_are_named(work, tmp_path, option):
+    """Of clustering no count is known before; here every patch is a region."""
+    model, tokenizer = make(work, source="clustering", threshold=1.0)
+    given = {
+        "data": work / "data" / "questions.json",
+        "images": work / "data" / "images",
+        "masks": None,
+        "out": tmp_path,
+        "per_device": 4,
+    }
+    which = stage(recipe.ALIGN, 1, "bare", max_length=100)
+    if option == "error":
+        with pytest.raises(
+            conversations.DataError, match=r"sample 000..: it has 1.. tokens with its regions; at most 100 fit"
+        ):
+            train.run_stage(model, tokenizer, which, **given)
+        return
+    train.run_stage(model, tokenizer, which, **given, on_too_long="skip")
+    lines = (tmp_path / "skipped.txt").read_text().splitlines()
+    assert len(lines) == 4
+    assert all("and it was trained on as it is" in line for line in lines)
 
 
 def test_batches_are_of_one_modality_and_like_length_and_the_same_for_a_seed():
@@ -272,12 +333,13 @@ def test_both_stages_run_and_the_first_carries_into_the_second(work, tmp_path, s
 
 def test_a_stage_of_other_parts_is_refused(work, tmp_path):
     model, _ = make(work)
-    building.freeze_but(model, recipe.REGIONS_AND_PROJECTOR)
-    building.save_stage(model, tmp_path)
     other, _ = make(work, pool="mean")
+    for folder, one in ((tmp_path, model), (tmp_path / "mean", other)):
+        building.freeze_but(one, recipe.REGIONS_AND_PROJECTOR)
+        folder.mkdir(exist_ok=True)
+        save_file({name: one.state_dict()[name] for name in building.trained_names(one)}, folder / building.STAGE_FILE)
     with pytest.raises(CheckpointError, match=r"holds regionizer.pool.*, which this model has not"):
         building.load_stage(other, tmp_path)
-    building.save_stage(other, tmp_path / "mean")
     with pytest.raises(CheckpointError, match=r"lacks regionizer.pool.*: its regions were pooled otherwise"):
         building.load_stage(model, tmp_path / "mean")
     with pytest.raises(CheckpointError, match="there is no .*trained.safetensors"):
@@ -289,21 +351,19 @@ def test_a_stage_of_other_parts_is_refused(work, tmp_path):
         building.load_stage(model, tmp_path)
 
 
-def test_interrupted_and_resumed_training_is_uninterrupted_training(work, tmp_path):
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft calls it
+@pytest.mark.parametrize("lora", [None, 4])
+def test_interrupted_and_resumed_training_is_uninterrupted_training(work, tmp_path, lora):
     settings = {"logging_strategy": "steps", "logging_steps": 1, "save_strategy": "steps", "save_steps": 3}
-
-    class Interruption(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            control.should_training_stop = state.global_step == 3
 
     def go(out, **options):
         model, tokenizer = make(work, source="clustering", order="random")
         which = stage(recipe.INSTRUCT, 6, "bare")
-        trainer = run(model, tokenizer, which, work, out, "questions.json", training=settings, **options)
+        trainer = run(model, tokenizer, which, work, out, "questions.json", training=settings, lora=lora, **options)
         return [one["loss"] for one in trainer.state.log_history if "loss" in one], model.state_dict()
 
     whole, weights = go(tmp_path / "whole")
-    first, _ = go(tmp_path / "broken", callbacks=[Interruption()])
+    first, _ = go(tmp_path / "broken", callbacks=[StopAt(3)])
     resumed, again = go(tmp_path / "broken", resume=True)
     assert (len(whole), len(first)) == (6, 3)
     assert resumed == whole
@@ -312,10 +372,38 @@ def test_interrupted_and_resumed_training_is_uninterrupted_training(work, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft calls it
-def test_lora_trains_the_language_model_a_little(work, tmp_path):
-    model, tokenizer = make(work)
-    run(model, tokenizer, stage(recipe.INSTRUCT, 2, "bare"), work, tmp_path, "questions.json", lora=4)
-    assert (tmp_path / "adapter_model.safetensors").is_file()
+def test_lora_is_merged_into_a_model_that_loads_by_itself(work, tmp_path):
+    model, tokenizer = make(work, source="clustering")
+    before = model.lm_head.weight.clone(), model.model.language_model.layers[0].self_attn.q_proj.weight.clone()
+    trainer = run(model, tokenizer, stage(recipe.INSTRUCT, 3, "bare"), work, tmp_path, "questions.json", lora=4)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    state = trainer.model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert torch.equal(loaded.lm_head.weight, before[0])
+    assert not torch.equal(loaded.model.language_model.layers[0].self_attn.q_proj.weight, before[1])
+    assert loaded.regionizer.pool.out.weight.any()
+
+
+def test_what_is_trained_is_held_in_float32(work):
+    torch.manual_seed(0)
+    regions = {"source": "clustering", "num_heads": 8}
+    model, _ = building.build(
+        "pixels", work / "language", regions, pretrained=False, img_size=scenes.SIDE, dtype=torch.bfloat16
+    )
+    building.freeze_but(model, recipe.REGIONS_AND_PROJECTOR)
+    building.widen_trained(model)
+    assert (
+        model.model.multi_modal_projector.linear_1.weight.dtype
+        == model.regionizer.pool.out.weight.dtype
+        == torch.float32
+    )
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    ids = torch.tensor([[1, model.config.image_token_id, 9, 8]])
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(input_ids=ids, pixel_values=torch.rand(1, 3, 192, 192), labels=ids).loss.backward()
+    assert model.regionizer.pool.out.weight.grad.dtype == torch.float32
 
 
 def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch, capsys):
@@ -332,6 +420,7 @@ def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch,
     loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "instruct" / "model")
     config = loaded.regionizer.config
     assert {name: config[name] for name in options} == options
+    assert (tmp_path / "instruct" / "model" / "tokenizer.json").is_file()
     assert config["geometry"]["mode"] == "letterbox"
     assert "Stage instruct: 24 samples" in capsys.readouterr().out
 
@@ -353,11 +442,13 @@ def test_commands_that_cannot_run_say_why(work, arguments, message, monkeypatch)
 
 def test_masks_are_for_rows_of_masks():
     with pytest.raises(SystemExit, match="a row of combined needs --masks"):
-        train._masks(None, "combined")
+        train._masks(None, "combined", 0)
     with pytest.raises(SystemExit, match="--masks is for rows of masks; this one is of patch"):
-        train._masks("felzenszwalb", "patch")
-    made = train._masks("felzenszwalb", "segmentation")("a.png", Image.new("RGB", (30, 20)))
+        train._masks("felzenszwalb", "patch", 0)
+    made = train._masks("felzenszwalb", "segmentation", 4)("a.png", Image.new("RGB", (30, 20)))
     assert made.size == (20, 30)
+    with pytest.raises(SystemExit, match="--masks sam2 makes masks on the training's device; that needs --workers 0"):
+        train._masks("sam2", "segmentation", 4)
 
 
 def test_toy_scenes_have_true_masks_and_one_answer_per_question():

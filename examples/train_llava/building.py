@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.huggingface import EncoderConfig, EncoderTower, RegionLlavaForConditionalGeneration
+from regiontok.adapters.huggingface import EncoderTower, RegionLlavaForConditionalGeneration
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError
 
@@ -21,6 +21,7 @@ def build(
     language_model: str | Path,
     regions: dict[str, Any],
     *,
+    geometry: str | None = None,
     pretrained: bool = True,
     dtype: Any = None,
     **encoder_options: Any,
@@ -31,6 +32,7 @@ def build(
         encoder: Of `regiontok.encoders.load`.
         language_model: A causal language model of transformers, by name or folder.
         regions: Options of the `Regionizer`, but for ``dim``.
+        geometry: How photos are placed, and masks with them; None for what ``regions`` says.
         pretrained: Fetch the encoder's weights.
         dtype: Of all weights.
         encoder_options: Further options of ``load``, such as ``img_size``.
@@ -43,7 +45,10 @@ def build(
     language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    vision = EncoderConfig.of(encoder, **encoder_options)
+    tower = EncoderTower.load(encoder, pretrained=pretrained, **encoder_options)
+    vision = tower.config
+    if geometry is not None:
+        regions = regions | {"geometry": ImageGeometry(geometry, tower.encoder.geometry.size)}
     regionizer = Regionizer(**regions, dim=vision.hidden_size)
     config = LlavaConfig(
         vision_config=vision,
@@ -58,7 +63,7 @@ def build(
     model.model.multi_modal_projector.to_empty(device="cpu")
     for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
         layer.reset_parameters()
-    model.model.vision_tower = EncoderTower(vision, pretrained=pretrained)
+    model.model.vision_tower = tower
     model.model.language_model, model.lm_head = language.model, language.lm_head
     model.regionizer = regionizer
     model.generation_config = language.generation_config
@@ -93,23 +98,21 @@ def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> int:
     return count
 
 
-def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights that are trained, and the Regionizer's state."""
+def trained_names(model: torch.nn.Module) -> list[str]:
+    """Names of the weights that are trained, and of the Regionizer's state."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {
-        name: tensor for name, tensor in model.state_dict().items() if name in trained or name.startswith("regionizer.")
-    }
+    return [name for name in model.state_dict() if name in trained or name.startswith("regionizer.")]
 
 
-def save_stage(model: torch.nn.Module, folder: str | Path) -> None:
-    """Write what a stage has trained, for the next."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained_state(model).items()}
-    save_file(state, Path(folder) / STAGE_FILE)
+def widen_trained(model: torch.nn.Module) -> None:
+    """Hold what is trained in float32, whose steps bfloat16 would round away; what is frozen stays as it is."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
-    """Load what `save_stage` wrote into a model of the same parts.
+    """Load what ``RegionTrainer.save_stage`` wrote into a model of the same parts.
 
     Raises:
         CheckpointError: No such file, or one of another encoder, pool or language model.

@@ -1,6 +1,7 @@
 """Data in LLaVA's JSON form: conversations about images, as samples and batches."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from regiontok import MaskSet, read_photo
+from regiontok import MaskSet, masks, read_photo
 from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
+from regiontok.masks import MaskStore
 
 IMAGE = "<image>"
 
@@ -29,7 +31,7 @@ class Template:
         system: What stands first.
         question: A question, ``{}`` is it.
         answer: An answer, up to its end.
-        end: What ends an answer, and is learnt with it.
+        end: What ends an answer, and is learnt with it; ``{eos}`` is the tokenizer's own end.
         only_image: Leave all of a question out but its image, as stage 1 does.
     """
 
@@ -39,15 +41,16 @@ class Template:
     end: str
     only_image: bool = False
 
-    def write(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    def write(self, turns: Sequence[tuple[str, str]], eos: str) -> tuple[str, list[tuple[int, int]]]:
         """The text of questions and answers, and where its answers stand."""
+        end = self.end.replace("{eos}", eos)
         text, spans = self.system, []
         for question, answer in turns:
             images = IMAGE * question.count(IMAGE)
             text += images if self.only_image else self.question.format(question)
             text += self.answer
             start = len(text)
-            text += answer + self.end
+            text += answer + end * bool(answer)
             if answer:
                 spans.append((start, len(text)))
         return text, spans
@@ -60,7 +63,7 @@ TEMPLATES = {
         "detailed, and polite answers to the user's questions. ",
         "USER: {} ",
         "ASSISTANT: ",
-        "</s>",
+        "{eos}",
     ),
     "bare": Template("<bos> ", "{} ", "", " "),
     "bare_caption": Template("<bos> ", "{} ", " ", " ", only_image=True),
@@ -69,33 +72,47 @@ TEMPLATES = {
 
 
 def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Questions with their answers, and the image files, of one entry; images are put before the first question's text.
+    """Questions with their answers, and the image files, of one entry; a question's images are put before its words.
 
     Raises:
-        DataError: A role that is unknown or out of turn, or images that are not those of the text.
+        DataError: A role that is unknown or out of turn, no answer, or images that are not those of the questions.
     """
-    name = entry.get("id", "without an id")
+    name = name_of(entry)
     turns: list[tuple[str, str]] = []
     question: str | None = None
-    for number, turn in enumerate(entry["conversations"]):
-        role = turn["from"]
+    for number, turn in enumerate(entry.get("conversations") or []):
+        role, value = turn.get("from"), turn.get("value")
         if role not in ("human", "gpt"):
             raise DataError(f"sample {name}: turn {number} is from {role!r}; it must be from 'human' or 'gpt'.")
+        if not isinstance(value, str) or not value:
+            raise DataError(f"sample {name}: turn {number} has no text.")
         if (role == "human") == (question is not None):
             raise DataError(f"sample {name}: turn {number} is from {role!r}, out of turn.")
         if role == "human":
-            question = turn["value"]
+            question = value
+        elif IMAGE in value:
+            raise DataError(f"sample {name}: turn {number} is an answer and holds {IMAGE}, which stands for a photo.")
         else:
-            turns.append((str(question), turn["value"]))
+            turns.append((str(question), value))
             question = None
-    if question is not None:
-        turns.append((question, ""))
-    files = entry.get("image") or []
-    files = [files] if isinstance(files, str) else list(files)
+    if not turns or question is not None:
+        raise DataError(f"sample {name}: it must end with an answer, from 'gpt'.")
+    files = files_of(entry)
     held = sum(asked.count(IMAGE) for asked, _ in turns)
     if held != len(files):
-        raise DataError(f"sample {name}: its text holds {held} {IMAGE} and it names {len(files)} images.")
+        raise DataError(f"sample {name}: its questions hold {held} {IMAGE} and it names {len(files)} images.")
     return [(_image_first(asked), told) for asked, told in turns], files
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    """What to call an entry in messages."""
+    return str(entry.get("id", "without an id"))
+
+
+def files_of(entry: dict[str, Any]) -> list[str]:
+    """The image files of an entry, which may name one, several or none."""
+    files = entry.get("image") or []
+    return [files] if isinstance(files, str) else list(files)
 
 
 def _image_first(question: str) -> str:
@@ -114,9 +131,9 @@ class Conversations(Dataset[dict[str, Any]]):
         tokenizer: One with a placeholder token ``<image>``.
         template: Writes the prompts.
         preprocess: An `Encoder` whose geometry places the photos; only its ``preprocess`` is used.
-        masks: Where a source of masks finds those of a photo: called with its file's name and the photo.
-        visual_tokens: How many tokens an image of so many masks, or None, will have at most; to keep ``max_length``.
-        max_length: Tokens of a sample, with those of its images.
+        masks: `StoredMasks` or `GeneratedMasks`, for sources of masks.
+        visual_tokens: How many tokens an image will have, as far as that is known from the number of its masks.
+        max_length: Tokens of a sample, with those of its images as far as they are known.
         on_bad_image: ``error``, or ``skip``: the next sample is taken instead, and the file named in ``skipped``.
         on_too_long: The same for samples beyond ``max_length``.
         skipped: A file to which names of samples that were skipped are added.
@@ -131,7 +148,7 @@ class Conversations(Dataset[dict[str, Any]]):
         template: Template,
         preprocess: Encoder,
         masks: Any = None,
-        visual_tokens: Any = None,
+        visual_tokens: "VisualTokens",
         max_length: int = 2048,
         on_bad_image: str = "error",
         on_too_long: str = "error",
@@ -145,7 +162,7 @@ class Conversations(Dataset[dict[str, Any]]):
         self.template = template
         self.preprocess = preprocess
         self.masks = masks
-        self.visual_tokens = visual_tokens or (lambda _: 0)
+        self.visual_tokens = visual_tokens
         self.max_length = max_length
         self.on_bad_image = on_bad_image
         self.on_too_long = on_too_long
@@ -168,25 +185,26 @@ class Conversations(Dataset[dict[str, Any]]):
     def sample(self, entry: dict[str, Any]) -> dict[str, Any]:
         """One entry as ids, labels, and what its images need."""
         turns, files = read_turns(entry)
-        name = entry.get("id", "without an id")
-        photos, masks = [], []
+        name = name_of(entry)
+        photos, found = [], []
         for file in files:
             try:
                 photo = read_photo(self.images / file)
                 photos.append(photo)
                 if self.masks is not None:
-                    masks.append(self.masks(file, photo))
+                    found.append(self.masks(file, photo))
             except RegiontokError as error:
                 kind = SkippedError if self.on_bad_image == "skip" else DataError
                 raise kind(f"sample {name}: {error}") from error
-        text, spans = self.template.write(turns)
+        text, spans = self.template.write(turns, self.tokenizer.eos_token)
         encoded = self.tokenizer(text, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         start, end = torch.tensor(encoded["offset_mapping"]).unbind(1)
         learnt = torch.zeros(len(ids), dtype=torch.bool)
         for first, last in spans:
             learnt |= (start < last) & (end > first) & (end > start)
-        length = len(ids) + sum(self.visual_tokens(one) - 1 for one in (masks or [None] * len(files)))
+        known = [len(one) for one in found] or [None] * len(files)
+        length = len(ids) + sum(self.visual_tokens(one) - 1 for one in known)
         if length > self.max_length:
             kind = SkippedError if self.on_too_long == "skip" else DataError
             raise kind(
@@ -196,19 +214,37 @@ class Conversations(Dataset[dict[str, Any]]):
         if photos:
             sample["pixel_values"], _ = self.preprocess.preprocess(photos)
         sample["image_sizes"] = [(photo.height, photo.width) for photo in photos]
-        sample["masks"] = masks
+        sample["masks"] = found
         return sample
 
     def lengths(self) -> list[int]:
         """About how long each sample is, with the tokens of its images as far as they are known; negative for text."""
         result = []
         for entry in self.entries:
-            words = sum(len(turn["value"].split()) for turn in entry["conversations"])
-            files = entry.get("image") or []
-            files = [files] if isinstance(files, str) else files
-            known = [self.masks(file, None) if hasattr(self.masks, "store") else None for file in files]
+            words = sum(len(str(turn.get("value")).split()) for turn in entry.get("conversations") or [])
+            files = files_of(entry)
+            known = [None if self.masks is None else self.masks.count(file) for file in files]
             result.append(words + sum(self.visual_tokens(one) for one in known) if files else -words)
         return result
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """How many tokens an image will have, as far as that is known before it is encoded.
+
+    Attributes:
+        source: Of the Regionizer.
+        patches: Patches of an image.
+    """
+
+    source: str
+    patches: int
+
+    def __call__(self, masks: int | None) -> int:
+        """All patches; the masks, where there are so many; or at least one."""
+        if self.source == "patch":
+            return self.patches
+        return max(1, masks or 1)
 
 
 class SkippedError(Exception):
@@ -227,6 +263,7 @@ class Collator:
         pad = torch.nn.utils.rnn.pad_sequence
         ids = [sample["input_ids"] for sample in samples]
         batch: dict[str, Any] = {
+            "names": [sample["name"] for sample in samples],
             "input_ids": pad(ids, batch_first=True, padding_value=self.padding_id),
             "attention_mask": pad([torch.ones_like(one) for one in ids], batch_first=True),
             "labels": pad([sample["labels"] for sample in samples], batch_first=True, padding_value=-100),
@@ -281,19 +318,31 @@ class ByModalityAndLength(Sampler[int]):
 class StoredMasks:
     """Masks of photos from a file that ``regiontok masks`` wrote."""
 
-    store: Any
+    store: MaskStore
 
     def __call__(self, file: str, photo: Any) -> MaskSet:
         """Those of one photo by its file's name."""
-        return self.store[Path(file)]
+        return self.store[file]
+
+    def count(self, file: str) -> int | None:
+        """How many it has; None where it has none, which is told when it is read."""
+        try:
+            return self.store.count(file)
+        except RegiontokError:
+            return None
 
 
-@dataclass
 class GeneratedMasks:
-    """Masks of photos made as they are read."""
+    """Masks of photos made as they are read, by a generator of `regiontok.masks` on this process's device."""
 
-    generator: Any
+    def __init__(self, name: str) -> None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        self.generator = masks.load(name, **({} if name == "felzenszwalb" else {"device": device}))
 
     def __call__(self, file: str, photo: Any) -> MaskSet:
         """Those of one photo."""
         return self.generator([photo])[0]
+
+    def count(self, file: str) -> int | None:
+        """Not known before they are made."""
+        return None

@@ -36,6 +36,7 @@ STEPS = {"patch": (200, 800)}
 OTHERS = (300, 800)
 CONTROLS = ("blind", "no_position")
 """All features zero, so that only the number of tokens is left; the eight numbers of position zero."""
+FOLDER = Path("train-llava-tiny")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -69,10 +70,11 @@ def train_one(
     most_questions: int | None = None,
 ) -> dict[str, Any]:
     """Train one row through both stages, and measure it."""
-    prepare(folder)
-    encoder, source, norm, pool, order = row.split("/")
-    if encoder != "pixels" or source not in SOURCES:
+    parts = row.split("/")
+    if len(parts) != 5 or parts[0] != "pixels" or parts[1] not in SOURCES:
         raise SystemExit(f"a toy row is pixels/SOURCE/NORM/POOL/ORDER; got {row!r}.")
+    _, source, norm, pool, order = parts
+    prepare(folder)
     set_seed(seed)
     regions = {"source": source, "norm": norm, "pool": pool, "order": order, "num_heads": 8, "geometry": GEOMETRY}
     model, tokenizer = build("pixels", folder / "language", regions, pretrained=False, img_size=SIDE)
@@ -117,8 +119,9 @@ def standardize(model: Any, data: Path, photos: int = 64) -> None:
 
     ``pixels`` weighs its numbers for likeness; what a projector needs is all of them.
     """
-    files = sorted((data / "images").glob("*.png"))[:photos]
-    pixels, _ = preprocessor(model.model.vision_tower, "squash").preprocess([read_photo(file) for file in files])
+    entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:photos]
+    some = [read_photo(data / "images" / entry["image"]) for entry in entries]
+    pixels, _ = preprocessor(model.model.vision_tower, "squash").preprocess(some)
     features = model.regionizer.normalize(model.encode_patches(pixels).features).flatten(0, 2)
     deviation = features.std(0)
     layer = model.model.multi_modal_projector.linear_1
@@ -156,7 +159,7 @@ def measure(model: Any, tokenizer: Any, data: Path, masks: Any, *, most: int | N
         given: dict[str, Any] = {"pixel_values": preprocess.preprocess(photos)[0]}
         if by_masks:
             given["masks"] = found
-        texts = [TEMPLATES["bare"].write([(f"<image>\n{one['text']}", "")])[0].strip() for one in batch]
+        texts = [TEMPLATES["bare"].write([(f"<image>\n{one['text']}", "")], "")[0].strip() for one in batch]
         prompts = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
         made = model.generate(**prompts, **given, max_new_tokens=1, do_sample=False)[:, -1]
         for one, token in zip(batch, made.tolist(), strict=True):
@@ -261,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = argparse.ArgumentParser(
         prog="tiny.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    own.add_argument("--out", type=Path, default=Path("train-llava-tiny"), help="default: %(default)s")
+    own.add_argument("--out", type=Path, default=FOLDER, help="default: %(default)s")
     own.add_argument(
         "--sources", nargs="*", default=["patch", "segmentation", "clustering", "combined"], choices=SOURCES
     )

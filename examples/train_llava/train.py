@@ -9,8 +9,8 @@ from typing import Any
 
 import recipe
 import torch
-from building import build, freeze_but, load_stage, preprocessor, save_stage
-from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks
+from building import build, freeze_but, load_stage, preprocessor, widen_trained
+from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
 from peft import LoraConfig, get_peft_model
 from trainer import RegionTrainer
 from transformers import TrainingArguments
@@ -31,39 +31,41 @@ def main(arguments: list[str] | None = None) -> None:
     if options.tiny:
         import tiny  # noqa: PLC0415  it imports this module
 
-        tiny.train_one(options.row, Path(options.out), seed=options.seed)
+        row = options.row or "pixels/clustering/rms/cross_attention/raster"
+        print(tiny.table([tiny.train_one(row, Path(options.out or tiny.FOLDER), seed=options.seed)]))
         return
     for name in ("row", "stage", "language_model", "data", "images"):
         if getattr(options, name) is None:
             raise SystemExit(f"--{name.replace('_', '-')} is needed; see --help.")
-    row = recipe.row(options.row)
-    stage = STAGES[options.stage]
-    changes = {} if options.max_steps is None else {"max_steps": options.max_steps}
-    dtype = torch.bfloat16 if torch.cuda.is_available() and options.stage == "align" else None
-    regions = dict(row.options)
-    model, tokenizer = build(row.encoder, options.language_model, regions | _geometry(row.encoder, stage), dtype=dtype)
+    row, stage, out = recipe.row(options.row), STAGES[options.stage], Path(options.out or "train-llava")
+    mask_source = _masks(options.masks, row.options["source"], options.workers)
+    training = {"bf16": torch.cuda.is_available(), "activation_checkpointing": True}
+    training |= {"dataloader_num_workers": options.workers, "save_steps": options.save_steps}
+    training |= json.loads(Path(options.config).read_text(encoding="utf-8")) if options.config else {}
+    narrow = torch.cuda.is_available() and "fsdp" not in training and (options.stage == "align" or options.lora)
+    model, tokenizer = build(
+        row.encoder,
+        options.language_model,
+        dict(row.options),
+        geometry=stage.geometry,
+        dtype=torch.bfloat16 if narrow else None,  # of what is frozen; FSDP wants one dtype
+    )
     if options.stage == "instruct":
-        load_stage(model, options.from_stage or Path(options.out) / "align")
+        load_stage(model, options.from_stage or out / "align")
     run_stage(
         model,
         tokenizer,
-        stage.but(**changes),
+        stage if options.max_steps is None else stage.but(max_steps=options.max_steps),
         data=options.data,
         images=options.images,
-        masks=_masks(options.masks, row.options["source"]),
-        out=Path(options.out) / stage.name,
+        masks=mask_source,
+        out=out / stage.name,
         per_device=options.per_device_batch,
         on_bad_image=options.bad_image,
         on_too_long=options.too_long,
         resume=options.resume,
-        lora=options.lora,
-        training={"bf16": torch.cuda.is_available(), "tf32": torch.cuda.is_available() or None}
-        | {
-            "activation_checkpointing": True,
-            "dataloader_num_workers": options.workers,
-            "save_steps": options.save_steps,
-        }
-        | (json.loads(Path(options.config).read_text(encoding="utf-8")) if options.config else {}),
+        lora=options.lora if stage is recipe.INSTRUCT else None,
+        training=training,
     )
 
 
@@ -74,7 +76,7 @@ def run_stage(
     *,
     data: str | Path,
     images: str | Path,
-    masks: Any,
+    masks: StoredMasks | GeneratedMasks | None,
     out: Path,
     per_device: int,
     on_bad_image: str = "error",
@@ -85,72 +87,76 @@ def run_stage(
     group: bool = True,
     callbacks: Sequence[Any] = (),
 ) -> RegionTrainer:
-    """Train one stage and save it: what it trained, and after ``instruct`` the whole model."""
+    """Train one stage and save it: what it trained, and after the second the whole model."""
     out.mkdir(parents=True, exist_ok=True)
-    source, grid = model.regionizer.config["source"], model.model.vision_tower.encoder.grid
+    skipped = out / "skipped.txt"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not resume and os.environ.get("RANK", "0") == "0":
+        skipped.unlink(missing_ok=True)
+    tower, source = model.model.vision_tower, model.regionizer.config["source"]
+    rows, cols = tower.encoder.grid
     dataset = Conversations(
         data,
         images,
         tokenizer=tokenizer,
         template=TEMPLATES[stage.template],
-        preprocess=preprocessor(model.model.vision_tower, stage.geometry),
+        preprocess=preprocessor(tower, stage.geometry),
         masks=masks if source in MASK_SOURCES else None,
-        visual_tokens=lambda known: grid[0] * grid[1] if known is None or source == "combined" else max(1, len(known)),
+        visual_tokens=VisualTokens(source, rows * cols),
         max_length=stage.max_length,
         on_bad_image=on_bad_image,
         on_too_long=on_too_long,
-        skipped=out / "skipped.txt",
+        skipped=skipped,
     )
-    trained = freeze_but(model, stage.trained)
-    if lora and stage.name == "instruct":
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora,
-                lora_alpha=2 * lora,
-                lora_dropout=0.05,
-                target_modules=r".*language_model.*_proj",
-                modules_to_save=["multi_modal_projector"]
-                + ["regionizer.pool"] * (model.regionizer.config["pool"] == "cross_attention"),
-            ),
-        )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    settings = stage.arguments(str(out), per_device=per_device, processes=processes, **(training or {}))
+    freeze_but(model, stage.trained)
+    if lora:
+        model = _with_lora(model, lora)
+    widen_trained(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"Stage {stage.name}: {len(dataset)} samples, {trained:,} weights trained, {out}")
+    settings = stage.arguments(str(out), per_device=per_device, processes=processes, **(training or {}))
     trainer = RegionTrainer(
         model=model,
         args=TrainingArguments(**settings),
         train_dataset=dataset,
         data_collator=Collator(tokenizer.pad_token_id, by_masks=source in MASK_SOURCES),
         lengths=dataset.lengths() if group else None,
+        max_length=stage.max_length,
+        skipped=skipped if on_too_long == "skip" else None,
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=resume or None)
-    if lora and stage.name == "instruct":
-        trainer.save_model(str(out))
-    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        trainer.save_model(str(out))  # gathers the shards
-    elif trainer.args.should_save:
-        save_stage(model, out)
-        if stage.name == "instruct":
-            model.save_pretrained(out / "model")
+    if lora:
+        trainer.save_model(str(out / "adapter"))
+        trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
+    else:
+        trainer.save_stage(out)
+    if stage.name == "instruct":
+        trainer.save_whole(out / "model")
+        if trainer.args.should_save:
             tokenizer.save_pretrained(out / "model")
-    skipped = out / "skipped.txt"
     if skipped.is_file():
-        lines = skipped.read_text(encoding="utf-8").splitlines()
-        print(f"{len(lines)} samples were skipped; {skipped} names them. The first: {lines[0]}")
+        lines = sorted(set(skipped.read_text(encoding="utf-8").splitlines()))
+        print(f"{len(lines)} samples were skipped or too long; {skipped} names them. The first: {lines[0]}")
     return trainer
 
 
-def _geometry(encoder: str, stage: recipe.Stage) -> dict[str, Any]:
-    from regiontok import ImageGeometry, encoders  # noqa: PLC0415
+def _with_lora(model: Any, rank: int) -> Any:
+    """LLaVA's: on all layers of the language model, with the projector and the region pool trained whole."""
+    pooled = model.regionizer.config["pool"] == "cross_attention"
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            lora_dropout=0.05,
+            target_modules=r".*language_model.*_proj",
+            modules_to_save=["multi_modal_projector", *["regionizer.pool"] * pooled],
+        ),
+    )
 
-    return {
-        "geometry": ImageGeometry(stage.geometry, encoders.load(encoder, pretrained=False, device="meta").geometry.size)
-    }
 
-
-def _masks(named: str | None, source: str) -> Any:
+def _masks(named: str | None, source: str, workers: int) -> StoredMasks | GeneratedMasks | None:
     """Where masks come from: a file of them, or a generator."""
     if source not in MASK_SOURCES:
         if named:
@@ -158,7 +164,11 @@ def _masks(named: str | None, source: str) -> Any:
         return None
     if named is None:
         raise SystemExit(f"a row of {source} needs --masks: a file that `regiontok masks` wrote, or a generator.")
-    return GeneratedMasks(masks.load(named)) if named in masks.GENERATORS else StoredMasks(MaskStore(named))
+    if named not in masks.GENERATORS:
+        return StoredMasks(MaskStore(named))
+    if named != "felzenszwalb" and workers:
+        raise SystemExit(f"--masks {named} makes masks on the training's device; that needs --workers 0.")
+    return GeneratedMasks(named)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--data", help="LLaVA's JSON")
     own.add_argument("--images", help="the folder its images are named from")
     own.add_argument("--masks", metavar="FILE|GENERATOR", help="for rows of masks")
-    own.add_argument("--out", default="train-llava", help="default: %(default)s")
+    own.add_argument("--out", help="default: train-llava, or train-llava-tiny with --tiny")
     own.add_argument("--from-stage", help="the folder of stage align; default: the one in --out")
     own.add_argument("--per-device-batch", type=int, default=16, help="the rest is accumulated; default: %(default)s")
     own.add_argument("--config", help="a JSON file of further TrainingArguments, as those in configs/")

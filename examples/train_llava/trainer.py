@@ -1,11 +1,17 @@
-"""transformers' Trainer, with batches grouped by modality and length, and checkpoints of what is trained."""
+"""transformers' Trainer, with batches grouped by modality and length, and files of what is trained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from building import trained_state
-from conversations import ByModalityAndLength
+from building import STAGE_FILE, trained_names
+from conversations import ByModalityAndLength, DataError
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
+
+from regiontok.errors import RegiontokError
+
+_REGIONS_FILE = "regionizer.safetensors"
 
 
 class RegionTrainer(Trainer):
@@ -13,13 +19,61 @@ class RegionTrainer(Trainer):
 
     Args:
         lengths: Of ``Conversations.lengths``, to group batches by; None for plain random order.
+        max_length: Tokens of a sample, with those of its images: counted here, where their number is known.
+        skipped: A file for the names of samples that are longer; None stops at the first.
         args: Those of ``Trainer``.
         kwargs: Those of ``Trainer``.
     """
 
-    def __init__(self, *args: Any, lengths: list[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lengths: list[int] | None = None,
+        max_length: int = 2048,
+        skipped: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.lengths = lengths
+        self.max_length = max_length
+        self.skipped = skipped
+        self._writes = "checkpoint"
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The loss; errors of masks and images name their samples, and samples that are too long are told."""
+        names = inputs.pop("names", [])
+        try:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        except RegiontokError as error:
+            raise DataError(f"in the batch of samples {', '.join(names)}: {error}") from error
+        self._check_lengths(names, inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def save_stage(self, folder: Path) -> None:
+        """Write what was trained, for the next stage; gathered first where it is in shards."""
+        self._writes = "stage"
+        self.save_model(str(folder))
+        self._writes = "checkpoint"
+
+    def save_whole(self, folder: Path) -> None:
+        """Write the whole model, to be loaded by its class."""
+        self._writes = "model"
+        self.save_model(str(folder))
+        self._writes = "checkpoint"
+
+    def _check_lengths(self, names: list[str], inputs: dict[str, Any], outputs: Any) -> None:
+        if outputs["logits"].shape[1] <= self.max_length or "num_images" not in inputs:
+            return
+        counts = iter([len(one) for one in outputs["image_outputs"].pooler_output])
+        text = inputs["attention_mask"].sum(1).tolist()
+        for name, words, images in zip(names, text, inputs["num_images"], strict=True):
+            length = words - images + sum(next(counts) for _ in range(images))
+            if length > self.max_length:
+                told = f"sample {name}: it has {length} tokens with its regions; at most {self.max_length} fit"
+                if self.skipped is None:
+                    raise DataError(f"{told}.")
+                with self.skipped.open("a", encoding="utf-8") as file:
+                    file.write(f"{told}, and it was trained on as it is.\n")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.lengths is None:
@@ -32,11 +86,30 @@ class RegionTrainer(Trainer):
 
         transformers' own way writes LLaVA's weights under older names, which its own resuming does not find.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            super()._save(output_dir, state_dict)
+        if not self.args.should_save:
             return
-        own = trained_state(model)
-        kept = own if state_dict is None else {name: state_dict[name] for name in own}
-        folder = output_dir or self.args.output_dir
-        model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+        model, folder = self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(model, "peft_config"):  # an adapter has no place for the Regionizer's count of draws
+            super()._save(str(folder), state_dict)
+            buffers = dict(model.base_model.model.regionizer.named_buffers())
+            if buffers:
+                save_file(buffers, folder / _REGIONS_FILE)
+            return
+        state = model.state_dict() if state_dict is None else state_dict
+        if self._writes == "model":
+            model.save_pretrained(folder, state_dict=state)
+            return
+        kept = {name: state[name] for name in trained_names(model)}
+        if self._writes == "stage":
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / STAGE_FILE)
+        else:
+            model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / _REGIONS_FILE
+        if file.is_file():
+            self.accelerator.unwrap_model(self.model).base_model.model.regionizer.load_state_dict(
+                load_file(file), strict=False
+            )

@@ -123,6 +123,7 @@ class MaskStore:
         for key in self._place:
             self._by_name.setdefault(PurePath(key).name, []).append(key)
         self._group: tuple[int, Any] = (-1, None)
+        self._counts: dict[str, int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew where it is unpickled, as in a DataLoader's worker."""
@@ -145,14 +146,7 @@ class MaskStore:
         Raises:
             CheckpointError: No such photo, several of that name, or a damaged row.
         """
-        text = PurePath(key).as_posix()
-        if text not in self._place:
-            same = [one for one in self._by_name.get(PurePath(key).name, []) if _one_ends_the_other(one, text)]
-            if len(same) != 1:
-                why = f"has {len(same)} photos of that name: {', '.join(same[:3])}" if same else "has no such photo"
-                raise CheckpointError(f"masks of {key}: {self.path} {why}.")
-            text = same[0]
-        group, row = self._place[text]
+        group, row = self._place[self._find(key)]
         if self._group[0] != group:
             self._group = (group, self._file.read_row_group(group))
         table = self._group[1]
@@ -163,6 +157,31 @@ class MaskStore:
             return MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
         except ValueError as error:
             raise CheckpointError(f"masks of {key} in {self.path}: {error}") from error
+
+    def count(self, key: str | Path) -> int:
+        """The number of a photo's masks, found as in ``store[key]`` but without reading them.
+
+        Raises:
+            CheckpointError: No such photo, or several of that name.
+        """
+        if self._counts is None:
+            columns = (
+                self._file.read_row_group(group, columns=["scores"]).column("scores").to_pylist()
+                for group in range(self._file.num_row_groups)
+            )
+            self._counts = dict(zip(self._place, (len(scores) for some in columns for scores in some), strict=True))
+        return self._counts[self._find(key)]
+
+    def _find(self, key: str | Path) -> str:
+        """The key in the file."""
+        text = PurePath(key).as_posix()
+        if text not in self._place:
+            same = [one for one in self._by_name.get(PurePath(key).name, []) if _one_ends_the_other(one, text)]
+            if len(same) != 1:
+                why = f"has {len(same)} photos of that name: {', '.join(same[:3])}" if same else "has no such photo"
+                raise CheckpointError(f"masks of {key}: {self.path} {why}.")
+            return same[0]
+        return text
 
 
 def _one_ends_the_other(key: str, path: str) -> bool:

@@ -40,8 +40,10 @@ def test_what_is_written_is_read_back_in_any_order_over_row_groups(tmp_path):
         assert same(store[f"folder/{number}.jpg"], written[f"folder/{number}.jpg"])
     assert same(store["7.jpg"], written["folder/7.jpg"])
     assert same(store["/elsewhere/folder/7.jpg"], written["folder/7.jpg"])
-    with pytest.raises(CheckpointError, match="has no such photo"):
-        store["/elsewhere/7.jpg"]
+    assert [store.count(key) for key in ("folder/0.jpg", "7.jpg", "/elsewhere/folder/449.jpg")] == [0, 3, 1]
+    for read in (store.__getitem__, store.count):
+        with pytest.raises(CheckpointError, match="has no such photo"):
+            read("/elsewhere/7.jpg")
 
 
 def test_others_can_read_it(tmp_path):

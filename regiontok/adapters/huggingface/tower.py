@@ -43,11 +43,14 @@ class EncoderConfig(transformers.PreTrainedConfig):
             >>> EncoderConfig.of("pixels", img_size=192).hidden_size
             48
         """
-        built = encoders.load(encoder, pretrained=False, **options)
+        return cls._of(encoders.load(encoder, pretrained=False, **options), encoder, options)
+
+    @classmethod
+    def _of(cls, built: Encoder, name: str, options: dict[str, Any]) -> "EncoderConfig":
         height, width = built.geometry.size
         features = built.encode(torch.zeros(1, 3, height, width))
         return cls(
-            encoder=encoder,
+            encoder=name,
             options=options,
             hidden_size=features.shape[-1],
             image_size=[height, width],
@@ -61,11 +64,11 @@ class EncoderTower(transformers.PreTrainedModel):
     A LLaVA's config takes it with ``vision_feature_layer=-1`` and ``vision_feature_select_strategy="full"``.
 
     Args:
-        config: An `EncoderConfig`.
-        pretrained: Fetch the encoder's weights; False where a checkpoint brings them.
+        config: An `EncoderConfig`; weights are random, for a checkpoint to bring them.
+        encoder: One that is loaded already.
 
     Example:
-        >>> tower = EncoderTower(EncoderConfig.of("pixels", img_size=64))
+        >>> tower = EncoderTower.load("pixels", img_size=64)
         >>> pixels, _ = tower.encoder.preprocess(Image.new("RGB", (64, 64)))
         >>> tower(pixels).last_hidden_state.shape
         torch.Size([1, 16, 48])
@@ -76,11 +79,23 @@ class EncoderTower(transformers.PreTrainedModel):
     input_modalities = ("image",)
     encoder: Encoder
 
-    def __init__(self, config: EncoderConfig, *, pretrained: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, *, encoder: Encoder | None = None) -> None:
         super().__init__(config)
         with torch.device("cpu"):  # transformers loads on no device at first, and buffers of an encoder are not saved
-            self.encoder = encoders.load(config.encoder, pretrained=pretrained, **(config.options or {}))
+            self.encoder = encoder or encoders.load(config.encoder, pretrained=False, **(config.options or {}))
         self.post_init()
+
+    @classmethod
+    def load(cls, encoder: str, *, pretrained: bool = True, **options: Any) -> "EncoderTower":
+        """A tower of an encoder with its own weights.
+
+        Args:
+            encoder: As of `regiontok.encoders.load`.
+            pretrained: Fetch the weights; with False they are random.
+            options: Further options of ``load`` that a config can hold, such as ``img_size``.
+        """
+        built = encoders.load(encoder, pretrained=pretrained, **options)
+        return cls(EncoderConfig._of(built, encoder, options), encoder=built)
 
     @property
     def dtype(self) -> torch.dtype:
