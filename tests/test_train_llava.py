@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArgum
 from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import CheckpointError
-from regiontok.masks import MaskStore
+from regiontok.masks import MaskStore, write_masks
 from regiontok.presets import TABLE_1, Row
 
 FOLDER = Path(__file__).parent.parent / "examples" / "train_llava"
@@ -250,9 +250,10 @@ def test_errors_of_a_batch_name_its_samples(work, tmp_path):
     Image.fromarray(np.zeros((100, 90, 3), np.uint8)).save(work / "data" / "images" / "small.png")
     file = tmp_path / "one.json"
     file.write_text(json.dumps([entry(image="small.png")]))
-    shutil.copy(work / "data" / "masks.parquet", tmp_path / "masks.parquet")
+    write_masks(
+        tmp_path / "masks.parquet", [("small.png", MaskStore(work / "data" / "masks.parquet")["00000.png"])], made_by={}
+    )
     store = MaskStore(tmp_path / "masks.parquet")
-    store._place["small.png"], store._by_name["small.png"] = store._place["00000.png"], ["small.png"]
     with pytest.raises(
         conversations.DataError,
         match=r"in the batch of samples x7: masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)",
