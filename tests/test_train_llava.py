@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+from transformers import AutoProcessor, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments, pipeline
 
 from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
@@ -53,7 +53,7 @@ def dataset(work, tokenizer, model, file="questions.json", template="bare", **op
     given = {
         "tokenizer": tokenizer,
         "template": conversations.TEMPLATES[template],
-        "preprocess": building.preprocessor(model.model.vision_tower, "squash"),
+        "image_processor": building.image_processor(model.model.vision_tower, "squash"),
         "masks": masks,
         "visual_tokens": conversations.VisualTokens("segmentation", 144),
     }
@@ -424,6 +424,36 @@ def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch,
     assert (tmp_path / "instruct" / "model" / "tokenizer.json").is_file()
     assert config["geometry"]["mode"] == "letterbox"
     assert "Stage instruct: 24 samples" in capsys.readouterr().out
+
+
+def test_a_trained_model_answers_through_transformers_own_doors(work, tmp_path):
+    model, tokenizer = make(work, source="clustering")
+    run(model, tokenizer, stage(recipe.INSTRUCT, 2, "bare"), work, tmp_path, "questions.json")
+    loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    photo = read_photo(work / "data" / "images" / "00000.png")
+    sample = dataset(work, tokenizer, model).sample(entry())
+    chat = [{"role": "user", "content": [{"type": "image", "image": photo}, {"type": "text", "text": "how many"}]}]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], sample["pixel_values"])
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    ids = inputs["input_ids"][0].tolist()
+    assert ids.count(image) == 144
+    assert [one for one in ids if one != image] == [one for one in sample["input_ids"].tolist() if one != image][:-1]
+    inputs.pop("mm_token_type_ids", None)
+    made = loaded.generate(**inputs, max_new_tokens=3, do_sample=False)
+    expected = loaded.generate(
+        input_ids=sample["input_ids"][None, :-1], pixel_values=sample["pixel_values"], max_new_tokens=3, do_sample=False
+    )
+    assert torch.equal(made[0, -3:], expected[0, -3:])
+    told = pipeline("image-text-to-text", model=loaded, processor=processor)(
+        chat, max_new_tokens=3, return_full_text=False, do_sample=False
+    )
+    assert told[0]["generated_text"].split() == tokenizer.decode(made[0, -3:], skip_special_tokens=True).split()
+    vicuna = conversations.TEMPLATES["vicuna_v1"]
+    chat += [{"role": "assistant", "content": "two"}, {"role": "user", "content": "sure"}]
+    text = processor.apply_chat_template(chat, chat_template=vicuna.jinja("</s>"))
+    assert text == vicuna.write([("<image>\nhow many", "two"), ("sure", "")], "</s>")[0]
 
 
 @pytest.mark.parametrize(

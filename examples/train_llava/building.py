@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig, LlavaProcessor
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.huggingface import EncoderTower, RegionLlavaForConditionalGeneration
-from regiontok.encoders import Encoder
+from regiontok.adapters.huggingface import (
+    EncoderImageProcessor,
+    EncoderTower,
+    RegionLlavaForConditionalGeneration,
+)
 from regiontok.errors import CheckpointError
 
 STAGE_FILE = "trained.safetensors"
@@ -70,23 +73,21 @@ def build(
     return model.to(dtype=dtype or torch.float32), tokenizer
 
 
-def preprocessor(tower: EncoderTower, geometry: str) -> Encoder:
-    """What places photos as the tower's encoder wants them, without its model."""
-    encoder = tower.encoder
-    mean, std = (one.flatten().tolist() for one in (encoder.mean, encoder.std))
-    return Encoder(
-        _no_model,
-        geometry=ImageGeometry(geometry, encoder.geometry.size),
-        patch_size=encoder.patch_size,
-        mean=tuple(mean),
-        std=tuple(std),
-        fill=encoder.fill,
-        name=encoder.name,
+def image_processor(tower: EncoderTower, geometry: str) -> EncoderImageProcessor:
+    """What places photos as the tower's encoder wants them."""
+    return EncoderImageProcessor.of(tower.encoder, ImageGeometry(geometry, tower.encoder.geometry.size))
+
+
+def processor_of(model: Any, tokenizer: Any, geometry: str, chat_template: str) -> LlavaProcessor:
+    """A processor for the trained model, as transformers loads it with ``AutoProcessor``."""
+    tower = model.model.vision_tower
+    return LlavaProcessor(
+        image_processor(tower, geometry),
+        tokenizer,
+        patch_size=tower.encoder.patch_size,
+        vision_feature_select_strategy="full",
+        chat_template=chat_template,
     )
-
-
-def _no_model(pixels: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("this encoder only places photos")
 
 
 def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from regiontok import MaskSet, masks, read_photo
-from regiontok.encoders import Encoder
+from regiontok.adapters.huggingface import EncoderImageProcessor
 from regiontok.errors import RegiontokError
 from regiontok.masks import MaskStore
 
@@ -54,6 +54,22 @@ class Template:
             if answer:
                 spans.append((start, len(text)))
         return text, spans
+
+    def jinja(self, eos: str) -> str:
+        """The same as a chat template of transformers."""
+        before, after = (self.question.format("\0") + "\0").split("\0")[:2]
+        parts = {"before": before, "after": after, "answer": self.answer, "end": self.end.replace("{eos}", eos)}
+        told = {name: json.dumps(text) for name, text in parts.items()}
+        return (
+            "{{ " + json.dumps(self.system) + " }}{% for message in messages %}"
+            "{% if message['role'] == 'user' %}{{ " + told["before"] + " }}"
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+            "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+            "{{ " + told["after"] + " + " + told["answer"] + " }}"
+            "{% else %}{{ message['content'] if message['content'] is string else message['content'][0]['text'] }}"
+            "{{ " + told["end"] + " }}{% endif %}{% endfor %}"
+        )
 
 
 TEMPLATES = {
@@ -130,7 +146,7 @@ class Conversations(Dataset[dict[str, Any]]):
         images: The folder that image files are named from.
         tokenizer: One with a placeholder token ``<image>``.
         template: Writes the prompts.
-        preprocess: An `Encoder` whose geometry places the photos; only its ``preprocess`` is used.
+        image_processor: Places the photos.
         masks: `StoredMasks` or `GeneratedMasks`, for sources of masks.
         visual_tokens: How many tokens an image will have, as far as that is known from the number of its masks.
         max_length: Tokens of a sample, with those of its images as far as they are known.
@@ -146,7 +162,7 @@ class Conversations(Dataset[dict[str, Any]]):
         *,
         tokenizer: Any,
         template: Template,
-        preprocess: Encoder,
+        image_processor: EncoderImageProcessor,
         masks: Any = None,
         visual_tokens: "VisualTokens",
         max_length: int = 2048,
@@ -160,7 +176,7 @@ class Conversations(Dataset[dict[str, Any]]):
         self.images = Path(images)
         self.tokenizer = tokenizer
         self.template = template
-        self.preprocess = preprocess
+        self.image_processor = image_processor
         self.masks = masks
         self.visual_tokens = visual_tokens
         self.max_length = max_length
@@ -212,7 +228,7 @@ class Conversations(Dataset[dict[str, Any]]):
             )
         sample: dict[str, Any] = {"name": name, "input_ids": ids, "labels": torch.where(learnt, ids, -100)}
         if photos:
-            sample["pixel_values"], _ = self.preprocess.preprocess(photos)
+            sample["pixel_values"] = self.image_processor(photos)["pixel_values"]
         sample["image_sizes"] = [(photo.height, photo.width) for photo in photos]
         sample["masks"] = found
         return sample

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from building import build, preprocessor
+from building import build, image_processor
 from conversations import TEMPLATES, StoredMasks
 from language import TOY_TRAINING, learn_language
 from recipe import ALIGN, INSTRUCT, Stage
@@ -121,7 +121,7 @@ def standardize(model: Any, data: Path, photos: int = 64) -> None:
     """
     entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:photos]
     some = [read_photo(data / "images" / entry["image"]) for entry in entries]
-    pixels, _ = preprocessor(model.model.vision_tower, "squash").preprocess(some)
+    pixels = image_processor(model.model.vision_tower, "squash")(some)["pixel_values"]
     features = model.regionizer.normalize(model.encode_patches(pixels).features).flatten(0, 2)
     deviation = features.std(0)
     layer = model.model.multi_modal_projector.linear_1
@@ -146,7 +146,7 @@ def measure(model: Any, tokenizer: Any, data: Path, masks: Any, *, most: int | N
     """Accuracy per kind of question beside the most frequent answer's, tokens per image, and focus."""
     model.eval()
     questions = json.loads((data / "test.json").read_text(encoding="utf-8"))[:most]
-    preprocess = preprocessor(model.model.vision_tower, "squash")
+    place = image_processor(model.model.vision_tower, "squash")
     right: dict[str, list[bool]] = defaultdict(list)
     counts: list[int] = []
     meter = FocusMeter()
@@ -156,7 +156,7 @@ def measure(model: Any, tokenizer: Any, data: Path, masks: Any, *, most: int | N
         batch = questions[start : start + 64]
         photos = [read_photo(data / "images" / one["image"]) for one in batch]
         found = [masks(one["image"], photo) for one, photo in zip(batch, photos, strict=True)]
-        given: dict[str, Any] = {"pixel_values": preprocess.preprocess(photos)[0]}
+        given: dict[str, Any] = {"pixel_values": place(photos)["pixel_values"]}
         if by_masks:
             given["masks"] = found
         texts = [TEMPLATES["bare"].write([(f"<image>\n{one['text']}", "")], "")[0].strip() for one in batch]

@@ -9,7 +9,7 @@ from typing import Any
 
 import recipe
 import torch
-from building import build, freeze_but, load_stage, preprocessor, widen_trained
+from building import build, freeze_but, image_processor, load_stage, processor_of, widen_trained
 from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
 from peft import LoraConfig, get_peft_model
 from trainer import RegionTrainer
@@ -100,7 +100,7 @@ def run_stage(
         images,
         tokenizer=tokenizer,
         template=TEMPLATES[stage.template],
-        preprocess=preprocessor(tower, stage.geometry),
+        image_processor=image_processor(tower, stage.geometry),
         masks=masks if source in MASK_SOURCES else None,
         visual_tokens=VisualTokens(source, rows * cols),
         max_length=stage.max_length,
@@ -134,7 +134,8 @@ def run_stage(
     if stage.name == "instruct":
         trainer.save_whole(out / "model")
         if trainer.args.should_save:
-            tokenizer.save_pretrained(out / "model")
+            template = TEMPLATES[stage.template].jinja(tokenizer.eos_token)
+            processor_of(trainer.model, tokenizer, stage.geometry, template).save_pretrained(out / "model")
     if skipped.is_file():
         lines = sorted(set(skipped.read_text(encoding="utf-8").splitlines()))
         print(f"{len(lines)} samples were skipped or too long; {skipped} names them. The first: {lines[0]}")

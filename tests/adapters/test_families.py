@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoImageProcessor,
     BitImageProcessor,
     CLIPImageProcessor,
     Dinov2Config,
@@ -17,6 +18,7 @@ from transformers import (
 from regiontok import ImageGeometry, Regionizer, encoders
 from regiontok.adapters.huggingface import (
     EncoderConfig,
+    EncoderImageProcessor,
     RegionLlavaForConditionalGeneration,
     RegionQwen2_5_VLForConditionalGeneration,
     geometry_of,
@@ -268,6 +270,19 @@ def test_the_geometry_of_a_processor_places_photos_as_it_does(processor, geometr
     difference = (theirs * std + mean - mine).abs()
     assert difference.mean() < 0.01
     assert (difference > 0.1).float().mean() < 0.01
+
+
+def test_an_encoders_own_processor_places_photos_as_it_does(china, tmp_path):
+    encoder = encoders.load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64, geometry="letterbox")
+    processor = EncoderImageProcessor.of(encoder)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert geometry_of(loaded) == encoder.geometry
+    given = loaded([[china, china.rotate(90, expand=True)], [china]], return_tensors="pt")
+    assert given["image_sizes"].tolist() == [[427, 640], [640, 427], [427, 640]]
+    assert torch.equal(given["pixel_values"][:1], encoder.preprocess(china)[0])
+    with pytest.raises(ValueRangeError, match="this encoder only places photos"):
+        loaded.encoder(china)
 
 
 def test_other_processors_are_refused():

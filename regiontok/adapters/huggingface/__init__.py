@@ -15,19 +15,20 @@ checkpoint or one that it saved. `RegionMixin` says what ``forward`` and ``gener
     placeholders   from one placeholder per image to one per region
     llava, llava_onevision, qwen2_5_vl   the families
     tower          any of regiontok's encoders as a vision tower
-    processors     the geometry of transformers' image processors
+    processors     the geometry of transformers' image processors, and one for these encoders
 """
 
 from regiontok.adapters.huggingface.base import RegionInputs, RegionMixin
 from regiontok.adapters.huggingface.doors import with_regions, without_regions
 from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
 from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
-from regiontok.adapters.huggingface.processors import geometry_of
+from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of
 from regiontok.adapters.huggingface.qwen2_5_vl import RegionQwen2_5_VLForConditionalGeneration
 from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
 
 __all__ = [
     "EncoderConfig",
+    "EncoderImageProcessor",
     "EncoderTower",
     "RegionInputs",
     "RegionLlavaForConditionalGeneration",

@@ -1,9 +1,96 @@
-"""What transformers' image processors do to a photo, as an `ImageGeometry`, so that masks go the same way."""
+"""Image processors of transformers: the geometry of theirs, so that masks go the same way, and one for our encoders."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from PIL import Image
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.tower import EncoderConfig
+from regiontok.encoders import Encoder
 from regiontok.errors import ValueRangeError
 from regiontok.geometry import ImageGeometry
+from regiontok.photos import as_photos
+
+transformers = require("transformers", extra="hf")
+
+
+class EncoderImageProcessor(transformers.BaseImageProcessor):
+    """What one of regiontok's encoders does to photos before it sees them, for ``AutoProcessor`` and pipelines.
+
+    It gives ``image_sizes`` with ``pixel_values``, so that a region model keeps padding out of its regions.
+
+    Args:
+        geometry: How photos are placed, as of ``ImageGeometry.to_config``.
+        patch_size: Side of a patch.
+        mean: Subtracted from RGB in ``[0, 1]``.
+        std: Divided by, after that.
+        fill: What padding shows; see `regiontok.encoders.Encoder` for all of these.
+
+    Example:
+        >>> from regiontok import encoders
+        >>> processor = EncoderImageProcessor.of(encoders.load("pixels", img_size=64))
+        >>> inputs = processor(Image.new("RGB", (80, 40)), return_tensors="pt")
+        >>> inputs["pixel_values"].shape, inputs["image_sizes"].tolist()
+        (torch.Size([1, 3, 64, 64]), [[40, 80]])
+    """
+
+    model_input_names = ("pixel_values", "image_sizes")
+
+    def __init__(
+        self,
+        geometry: dict[str, Any] | None = None,
+        patch_size: int = 16,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        fill: str = "mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.geometry = geometry or ImageGeometry.letterbox(384).to_config()
+        self.patch_size = patch_size
+        self.mean = list(mean)
+        self.std = list(std)
+        self.fill = fill
+
+    @classmethod
+    def of(cls, encoder: Encoder, geometry: ImageGeometry | None = None) -> "EncoderImageProcessor":
+        """That of an encoder, whose photos may be placed by another geometry."""
+        return cls(
+            geometry=(geometry or encoder.geometry).to_config(),
+            patch_size=encoder.patch_size,
+            mean=encoder.mean.flatten().tolist(),
+            std=encoder.std.flatten().tolist(),
+            fill=encoder.fill,
+        )
+
+    @property
+    def encoder(self) -> Encoder:
+        """An encoder without its model: it only places photos."""
+        mean, std = ((one[0], one[1], one[2]) for one in (self.mean, self.std))
+        geometry = ImageGeometry(**self.geometry)
+        return Encoder(_no_model, geometry=geometry, patch_size=self.patch_size, mean=mean, std=std, fill=self.fill)
+
+    def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
+        """Photos, in one list or one per sample, as ``pixel_values`` and ``image_sizes``."""
+        photos = as_photos(_flat(images))
+        pixels, _ = self.encoder.preprocess(photos)
+        sizes = torch.tensor([[photo.height, photo.width] for photo in photos])
+        data = {"pixel_values": pixels, "image_sizes": sizes}
+        return transformers.BatchFeature(data, tensor_type=return_tensors)
+
+    __call__ = preprocess
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, Image.Image):
+        return [images]
+    return [photo for one in images for photo in (one if isinstance(one, Sequence) else [one])]
+
+
+def _no_model(pixels: torch.Tensor) -> torch.Tensor:
+    raise ValueRangeError("this encoder only places photos: it has no model.")
 
 
 def geometry_of(processor: Any) -> ImageGeometry:
@@ -21,6 +108,8 @@ def geometry_of(processor: Any) -> ImageGeometry:
         ImageGeometry(mode='center_crop', size=(336, 336))
     """
     images = getattr(processor, "image_processor", processor)
+    if isinstance(images, EncoderImageProcessor):
+        return ImageGeometry(**images.geometry)
     size = _sides(getattr(images, "size", None))
     crop = _sides(getattr(images, "crop_size", None)) if getattr(images, "do_center_crop", False) else None
     if getattr(images, "do_resize", False):
@@ -49,3 +138,8 @@ def _sides(size: Any) -> dict[str, int]:
 
 def _pair(size: dict[str, int]) -> tuple[int, int]:
     return size["height"], size["width"]
+
+
+transformers.AutoImageProcessor.register(
+    EncoderConfig, image_processor_classes={"torchvision": EncoderImageProcessor}, exist_ok=True
+)
