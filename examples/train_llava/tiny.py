@@ -241,11 +241,11 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     majority = [results[0]["majority"].get(kind, np.nan) for kind in KINDS]
     right.plot(KINDS, majority, "x:", color=grey, label="most frequent answer")
     left.set(
-        xscale="log", xlabel="tokens per image (circle: mean, triangle: cross-attention)", ylabel="right answers, %"
+        xscale="log", xlabel="tokens per image\n(circle: mean, triangle: cross-attention)", ylabel="right answers, %"
     )
     right.set(ylabel="right answers, %", ylim=(0, 102))
     for axes in (left, right):
-        axes.tick_params(colors=grey)
+        axes.tick_params(which="both", colors=grey)
         axes.xaxis.label.set_color(grey)
         axes.yaxis.label.set_color(grey)
         axes.set_facecolor("none")
