@@ -363,7 +363,7 @@ def test_interrupted_and_resumed_training_is_uninterrupted_training(work, tmp_pa
         trainer = run(model, tokenizer, which, work, out, "questions.json", training=settings, lora=lora, **options)
         return [one["loss"] for one in trainer.state.log_history if "loss" in one], model.state_dict()
 
-    whole, weights = go(tmp_path / "whole")
+    whole, weights = go(tmp_path / "whole", resume=True)  # there is nothing to go on from yet
     first, _ = go(tmp_path / "broken", callbacks=[StopAt(3)])
     resumed, again = go(tmp_path / "broken", resume=True)
     assert (len(whole), len(first)) == (6, 3)
@@ -450,10 +450,30 @@ def test_a_trained_model_answers_through_transformers_own_doors(work, tmp_path):
         chat, max_new_tokens=3, return_full_text=False, do_sample=False
     )
     assert told[0]["generated_text"].split() == tokenizer.decode(made[0, -3:], skip_special_tokens=True).split()
-    vicuna = conversations.TEMPLATES["vicuna_v1"]
-    chat += [{"role": "assistant", "content": "two"}, {"role": "user", "content": "sure"}]
-    text = processor.apply_chat_template(chat, chat_template=vicuna.jinja("</s>"))
-    assert text == vicuna.write([("<image>\nhow many", "two"), ("sure", "")], "</s>")[0]
+
+
+def test_the_chat_template_writes_what_training_reads(work):
+    """A prompt ends before the space that belongs to the answer's first piece."""
+    vicuna, tokenizer = conversations.TEMPLATES["vicuna_v1"], language.toy_tokenizer()
+
+    def render(chat):
+        return tokenizer.apply_chat_template(chat, chat_template=vicuna.jinja("</s>"), tokenize=False)
+
+    photo = [{"type": "text", "text": "how "}, {"type": "image"}, {"type": "text", "text": "many"}]
+    chat = [
+        {"role": "user", "content": photo},
+        {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
+        {"role": "user", "content": "sure"},
+    ]
+    turns = [("<image>\nhow many", "two"), ("sure", "")]
+    assert render(chat) == vicuna.write(turns, "</s>")[0].removesuffix(" ")
+    assert (
+        render([*chat, {"role": "assistant", "content": "yes"}]) == vicuna.write([turns[0], ("sure", "yes")], "</s>")[0]
+    )
+    system = {"role": "system", "content": "Be brief."}
+    assert render([system, *chat]) == render(chat).replace(vicuna.system, "Be brief. ")
+    with pytest.raises(Exception, match="roles must be system"):
+        render([*chat, {"role": "tool", "content": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -462,6 +482,8 @@ def test_a_trained_model_answers_through_transformers_own_doors(work, tmp_path):
         (["--stage", "align"], "--row is needed"),
         (["--row", "clip-336/none"], "--stage is needed"),
         (["--row", "clip-336/none", "--stage", "align", "--language-model", "x", "--data", "x", "--images", "x"], "there is no row 'clip-336/none'. List them with --rows"),
+        (["--row", "clip-336/patch/none/mean/raster", "--stage", "align", "--lora", "8", "--language-model", "x", "--data", "x", "--images", "x"], "--lora is for --stage instruct"),
+        (["--row", "clip-336/patch/none/mean/raster", "--stage", "instruct", "--language-model", "x", "--data", "x", "--images", "x", "--out", "nowhere"], "there is no nowhere/align/trained.safetensors. Train --stage align first"),
         (["--tiny", "--row", "clip-336/patch/none/mean/raster"], "a toy row is pixels/SOURCE/NORM/POOL/ORDER"),
     ],
 )  # fmt: skip

@@ -56,20 +56,31 @@ class Template:
         return text, spans
 
     def jinja(self, eos: str) -> str:
-        """The same as a chat template of transformers."""
+        """The same as a chat template of transformers: a prompt ends before the space that an answer begins with."""
         before, after = (self.question.format("\0") + "\0").split("\0")[:2]
-        parts = {"before": before, "after": after, "answer": self.answer, "end": self.end.replace("{eos}", eos)}
-        told = {name: json.dumps(text) for name, text in parts.items()}
-        return (
-            "{{ " + json.dumps(self.system) + " }}{% for message in messages %}"
-            "{% if message['role'] == 'user' %}{{ " + told["before"] + " }}"
-            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-            "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-            "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-            "{{ " + told["after"] + " + " + told["answer"] + " }}"
-            "{% else %}{{ message['content'] if message['content'] is string else message['content'][0]['text'] }}"
-            "{{ " + told["end"] + " }}{% endif %}{% endfor %}"
+        opened = self.answer.rstrip()
+        system, asked, ask, space, end = (
+            json.dumps(text)
+            for text in (
+                self.system,
+                before,
+                after + opened,
+                self.answer[len(opened) :],
+                self.end.replace("{eos}", eos),
+            )
         )
+        parts = "{% if message['content'] is string %}{{ message['content'] }}{% else %}PARTS{% endif %}"
+        words = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+        photos = "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+        said = parts.replace("PARTS", words)
+        return (
+            "{% if messages[0]['role'] != 'system' %}{{ " + system + " }}{% endif %}{% for message in messages %}"
+            "{% if message['role'] == 'system' and loop.first %}" + said + "{{ ' ' }}"
+            "{% elif message['role'] == 'user' %}{{ " + asked + " }}" + parts.replace("PARTS", photos + words)
+            + "{{ " + ask + " }}"
+            "{% elif message['role'] == 'assistant' %}{{ " + space + " }}" + said + "{{ " + end + " }}"
+            "{% else %}{{ raise_exception('roles must be system (first), user and assistant') }}{% endif %}{% endfor %}"
+        )  # fmt: skip
 
 
 TEMPLATES = {

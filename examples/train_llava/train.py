@@ -9,11 +9,12 @@ from typing import Any
 
 import recipe
 import torch
-from building import build, freeze_but, image_processor, load_stage, processor_of, widen_trained
+from building import STAGE_FILE, build, freeze_but, image_processor, load_stage, processor_of, widen_trained
 from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
 from peft import LoraConfig, get_peft_model
 from trainer import RegionTrainer
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
 from regiontok.masks import MaskStore
@@ -37,7 +38,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("row", "stage", "language_model", "data", "images"):
         if getattr(options, name) is None:
             raise SystemExit(f"--{name.replace('_', '-')} is needed; see --help.")
+    if options.lora and options.stage != "instruct":
+        raise SystemExit("--lora is for --stage instruct: the first trains no language model.")
     row, stage, out = recipe.row(options.row), STAGES[options.stage], Path(options.out or "train-llava")
+    from_stage = Path(options.from_stage or out / "align")
+    if options.stage == "instruct" and not (from_stage / STAGE_FILE).is_file():
+        raise SystemExit(
+            f"there is no {from_stage / STAGE_FILE}. Train --stage align first, or name it by --from-stage."
+        )
     mask_source = _masks(options.masks, row.options["source"], options.workers)
     training = {"bf16": torch.cuda.is_available(), "activation_checkpointing": True}
     training |= {"dataloader_num_workers": options.workers, "save_steps": options.save_steps}
@@ -51,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         dtype=torch.bfloat16 if narrow else None,  # of what is frozen; FSDP wants one dtype
     )
     if options.stage == "instruct":
-        load_stage(model, options.from_stage or out / "align")
+        load_stage(model, from_stage)
     run_stage(
         model,
         tokenizer,
@@ -64,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         on_bad_image=options.bad_image,
         on_too_long=options.too_long,
         resume=options.resume,
-        lora=options.lora if stage is recipe.INSTRUCT else None,
+        lora=options.lora,
         training=training,
     )
 
@@ -125,7 +133,10 @@ def run_stage(
         skipped=skipped if on_too_long == "skip" else None,
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=resume or None)
+    last = get_last_checkpoint(str(out)) if resume else None
+    if resume and last is None:
+        print(f"There is no checkpoint in {out} yet; training starts anew.")
+    trainer.train(resume_from_checkpoint=last)
     if lora:
         trainer.save_model(str(out / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
@@ -143,7 +154,7 @@ def run_stage(
 
 
 def _with_lora(model: Any, rank: int) -> Any:
-    """LLaVA's: on all layers of the language model, with the projector and the region pool trained whole."""
+    """LoRA of the language model's layers; the projector and the region pool are trained whole, at the same rate."""
     pooled = model.regionizer.config["pool"] == "cross_attention"
     return get_peft_model(
         model,

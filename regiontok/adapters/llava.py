@@ -142,7 +142,8 @@ def load_regions(model: Any, saved: str | Path) -> None:
 
     Args:
         model: After `add_regions`.
-        saved: ``mm_projector.bin`` of stage 1, or the folder of a whole model.
+        saved: ``mm_projector.bin`` of stage 1, ``non_lora_trainables.bin`` of LoRA, another file of weights, or a folder
+            with one of these or with a whole model.
 
     Raises:
         DTypeError: A model without regions.
@@ -166,7 +167,8 @@ def load_regions(model: Any, saved: str | Path) -> None:
 
 def _read(saved: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a file, or of all files of a model's folder."""
-    files = [saved] if saved.is_file() else [*saved.glob("*.safetensors")] or [*saved.glob("*model*.bin")]
+    named = [saved / name for name in ("mm_projector.bin", "non_lora_trainables.bin") if (saved / name).is_file()]
+    files = [saved] if saved.is_file() else named[:1] or [*saved.glob("*.safetensors")] or [*saved.glob("*model*.bin")]
     if not files:
         raise CheckpointError(f"there is no file {saved}, nor a folder of weights.")
     for file in files:

@@ -158,6 +158,9 @@ def test_other_ways_to_generate(stock):
     config = GenerationConfig(max_length=9, do_sample=False, pad_token_id=PAD)
     assert torch.equal(model.generate(**given, pixel_values=PIXELS[:2], generation_config=config), expected)
     assert config.max_length == 9
+    model.generation_config = GenerationConfig(max_length=9, min_length=7, pad_token_id=PAD)
+    assert torch.equal(model.generate(**given, **settings), expected)
+    model.generation_config = stock.generation_config
     told = model.generate(**given, **settings, max_new_tokens=4, return_dict_in_generate=True, output_scores=True)
     assert torch.equal(told.sequences, expected)
     assert len(told.scores) == 4
@@ -170,6 +173,7 @@ def test_forward_has_the_stock_classs_arguments_and_generation_uses_them(stock):
     assert [name for name in own if name in theirs] == theirs
     assert set(own) - set(theirs) == {"masks", "num_images"}  # image_sizes both have
     assert model._supports_logits_to_keep()
+    assert not hasattr(type(model).forward, "__wrapped__")
     rows = []
     hook = model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[1]))
     model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=2)
@@ -358,6 +362,14 @@ def test_regions_projector_and_language_model_get_gradients_with_checkpointing_o
         assert_close(saved[name], plain[name])
 
 
+def test_text_alone_reaches_every_weight_beside_an_empty_cache_too():
+    model = clustered(tiny_llava()).train()
+    ids = torch.tensor([[5, 6, 7]])
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # by version
+    model(input_ids=ids, labels=ids, **{name: DynamicCache()}).loss.backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad is not None
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_batch_of_text_alone_reaches_every_weight_and_changes_no_value(stock, labelled):
     model = lively(clustered(tiny_llava()))
@@ -428,7 +440,9 @@ def test_two_processes_of_which_one_has_text_alone_finish_with_equal_weights(tmp
         ({"pixel_values": PIXELS, "input_ids": None}, ValueRangeError, "pixel_values need input_ids"),
         ({"pixel_values": PIXELS[None]}, ShapeError, r"pixel_values must be \(images, 3, height, width\); got \(1, 3, 3, 56, 56\)"),
         ({"pixel_values": PIXELS, "past_key_values": DynamicCache()}, ValueRangeError, "past_key_values cannot come with pixel_values"),
+        ({"pixel_values": PIXELS, "vision_feature_layer": -1}, ValueRangeError, "vision_feature_layer is the config's, for which the regions are made; got -1"),
         ({}, ShapeError, "the samples hold 3 placeholders of images, and no pixel_values came"),
+        ({"past_key_values": DynamicCache()}, ShapeError, "the samples hold 3 placeholders of images, and no pixel_values came"),
         ({"pixel_values_videos": PIXELS}, ValueRangeError, "videos are not cut into regions"),
         ({"masks": [np.ones((1, 9, 9), bool)]}, ValueRangeError, "there are masks of 1 images and no pixel_values"),
         ({"pixel_values": PIXELS, "image_sizes": [3, 4, 5]}, DTypeError, r"image_sizes must be a \(height, width\) per image"),

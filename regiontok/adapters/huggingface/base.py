@@ -63,9 +63,10 @@ class RegionMixin:
     A family says how its photos become patch features (`encode_patches`) and what projects those of regions
     (`projector`). The rest is here.
 
-    The model's ``forward`` and ``generate`` take all that the stock class's do, and besides:
+    The model's ``forward`` and ``generate`` take what the stock class's do, and more. Logits, and so a Trainer's
+    predictions, are of the prompt as it was laid out: `prepare` gives the labels beside them.
 
-    Args:
+    Shape:
         masks: For the sources of masks: a list with the masks of each image of the batch; see `Regionizer`.
         image_sizes: Height and width of each photo before preprocessing, ``(images, 2)``, so that masks of another size
             are refused, and padding is in no region; by default masks tell it, or all patches show the photo.
@@ -74,6 +75,7 @@ class RegionMixin:
 
     regionizer: Regionizer
     config: Any
+    generation_config: Any
     training: bool
 
     _stock: type[Any]
@@ -226,7 +228,7 @@ class RegionMixin:
         _refuse_videos(kwargs)
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if pixel_values is not None:
-            _refuse_given(input_ids, kwargs)
+            self._refuse_given(input_ids, kwargs)
             more = {name: kwargs.pop(name) for name in self._encoder_inputs if name in kwargs}
             inputs = self.prepare(
                 input_ids,  # type: ignore[arg-type]
@@ -239,9 +241,10 @@ class RegionMixin:
                 **more,
             ).inputs
             return super().forward(**inputs, **kwargs)
-        if kwargs.get("mm_encoder_outputs") is not None or any(kwargs.get(name) is not None for name in _CACHES):
-            return super().forward(**inputs, **kwargs)  # a step of generation
-        self._refuse_images(input_ids, masks)
+        if kwargs.get("mm_encoder_outputs") is not None:  # generation's first step
+            return super().forward(**inputs, **kwargs)
+        if not _has_past(kwargs):
+            self._refuse_images(input_ids, masks)
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(**inputs, **kwargs)
         as_tuple = kwargs.pop("return_dict", None) is False
@@ -259,23 +262,23 @@ class RegionMixin:
         _refuse_videos(kwargs)
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is None:
-            if not any(kwargs.get(name) is not None for name in ("mm_encoder_outputs", *_CACHES)):
+            if kwargs.get("mm_encoder_outputs") is None and not _has_past(kwargs):
                 self._refuse_images(kwargs.get("input_ids", inputs), kwargs.pop("masks", None))
             for name in ("masks", "image_sizes", "num_images"):
                 kwargs.pop(name, None)
             return super().generate(inputs, generation_config, *args, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
-        _refuse_given(ids, kwargs)
+        self._refuse_given(ids, kwargs)
         names = ("attention_mask", "masks", "image_sizes", "num_images", *self._encoder_inputs)
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
-        generation_config = copy.deepcopy(generation_config)
+        given_config = generation_config or self.generation_config
+        adds = kwargs.get("max_new_tokens") or given_config.max_new_tokens  # which goes before max_length
         for name in ("max_length", "min_length"):
-            if kwargs.get(name) is not None:
-                kwargs[name] += laid - ids.shape[1]
-            elif getattr(generation_config, name, None) is not None:
-                setattr(generation_config, name, getattr(generation_config, name) + laid - ids.shape[1])
+            length = kwargs.get(name) or getattr(given_config, name)
+            if length and not (name == "max_length" and adds):
+                kwargs[name] = length + laid - ids.shape[1]
         output = super().generate(None, generation_config, *args, **prepared.inputs, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         prompt = ids.repeat_interleave(len(sequences) // len(ids), 0)
@@ -292,6 +295,20 @@ class RegionMixin:
         held = 0 if input_ids is None else int((input_ids == self.config.image_token_id).sum())
         if held:
             raise ShapeError(f"the samples hold {held} placeholders of images, and no pixel_values came. Pass both.")
+
+    def _refuse_given(self, ids: Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Refuse what cannot come with photos."""
+        for name in ("inputs_embeds", "position_ids", "mm_encoder_outputs", *_CACHES):
+            if kwargs.get(name) is not None:
+                raise ValueRangeError(
+                    f"{name} cannot come with pixel_values: how long the prompt is, is known only after the photos are "
+                    "encoded. Leave it out."
+                )
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if kwargs.get(name) not in (None, getattr(self.config, name, None)):
+                raise ValueRangeError(f"{name} is the config's, for which the regions are made; got {kwargs[name]}.")
+        if ids is None:
+            raise ValueRangeError("pixel_values need input_ids, whose placeholders they fill. Pass both.")
 
     def _touch(self, output: Any) -> None:
         """Let a batch of text alone reach the weights of regions and projector, by a blank image that counts nothing.
@@ -370,19 +387,14 @@ def _signed(forward: Callable[..., Any], stock: Callable[..., Any]) -> Callable[
         named = signature.bind(*args, **kwargs).arguments
         return forward(named.pop("self"), **(named.pop(rest[0].name, {}) if rest else {}), **named)
 
+    del call.__wrapped__  # accelerate looks through it, and would find the bare one
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
 
 
-def _refuse_given(ids: Tensor | None, kwargs: dict[str, Any]) -> None:
-    for name in ("inputs_embeds", "position_ids", "mm_encoder_outputs", *_CACHES):
-        if kwargs.get(name) is not None:
-            raise ValueRangeError(
-                f"{name} cannot come with pixel_values: how long the prompt is, is known only after the photos are "
-                "encoded. Leave it out."
-            )
-    if ids is None:
-        raise ValueRangeError("pixel_values need input_ids, whose placeholders they fill. Pass both.")
+def _has_past(kwargs: dict[str, Any]) -> bool:
+    """Whether a cache holds something, as in all but the first step of generation."""
+    return any(kwargs.get(name) is not None and kwargs[name].get_seq_length() > 0 for name in _CACHES)
 
 
 def _refuse_videos(kwargs: dict[str, Any]) -> None:

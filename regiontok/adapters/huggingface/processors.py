@@ -19,7 +19,8 @@ transformers = require("transformers", extra="hf")
 class EncoderImageProcessor(transformers.BaseImageProcessor):
     """What one of regiontok's encoders does to photos before it sees them, for ``AutoProcessor`` and pipelines.
 
-    It gives ``image_sizes`` with ``pixel_values``, so that a region model keeps padding out of its regions.
+    It takes PIL images, and gives ``image_sizes`` with ``pixel_values``, so that a region model keeps padding out of
+    its regions.
 
     Args:
         geometry: How photos are placed, as of ``ImageGeometry.to_config``.
@@ -27,6 +28,7 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
         mean: Subtracted from RGB in ``[0, 1]``.
         std: Divided by, after that.
         fill: What padding shows; see `regiontok.encoders.Encoder` for all of these.
+        kwargs: Those of transformers' image processors, which a saved one has.
 
     Example:
         >>> from regiontok import encoders
