@@ -142,8 +142,8 @@ def load_regions(model: Any, saved: str | Path) -> None:
 
     Args:
         model: After `add_regions`.
-        saved: ``mm_projector.bin`` of stage 1, ``non_lora_trainables.bin`` of LoRA, another file of weights, or a folder
-            with one of these or with a whole model.
+        saved: ``mm_projector.bin`` of stage 1, ``non_lora_trainables.bin`` of LoRA, another file of weights, or a
+            folder with one of these or with a whole model.
 
     Raises:
         DTypeError: A model without regions.
