@@ -82,8 +82,8 @@ class CrossAttnPool(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim)
+        self.key = _HeadLinear(dim, dim, bias=False)
+        self.value = _HeadLinear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.reset_parameters()
 
@@ -128,10 +128,10 @@ class CrossAttnPool(nn.Module):
         block_values = None if fold else _gather(values, blocks)
         gathered = []
         for block, key in zip(blocks, _gather(keys, blocks), strict=True):
-            query = self._fold_key(queries[block.regions]) if fold else queries[block.regions]
+            query = self.key(queries[block.regions], backwards=True) if fold else queries[block.regions]
             value = key if block_values is None else next(block_values)
             context = _attend_padded(query, key, value, block.inside)
-            gathered.append(self._unfold_value(context) if fold else context)
+            gathered.append(self.value(context) if fold else context)
         order = torch.cat([block.regions for block in blocks])
         return rearrange(torch.cat(gathered), "r h d -> r (h d)")[torch.argsort(order)]
 
@@ -141,14 +141,22 @@ class CrossAttnPool(nn.Module):
         unfolded = patches * self.dim**2 + memberships * self.dim
         return folded < unfolded
 
-    def _fold_key(self, queries: Tensor) -> Tensor:
-        weight = rearrange(self.key.weight, "(h d) c -> h d c", h=self.num_heads)
-        return torch.einsum("rhd,hdc->rhc", queries, weight)
 
-    def _unfold_value(self, context: Tensor) -> Tensor:
-        weight = rearrange(self.value.weight, "(h d) c -> h d c", h=self.num_heads)
-        bias = rearrange(self.value.bias, "(h d) -> h d", h=self.num_heads)
-        return torch.einsum("rhc,hdc->rhd", context, weight) + bias
+class _HeadLinear(nn.Linear):
+    """A projection that is applied head by head where its input has an axis of heads, ``(r, h, c)`` to ``(r, h, d)``.
+
+    All uses of its weight go through this call: what shards a module's weights (DeepSpeed's ZeRO-3) gathers them there.
+    """
+
+    def forward(self, values: Tensor, backwards: bool = False) -> Tensor:
+        """Project ``(n, dim)``, or each head; ``backwards`` from ``(r, h, d)`` to ``(r, h, c)``, by the transpose."""
+        if values.ndim == 2:
+            return super().forward(values)
+        weight = rearrange(self.weight, "(h d) c -> h d c", h=values.shape[1])
+        if backwards:
+            return torch.einsum("rhd,hdc->rhc", values, weight)
+        bias = 0 if self.bias is None else rearrange(self.bias, "(h d) -> h d", h=values.shape[1])
+        return torch.einsum("rhc,hdc->rhd", values, weight) + bias
 
 
 def _attend_padded(query: Tensor, keys: Tensor, values: Tensor, inside: Tensor) -> Tensor:

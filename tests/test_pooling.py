@@ -226,3 +226,15 @@ def test_features_that_do_not_match_are_refused(features, message):
     regions = Regions.from_labels(torch.zeros(2, 2, 3, dtype=torch.int64))
     with pytest.raises(ShapeError, match=message):
         CrossAttnPool(16)(features, regions)
+
+
+@pytest.mark.parametrize("regions", [2, 60])
+def test_every_weight_is_used_through_its_modules_call(regions):
+    """What shards weights gathers them there (DeepSpeed's ZeRO-3), in both ways to compute."""
+    pool, called = CrossAttnPool(32, 4), set()
+    for name, module in pool.named_children():
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+    labels = torch.arange(64).reshape(1, 8, 8) % regions
+    assert pool._folding_is_cheaper(64, regions, 64) == (regions == 2)
+    pool(torch.randn(1, 8, 8, 32), Regions.from_labels(labels))
+    assert called == {"query", "key", "value", "out"}
