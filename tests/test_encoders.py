@@ -308,3 +308,11 @@ def test_pixels_on_cuda_equal_those_on_the_cpu(china):
 
 def test_every_public_name_of_the_module_is_there():
     assert all(hasattr(encoders, name) for name in encoders.__all__)
+
+
+def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
+    """Mean and deviation in half precision would shift every photo."""
+    encoder = encoders.load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64)
+    expected, _ = encoder.preprocess(china)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert torch.equal(encoder.to(dtype).preprocess(china)[0], expected)

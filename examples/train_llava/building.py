@@ -90,13 +90,10 @@ def processor_of(model: Any, tokenizer: Any, geometry: str, chat_template: str) 
     )
 
 
-def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> int:
-    """Train only the weights whose names begin so; returns their number."""
-    count = 0
+def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> None:
+    """Train only the weights whose names begin so."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(trained)))
-        count += parameter.numel() * parameter.requires_grad
-    return count
 
 
 def trained_names(model: torch.nn.Module) -> list[str]:

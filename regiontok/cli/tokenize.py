@@ -188,7 +188,7 @@ def _tokenize_photo(
     find_masks: Callable[[Image.Image], MaskSet] | None = None,
 ) -> Row:
     """Run one photo through every stage and write its picture and tensors beside ``target``."""
-    watch = Stopwatch(encoder.mean.device)
+    watch = Stopwatch(encoder.device)
     image = watch.time("read", read)
     features, valid = watch.time("encode", lambda: encoder(image))
     masks = None if find_masks is None else [watch.time("masks", lambda: find_masks(image))]

@@ -72,8 +72,7 @@ class Encoder(nn.Module):
         tensor([False,  True,  True, False])
     """
 
-    mean: Tensor
-    std: Tensor
+    _anchor: Tensor
 
     def __init__(
         self,
@@ -107,9 +106,19 @@ class Encoder(nn.Module):
         self.fill = fill
         self.name = name
         self._colour = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))  # in whole numbers, as LLaVA
-        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)  # numbers and no buffers, which a half dtype would round
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # goes where `.to` moves the encoder
         self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._anchor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, or what a model without any was moved to."""
+        return next((one.dtype for one in self.parameters()), self._anchor.dtype)
 
     @property
     def grid(self) -> Size:
@@ -133,8 +142,9 @@ class Encoder(nn.Module):
             placed = np.array(placement.image(photo, fill=fill))
             pixels.append(torch.from_numpy(placed).permute(2, 0, 1))
             valid.append(placement.valid(self.grid))
-        batch = torch.stack(pixels).to(self.mean.device)
-        return (batch / 255 - self.mean) / self.std, torch.stack(valid).to(self.mean.device)
+        batch = torch.stack(pixels).to(self.device)
+        mean, std = (torch.tensor(one, device=self.device).reshape(3, 1, 1) for one in (self.mean, self.std))
+        return (batch / 255 - mean) / std, torch.stack(valid).to(self.device)
 
     @torch.no_grad()
     def forward(self, photos: Image.Image | Sequence[Image.Image]) -> Encoded:

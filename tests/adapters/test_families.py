@@ -102,6 +102,16 @@ def test_any_encoder_of_ours_is_a_tower_and_is_saved_with_the_model(name, option
     assert loaded.regionizer.pool.out.weight.grad is not None
 
 
+def test_an_encoder_without_weights_goes_along_to_another_dtype(china):
+    stock = tiny_llava(
+        EncoderConfig.of("pixels", img_size=64), vision_feature_layer=-1, vision_feature_select_strategy="full"
+    )
+    model = with_regions(stock.to(torch.bfloat16), Regionizer(dim=48, num_heads=4))
+    pixels, _ = stock.model.vision_tower.encoder.preprocess(china)
+    assert pixels.dtype == torch.float32
+    assert model(input_ids=torch.tensor([[4, IMAGE, 5]]), pixel_values=pixels).logits.dtype == torch.bfloat16
+
+
 def test_a_tower_that_merges_patches_is_refused():
     config = SiglipVisionConfig(intermediate_size=64, image_size=56, patch_size=14, **SIZES)
     stock = tiny_llava(config, vision_feature_layer=-1, vision_feature_select_strategy="full")

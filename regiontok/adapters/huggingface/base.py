@@ -7,6 +7,7 @@ that are encoded already to the stock class through its ``mm_encoder_outputs``. 
 import copy
 import functools
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -129,22 +130,22 @@ class RegionMixin:
         return loaded
 
     @property
+    @abstractmethod
     def patch_dim(self) -> int:
         """The dimension of the patch features that regions are made of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Patch features of a batch's images."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def projector(self) -> Callable[[Tensor], Tensor]:
         """From features of regions ``(R, dim)`` to tokens of the language model ``(R, text_dim)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blank_image(self) -> dict[str, Any]:
         """The smallest input of `encode_patches`."""
-        raise NotImplementedError
 
     def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
         """What the stock class needs besides, such as positions of the tokens; nothing, by default."""

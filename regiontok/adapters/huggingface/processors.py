@@ -62,8 +62,8 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
         return cls(
             geometry=(geometry or encoder.geometry).to_config(),
             patch_size=encoder.patch_size,
-            mean=encoder.mean.flatten().tolist(),
-            std=encoder.std.flatten().tolist(),
+            mean=encoder.mean,
+            std=encoder.std,
             fill=encoder.fill,
         )
 

@@ -99,13 +99,13 @@ class EncoderTower(transformers.PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, or of the buffers of an encoder without any."""
-        return next((one.dtype for one in self.parameters()), self.encoder.mean.dtype)
+        """Of the encoder."""
+        return self.encoder.dtype
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self.encoder.mean.device
+        return self.encoder.device
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         """One hidden state, in row-major order of the patches."""
