@@ -14,7 +14,9 @@ from tqdm import tqdm
 from regiontok import encoders, masks
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.evaluation.assistant import Assistant
 from regiontok.maskset import MaskSet
+from regiontok.regionizer import NORMS, Regionizer
 
 _T = TypeVar("_T")
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
@@ -160,11 +162,11 @@ def _set(settings: masks.MaskSettings, options: argparse.Namespace) -> masks.Mas
     return replace(settings, **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
 
 
-def load_masks(options: argparse.Namespace, encoder: Encoder) -> MaskSource:
-    """Masks of photos, made by a generator or read from a file; on the encoder's grid where that is quicker."""
+def load_masks(options: argparse.Namespace, encoder: Encoder | None = None) -> MaskSource:
+    """Masks of photos, made by a generator or read from a file; on an encoder's grid where that is quicker."""
     if options.masks in masks.GENERATORS:
         generator = load_generator(options)
-        if hasattr(generator, "on_grid"):
+        if encoder is not None and hasattr(generator, "on_grid"):
             return lambda _, photo: generator.on_grid(photo, geometry=encoder.geometry, grid=encoder.grid)[0]
         return lambda _, photo: generator(photo)[0]
     if uses_masks(options):
@@ -186,3 +188,38 @@ def load_masks(options: argparse.Namespace, encoder: Encoder) -> MaskSource:
         return found
 
     return read
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
+    """Options that choose a multimodal model, and how it sees photos where the model does not say that itself."""
+    parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
+    amount = stock.add_mutually_exclusive_group()
+    amount.add_argument("--tokens", type=int, metavar="K", help="exactly K region tokens per photo, by clustering")
+    amount.add_argument("--threshold", type=float, metavar="T", help="clustering down to the cosine T")
+    stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
+    add_mask_options(parser, name="--masks", files=files)
+
+
+def stock_regions(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The options of a `Regionizer` for a stock model; None where none were given."""
+    if options.tokens is None and options.threshold is None:
+        if options.norm is not None:
+            raise RegiontokError("--norm is for --tokens or --threshold, of a stock model. Leave it out.")
+        return None
+    chosen = {"num_regions": options.tokens} if options.tokens is not None else {"threshold": options.threshold}
+    return {"pool": "mean", "norm": options.norm or "none", **chosen}
+
+
+def load_assistant(model: str, options: argparse.Namespace) -> Assistant:
+    """The model in a folder, to be asked; its masks come with the questions."""
+    regions = stock_regions(options)
+    regionizer = None if regions is None else Regionizer(**regions)
+    assistant = Assistant.load(model, regionizer=regionizer, device=options.device, dtype=options.dtype)
+    source = assistant.model.regionizer.config["source"]
+    if assistant.by_masks and options.masks is None:
+        raise RegiontokError(f"{model} makes regions of masks ({source}). Give --masks, such as --masks sam2.")
+    if not assistant.by_masks and (options.masks or uses_masks(options)):
+        raise RegiontokError(f"{model} makes regions by {source}, without masks. Leave --masks and its options out.")
+    return assistant

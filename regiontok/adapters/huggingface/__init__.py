@@ -7,10 +7,10 @@
     small = with_regions(model, Regionizer(pool="mean", norm="none", num_regions=128))
     small.generate(**processor(images=photo, text=prompt, return_tensors="pt"))    # 128 tokens instead of 576
 
-Two doors: `with_regions` for a model that is loaded, and a class per family, whose ``from_pretrained`` loads a stock
-checkpoint or one that it saved. `RegionMixin` says what ``forward`` and ``generate`` take besides.
+Three doors: `with_regions` for a model that is loaded; a class per family, whose ``from_pretrained`` loads a stock
+checkpoint or one that it saved; and `load_model`, which finds the family by itself. `RegionMixin` says what ``forward`` and ``generate`` take besides.
 
-    doors          with_regions, without_regions; who is refused, and why
+    doors          with_regions, without_regions, load_model; who is refused, and why
     base           the mechanism that families share
     placeholders   from one placeholder per image to one per region
     llava, llava_onevision, qwen2_5_vl   the families
@@ -19,7 +19,7 @@ checkpoint or one that it saved. `RegionMixin` says what ``forward`` and ``gener
 """
 
 from regiontok.adapters.huggingface.base import RegionInputs, RegionMixin
-from regiontok.adapters.huggingface.doors import with_regions, without_regions
+from regiontok.adapters.huggingface.doors import load_model, with_regions, without_regions
 from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
 from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
 from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of
@@ -36,6 +36,7 @@ __all__ = [
     "RegionMixin",
     "RegionQwen2_5_VLForConditionalGeneration",
     "geometry_of",
+    "load_model",
     "with_regions",
     "without_regions",
 ]

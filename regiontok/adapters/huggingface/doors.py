@@ -1,6 +1,7 @@
-"""A loaded model in, its region version out, and back; and why some models are refused."""
+"""A loaded model or a folder in, its region version out, and back; and why some models are refused."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from regiontok._require import require
@@ -8,8 +9,10 @@ from regiontok.adapters.huggingface.base import RegionMixin, check_dim, check_su
 from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
 from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
 from regiontok.adapters.huggingface.qwen2_5_vl import RegionQwen2_5_VLForConditionalGeneration
-from regiontok.errors import DTypeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.regionizer import Regionizer
+
+transformers = require("transformers", extra="hf")
 
 _FAMILIES: dict[str, Any] = {
     family._stock.__name__: family
@@ -72,6 +75,38 @@ def with_regions(model: Any, regionizer: Regionizer) -> Any:
     check_dim(regionizer, view.patch_dim)
     view.regionizer = regionizer.to(device=model.device, dtype=model.dtype).train(model.training)
     return view
+
+
+def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **options: Any) -> Any:
+    """The region model of a folder, of whatever family it is.
+
+    Args:
+        folder: What a region model's ``save_pretrained`` wrote, or a stock model, by folder or name on the hub.
+        regionizer: For a stock model; by default every patch is a token, and the model is what it was.
+        options: Further arguments of ``from_pretrained``, such as ``dtype``.
+
+    Raises:
+        CheckpointError: A folder that holds no model, or a ``regionizer`` for a model that has its own.
+        ValueRangeError: A model whose family is not supported; the message says why.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on the "
+            "hub."
+        ) from error
+    family = next((one for one in _FAMILIES.values() if one.config_class.model_type == config.model_type), None)
+    if family is None:
+        raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
+    if getattr(config, "regiontok", None) is None:
+        regionizer = regionizer or Regionizer(source="patch", norm="none", padding="keep")
+    elif regionizer is not None:
+        raise CheckpointError(f"{folder} holds a region model, whose Regionizer is its own. Leave the other one out.")
+    try:
+        return family.from_pretrained(folder, regionizer=regionizer, **options).eval()
+    except OSError as error:
+        raise CheckpointError(f"{folder}: its weights cannot be had: {error}") from error
 
 
 def without_regions(model: Any) -> Any:

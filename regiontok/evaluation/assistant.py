@@ -1,0 +1,246 @@
+"""`Assistant`: a region model that answers questions about photos, and shows where it looks.
+
+assistant = Assistant.load("out/instruct/model")
+assistant.answer([Question(short_answer("What colour is the bus?"), [photo])])[0].text
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regiontok._checks import check_integer
+from regiontok._require import require
+from regiontok.downsample import Masks
+from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
+from regiontok.evaluation.focus import RegionAttention, answer_attention
+from regiontok.photos import as_photos
+from regiontok.regionizer import MASK_SOURCES, Regionizer
+
+MaskGenerator = Callable[[list[Image.Image]], Sequence[Masks]]
+"""Photos to their masks, as the generators of `regiontok.masks`."""
+
+_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+class Question(NamedTuple):
+    """What a user says once.
+
+    Attributes:
+        text: The words; see `regiontok.evaluation.prompts` for the paper's.
+        photos: The photos it is about, which stand before the words.
+        masks: Their masks, one entry per photo, for a model of masks whose assistant has no generator.
+    """
+
+    text: str
+    photos: Sequence[Image.Image] = ()
+    masks: Sequence[Masks] | None = None
+
+
+class Answer(NamedTuple):
+    """What the model says.
+
+    Attributes:
+        text: Without special tokens.
+        tokens: Ids, up to the end that the model set.
+        counts: Region tokens of each photo of the question.
+    """
+
+    text: str
+    tokens: list[int]
+    counts: list[int]
+
+
+class Assistant:
+    """A region model with its processor; it answers greedily, in batches whose photos may differ in their counts.
+
+    Args:
+        model: Of `regiontok.adapters.huggingface`.
+        processor: Of ``AutoProcessor``, with a chat template. Its tokenizer will pad on the left.
+        masks: Makes the masks of photos, for a model whose source has them.
+
+    Raises:
+        DTypeError: A model without regions.
+        CheckpointError: A processor without a chat template or a tokenizer that cannot pad.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, masks: MaskGenerator | None = None) -> None:
+        if not hasattr(model, "regionizer"):
+            raise DTypeError(
+                f"model must have region tokens; got {type(model).__name__}. Make it with "
+                "regiontok.adapters.huggingface.with_regions, or load its folder with Assistant.load."
+            )
+        if getattr(processor, "chat_template", None) is None:
+            raise CheckpointError(
+                "the processor has no chat template, which says how questions are written. Set "
+                "processor.chat_template, or take a checkpoint that has one."
+            )
+        if processor.tokenizer.pad_token_id is None:
+            raise CheckpointError("the tokenizer has no padding token. Set tokenizer.pad_token, such as to its eos.")
+        self.model = model
+        self.processor = processor
+        self.masks = masks
+        processor.tokenizer.padding_side = "left"
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        regionizer: Regionizer | None = None,
+        masks: MaskGenerator | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> "Assistant":
+        """Load a model folder and its processor.
+
+        Args:
+            folder: A region model's, such as the training recipe writes; or a stock model's, by folder or name.
+            regionizer: For a stock model; by default every patch is a token.
+            masks: See the class.
+            device: The CPU by default.
+            options: Further arguments of the model's ``from_pretrained``, such as ``dtype``.
+
+        Raises:
+            CheckpointError, ValueRangeError: A folder that holds no supported model, or not its processor.
+        """
+        huggingface = require("regiontok.adapters.huggingface", extra="hf")
+        transformers = require("transformers", extra="hf")
+        model = huggingface.load_model(folder, regionizer=regionizer, **options)
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} holds no processor beside its model: {error}") from error
+        return cls(model.to(device or "cpu"), processor, masks=masks)
+
+    @property
+    def by_masks(self) -> bool:
+        """Whether its regions are made of masks."""
+        return self.model.regionizer.config["source"] in MASK_SOURCES
+
+    def answer(
+        self, questions: Sequence[Question], *, max_new_tokens: int = 128, stop: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Answer a batch of questions.
+
+        Args:
+            questions: One batch, all of which must fit into memory.
+            max_new_tokens: The longest answer.
+            stop: Strings before which an answer's text ends; the tokens are all there.
+
+        Raises:
+            ValueRangeError: No question, one that holds a placeholder of photos, or masks that are missing.
+            PhotoError: A photo that cannot be read.
+        """
+        check_integer("max_new_tokens", max_new_tokens)
+        inputs, held = self._inputs(questions)
+        counts: list[int] = []
+        hook = self.model.regionizer.register_forward_hook(lambda _, __, tokens: counts.extend(tokens.counts.tolist()))
+        try:
+            sequences = self.model.generate(**inputs, **_GREEDY, max_new_tokens=max_new_tokens)
+        finally:
+            hook.remove()
+        made = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        own = iter(counts)
+        answers = []
+        for tokens, photos in zip(made, held, strict=True):
+            tokens = self._until_end(tokens)
+            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            for end in filter(None, stop):
+                text = text.split(end)[0]
+            answers.append(Answer(text.strip(), tokens, [next(own) for _ in range(photos)]))
+        return answers
+
+    def attend(
+        self, questions: Sequence[Question], answers: Sequence[Sequence[int]], *, query: str = "answer"
+    ) -> RegionAttention:
+        """The attention that answers pay to the regions of the photos, of `answer_attention`.
+
+        Args:
+            questions: One batch.
+            answers: The tokens of each answer, the model's own (`Answer.tokens`) or others (`tokens`).
+            query: See `answer_attention`.
+
+        Raises:
+            ValueRangeError: An answer without a token, or what `answer` raises.
+        """
+        for number, tokens in enumerate(answers):
+            if not len(tokens):
+                raise ValueRangeError(f"answer {number} has no token, whose attention is asked for. Leave it out.")
+        inputs, _ = self._inputs(questions)
+        ids, inside = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
+        pad = self.processor.tokenizer.pad_token_id
+        whole = [
+            torch.cat([one[keep], one.new_tensor(list(tokens))])
+            for one, keep, tokens in zip(ids, inside, answers, strict=True)
+        ]
+        length = max(map(len, whole))
+        padded, mask = ids.new_full((len(whole), length), pad), ids.new_zeros(len(whole), length)
+        answer = torch.zeros_like(mask, dtype=torch.bool)
+        for row, (one, tokens) in enumerate(zip(whole, answers, strict=True)):
+            padded[row, length - len(one) :] = one
+            mask[row, length - len(one) :] = 1
+            answer[row, length - len(tokens) :] = True
+        return answer_attention(self.model, answer, query=query, input_ids=padded, attention_mask=mask, **inputs)
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of an answer in words, as the model would have written them."""
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _inputs(self, questions: Sequence[Question]) -> tuple[dict[str, Any], list[int]]:
+        """What the model takes, and how many photos each question has."""
+        if not questions:
+            raise ValueRangeError("there must be at least one question; got none.")
+        chats, photos, masks, held = [], [], [], []
+        placeholder = getattr(self.processor, "image_token", "<image>")
+        for number, question in enumerate(questions):
+            if placeholder in question.text:
+                raise ValueRangeError(
+                    f"question {number} holds {placeholder}, which stands for a photo. Leave it out: photos are put "
+                    "before the words."
+                )
+            own = as_photos(list(question.photos)) if len(question.photos) else []
+            parts = [{"type": "image"} for _ in own] + [{"type": "text", "text": question.text}]
+            chats.append([{"role": "user", "content": parts}])
+            photos += own
+            held.append(len(own))
+            if self.by_masks and own:
+                masks += self._masks_of(number, question, own)
+        texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        begin = self.processor.tokenizer.bos_token
+        told = bool(begin) and texts[0].startswith(begin)  # by the template, and not once more by the tokenizer
+        made = self.processor(
+            text=texts, images=photos or None, return_tensors="pt", padding=True, add_special_tokens=not told
+        )
+        names = ("input_ids", "attention_mask", "pixel_values", "image_sizes", *self.model._encoder_inputs)
+        inputs = {
+            name: made[name].to(self.model.device) if isinstance(made[name], Tensor) else made[name]
+            for name in names
+            if name in made
+        }
+        if masks:
+            inputs["masks"] = masks
+        return inputs, held
+
+    def _masks_of(self, number: int, question: Question, photos: list[Image.Image]) -> Sequence[Masks]:
+        if question.masks is not None:
+            if len(question.masks) != len(photos):
+                raise ValueRangeError(
+                    f"question {number} must have masks of each of its {len(photos)} photos; got {len(question.masks)}."
+                )
+            return question.masks
+        if self.masks is None:
+            raise ValueRangeError(
+                f"the model's regions are of masks (source {self.model.regionizer.config['source']!r}), and question "
+                f"{number} has none. Give the assistant a generator, as in masks=regiontok.masks.load('sam2')."
+            )
+        return self.masks(photos)
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Those before the token by which the model ended, and the padding after it."""
+        ends = self.model.generation_config.eos_token_id
+        known = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        return next((tokens[:at] for at, token in enumerate(tokens) if token in known), tokens)

@@ -1,0 +1,77 @@
+import pytest
+
+from regiontok import ImageGeometry, Regionizer
+from regiontok.adapters.huggingface import with_regions
+from regiontok.cli import main
+from regiontok.evaluation.assistant import Assistant, Question
+from regiontok.evaluation.prompts import short_answer, with_options
+from tests.models import tiny_llava, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A stock model and one of masks, each with its processor."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_llava().save_pretrained(root / "stock")
+    regionizer = Regionizer(source="combined", dim=32, num_heads=4, geometry=ImageGeometry.center_crop(56))
+    with_regions(tiny_llava(), regionizer).save_pretrained(root / "masks")
+    for name in ("stock", "masks"):
+        tiny_processor().save_pretrained(root / name)
+    return root
+
+
+def ask(capsys, *arguments):
+    code = main(["chat", *map(str, arguments), "--max-new-tokens", "3"])
+    out, errors = capsys.readouterr()
+    return code, out.strip(), errors.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def photo(tmp_path, china):
+    china.save(tmp_path / "china.png")
+    return tmp_path / "china.png"
+
+
+def test_it_answers_as_the_assistant_does(capsys, folders, photo, china):
+    stock = Assistant.load(folders / "stock")
+    for given, text in (
+        ([], "w1 w2"),
+        (["--short"], short_answer("w1 w2")),
+        (["--options", "w3", "w4"], with_options("w1 w2", ["w3", "w4"])),
+    ):
+        code, out, told = ask(capsys, photo, "w1 w2", "--model", folders / "stock", *given)
+        assert (code, out) == (0, stock.answer([Question(text, [china])], max_new_tokens=3)[0].text)
+        assert told == f"{photo}: 16 tokens"
+
+
+def test_a_budget_for_a_stock_model(capsys, folders, photo):
+    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5)[2] == f"{photo}: 5 tokens"
+    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{photo}: 1 tokens"
+
+
+def test_masks_for_a_model_of_masks(capsys, folders, photo):
+    code, _, told = ask(capsys, photo, "w1", "--model", folders / "masks", "--masks", "felzenszwalb")
+    assert code == 0
+    assert int(told.split()[-2]) > 3
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("masks", [], "makes regions of masks (combined). Give --masks, such as --masks sam2."),
+        ("stock", ["--masks", "felzenszwalb"], "makes regions by patch, without masks. Leave --masks and its options"),
+        ("masks", ["--tokens", "3", "--masks", "felzenszwalb"], "holds a region model, whose Regionizer is its own."),
+        ("stock", ["--norm", "rms"], "--norm is for --tokens or --threshold, of a stock model. Leave it out."),
+        ("stock", ["--options", "w1"], "options must be 2 to 26"),
+        ("nothing", [], "holds no model of transformers"),
+    ],
+)
+def test_what_cannot_be_is_named(capsys, folders, photo, model, given, expected):
+    code, out, told = ask(capsys, photo, "w1", "--model", folders / model, *given)
+    assert (code, out) == (2, "")
+    assert expected in told
+
+
+def test_a_photo_that_is_not_there(capsys, folders, tmp_path):
+    code, _, told = ask(capsys, tmp_path / "none.png", "w1", "--model", folders / "stock")
+    assert (code, told) == (2, f"regiontok: {tmp_path / 'none.png'}: there is no such file.")
