@@ -61,7 +61,7 @@ def test_masks_for_a_model_of_masks(capsys, folders, photo):
         ("masks", [], "makes regions of masks (combined). Give --masks, such as --masks sam2."),
         ("stock", ["--masks", "felzenszwalb"], "makes regions by patch, without masks. Leave --masks and its options"),
         ("masks", ["--tokens", "3", "--masks", "felzenszwalb"], "holds a region model, whose Regionizer is its own."),
-        ("stock", ["--norm", "rms"], "--norm is for --tokens or --threshold, of a stock model. Leave it out."),
+        ("stock", ["--norm", "rms"], "norm='rms' is for num_regions or threshold, of a stock model. Leave it out."),
         ("stock", ["--options", "w1"], "options must be 2 to 26"),
         ("nothing", [], "holds no model of transformers"),
     ],

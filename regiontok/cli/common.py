@@ -14,9 +14,9 @@ from tqdm import tqdm
 from regiontok import encoders, masks
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
-from regiontok.evaluation.assistant import Assistant
+from regiontok.evaluation.assistant import Assistant, stock_regions
 from regiontok.maskset import MaskSet
-from regiontok.regionizer import NORMS, Regionizer
+from regiontok.regionizer import NORMS
 
 _T = TypeVar("_T")
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
@@ -202,20 +202,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) ->
     add_mask_options(parser, name="--masks", files=files)
 
 
-def stock_regions(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The options of a `Regionizer` for a stock model; None where none were given."""
-    if options.tokens is None and options.threshold is None:
-        if options.norm is not None:
-            raise RegiontokError("--norm is for --tokens or --threshold, of a stock model. Leave it out.")
-        return None
-    chosen = {"num_regions": options.tokens} if options.tokens is not None else {"threshold": options.threshold}
-    return {"pool": "mean", "norm": options.norm or "none", **chosen}
-
-
 def load_assistant(model: str, options: argparse.Namespace) -> Assistant:
     """The model in a folder, to be asked; its masks come with the questions."""
-    regions = stock_regions(options)
-    regionizer = None if regions is None else Regionizer(**regions)
+    regionizer = stock_regions(num_regions=options.tokens, threshold=options.threshold, norm=options.norm)
     assistant = Assistant.load(model, regionizer=regionizer, device=options.device, dtype=options.dtype)
     source = assistant.model.regionizer.config["source"]
     if assistant.by_masks and options.masks is None:

@@ -194,7 +194,8 @@ class Assistant:
         """What the model takes, and how many photos each question has."""
         if not questions:
             raise ValueRangeError("there must be at least one question; got none.")
-        chats, photos, masks, held = [], [], [], []
+        chats, photos, held = [], [], []
+        masks: list[Masks] = []
         placeholder = getattr(self.processor, "image_token", "<image>")
         for number, question in enumerate(questions):
             if placeholder in question.text:
@@ -244,3 +245,30 @@ class Assistant:
         ends = self.model.generation_config.eos_token_id
         known = {self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         return next((tokens[:at] for at, token in enumerate(tokens) if token in known), tokens)
+
+
+def stock_regions(
+    *, num_regions: int | None = None, threshold: float | None = None, norm: str | None = None
+) -> Regionizer | None:
+    """A `Regionizer` that cuts a stock model's tokens without training, by clustering; None where no cut is asked for.
+
+    Args:
+        num_regions: Exactly so many tokens per photo.
+        threshold: Clustering down to this cosine, instead.
+        norm: Of patch features before; ``none`` by default, as the model was trained.
+
+    Raises:
+        ValueRangeError: Both of them, or a ``norm`` for nothing.
+
+    Example:
+        >>> stock_regions(num_regions=128).config["num_regions"]
+        128
+    """
+    if num_regions is not None and threshold is not None:
+        raise ValueRangeError("num_regions and threshold are two ways to say how many tokens. Leave one of them out.")
+    if num_regions is None and threshold is None:
+        if norm is not None:
+            raise ValueRangeError(f"norm={norm!r} is for num_regions or threshold, of a stock model. Leave it out.")
+        return None
+    amount = {"num_regions": num_regions} if num_regions is not None else {"threshold": threshold}
+    return Regionizer(pool="mean", norm=norm or "none", **amount)

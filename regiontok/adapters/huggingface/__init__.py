@@ -8,7 +8,8 @@
     small.generate(**processor(images=photo, text=prompt, return_tensors="pt"))    # 128 tokens instead of 576
 
 Three doors: `with_regions` for a model that is loaded; a class per family, whose ``from_pretrained`` loads a stock
-checkpoint or one that it saved; and `load_model`, which finds the family by itself. `RegionMixin` says what ``forward`` and ``generate`` take besides.
+checkpoint or one that it saved; and `load_model`, which finds the family by itself. `RegionMixin` says what
+``forward`` and ``generate`` take besides.
 
     doors          with_regions, without_regions, load_model; who is refused, and why
     base           the mechanism that families share

@@ -93,8 +93,8 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on the "
-            "hub."
+            f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on "
+            "the hub."
         ) from error
     family = next((one for one in _FAMILIES.values() if one.config_class.model_type == config.model_type), None)
     if family is None:

@@ -1,0 +1,109 @@
+"""``regiontok evaluate``: the paper's seven benchmarks for a model."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from regiontok._require import require
+from regiontok.cli.common import add_model_options, uses_masks
+from regiontok.errors import RegiontokError
+from regiontok.evaluation.assistant import stock_regions
+from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
+from regiontok.evaluation.table import beside_the_paper, read_scores, row_name, write_scores
+from regiontok.presets import TABLE_1
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``evaluate`` to the parser."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run the paper's seven benchmarks on a model",
+        description="Run POPE, OCRBench, CV-Bench, MMStar, MME, MMBench and MM-Vet through lmms-eval, and print a row "
+        "of the paper's Table 1 beside the paper's. Scores are kept in --out, where what is there already is not run "
+        "again. MM-Vet needs a judge: OPENAI_API_KEY, or what lmms-eval takes in its place.",
+    )
+    evaluate.add_argument("model", metavar="DIR", help="a trained region model, or a stock one by folder or name")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="for scores, answers, logs")
+    evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
+    evaluate.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
+    evaluate.add_argument("--processes", type=int, default=1, metavar="N", help="one GPU each; default: %(default)s")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="so many questions of each, to try it out")
+    add_model_options(evaluate, files=False)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    given = [name for name in uses_masks(options) if name != "--sam-model"]
+    if given:
+        raise RegiontokError(f"{given[0]} is not for evaluate, which makes masks at the paper's cheap setting.")
+    wanted = options.benchmarks or list(BENCHMARKS)
+    unjudged = [name for name in wanted if BENCHMARKS[name].judge and not has_judge()]
+    if unjudged and options.benchmarks:
+        raise RegiontokError(f"{unjudged[0]} needs a judge, and there is no OPENAI_API_KEY. Set it, or leave it out.")
+    regionizer = stock_regions(num_regions=options.tokens, threshold=options.threshold, norm=options.norm)
+    row = options.row or _own_row(options.model, None if regionizer is None else regionizer.config)
+    arguments = {
+        "pretrained": options.model,
+        "num_regions": options.tokens,
+        "threshold": options.threshold,
+        "norm": options.norm,
+        "masks": options.masks,
+        "sam_model": options.sam_model,
+        "dtype": options.dtype,
+    } | ({} if options.processes > 1 else {"device": options.device})
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    for value in arguments.values():
+        if "," in str(value) or "=" in str(value):
+            raise RegiontokError(f"lmms-eval takes no comma and no equals sign in {value}. Rename it.")
+    kept = read_scores(options.out, model=options.model)
+    if kept["figures"] and kept.get("limit") != options.limit:
+        raise RegiontokError(
+            f"{options.out} has scores of --limit {kept.get('limit')}, and this is {options.limit}. Give another --out."
+        )
+    kept["limit"], kept["row"] = options.limit, row
+    failed = []
+    for name in wanted:
+        if name in unjudged or all(figure in kept["figures"] for figure in BENCHMARKS[name].figures):
+            continue
+        try:
+            measured = run(
+                [name],
+                arguments,
+                options.out / name,
+                batch_size=options.batch_size,
+                limit=options.limit,
+                processes=options.processes,
+            )
+        except RegiontokError as error:
+            if isinstance(error, ImportError):
+                raise
+            failed.append(str(error))
+            continue
+        kept["figures"] |= measured.figures
+        kept["details"] |= measured.details
+        kept["tokens"] = kept.get("tokens", {}) | {name: measured.tokens}
+        kept["figures"]["tokens"] = sum(kept["tokens"].values()) / len(kept["tokens"])
+        write_scores(options.out, kept)
+    print(beside_the_paper(options.model, kept["figures"], row))
+    for name, value in kept["details"].items():
+        print(f"{name}: {value:.2f}")
+    if options.limit is not None:
+        print(f"These are {options.limit} questions of each benchmark, and no figures to compare.")
+    for name in unjudged:
+        print(f"{name} was left out: it needs a judge, and there is no OPENAI_API_KEY.")
+    for message in failed:
+        print(f"regiontok: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _own_row(model: str, regions: dict[str, Any] | None) -> str | None:
+    transformers = require("transformers", extra="eval")
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise RegiontokError(f"{model} holds no model of transformers: {error}") from error
+    if regions is None:
+        regions = {"source": "patch", "norm": "none", "pool": "mean", "order": "raster"}
+    return row_name(config, regions)

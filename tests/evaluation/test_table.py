@@ -1,0 +1,58 @@
+import json
+
+import pytest
+from transformers import LlavaConfig
+
+from regiontok import Regionizer
+from regiontok.adapters.huggingface import EncoderConfig
+from regiontok.errors import CheckpointError
+from regiontok.evaluation.table import beside_the_paper, format_rows, read_scores, row_name, write_scores
+from regiontok.presets import FIGURES, TABLE_1
+from tests.models import tiny_clip
+
+
+def test_every_row_of_the_paper_as_it_prints_it():
+    text = format_rows({name: row.figures for name, row in TABLE_1.items()}).splitlines()
+    assert len({len(line) for line in text}) == 1
+    first = text[1].split()
+    assert first[1:] == ["576", "12.54", "86.05", "331", "55.82", "33.47", "1500", "300", "66.84", "32.1"]
+
+
+def test_a_model_beside_its_row_or_beside_none():
+    name = "radio-384/combined/rms/cross_attention/raster"
+    text = beside_the_paper("mine", {"pope": 80.0}, name).splitlines()
+    assert text[1].split() == ["mine", "-", "-", "80.00", *"-------"]
+    assert text[2].split()[2:4] == ["134", "14.88"]
+    assert beside_the_paper("mine", {}, None).splitlines()[-1].startswith("Table 1 of the paper has no row of this")
+
+
+def config_of(vision, **options):
+    config = LlavaConfig(vision_config=vision)
+    config.regiontok = Regionizer(**{"dim": 1024} | options).config
+    return config
+
+
+def test_the_row_of_a_model():
+    radio = EncoderConfig(encoder="radio-384", hidden_size=1024)
+    assert row_name(config_of(radio, source="combined")) == "radio-384/combined/rms/cross_attention/raster"
+    assert row_name(config_of(radio, source="combined", order="area")) is None
+    large = tiny_clip(hidden_size=1024, image_size=336, patch_size=14)
+    assert row_name(config_of(large)) == "clip-336/clustering/rms/cross_attention/raster"
+    assert row_name(config_of(tiny_clip())) is None
+    stock = LlavaConfig(vision_config=large)
+    assert row_name(stock) is None
+    patches = Regionizer(source="patch", norm="none").config
+    assert row_name(stock, patches) == "clip-336/patch/none/mean/raster"
+
+
+def test_scores_are_kept_for_one_model(tmp_path):
+    assert read_scores(tmp_path, model="a") == {"model": "a", "figures": {}, "details": {}}
+    scores = {"model": "a", "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}}
+    write_scores(tmp_path / "new", scores)
+    assert read_scores(tmp_path / "new", model="a") == scores
+    with pytest.raises(CheckpointError, match="has scores of a, and this is b. Give another folder."):
+        read_scores(tmp_path / "new", model="b")
+    for damaged in ("{", "[]", json.dumps({"model": "a"})):
+        (tmp_path / "new" / "scores.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="is damaged .* Move it away, or give another folder."):
+            read_scores(tmp_path / "new", model="a")
