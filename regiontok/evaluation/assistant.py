@@ -17,6 +17,7 @@ from regiontok._require import require
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.evaluation.focus import RegionAttention, answer_attention
+from regiontok.geometry import ImageGeometry
 from regiontok.photos import as_photos
 from regiontok.regionizer import MASK_SOURCES, Regionizer
 
@@ -120,6 +121,23 @@ class Assistant:
     def by_masks(self) -> bool:
         """Whether its regions are made of masks."""
         return self.model.regionizer.config["source"] in MASK_SOURCES
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """How photos are placed on the encoder's input: the Regionizer's word, or else the processor's.
+
+        Raises:
+            ValueRangeError: A processor whose way with photos is not known; see `geometry_of`.
+        """
+        own = self.model.regionizer.config["geometry"]
+        if own is not None:
+            return ImageGeometry(**own)
+        images = getattr(self.processor, "image_processor", self.processor)
+        if hasattr(images, "merge_size"):  # native resolution: the grid is of the whole photo, whatever its size
+            return ImageGeometry.squash(1008)
+        huggingface = require("regiontok.adapters.huggingface", extra="hf")
+        geometry: ImageGeometry = huggingface.geometry_of(self.processor)
+        return geometry
 
     def answer(
         self, questions: Sequence[Question], *, max_new_tokens: int = 128, stop: Sequence[str] = ()

@@ -65,7 +65,8 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
 
     Raises:
         ShapeError: An ``answer`` of another shape than ``input_ids``.
-        ValueRangeError: A sample without an answer token, or an unknown ``query``.
+        ValueRangeError: A sample without an answer token, an unknown ``query``, or a language model whose attention
+            cannot be looked at.
         DTypeError: A model that has no regions.
 
     Source:
@@ -95,6 +96,11 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
     capture = _Capture(answers, visual, inside)
     with _capturing(model.config.get_text_config(), capture):
         model(**prepared.inputs, use_cache=False)
+    if not capture.layers:
+        raise ValueRangeError(
+            f"no attention of {type(model).__name__} could be looked at: its language model, "
+            f"{model.config.get_text_config().model_type}, has none that goes through transformers' interface for it."
+        )
     held = visual.sum(1).tolist()
     ends = prepared.regions.counts.cumsum(0).tolist()
     images: list[list[int]] = []
