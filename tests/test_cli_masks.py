@@ -230,12 +230,12 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
         (["masks", "empty", "--out", "m.parquet", "--generator", "felzenszwalb"], "empty: there is no photo in this folder"),
         (["masks", "a.png", "--out", "no/m.parquet", "--generator", "felzenszwalb"], "masks cannot be written to no/m.parquet"),
         (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
-        (["count", "a.png", "--out", "c.xyz"], "c.xyz: a histogram must be one of .*png"),
+        (["count", "a.png", "--out", "c.xyz"], "c.xyz: a figure must be one of .*png"),
         (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
         (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
         (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
         (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
-        (["count", "a.png", "--out", "no/c.png"], "no/c.png: the histogram cannot be written"),
+        (["count", "a.png", "--out", "no/c.png"], "no/c.png: the figure cannot be written"),
     ],
 )  # fmt: skip
 def test_commands_that_cannot_run_say_why(photos, capsys, arguments, message):

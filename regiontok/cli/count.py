@@ -23,8 +23,7 @@ from regiontok.photos import read_photo
 from regiontok.presets import paper_tokens
 from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
 from regiontok.regions import Regions
-from regiontok.viewing import draw_counts
-from regiontok.viewing.histogram import check_histogram
+from regiontok.viewing import check_figure, draw_counts, save_figure
 
 _ORDER = ("patch", "segmentation", "clustering", "combined")
 """Sources as the paper's Table 1 lists them."""
@@ -64,7 +63,7 @@ def _count(options: argparse.Namespace) -> int:
         raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
     if options.threshold is not None and "clustering" not in sources:
         raise RegiontokError("--threshold is for the source clustering. Leave it out.")
-    check_histogram(options.out)
+    check_figure(options.out)
     photos = [path for path in find_photos(options.photos) if path.resolve() != options.out.resolve()]
     encoder = load_encoder(options)
     masks_of = load_masks(options, encoder) if with_masks else None
@@ -107,7 +106,7 @@ def _count(options: argparse.Namespace) -> int:
                     f"{source}: {dropped[source]} masks became no region; {whole[source]} photos were left without "
                     "any and got one of all their patches"
                 )
-        draw_counts(counts, options.out, paper=paper)
+        save_figure(draw_counts(counts, paper=paper), options.out)
         print(f"Histogram: {options.out}")
     if failed:
         print(f"regiontok: {len(failed)} of {len(photos)} photos failed and are named above.", file=sys.stderr)

@@ -1,6 +1,38 @@
-"""Pictures of regions, and of how many there are."""
+"""Pictures of photos, regions, features and attention.
 
-from regiontok.viewing.histogram import draw_counts
+picture    a photo with its regions, without matplotlib
+counts     tokens per photo from each source
+figures    the paper's figures, for any photo, encoder and model
+page       a page to explore a photo's regions in a browser
+
+Figures are matplotlib's: show them in a notebook, or write them with `save_figure`.
+"""
+
+from regiontok.viewing._canvas import check_figure, save_figure
+from regiontok.viewing.counts import draw_counts
+from regiontok.viewing.figures import (
+    Attention,
+    Seen,
+    draw_attention,
+    draw_encoders,
+    draw_features,
+    draw_norms,
+    draw_sources,
+    see,
+)
 from regiontok.viewing.picture import draw_regions
 
-__all__ = ["draw_counts", "draw_regions"]
+__all__ = [
+    "Attention",
+    "Seen",
+    "check_figure",
+    "draw_attention",
+    "draw_counts",
+    "draw_encoders",
+    "draw_features",
+    "draw_norms",
+    "draw_regions",
+    "draw_sources",
+    "save_figure",
+    "see",
+]

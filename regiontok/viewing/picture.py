@@ -7,6 +7,7 @@ from scipy import ndimage
 from regiontok.errors import ShapeError
 from regiontok.geometry import Placement
 from regiontok.regions import Regions
+from regiontok.viewing._pixels import edges, patches_at, shrunk
 
 _LONGEST_SIDE = 1280
 _GAP = 16
@@ -34,20 +35,17 @@ def draw_regions(photo: Image.Image, regions: Regions, placement: Placement) -> 
         raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
     if (photo.height, photo.width) != placement.photo:
         raise ShapeError(f"the placement is for photos of {placement.photo}; got {(photo.height, photo.width)}.")
-    top, membership = _flatten(regions)
-    shrink = min(1.0, _LONGEST_SIDE / max(photo.size))
-    size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
-    pixels = np.asarray(photo.resize(size, Image.Resampling.BOX) if shrink < 1 else photo)
+    top, membership = flatten(regions)
+    pixels = np.asarray(shrunk(photo, _LONGEST_SIDE))
     height, width = pixels.shape[:2]
-    outlined = _outline(pixels, _label_pixels(membership, placement, height, width))
-    filled = _fill(pixels, _label_pixels(top, placement, height, width))
-    picture = Image.new("RGBA", (2 * size[0] + _GAP, size[1]), (0, 0, 0, 0))
-    picture.paste(Image.fromarray(outlined), (0, 0))
-    picture.paste(Image.fromarray(filled), (size[0] + _GAP, 0))
+    patch = patches_at(placement, (top.shape[0], top.shape[1]), (height, width))
+    picture = Image.new("RGBA", (2 * width + _GAP, height), (0, 0, 0, 0))
+    picture.paste(Image.fromarray(outline(pixels, np.append(membership, -1)[patch])), (0, 0))
+    picture.paste(Image.fromarray(_fill(pixels, np.append(top, -1)[patch])), (width + _GAP, 0))
     return picture
 
 
-def _flatten(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+def flatten(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
     """Two maps ``(rows, cols)``, -1 in no region: the smallest region of each patch, and the set of all its regions."""
     masks = regions.masks()[0].cpu().numpy()
     by_size = np.argsort(-masks.sum((1, 2)), kind="stable")
@@ -59,21 +57,9 @@ def _flatten(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
     return top, np.where(covered, sets.reshape(top.shape), -1)
 
 
-def _label_pixels(labels: np.ndarray, placement: Placement, height: int, width: int) -> np.ndarray:
-    """The region of each of ``height x width`` pixels laid over the photo; -1 where there is none."""
-    rows, cols = labels.shape
-    x = (np.arange(width) + 0.5) * placement.photo[1] / width
-    y = (np.arange(height) + 0.5) * placement.photo[0] / height
-    col = np.floor((x * placement.scale[1] + placement.offset[1]) * cols / placement.input[1]).astype(int)
-    row = np.floor((y * placement.scale[0] + placement.offset[0]) * rows / placement.input[0]).astype(int)
-    inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))
-    return np.where(inside, labels[row.clip(0, rows - 1)[:, None], col.clip(0, cols - 1)], -1)
-
-
-def _outline(pixels: np.ndarray, label: np.ndarray) -> np.ndarray:
-    edge = np.zeros(label.shape, bool)
-    edge[:, 1:] |= label[:, 1:] != label[:, :-1]
-    edge[1:] |= label[1:] != label[:-1]
+def outline(pixels: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Pixels ``(height, width, 3)`` with lines where labels change, dimmed where there is none (-1)."""
+    edge = edges(label)
     thin = max(1, round(min(label.shape) / 400))
     outlined = _dim_uncovered(pixels, label)
     outlined[ndimage.maximum_filter(edge, 3 * thin)] = _DARK

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from regiontok import ImageGeometry, Regions
-from regiontok.errors import PhotoError, ShapeError
-from regiontok.viewing import draw_counts, draw_regions
+from regiontok.errors import ShapeError
+from regiontok.viewing import draw_regions
 
 halves = Image.new("RGB", (80, 40), (200, 0, 0))
 halves.paste((0, 0, 200), (40, 0, 80, 40))
@@ -77,17 +77,3 @@ def test_a_line_is_drawn_where_only_the_larger_of_two_regions_ends():
     masks = torch.tensor([[[1, 1, 1, 0]], [[1, 1, 0, 0]]]).bool()
     picture = np.asarray(draw_regions(halves, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
     assert np.flatnonzero((picture[20, :80, :3] == 255).all(1)).tolist() == [40, 60]
-
-
-def test_histograms_of_counts(tmp_path):
-    draw_counts(
-        {"patch": [576, 576], "clustering": [90, 120]}, tmp_path / "h.svg", paper={"patch": 576, "clustering": None}
-    )
-    text = (tmp_path / "h.svg").read_text()
-    assert "#e8710a" in text  # the paper's number
-    with pytest.raises(ShapeError, match="counts must have a number per photo"):
-        draw_counts({"patch": []}, tmp_path / "h.png")
-    with pytest.raises(PhotoError, match=r"h.png: the histogram cannot be written"):
-        draw_counts({"patch": [1]}, tmp_path / "no" / "h.png")
-    with pytest.raises(PhotoError, match="cannot be written"):
-        draw_counts({"patch": [1]}, tmp_path / "h.xyz")

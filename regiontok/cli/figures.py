@@ -1,0 +1,224 @@
+"""``regiontok figures``: the paper's figures for photos, encoders and models of one's own."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from regiontok import encoders
+from regiontok.cli.common import (
+    add_encoder_options,
+    add_mask_options,
+    add_model_options,
+    find_photos,
+    load_assistant,
+    load_encoder,
+    load_masks,
+    progress,
+    uses_masks,
+)
+from regiontok.errors import RegiontokError
+from regiontok.evaluation.assistant import Assistant, Question
+from regiontok.photos import read_photo
+from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
+from regiontok.viewing import (
+    Attention,
+    Seen,
+    check_figure,
+    draw_attention,
+    draw_encoders,
+    draw_features,
+    draw_norms,
+    draw_sources,
+    save_figure,
+    see,
+)
+
+_ORDER = ("patch", "segmentation", "clustering", "combined")
+"""Sources as the paper's figures have them."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``figures`` and its figures to the parser."""
+    figures = commands.add_parser("figures", help="draw the paper's figures for any photo, encoder and model")
+    which = figures.add_subparsers(required=True, metavar="FIGURE")
+    for name, run, several, told in (
+        ("norms", _norms, False, "norms of patch features before and after rms (the paper's Figure 1)"),
+        ("features", _features, True, "patch features by PCA, in colours that photos share (Figure 2)"),
+        ("encoders", _encoders, True, "features, regions from clustering and norms, by encoder (Figure 2)"),
+    ):
+        figure = which.add_parser(name, help=told, description=f"Draw {told}.")
+        _add_photos(figure, several=several)
+        figure.add_argument(
+            "--encoders",
+            nargs="+",
+            default=["pixels"],
+            metavar="NAME",
+            help=f"side by side; pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or "
+            "open_clip:MODEL/TAG",
+        )
+        figure.add_argument(
+            "--geometry", default="letterbox", choices=("letterbox", "squash", "center_crop"), help="default: letterbox"
+        )
+        figure.add_argument("--random", action="store_true", help="random weights, for a look without a download")
+        figure.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+        if name == "encoders":
+            figure.add_argument("--threshold", type=float, default=0.7, metavar="T", help="default: %(default)s")
+            figure.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
+        figure.set_defaults(run=run)
+
+    regions = which.add_parser(
+        "regions", help="the regions of each source (Figure 2)", description="Draw the regions of each source."
+    )
+    _add_photos(regions, several=False)
+    regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
+    regions.add_argument("--threshold", type=float, default=0.7, metavar="T", help="of clustering; default: 0.7")
+    regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
+    add_encoder_options(regions)
+    add_mask_options(regions, name="--masks", files=True)
+    regions.set_defaults(run=_regions)
+
+    attention = which.add_parser(
+        "attention",
+        help="where an answer looks, over patches or regions (Figure 3)",
+        description="Draw where the answer to a question looks: a panel per model, or per source of a stock model.",
+    )
+    _add_photos(attention, several=False)
+    attention.add_argument("question", metavar="QUESTION")
+    attention.add_argument(
+        "--model", nargs="+", required=True, metavar="DIR", help="trained region models, or stock ones"
+    )
+    attention.add_argument(
+        "--sources", nargs="+", choices=SOURCES, help="of one stock model, without training; default: patch"
+    )
+    attention.add_argument("--answer", metavar="TEXT", help="whose attention; default: what the model says")
+    attention.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
+    attention.add_argument("--query", default="answer", choices=("answer", "predicting"), help="default: %(default)s")
+    attention.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: the mean of all")
+    attention.add_argument("--spread", action="store_true", help="share a region's attention among its patches")
+    add_model_options(attention)
+    attention.set_defaults(run=_attention)
+
+
+def _add_photos(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    if several:
+        parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    else:
+        parser.add_argument("photo", type=Path, metavar="PHOTO")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
+
+
+def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[str, list[Seen]]:
+    """The photos as each encoder sees them, one encoder in memory at a time."""
+    if len(set(options.encoders)) != len(options.encoders):
+        raise RegiontokError(f"--encoders must differ; got {' '.join(options.encoders)}.")
+    views = {}
+    for name in options.encoders:
+        encoder = encoders.load(name, pretrained=not options.random, geometry=options.geometry, device=options.device)
+        views[name] = [see(photo, encoder) for photo in progress(photos)]
+    return views
+
+
+def _norms(options: argparse.Namespace) -> int:
+    check_figure(options.out)
+    views = _view(options, [read_photo(options.photo)])
+    return _save(draw_norms({name: seen[0] for name, seen in views.items()}), options)
+
+
+def _features(options: argparse.Namespace) -> int:
+    check_figure(options.out)
+    photos = [read_photo(path) for path in find_photos(options.photos)]
+    return _save(draw_features(_view(options, photos)), options)
+
+
+def _encoders(options: argparse.Namespace) -> int:
+    check_figure(options.out)
+    photos = [read_photo(path) for path in find_photos(options.photos)]
+    figure = draw_encoders(_view(options, photos), threshold=options.threshold, norm=options.norm)
+    return _save(figure, options)
+
+
+def _regions(options: argparse.Namespace) -> int:
+    check_figure(options.out)
+    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
+    by_masks = [source for source in wanted if source in MASK_SOURCES]
+    if by_masks and not options.masks:
+        raise RegiontokError(f"--sources {by_masks[0]} needs --masks, such as --masks felzenszwalb.")
+    if not by_masks and (options.masks or uses_masks(options)):
+        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    photo = read_photo(options.photo)
+    encoder = load_encoder(options)
+    masks = [load_masks(options, encoder)(options.photo, photo)] if by_masks else None
+    features, valid = encoder(photo)
+    regions = {}
+    for source in [one for one in _ORDER if one in wanted]:
+        regionizer = Regionizer(
+            source=source, pool="mean", norm=options.norm, threshold=options.threshold, geometry=encoder.geometry
+        )
+        given = masks if source in MASK_SOURCES else None
+        regions[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
+    return _save(draw_sources(photo, regions, encoder.geometry.place((photo.height, photo.width))), options)
+
+
+def _attention(options: argparse.Namespace) -> int:
+    check_figure(options.out)
+    if options.sources and len(options.model) > 1:
+        raise RegiontokError("--sources is for one stock model; several models are a panel each. Leave one out.")
+    photo = read_photo(options.photo)
+    panels = {}
+    for name, assistant in _assistants(options):
+        masks = [load_masks(options)(options.photo, photo)] if assistant.by_masks else None
+        asked = [Question(options.question, [photo], masks)]
+        if options.answer is None:
+            said = assistant.answer(asked, max_new_tokens=options.max_new_tokens)[0]
+            tokens, told = said.tokens, said.text
+        else:
+            tokens, told = assistant.tokens(options.answer), options.answer
+        print(f"{name}: {told}")
+        attention = assistant.attend(asked, [tokens], query=options.query)
+        weights = attention.weights[0] if options.layers is None else attention.weights[0][options.layers]
+        placement = assistant.geometry.place((photo.height, photo.width))
+        panels[name] = Attention(attention.regions, weights.mean((0, 1)), placement)
+    figure = draw_attention(photo, panels, question=options.question, spread=options.spread)
+    return _save(figure, options)
+
+
+def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
+    """A name and a model for each panel."""
+    if not options.sources:
+        for folder in options.model:
+            assistant = load_assistant(folder, options)
+            source = assistant.model.regionizer.config["source"]
+            several = len(options.model) > 1
+            yield f"{Path(folder).name}, {source}" if several else source, assistant
+        return
+    if options.tokens is not None:
+        raise RegiontokError("--tokens is for clustering alone, not for --sources. Leave one of them out.")
+    for source in [one for one in _ORDER if one in options.sources]:
+        given: dict[str, Any] = {"source": source, "pool": "mean", "norm": options.norm or "none"}
+        if source == "patch":
+            given["padding"] = "keep"
+        elif options.threshold is not None:
+            given["threshold"] = options.threshold
+        if source in MASK_SOURCES:
+            if options.masks is None:
+                raise RegiontokError(f"--sources {source} needs --masks, such as --masks sam2.")
+            given["geometry"] = _geometry_of(options)
+        yield (
+            source,
+            Assistant.load(
+                options.model[0], regionizer=Regionizer(**given), device=options.device, dtype=options.dtype
+            ),
+        )
+
+
+def _geometry_of(options: argparse.Namespace) -> Any:
+    return Assistant.load(options.model[0], dtype=options.dtype).geometry
+
+
+def _save(figure: Any, options: argparse.Namespace) -> int:
+    save_figure(figure, options.out)
+    print(f"Figure: {options.out}")
+    return 0

@@ -1,0 +1,384 @@
+"""The paper's figures for any photo, encoder and model, as figures of matplotlib.
+
+seen = {name: see(photo, encoders.load(name)) for name in ("clip-336", "radio-384")}
+save_figure(draw_norms(seen), "norms.png")
+
+draw_norms       patch feature norms before and after rms (Figure 1)
+draw_features    patch features by PCA (Figure 2, rows 1 to 3)
+draw_encoders    features, regions from clustering and norms, encoder beside encoder (all of Figure 2)
+draw_sources     the regions of each source
+draw_attention   where an answer looks, over patches or irregular regions (Figures 1 and 3)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from regiontok._require import require
+from regiontok.clustering import UnionFindClusterer
+from regiontok.encoders import Encoder
+from regiontok.errors import ShapeError
+from regiontok.geometry import Placement
+from regiontok.normalize import rms_normalize
+from regiontok.photos import as_rgb
+from regiontok.regions import Regions
+from regiontok.viewing._canvas import GREY, new_figure, plain
+from regiontok.viewing._pixels import edges, patches_at, shrunk
+from regiontok.viewing.picture import flatten, outline
+
+_SIDE = 2.4
+"""Inches of a panel's longer side."""
+_PIXELS = 512
+_HEAT = "inferno"
+
+
+class Seen(NamedTuple):
+    """A photo as an encoder sees it; `see` makes it.
+
+    Attributes:
+        photo: Upright RGB.
+        features: ``(rows, cols, D)``.
+        valid: ``(rows, cols)`` bool: which patches show the photo.
+        placement: How it lies on the encoder's input.
+    """
+
+    photo: Image.Image
+    features: Tensor
+    valid: Tensor
+    placement: Placement
+
+
+def see(photo: Image.Image, encoder: Encoder) -> Seen:
+    """Encode one photo.
+
+    Raises:
+        PhotoError: A picture that cannot be one RGB photo.
+    """
+    photo = as_rgb(photo)
+    features, valid = encoder(photo)
+    placement = encoder.geometry.place((photo.height, photo.width))
+    return Seen(photo, features[0].float().cpu(), valid[0].cpu(), placement)
+
+
+class Attention(NamedTuple):
+    """What a model's answer pays to the regions of one photo.
+
+    Attributes:
+        regions: A batch of one image.
+        weights: ``(R,)``: the attention to each region, in ``[0, 1]``.
+        placement: How the photo lay on the encoder's input.
+    """
+
+    regions: Regions
+    weights: Tensor
+    placement: Placement
+
+
+def draw_norms(seen: Mapping[str, Seen]) -> Any:
+    """Norms of patch features before and after rms, an encoder per row.
+
+    Each map is in units of its median norm, and all are on one scale: outliers glow, and after rms, which makes all
+    norms equal, nothing does.
+
+    Args:
+        seen: One photo as each encoder sees it, by the encoder's name.
+
+    Returns:
+        A matplotlib ``Figure``.
+
+    Raises:
+        ShapeError: No encoder.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> figure = draw_norms({"pixels": see(Image.new("RGB", (64, 48)), encoders.load("pixels"))})
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['photo', 'norm', 'norm after rms']
+
+    Source:
+        Supplement, Figure 1, left. The unit is our choice.
+    """
+    _check_some(seen)
+    first = next(iter(seen.values()))
+    figure, grid = _panels(len(seen), 3, first.photo)
+    maps = []
+    for one in seen.values():
+        maps.append([_norms([one])[0], _norms([one._replace(features=rms_normalize(one.features[None])[0])])[0]])
+    top = max(float(np.nanmax(norms)) for pair in maps for norms in pair)
+    for row, ((name, one), pair) in enumerate(zip(seen.items(), maps, strict=True)):
+        _show(grid[row, 0], np.asarray(shrunk(one.photo, _PIXELS)))
+        for column, norms in enumerate(pair, start=1):
+            heat = _show(grid[row, column], _on_photo(one, norms), cmap=_HEAT, vmin=0, vmax=top)
+        grid[row, 0].set_ylabel(name, color=GREY)
+    for axes, title in zip(grid[0], ("photo", "norm", "norm after rms"), strict=True):
+        axes.set_title(title, color=GREY, fontsize=10)
+    _scale(figure, heat, grid, "times the median norm")
+    return figure
+
+
+def draw_features(seen: Mapping[str, Sequence[Seen]]) -> Any:
+    """Patch features by PCA: three components as red, green and blue, a photo per row and an encoder per column.
+
+    An encoder's components and their scale are those of all its photos together, so that like features have like
+    colours in every row.
+
+    Args:
+        seen: The same photos as each encoder sees them, by the encoder's name.
+
+    Returns:
+        A matplotlib ``Figure``.
+
+    Raises:
+        ShapeError: No encoder, or another number of photos for one of them.
+        MissingDependencyError: matplotlib is not installed.
+
+    Source:
+        Supplement, Figure 2, rows 1 to 3. The components' scale, from the 1st to the 99th percentile, is our choice.
+    """
+    photos = _check_same(seen)
+    figure, grid = _panels(len(photos), len(seen) + 1, photos[0])
+    _photos(grid, photos)
+    for column, (name, views) in enumerate(seen.items(), start=1):
+        grid[0, column].set_title(name, color=GREY, fontsize=10)
+        for row, colours in enumerate(pca_colours(views)):
+            _show(grid[row, column], _on_photo(views[row], colours))
+    return figure
+
+
+def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7, norm: str = "rms") -> Any:
+    """Encoders side by side: features by PCA, regions from clustering, and norms, each for every photo.
+
+    Args:
+        seen: The same photos as each encoder sees them, by the encoder's name.
+        threshold: Of clustering.
+        norm: Of the features that are clustered, ``rms`` or ``none``.
+
+    Returns:
+        A matplotlib ``Figure``.
+
+    Raises:
+        ShapeError: No encoder, or another number of photos for one of them.
+        MissingDependencyError: matplotlib is not installed.
+
+    Source:
+        Supplement, Figure 2: rows of PCA, of regions, of norms. Norms are over the encoder's median, on one scale.
+    """
+    photos = _check_same(seen)
+    count = len(photos)
+    figure, grid = _panels(3 * count, len(seen) + 1, photos[0])
+    for part in range(3):
+        _photos(grid[part * count : (part + 1) * count], photos)
+    norms = {name: _norms(views) for name, views in seen.items()}
+    top = max(float(np.nanmax(one)) for maps in norms.values() for one in maps)
+    clusterer = UnionFindClusterer(threshold=threshold)
+    heat = None
+    for column, (name, views) in enumerate(seen.items(), start=1):
+        grid[0, column].set_title(name, color=GREY, fontsize=10)
+        for row, colours in enumerate(pca_colours(views)):
+            _show(grid[row, column], _on_photo(views[row], colours))
+        for row, one in enumerate(views):
+            features = rms_normalize(one.features[None]) if norm == "rms" else one.features[None]
+            regions = clusterer(features, one.valid[None])
+            panel = grid[count + row, column]
+            _show(panel, _outlined(one.photo, regions, one.placement))
+            panel.set_xlabel(f"{len(regions)} regions", color=GREY, fontsize=8)
+            heat = _show(grid[2 * count + row, column], _on_photo(one, norms[name][row]), cmap=_HEAT, vmin=0, vmax=top)
+    for part, label in enumerate(("features, by PCA", f"regions at {threshold:g}", "norms")):
+        grid[part * count, 0].set_ylabel(label, color=GREY)
+    _scale(figure, heat, grid[2 * count :], "times the median norm")
+    return figure
+
+
+def draw_sources(photo: Image.Image, regions: Mapping[str, Regions], placement: Placement) -> Any:
+    """The regions of each source, outlined on the photo, side by side.
+
+    Args:
+        photo: Upright RGB.
+        regions: A batch of one image per source, by the source's name.
+        placement: How the photo lay on the encoder's input.
+
+    Returns:
+        A matplotlib ``Figure``.
+
+    Raises:
+        ShapeError: No source, or regions of several images.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    _check_some(regions)
+    figure, grid = _panels(1, len(regions), photo)
+    for axes, (source, one) in zip(grid[0], regions.items(), strict=True):
+        _show(axes, _outlined(photo, one, placement))
+        axes.set_title(f"{source}: {len(one)}", color=GREY, fontsize=10)
+    return figure
+
+
+def draw_attention(
+    photo: Image.Image, attention: Mapping[str, Attention], *, question: str | None = None, spread: bool = False
+) -> Any:
+    """Where an answer looks, over patches or irregular regions, side by side.
+
+    A patch glows by the attention of the regions that it lies in. Each panel has a scale of its own; its title tells
+    how many tokens there are and how much of the answer's attention goes to the photo at all.
+
+    Args:
+        photo: Upright RGB.
+        attention: By what the panels are called, such as the sources' names.
+        question: Written above.
+        spread: Share a region's attention among its patches, so that large regions do not glow for their size.
+
+    Returns:
+        A matplotlib ``Figure``.
+
+    Raises:
+        ShapeError: No panel, regions of several images, or weights of other regions.
+        MissingDependencyError: matplotlib is not installed.
+
+    Source:
+        Supplement, Figure 3, and the right of Figure 1. How overlapping regions add up is our choice.
+    """
+    _check_some(attention)
+    figure, grid = _panels(1, len(attention) + 1, photo)
+    pixels = np.asarray(shrunk(photo, _PIXELS))
+    _show(grid[0, 0], pixels)
+    ground = pixels.mean(-1, keepdims=True) / 255
+    heat_of = require("matplotlib", extra="viz").colormaps[_HEAT]
+    for axes, (name, one) in zip(grid[0, 1:], attention.items(), strict=True):
+        if len(one.regions.grids) != 1 or one.weights.shape != (len(one.regions),):
+            raise ShapeError(
+                f"{name}: attention must be ({len(one.regions)},) over the regions of one image; got "
+                f"{tuple(one.weights.shape)} over {len(one.regions.grids)} images."
+            )
+        heat = patch_attention(one.regions, one.weights, spread=spread)
+        rows, cols = heat.shape
+        patch = patches_at(one.placement, (rows, cols), (pixels.shape[0], pixels.shape[1]))
+        share = np.append(heat / max(float(heat.max()), 1e-12), 0.0)[patch][..., None]
+        colours = heat_of(share[..., 0])[..., :3]
+        shown = np.where(share > 0, 0.35 * ground + 0.65 * colours, 0.6 * ground)
+        if len(one.regions) < rows * cols:
+            _, membership = flatten(one.regions)
+            label = np.append(membership, -1)[patch]
+            edge = edges(label)
+            shown[edge] = 0.7 * shown[edge] + 0.3
+        _show(axes, shown.clip(0, 1))
+        total = 100 * float(one.weights.sum())
+        axes.set_title(f"{name}: {len(one.regions)} tokens", color=GREY, fontsize=10)
+        axes.set_xlabel(f"{total:.0f} % of attention", color=GREY, fontsize=8)
+    if question is not None:
+        figure.suptitle(question, color=GREY, fontsize=11, wrap=True)
+    return figure
+
+
+def patch_attention(regions: Regions, weights: Tensor, *, spread: bool = False) -> np.ndarray:
+    """Attention on the grid, ``(rows, cols)``: a patch has the sum over the regions that it lies in.
+
+    Args:
+        regions: A batch of one image.
+        weights: ``(R,)``.
+        spread: Share a region's among its patches.
+
+    Example:
+        >>> regions = Regions.from_labels(torch.tensor([[[0, 0, 1]]]))
+        >>> patch_attention(regions, torch.tensor([0.4, 0.1]), spread=True)
+        array([[0.2, 0.2, 0.1]], dtype=float32)
+    """
+    rows, cols = regions.grids[0].tolist()
+    own = weights.float().cpu()
+    if spread:
+        own = own / regions.areas().cpu()
+    heat = torch.zeros(rows * cols).index_add_(0, regions.patch.cpu(), own[regions.region.cpu()])
+    return heat.reshape(rows, cols).numpy()
+
+
+def pca_colours(views: Sequence[Seen]) -> list[np.ndarray]:
+    """Three principal components of an encoder's features as colours, ``(rows, cols, 3)`` in ``[0, 1]`` per photo.
+
+    Args:
+        views: Photos as one encoder sees them; components and scale are of all of them.
+    """
+    every = np.concatenate([one.features[one.valid].numpy() for one in views])
+    if np.ptp(every, axis=0).max() == 0:  # nothing tells patches apart
+        return [np.full((*one.features.shape[:2], 3), 0.5) for one in views]
+    components = min(3, *every.shape)
+    fitted = PCA(components, svd_solver="full").fit(every)
+    low, high = np.percentile(fitted.transform(every), (1, 99), axis=0)
+    colours = []
+    for one in views:
+        rows, cols, dim = one.features.shape
+        placed = fitted.transform(one.features.reshape(-1, dim).numpy())
+        scaled = ((placed - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+        padded = np.full((rows * cols, 3), 0.5)
+        padded[:, :components] = scaled
+        colours.append(padded.reshape(rows, cols, 3))
+    return colours
+
+
+def _check_some(given: Mapping[str, Any]) -> None:
+    if not given:
+        raise ShapeError("there must be something to draw; got nothing.")
+
+
+def _check_same(seen: Mapping[str, Sequence[Seen]]) -> list[Image.Image]:
+    """The photos that all encoders see."""
+    _check_some(seen)
+    numbers = {name: len(views) for name, views in seen.items()}
+    if len(set(numbers.values())) != 1 or 0 in numbers.values():
+        raise ShapeError(f"every encoder must see the same photos, one or more; got {numbers}.")
+    return [one.photo for one in next(iter(seen.values()))]
+
+
+def _norms(views: Sequence[Seen]) -> list[np.ndarray]:
+    """Norms ``(rows, cols)`` per photo over the median of all; NaN where the photo does not lie."""
+    norms = [torch.where(one.valid, one.features.norm(dim=-1), torch.nan).numpy() for one in views]
+    median = np.nanmedian(np.concatenate([one.ravel() for one in norms]))
+    return [one / max(median, 1e-12) for one in norms]
+
+
+def _panels(rows: int, cols: int, photo: Image.Image) -> tuple[Any, np.ndarray]:
+    """A figure of panels of a photo's shape."""
+    longest = max(photo.size)
+    width, height = _SIDE * photo.width / longest, _SIDE * photo.height / longest
+    figure = new_figure(figsize=(cols * (width + 0.1) + 0.4, rows * (height + 0.15) + 0.3))
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    grid = figure.subplots(rows, cols, squeeze=False)
+    for axes in grid.flat:
+        plain(axes)
+    return figure, grid
+
+
+def _photos(grid: np.ndarray, photos: Sequence[Image.Image]) -> None:
+    for axes, photo in zip(grid[:, 0], photos, strict=True):
+        _show(axes, np.asarray(shrunk(photo, _PIXELS)))
+
+
+def _show(axes: Any, picture: np.ndarray, **options: Any) -> Any:
+    return axes.imshow(picture, interpolation="antialiased", **options)
+
+
+def _scale(figure: Any, heat: Any, grid: np.ndarray, label: str) -> None:
+    bar = figure.colorbar(heat, ax=list(grid.flat), shrink=0.8, pad=0.02)
+    bar.set_label(label, color=GREY, fontsize=9)
+    bar.ax.tick_params(colors=GREY, labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def _on_photo(one: Seen, values: np.ndarray) -> np.ndarray:
+    """Values of patches, ``(rows, cols)`` or ``(rows, cols, 3)``, on the photo's pixels; NaN or grey where none is."""
+    photo = shrunk(one.photo, _PIXELS)
+    rows, cols = values.shape[:2]
+    patch = patches_at(one.placement, (rows, cols), (photo.height, photo.width))
+    nothing = np.full((1, *values.shape[2:]), np.nan if values.ndim == 2 else 0.5)
+    return np.concatenate([values.reshape(rows * cols, *values.shape[2:]), nothing])[patch]
+
+
+def _outlined(photo: Image.Image, regions: Regions, placement: Placement) -> np.ndarray:
+    if len(regions.grids) != 1:
+        raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
+    pixels = np.asarray(shrunk(photo, _PIXELS))
+    _, membership = flatten(regions)
+    patch = patches_at(placement, (membership.shape[0], membership.shape[1]), (pixels.shape[0], pixels.shape[1]))
+    return outline(pixels, np.append(membership, -1)[patch])
