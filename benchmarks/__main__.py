@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import clustering, downsampling, generators, memory, pooling, sources, splitting, steps
+from benchmarks import clustering, downsampling, generators, memory, page, pooling, sources, splitting, steps
 
 QUESTIONS = {
     "clustering": clustering.main,
@@ -13,6 +13,7 @@ QUESTIONS = {
     "generators": generators.main,
     "sources": sources.main,
     "steps": steps.main,
+    "page": page.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")

@@ -20,6 +20,7 @@ from regiontok.viewing.figures import (
     draw_sources,
     see,
 )
+from regiontok.viewing.page import make_page, write_page
 from regiontok.viewing.picture import draw_regions
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "draw_norms",
     "draw_regions",
     "draw_sources",
+    "make_page",
     "save_figure",
     "see",
+    "write_page",
 ]

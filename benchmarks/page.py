@@ -1,0 +1,90 @@
+"""The interactive page: how large is its file, and what does one step of a slider cost in a browser?
+
+36 x 36 patches of dimension 1024, features smooth as an encoder's, on a photo of 2000 x 3000. The browser is Chromium
+without a screen or a GPU. A step is the main thread's time from a new value of the slider to the end of its frame, all
+of script, style, layout and paint; the budget is a sixtieth of a second.
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from sklearn.datasets import load_sample_image
+
+from benchmarks.clustering import smooth_features
+from benchmarks.timing import save
+from regiontok import ImageGeometry, MaskSet
+from regiontok.encoders import Encoder
+from regiontok.viewing import write_page
+
+FRAME = 1000 / 60
+STEPS = 120
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]  # fmt: skip
+SLIDE = """async steps => {
+  const slider = document.getElementById("tokens"), most = Number(slider.max);
+  for (let step = 0; step < steps; step++) {
+    slider.value = most - Math.floor(step * (most - 1) / steps);
+    slider.dispatchEvent(new Event("input"));
+    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  }
+}"""
+
+
+def main() -> None:
+    """Measure, print and save."""
+    features = smooth_features(36, 36, 1024, seed=0)[None]
+    encoder = Encoder(lambda _: features, geometry=ImageGeometry.squash(576), patch_size=16, name="synthetic")
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((3000, 2000))
+    everything = MaskSet.from_masks(torch.ones(1, 2000, 3000, dtype=torch.bool))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.html"
+        start = time.perf_counter()
+        write_page(file, photo, encoder, masks=everything)
+        figures: dict[str, Any] = {
+            "megabytes": round(file.stat().st_size / 1e6, 2),
+            "seconds to write": round(time.perf_counter() - start, 2),
+            "frame_ms": round(FRAME, 2),
+        }
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+            figures["browser"] = f"Chromium {browser.version}"
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(file.as_uri())
+            protocol = page.context.new_cdp_session(page)
+            protocol.send("Performance.enable")
+
+            def spent() -> dict[str, float]:
+                return {one["name"]: one["value"] for one in protocol.send("Performance.getMetrics")["metrics"]}
+
+            for name in ("outlines", "a region held, with its heat map"):
+                if name != "outlines":
+                    page.locator("#photo").click(position={"x": 300, "y": 300})
+                page.evaluate(SLIDE, 10)
+                before = spent()
+                page.evaluate(SLIDE, STEPS)
+                after = spent()
+                cost = {
+                    part: round(1000 * (after[f"{part}Duration"] - before[f"{part}Duration"]) / STEPS, 2)
+                    for part in ("Task", "Script")
+                }
+                figures[name] = {
+                    "step_ms": cost["Task"],
+                    "of which script": cost["Script"],
+                    "of a frame": round(cost["Task"] / FRAME, 2),
+                }
+            browser.close()
+    for name, value in figures.items():
+        print(name, value)
+    print(save("page", figures))
+
+
+if __name__ == "__main__":
+    main()

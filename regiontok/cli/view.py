@@ -1,0 +1,53 @@
+"""``regiontok view``: a page to explore a photo's regions in a browser."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from regiontok.cli.common import add_encoder_options, add_mask_options, load_encoder, load_masks, uses_masks
+from regiontok.errors import RegiontokError
+from regiontok.photos import read_photo
+from regiontok.regionizer import NORMS
+from regiontok.viewing.page import write_page
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``view`` to the parser."""
+    view = commands.add_parser(
+        "view",
+        help="explore a photo's regions in a browser",
+        description="Write one HTML file, which needs no network: the photo with its regions, a slider over threshold "
+        "and number of tokens, a switch of source, and similarities of regions. Sources of masks are there with "
+        "--masks.",
+    )
+    view.add_argument("photo", type=Path, metavar="PHOTO")
+    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: the photo's name in this folder")
+    view.add_argument("--threshold", type=float, default=0.7, metavar="T", help="where the slider starts; default: 0.7")
+    view.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
+    view.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
+    add_encoder_options(view)
+    add_mask_options(view, name="--masks", files=True)
+    view.set_defaults(run=_view)
+
+
+def _view(options: argparse.Namespace) -> int:
+    out = options.out or Path(f"{options.photo.stem}.html")
+    if not out.parent.is_dir():
+        raise RegiontokError(f"{out}: the page cannot be written (there is no such folder).")
+    if uses_masks(options) and not options.masks:
+        raise RegiontokError(f"{uses_masks(options)[0]} is for --masks. Leave it out, or name a generator.")
+    photo = read_photo(options.photo)
+    encoder = load_encoder(options)
+    masks = load_masks(options, encoder)(options.photo, photo) if options.masks else None
+    write_page(
+        out,
+        photo,
+        encoder,
+        title=options.photo.name,
+        masks=masks,
+        threshold=options.threshold,
+        norm=options.norm,
+        connectivity=options.connectivity,
+    )
+    print(f"Open {out} in a browser ({out.stat().st_size / 1e6:.1f} MB).")
+    return 0

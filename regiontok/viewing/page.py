@@ -1,0 +1,189 @@
+"""An interactive page of a photo's regions: one HTML file that needs no network.
+
+    write_page("china.html", photo, encoders.load("radio-384"), title="china.jpg")
+
+The file holds the photo, the merge tree, the regions of the other sources and a compact copy of the patch features;
+cutting the tree and comparing regions happens in the browser. ``page.html`` beside this module is its frame.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regiontok._checks import check_number
+from regiontok.clustering import MergeTree, UnionFindClusterer
+from regiontok.encoders import Encoder
+from regiontok.errors import PhotoError
+from regiontok.maskset import MaskSet
+from regiontok.photos import as_rgb
+from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.regions import Regions
+from regiontok.viewing._pixels import patches_at, shrunk
+
+_LONGEST_SIDE = 1024
+_MOST_COMPONENTS = 256
+_CLOSE = 0.005
+"""How far a cosine of two patches may be off for want of components."""
+
+
+def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title: str = "photo", **options: Any) -> None:
+    """Write `make_page`'s page to a file.
+
+    Args:
+        path: The file; one that is there is replaced.
+        photo: The photo.
+        encoder: What makes its features.
+        title: See `make_page`.
+        options: Further options of `make_page`.
+
+    Raises:
+        PhotoError: A file that cannot be written, or what `make_page` raises.
+    """
+    text = make_page(photo, encoder, title=title, **options)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PhotoError(f"{path}: the page cannot be written ({error.strerror}).") from error
+
+
+def make_page(
+    photo: Image.Image,
+    encoder: Encoder,
+    *,
+    title: str = "photo",
+    masks: MaskSet | None = None,
+    threshold: float = 0.7,
+    norm: str = "rms",
+    connectivity: int = 4,
+) -> str:
+    """A page on which a photo's regions can be explored, as HTML.
+
+    A slider over the merge tree, by threshold or by number of tokens; a switch between sources; and for the region
+    under the pointer its patches, its size, and how similar the others are. It works by pointer, touch, keyboard and
+    screen reader, in light and dark.
+
+    Args:
+        photo: The photo.
+        encoder: What makes its features.
+        title: What to call it, such as its file name; any text is safe.
+        masks: The photo's; with them the page has the sources ``segmentation`` and ``combined``.
+        threshold: Where the slider starts.
+        norm: Of patch features, ``rms`` or ``none``.
+        connectivity: 4 or 8 neighbours for clustering.
+
+    Raises:
+        PhotoError: A picture that cannot be one RGB photo.
+        ShapeError, ValueRangeError: Masks or options that cannot be.
+
+    Example:
+        >>> page = make_page(Image.new("RGB", (64, 48)), encoders.load("pixels"), title="<b>")
+        >>> "<b>" in page, "&lt;b&gt;" in page
+        (False, True)
+    """
+    check_number("threshold", threshold, low=-1, high=1)
+    photo = as_rgb(photo)
+    features, valid = encoder(photo)
+    placement = encoder.geometry.place((photo.height, photo.width))
+    options: dict[str, Any] = {"pool": "mean", "norm": norm, "connectivity": connectivity}
+    normed = Regionizer(**options).normalize(features)
+    tree = UnionFindClusterer(connectivity=connectivity).tree(normed, valid)[0]
+    sources = {"patch": Regionizer(source="patch", **options).group(normed, valid=valid)}
+    for source in MASK_SOURCES if masks is not None else ():
+        regionizer = Regionizer(source=source, geometry=encoder.geometry, **options)
+        sources[source] = regionizer.group(normed, masks=[masks], valid=valid)  # type: ignore[list-item]
+    (rows, cols), (height, width) = encoder.grid, encoder.geometry.size
+    across = placement.scale[1] * photo.width * cols / width, placement.offset[1] * cols / width
+    down = placement.scale[0] * photo.height * rows / height, placement.offset[0] * rows / height
+    compact = _compact(normed[0].float().cpu().flatten(0, 1), valid[0].cpu().flatten())
+    data = {
+        "grid": [rows, cols],
+        "placement": [*across, *down],
+        "threshold": threshold,
+        "valid": _encode(valid[0].cpu().numpy().astype(np.uint8)),
+        "dim": compact.shape[1],
+        "features": _encode(compact.astype("<i2")),
+        "colours": _encode(_mean_colours(photo, placement, (rows, cols))),
+        **_tree(tree),
+        "sources": {name: _regions(one) for name, one in sources.items()},
+    }
+    how = "without norm" if norm == "none" else f"{norm} norm"
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(f"{encoder.name}, {rows} x {cols} patches, {how}"),
+        "ratio": f"{photo.width / photo.height:.4f}",
+        "photo": f"data:image/jpeg;base64,{_jpeg(photo)}",
+        "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the script
+    }
+    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
+
+
+def _compact(features: Tensor, valid: Tensor) -> np.ndarray:
+    """Features ``(patches, components)`` int16 with the cosines of ``features``, to within `_CLOSE` or nearly so.
+
+    Scaled to unit length at their largest, turned to their principal axes, and cut after as many as are needed.
+    """
+    inside = torch.where(valid[:, None], features, 0)
+    inside = inside / inside.norm(dim=1).max().clamp(min=1e-12)
+    left, size, _ = torch.linalg.svd(inside, full_matrices=False)
+    turned = left * size
+    length = inside.norm(dim=1).clamp(min=1e-12)
+    exact = (inside @ inside.T) / length / length[:, None]
+    most = min(_MOST_COMPONENTS, turned.shape[1])
+    low, high = 1, most
+    while low < high:  # the error falls with the components
+        middle = (low + high) // 2
+        kept = turned[:, :middle]
+        short = kept.norm(dim=1).clamp(min=1e-12)
+        error = ((kept @ kept.T) / short / short[:, None] - exact)[valid][:, valid].abs().max()
+        low, high = (low, middle) if error <= _CLOSE else (middle + 1, high)
+    kept = turned[:, :low]
+    return (kept / kept.abs().max().clamp(min=1e-12) * 32767).round().numpy()
+
+
+def _mean_colours(photo: Image.Image, placement: Any, grid: tuple[int, int]) -> np.ndarray:
+    """The mean colour of each patch, ``(patches, 3)`` uint8; black where the photo does not lie."""
+    pixels = np.asarray(shrunk(photo, _LONGEST_SIDE)).reshape(-1, 3)
+    small = shrunk(photo, _LONGEST_SIDE)
+    patch = patches_at(placement, grid, (small.height, small.width)).ravel()
+    inside = patch >= 0
+    count = np.bincount(patch[inside], minlength=grid[0] * grid[1])
+    sums = [np.bincount(patch[inside], pixels[inside, channel], minlength=len(count)) for channel in range(3)]
+    return (np.stack(sums, 1) / np.maximum(count, 1)[:, None]).round().astype(np.uint8)
+
+
+def _tree(tree: MergeTree) -> dict[str, str]:
+    return {
+        "pairs": _encode(tree.pairs.numpy().astype("<u2")),
+        "similarity": _encode(tree.similarity.numpy().astype("<f4")),
+    }
+
+
+def _regions(regions: Regions) -> Mapping[str, Any]:
+    scores = regions.score.tolist()
+    return {
+        "count": len(regions),
+        "patch": _encode(regions.patch.cpu().numpy().astype("<u2")),
+        "region": _encode(regions.region.cpu().numpy().astype("<u2")),
+        "scores": None if regions.score.isnan().all() else [None if one != one else round(one, 4) for one in scores],
+    }
+
+
+def _encode(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _jpeg(photo: Image.Image) -> str:
+    buffer = io.BytesIO()
+    shrunk(photo, _LONGEST_SIDE).save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,339 @@
+"""The page in a real browser: Debian's Chromium, without a screen and without a network."""
+
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from playwright.sync_api import sync_playwright
+
+from regiontok import ImageGeometry, Regionizer, UnionFindClusterer, encoders, masks
+from regiontok.cli import main
+from regiontok.encoders import Encoder
+from regiontok.errors import PhotoError, ValueRangeError
+from regiontok.viewing import make_page, write_page
+from tests.conftest import smooth_features
+
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is not installed; .ci/run installs Debian's")
+        pytest.skip("chromium is not installed, as by: apt install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, china):
+    """A page of all four sources, and what it is made of."""
+    encoder, found = encoders.load("pixels"), masks.load("felzenszwalb")(china)[0]
+    file = tmp_path_factory.mktemp("page") / "china.html"
+    write_page(file, china, encoder, title="china.jpg", masks=found)
+    features, valid = encoder(china)
+    features = Regionizer(pool="mean").normalize(features)
+    return file, features, valid, found, encoder
+
+
+class Tab:
+    """A page that is open, and all that it complained of."""
+
+    def __init__(self, chromium, file, **options):
+        self.context = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
+        self.page = self.context.new_page()
+        self.complaints = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.complaints.append(request.url) if request.url[:5] not in ("file:", "data:") else None)  # fmt: skip
+        self.page.goto(file.as_uri())
+        self.settle()
+
+    def settle(self):
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def text(self, selector):
+        return self.page.locator(selector).inner_text()
+
+    def slide(self, name, value):
+        self.page.evaluate(
+            "([id, value]) => { const slider = document.getElementById(id); slider.value = value;"
+            "slider.dispatchEvent(new Event('input')); slider.dispatchEvent(new Event('change')); }",
+            [name, value],
+        )
+        self.settle()
+
+    def sizes(self):
+        """Patches of every region, from the table of all."""
+        if self.page.locator("#all").get_attribute("open") is None:
+            self.page.locator("summary").click()
+        self.settle()
+        return [int(cell) for cell in self.page.locator("#rows td:nth-child(2)").all_inner_texts()]
+
+    def canvas(self):
+        return self.page.evaluate("() => document.getElementById('canvas').toDataURL()")
+
+    def point(self, row, col, rows=24, cols=24):
+        """Move the pointer to the middle of a patch of a letterboxed photo."""
+        box = self.page.locator("#photo").bounding_box()
+        side = box["width"] / cols
+        above = (rows * side - box["height"]) / 2
+        self.page.mouse.move(box["x"] + (col + 0.5) * side, box["y"] + (row + 0.5) * side - above)
+        self.settle()
+
+    def close(self):
+        assert self.complaints == []
+        self.context.close()
+
+
+@pytest.fixture
+def tab(chromium, made):
+    opened = Tab(chromium, made[0])
+    yield opened
+    opened.close()
+
+
+def test_it_opens_at_the_threshold(tab, made):
+    _, features, valid, _, _ = made
+    expected = UnionFindClusterer(threshold=0.7)(features, valid)
+    assert tab.text("h1") == "china.jpg"
+    assert tab.text("#tokens-told") == str(len(expected))
+    assert tab.text("#threshold-told") == "0.70"
+    assert tab.sizes() == expected.areas().tolist()
+    tab.page.wait_for_function("() => document.getElementById('status').textContent !== ''")
+    assert tab.text("#status") == f"{len(expected)} tokens from clustering, instead of {int(valid.sum())} patches"
+
+
+def test_both_sliders_cut_the_tree_as_the_library_does(tab, made):
+    _, features, valid, _, _ = made
+    tree = UnionFindClusterer().tree(features, valid)[0]
+    before = tab.canvas()
+    for tokens in (1, 2, 17, 128, 383, int(valid.sum())):
+        tab.slide("tokens", tokens)
+        assert tab.text("#tokens-told") == str(tokens)
+        assert tab.sizes() == tree.cut(num_regions=tokens).areas().tolist()
+    assert tab.canvas() != before
+    for threshold in (0.3, 0.555, 0.8, 0.95):
+        tab.slide("threshold", threshold)
+        expected = tree.cut(threshold=threshold)
+        assert tab.sizes() == expected.areas().tolist()
+        assert tab.text("#tokens-told") == str(len(expected))
+        assert (
+            tab.page.locator("#threshold").get_attribute("aria-valuetext")
+            == f"{threshold + 1e-9:.2f}, {len(expected)} tokens"
+        )
+
+
+def test_a_number_of_tokens_tells_a_threshold_that_gives_it(tab, made):
+    _, features, valid, _, _ = made
+    tree = UnionFindClusterer().tree(features, valid)[0]
+    tab.slide("tokens", 50)
+    told = float(tab.text("#threshold-told"))
+    lowest = float(tree.similarity[: int(valid.sum()) - 50].min())
+    assert told == pytest.approx(lowest, abs=0.006)
+
+
+def test_the_region_under_the_pointer_is_told_and_compared(tab, made):
+    _, features, valid, _, _ = made
+    regions = UnionFindClusterer(threshold=0.7)(features, valid)
+    labels = regions.labels()[0]
+    flat = features[0].flatten(0, 1)
+    means = torch.nn.functional.normalize(
+        torch.stack([flat[(labels == one).flatten()].mean(0) for one in range(len(regions))]), dim=1
+    )
+    plain = tab.canvas()
+    for row, col in ((6, 20), (12, 7), (18, 2)):
+        tab.point(row, col)
+        region = int(labels[row, col])
+        assert tab.text("#region-name") == f"Region {region + 1} of {len(regions)}"
+        told = tab.text("#region-told")
+        area = int((labels == region).sum())
+        assert f"{area} patch" in told
+        assert f"{100 * area / int(valid.sum()):.1f} % of the photo" in told
+        similar = means @ means[region]
+        assert float(tab.text("#least")) == pytest.approx(float(similar.min()), abs=0.016)
+        nearest = float(similar[torch.arange(len(regions)) != region].max())
+        named, value = re.search(r"most similar: region (\d+), (-?[\d.]+)", told).groups()
+        assert float(value) == pytest.approx(nearest, abs=0.016)
+        assert float(similar[int(named) - 1]) == pytest.approx(nearest, abs=0.02)
+        assert tab.canvas() != plain
+    tab.page.mouse.move(5, 5)
+    tab.settle()
+    assert tab.text("#region-name") == "No region"
+    assert tab.canvas() == plain
+
+
+def test_similar_regions_are_brighter(tab, made):
+    """The heat map itself, read off the canvas at the middles of patches."""
+    _, features, valid, _, _ = made
+    labels = UnionFindClusterer(threshold=0.7)(features, valid).labels()[0]
+    flat = torch.stack([features[0][labels == one].mean(0) for one in range(int(labels.max()) + 1)])
+    tab.point(18, 2)
+    similar = torch.cosine_similarity(flat, flat[int(labels[18, 2])][None])
+    places = [(row, col) for row in range(5, 19, 2) for col in range(0, 24, 3)]
+    places = [one for one in places if labels[one] >= 0 and labels[one] != labels[18, 2]]
+    pixels = tab.page.evaluate(
+        "places => { const c = document.getElementById('canvas'), side = c.width / 24, above = (24 * side - c.height) / 2;"
+        "const all = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return places.map(([row, col]) => { const at = 4 * (Math.floor((row + .5) * side - above) * c.width"
+        " + Math.floor((col + .5) * side)); return [...all.slice(at, at + 4)]; }); }",
+        places,
+    )
+    assert all(alpha > 0 for *_, alpha in pixels)
+    shown = [float(similar[labels[one]]) for one in places]
+    green = [float(pixel[1]) for pixel in pixels]  # rises all along the ramp
+    assert torch.corrcoef(torch.tensor([shown, green]))[0, 1] > 0.97
+
+
+def test_sources_are_switched(tab, made):
+    _, features, valid, found, encoder = made
+    pictures = {tab.canvas()}
+    for source in ("patch", "segmentation", "combined"):
+        regionizer = Regionizer(source=source, pool="mean", geometry=encoder.geometry)
+        expected = regionizer.group(features, masks=[found] if source != "patch" else None, valid=valid)
+        tab.page.get_by_role("radio", name=source).check()
+        tab.settle()
+        assert tab.sizes() == expected.areas().tolist()
+        assert not tab.page.locator("#threshold").is_visible()
+        pictures.add(tab.canvas())
+    assert len(pictures) == 4
+    tab.page.get_by_role("radio", name="clustering").check()
+    assert tab.page.locator("#threshold").is_visible()
+
+
+def test_views(tab):
+    pictures = {tab.canvas()}
+    for view in ("mean colours", "photo"):
+        tab.page.get_by_role("radio", name=view, exact=True).check()
+        tab.settle()
+        pictures.add(tab.canvas())
+    assert len(pictures) == 3
+
+
+def test_the_keyboard_does_it_all_and_a_screen_reader_is_told(tab):
+    stage = tab.page.get_by_role("application", name="Region map of china.jpg")
+    assert stage.get_attribute("aria-describedby") == "help"
+    tab.page.keyboard.press("Tab")
+    assert tab.page.evaluate("() => document.activeElement.id") == "stage"
+    status = tab.page.get_by_role("status")
+    tab.page.keyboard.press("ArrowRight")
+    first = tab.text("#region-name")
+    assert first.startswith("Region ")
+    tab.page.wait_for_function("told => document.getElementById('status').textContent.startsWith(told)", arg=first)
+    for _ in range(8):
+        tab.page.keyboard.press("ArrowUp")
+    tab.settle()
+    assert tab.text("#region-name") != first
+    tab.page.keyboard.press("Enter")
+    held = tab.text("#region-name")
+    assert held.endswith(", held")
+    tab.point(18, 2)
+    assert tab.text("#region-name") == held, "the pointer does not move what is held"
+    tab.page.keyboard.press("Escape")
+    assert tab.text("#region-name") == "No region"
+    tab.page.wait_for_function("() => document.getElementById('status').textContent === 'No region'")
+    assert status.count() == 1
+    slider = tab.page.get_by_role("slider", name="Tokens")
+    before = int(tab.text("#tokens-told"))
+    slider.focus()
+    tab.page.keyboard.press("ArrowRight")
+    tab.settle()
+    assert tab.text("#tokens-told") == str(before + 1)
+    assert slider.get_attribute("aria-valuetext") == f"{before + 1} tokens"
+    tab.page.get_by_role("slider", name="Threshold").focus()
+    tab.page.keyboard.press("Home")
+    tab.settle()
+    assert int(tab.text("#tokens-told")) < before
+    tab.page.get_by_role("radio", name="clustering").focus()
+    tab.page.keyboard.press("ArrowDown")
+    assert tab.page.get_by_role("radio", name="patch").is_checked()
+
+
+def test_a_click_holds_a_region_and_the_table_finds_it(tab):
+    tab.point(18, 2)
+    name = tab.text("#region-name")
+    tab.page.mouse.down()
+    tab.page.mouse.up()
+    assert tab.text("#region-name") == f"{name}, held"
+    tab.page.locator("summary").click()
+    tab.page.get_by_role("button", name="Show region 5", exact=True).click()
+    assert tab.text("#region-name").startswith("Region 5 of")
+
+
+@pytest.mark.parametrize("width", [360, 740, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_phones_and_both_colour_schemes(chromium, made, width, scheme):
+    opened = Tab(chromium, made[0], viewport={"width": width, "height": 700}, color_scheme=scheme)
+    page = opened.page
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    ground, ink = page.evaluate(
+        "() => ['background-color', 'color'].map(name => getComputedStyle(document.body).getPropertyValue(name))"
+    )
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ground, ink)]
+    assert abs(bright[0] - bright[1]) > 180
+    assert (bright[0] > bright[1]) == (scheme == "light")
+    box = page.locator("#photo").bounding_box()
+    canvas = page.locator("#canvas").bounding_box()
+    assert box == pytest.approx(canvas)
+    opened.close()
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&{{data}}</script><script>alert(2)</script>.jpg"
+
+
+def test_a_hostile_name_is_text(chromium, tmp_path, china):
+    write_page(tmp_path / "page.html", china, encoders.load("pixels", img_size=128), title=HOSTILE)
+    opened = Tab(chromium, tmp_path / "page.html")
+    assert opened.text("h1") == HOSTILE
+    assert opened.page.title() == f"{HOSTILE}: regions"
+    assert opened.page.locator("img").count() == 1
+    assert opened.page.locator("script").count() == 2
+    opened.close()
+
+
+def test_large_grids_are_small_files(chromium, tmp_path, china):
+    """36 x 36 patches of 1024 numbers: below 3 MB, and every cut is there."""
+    features = smooth_features(36, 36, 1024)
+    encoder = Encoder(lambda _: features, geometry=ImageGeometry.squash(576), patch_size=16, name="synthetic")
+    photo = china.resize((3000, 2000))
+    found = masks.load("felzenszwalb")(china)[0]
+    write_page(tmp_path / "page.html", photo, encoder, masks=type(found).from_masks(torch.ones(1, 2000, 3000).bool()))
+    assert (tmp_path / "page.html").stat().st_size < 3e6
+    opened = Tab(chromium, tmp_path / "page.html")
+    for tokens in (40, 900):
+        opened.slide("tokens", tokens)
+        assert opened.text("#tokens-told") == str(tokens)
+    opened.close()
+
+
+def test_the_command_writes_a_page(tmp_path, capsys, china, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    china.save("a&b.png")
+    assert main(["view", "a&b.png", "--threshold", "0.8", "--masks", "felzenszwalb"]) == 0
+    assert re.fullmatch(r"Open a&b.html in a browser \(0.\d MB\).\n", capsys.readouterr().out)
+    text = (tmp_path / "a&b.html").read_text()
+    assert "<h1>a&amp;b.png</h1>" in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text), "nothing is fetched"
+    assert main(["view", "a&b.png", "--out", "none/x.html"]) == 2
+    assert "the page cannot be written (there is no such folder)" in capsys.readouterr().err
+    assert main(["view", "none.png"]) == 2
+    assert main(["view", "a&b.png", "--ladder"]) == 2
+    assert "--ladder is for --masks. Leave it out, or name a generator." in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused(tmp_path, china):
+    encoder = encoders.load("pixels", img_size=64)
+    with pytest.raises(ValueRangeError, match="threshold must be"):
+        make_page(china, encoder, threshold=2)
+    with pytest.raises(PhotoError, match="the page cannot be written"):
+        write_page(tmp_path / "none" / "x.html", china, encoder)
