@@ -180,7 +180,17 @@ def test_readme_programs_run(number, tmp_path, monkeypatch):
     assert printed == promised
 
 
+@pytest.fixture(scope="module")
+def examples_folder(tmp_path_factory):
+    """One folder for all, in reading order: later ones use the model that an earlier one trains."""
+    return tmp_path_factory.mktemp("examples")
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_examples_run(example, tmp_path):
-    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_examples_run(example, examples_folder):
+    done = subprocess.run(
+        [sys.executable, str(example)], cwd=examples_folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
+    promised = set(re.findall(r"[\w-]+\.(?:png|html)", done.stdout.splitlines()[-1]))
+    assert promised <= {path.name for path in examples_folder.iterdir()}

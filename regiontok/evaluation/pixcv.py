@@ -138,7 +138,7 @@ class BenchmarkQuestion:
     Attributes:
         name: What to call it in messages.
         text: With its options, as the benchmark writes them, and the paper's words after.
-        answer: The right letter.
+        answer: The right letter, or what else is the right answer.
         source: Of the photo, such as ``COCO``.
         file: The photo's name in its source.
         photo: Its bytes, or where it lies.
@@ -266,7 +266,7 @@ def measure_focus(
         questions: Of `read_questions`; they are taken one batch at a time.
         objects: Of `read_objects`.
         masks: For a model of masks without a generator: a function of a question's file name and photo.
-        answers: ``generated``, what the model says, decoded greedily; or ``right``, the right letter.
+        answers: ``generated``, what the model says, decoded greedily; or ``right``, the right answer.
         query: See `regiontok.evaluation.focus.answer_attention`.
         threshold: Of a target, see `regiontok.evaluation.focus.target_regions`.
         layers: Which layers to average over; None for all.
@@ -319,7 +319,7 @@ def measure_focus(
                 continue
             part = attention._replace(weights=[attention.weights[place]], images=[attention.images[place]])
             meters[one.asked.source].add(part, targets)
-            right.append(_letter(said[number].text) == one.asked.answer.upper())
+            right.append(_is_right(said[number].text, one.asked.answer))
         counts += attention.regions.counts.tolist()
     skipped += [
         Skipped(f"{source + ', ' if source else ''}{file}", "annotated, and no question is about it")
@@ -367,7 +367,9 @@ def _readable(
         yield _Ready(one, Question(one.text, [photo], made), target)
 
 
-def _letter(text: str) -> str:
-    """The option that an answer names first, as in ``B``, ``(B) two`` or ``b: two``."""
+def _is_right(text: str, answer: str) -> bool:
+    """Whether a text says the answer; if that is a letter, whether it begins with it: ``B``, ``(B) two``, ``b: two``."""
+    if len(answer) != 1:
+        return text.strip().rstrip(".").casefold() == answer.strip().casefold()
     found = re.match(r"\W*([A-Za-z])(?![A-Za-z])", text)
-    return found[1].upper() if found else ""
+    return found is not None and found[1].upper() == answer.upper()

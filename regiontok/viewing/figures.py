@@ -222,8 +222,8 @@ def draw_attention(
 ) -> Any:
     """Where an answer looks, over patches or irregular regions, side by side.
 
-    A patch glows by the attention of the regions that it lies in. Each panel has a scale of its own; its title tells
-    how many tokens there are and how much of the answer's attention goes to the photo at all.
+    A patch glows by the attention of its region, the smallest where several overlap. Each panel has a scale of its
+    own, and tells how many tokens there are and how much of the answer's attention goes to the photo at all.
 
     Args:
         photo: Upright RGB.
@@ -239,7 +239,7 @@ def draw_attention(
         MissingDependencyError: matplotlib is not installed.
 
     Source:
-        Supplement, Figure 3, and the right of Figure 1. How overlapping regions add up is our choice.
+        Supplement, Figure 3, and the right of Figure 1. That the smallest region lies on top is our choice.
     """
     _check_some(attention)
     figure, grid = _panels(1, len(attention) + 1, photo)
@@ -274,7 +274,7 @@ def draw_attention(
 
 
 def patch_attention(regions: Regions, weights: Tensor, *, spread: bool = False) -> np.ndarray:
-    """Attention on the grid, ``(rows, cols)``: a patch has the sum over the regions that it lies in.
+    """Attention on the grid, ``(rows, cols)``: a patch has its region's, the smallest's where several overlap.
 
     Args:
         regions: A batch of one image.
@@ -282,16 +282,15 @@ def patch_attention(regions: Regions, weights: Tensor, *, spread: bool = False) 
         spread: Share a region's among its patches.
 
     Example:
-        >>> regions = Regions.from_labels(torch.tensor([[[0, 0, 1]]]))
+        >>> regions = Regions.from_labels(torch.tensor([[[0, 0, 1, -1]]]))
         >>> patch_attention(regions, torch.tensor([0.4, 0.1]), spread=True)
-        array([[0.2, 0.2, 0.1]], dtype=float32)
+        array([[0.2, 0.2, 0.1, 0. ]], dtype=float32)
     """
-    rows, cols = regions.grids[0].tolist()
-    own = weights.float().cpu()
+    own = weights.float().cpu().numpy()
     if spread:
-        own = own / regions.areas().cpu()
-    heat = torch.zeros(rows * cols).index_add_(0, regions.patch.cpu(), own[regions.region.cpu()])
-    return heat.reshape(rows, cols).numpy()
+        own = own / regions.areas().cpu().numpy()
+    top, _ = flatten(regions)
+    return np.append(own, 0).astype(np.float32)[top]
 
 
 def pca_colours(views: Sequence[Seen]) -> list[np.ndarray]:

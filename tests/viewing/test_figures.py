@@ -133,12 +133,12 @@ def test_attention_glows_where_the_weights_are(china):
     assert shown[:, 3 * quarter].mean() > shown[:, quarter].mean() + 0.1
 
 
-def test_attention_of_overlapping_regions_adds_up():
-    masks = torch.tensor([[[1, 1, 0]], [[0, 1, 1]]]).bool()
+def test_attention_of_the_smallest_of_overlapping_regions_lies_on_top():
+    masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 1, 0]]]).bool()
     regions = Regions.from_masks([masks])
-    weights = torch.tensor([0.4, 0.2])
-    np.testing.assert_allclose(patch_attention(regions, weights), [[0.4, 0.6, 0.2]], rtol=1e-6)
-    np.testing.assert_allclose(patch_attention(regions, weights, spread=True), [[0.2, 0.3, 0.1]], rtol=1e-6)
+    weights = torch.tensor([0.6, 0.2])
+    np.testing.assert_allclose(patch_attention(regions, weights), [[0.6, 0.2, 0.2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(patch_attention(regions, weights, spread=True), [[0.2, 0.1, 0.1, 0]], rtol=1e-6)
 
 
 def test_what_cannot_be_drawn_is_refused(china):
