@@ -1,7 +1,7 @@
 # The README's commands by shorter names.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/regiontok
 	.venv/bin/regiontok demo
@@ -18,8 +18,11 @@ lint: .venv/dev
 bench: .venv/dev
 	$(PYTHON) -m benchmarks
 
+docs: .venv/dev
+	$(PYTHON) -m sphinx -n -W --keep-going -q docs docs/_build && echo "open docs/_build/index.html"
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-eval docs/_build
 
 .venv/regiontok: pyproject.toml
 	python3 -m venv .venv && .venv/bin/pip install -q -e . && touch $@

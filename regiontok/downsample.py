@@ -187,7 +187,7 @@ class MaskDownsampler:
     ) -> list[Tensor]:
         """Which patches show each photo, ``(rows, cols)`` bool. Arguments and errors are those of a call.
 
-        Masks on the grid tell it by `MaskSet.valid`, or else by their photo's size; where neither is known, all do.
+        Masks on the grid tell it by ``MaskSet.valid``, or else by their photo's size; where neither is known, all do.
         """
         return [allowed for _, _, _, allowed in self._read(masks, features, sizes)]
 

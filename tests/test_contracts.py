@@ -167,15 +167,18 @@ def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(python_blocks(ROOT / "README.md"))))
-def test_readme_programs_run(number, tmp_path, monkeypatch):
+PROGRAMS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, code in enumerate(python_blocks(page))
+]
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_programs_in_the_pages_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = python_blocks(ROOT / "README.md")[number]
     printed = []
-    exec(
-        compile(code, f"README block {number}", "exec"),
-        {"print": lambda *words: printed.append(" ".join(map(str, words)))},
-    )
+    exec(compile(code, "a page", "exec"), {"print": lambda *words: printed.append(" ".join(map(str, words)))})
     promised = re.findall(r"print\(.*\) +# (.*)", code)
     assert printed == promised
 

@@ -80,7 +80,7 @@ def run(
 
     Args:
         names: Of `BENCHMARKS`; if one of them fails, all are lost.
-        model_args: Of `regiontok.evaluation.lmms.RegiontokModel`.
+        model_args: Of ``regiontok.evaluation.lmms.RegiontokModel``.
         out: The folder for lmms-eval's own results, samples and logs.
         batch_size: Questions at a time.
         limit: Only so many questions of each, to try things out.

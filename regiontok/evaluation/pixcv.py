@@ -368,7 +368,7 @@ def _readable(
 
 
 def _is_right(text: str, answer: str) -> bool:
-    """Whether a text says the answer; if that is a letter, whether it begins with it: ``B``, ``(B) two``, ``b: two``."""
+    """Whether a text says the answer; for a letter, whether it begins with it: ``B``, ``(B) two``, ``b: two``."""
     if len(answer) != 1:
         return text.strip().rstrip(".").casefold() == answer.strip().casefold()
     found = re.match(r"\W*([A-Za-z])(?![A-Za-z])", text)

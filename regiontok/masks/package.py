@@ -18,7 +18,7 @@ from regiontok.photos import as_photos
 
 
 class PackageMasks:
-    """Masks of `SAM2AutomaticMaskGenerator`, best first.
+    """Masks of ``SAM2AutomaticMaskGenerator``, best first.
 
     Args:
         model: A model of the package, from ``sam2.build_sam``.

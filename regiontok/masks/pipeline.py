@@ -21,7 +21,7 @@ _PROCESSORS = {"sam2": "Sam2ImageProcessor", "sam3_tracker": "Sam3ImageProcessor
 
 
 class PipelineMasks:
-    """Masks of transformers' pipeline over a `Sam2Model` or `Sam3TrackerModel`, best first.
+    """Masks of transformers' pipeline over a ``Sam2Model`` or ``Sam3TrackerModel``, best first.
 
     The pipeline places its points as SAM 1 needs them, whose input is padded; on the squashed input of SAM 2 they would
     miss the right or lower part of every photo that is not square. They are spread over the whole input here.

@@ -1,6 +1,6 @@
 """Automatic masks of SAM 2, fast: many photos and points per decoder call, and no candidate enlarged before its time.
 
-The model is transformers' `Sam2Model`, or SAM 3's `Sam3TrackerModel`, which has the same face. Tested with
+The model is transformers' ``Sam2Model``, or SAM 3's ``Sam3TrackerModel``, which has the same face. Tested with
 transformers 5.23.
 """
 
@@ -36,7 +36,7 @@ class Sam2Masks:
     and thinned by the overlap of their boxes, all at the decoder's resolution. Masks come best first.
 
     Args:
-        model: A `Sam2Model` or `Sam3TrackerModel` in evaluation mode; `regiontok.masks.load` loads one.
+        model: A ``Sam2Model`` or ``Sam3TrackerModel`` in evaluation mode; `regiontok.masks.load` loads one.
         settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each photo gets the first step
             whose number of masks is within ``bound``, else the step nearest to it. A photo is encoded once for all.
         bound: Lowest and highest number of masks that a ladder looks for.

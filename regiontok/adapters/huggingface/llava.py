@@ -66,7 +66,7 @@ class VisionTowerMixin(RegionMixin):
 
 
 class RegionLlavaForConditionalGeneration(VisionTowerMixin, transformers.LlavaForConditionalGeneration):
-    r"""`LlavaForConditionalGeneration` that sees an image as region tokens.
+    r"""``LlavaForConditionalGeneration`` that sees an image as region tokens.
 
     See `RegionMixin` for what ``forward`` and ``generate`` take besides the stock class's arguments.
 

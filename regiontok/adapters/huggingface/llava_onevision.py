@@ -16,7 +16,7 @@ transformers = require("transformers", extra="hf")
 class RegionLlavaOnevisionForConditionalGeneration(
     VisionTowerMixin, transformers.LlavaOnevisionForConditionalGeneration
 ):
-    """`LlavaOnevisionForConditionalGeneration` that sees an image as region tokens.
+    """``LlavaOnevisionForConditionalGeneration`` that sees an image as region tokens.
 
     An image must be one tile, as the processor makes it where a sample has several images: ``(images, 3, height,
     width)``, or ``(images, 1, 3, height, width)``. The tile's regions stand in place of its patches and of the newline

@@ -16,7 +16,7 @@ transformers = require("transformers", extra="hf")
 class RegionQwen2_5_VLForConditionalGeneration(  # noqa: N801  as transformers names its class
     RegionMixin, transformers.Qwen2_5_VLForConditionalGeneration
 ):
-    """`Qwen2_5_VLForConditionalGeneration` that sees an image as region tokens.
+    """``Qwen2_5_VLForConditionalGeneration`` that sees an image as region tokens.
 
     Regions are made of the vision tower's merged features, one per 2 x 2 patches, so grids differ between images. A
     region stands at its centroid: its rotary position is the row and column of that on the merged grid, in the units
