@@ -21,9 +21,9 @@ The way of the data, and where each step lives:
     pooling       one token per region                                         CrossAttnPool, MeanPool
     regionizer    all of it, saved and loaded                                  Regionizer
     presets       the paper's Table 1                                          regiontok.presets
-    viewing       pictures of regions                                          regiontok.viewing
+    viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
     adapters      tokens in whole multimodal models                            regiontok.adapters
-    evaluation    the focus metric                                             regiontok.evaluation
+    evaluation    questions, benchmarks, the focus metric                      regiontok.evaluation
 
 Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
 """
@@ -41,13 +41,14 @@ from regiontok.ordering import order_regions
 from regiontok.photos import read_photo
 from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regionizer import Regionizer
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Dropped, Regions, RegionTokens
 from regiontok.splitting import split_regions
 
 __version__ = _version("regiontok")
 
 __all__ = [
     "CrossAttnPool",
+    "Dropped",
     "ImageGeometry",
     "MaskDownsampler",
     "MaskSet",
