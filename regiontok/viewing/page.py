@@ -23,7 +23,7 @@ from torch import Tensor
 from regiontok._checks import check_number
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
-from regiontok.errors import PhotoError
+from regiontok.errors import PhotoError, ShapeError
 from regiontok.maskset import MaskSet
 from regiontok.photos import as_rgb
 from regiontok.regionizer import MASK_SOURCES, Regionizer
@@ -31,9 +31,11 @@ from regiontok.regions import Regions
 from regiontok.viewing._pixels import patches_at, shrunk
 
 _LONGEST_SIDE = 1024
-_MOST_COMPONENTS = 256
-_CLOSE = 0.005
-"""How far a cosine of two patches may be off for want of components."""
+_CLOSE = 0.01
+"""How far a cosine of two patches may be off: the page shows two digits."""
+_MOST_BYTES = 1_500_000
+"""Of features: all components of 36 x 36 patches of dimension 1024; larger grids of finer features lose some."""
+_MOST_PATCHES = 2**16 - 1
 
 
 def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title: str = "photo", **options: Any) -> None:
@@ -83,7 +85,7 @@ def make_page(
 
     Raises:
         PhotoError: A picture that cannot be one RGB photo.
-        ShapeError, ValueRangeError: Masks or options that cannot be.
+        ShapeError, ValueRangeError: Masks or options that cannot be, or more than 65535 patches.
 
     Example:
         >>> page = make_page(Image.new("RGB", (64, 48)), encoders.load("pixels"), title="<b>")
@@ -91,6 +93,9 @@ def make_page(
         (False, True)
     """
     check_number("threshold", threshold, low=-1, high=1)
+    rows, cols = encoder.grid
+    if rows * cols > _MOST_PATCHES:
+        raise ShapeError(f"a page holds at most {_MOST_PATCHES} patches; got {rows} x {cols}. Take a smaller img_size.")
     photo = as_rgb(photo)
     features, valid = encoder(photo)
     placement = encoder.geometry.place((photo.height, photo.width))
@@ -101,18 +106,20 @@ def make_page(
     for source in MASK_SOURCES if masks is not None else ():
         regionizer = Regionizer(source=source, geometry=encoder.geometry, **options)
         sources[source] = regionizer.group(normed, masks=[masks], valid=valid)  # type: ignore[list-item]
-    (rows, cols), (height, width) = encoder.grid, encoder.geometry.size
+    (height, width), small = encoder.geometry.size, shrunk(photo, _LONGEST_SIDE)
     across = placement.scale[1] * photo.width * cols / width, placement.offset[1] * cols / width
     down = placement.scale[0] * photo.height * rows / height, placement.offset[0] * rows / height
-    compact = _compact(normed[0].float().cpu().flatten(0, 1), valid[0].cpu().flatten())
+    compact, scale = _compact(normed[0].float().cpu().flatten(0, 1), valid[0].cpu().flatten())
+    patch = patches_at(placement, (rows, cols), (small.height, small.width))
     data = {
         "grid": [rows, cols],
         "placement": [*across, *down],
         "threshold": threshold,
         "valid": _encode(valid[0].cpu().numpy().astype(np.uint8)),
         "dim": compact.shape[1],
-        "features": _encode(compact.astype("<i2")),
-        "colours": _encode(_mean_colours(photo, placement, (rows, cols))),
+        "features": _encode(compact),
+        "scale": _encode(scale.astype("<f4")),
+        "colours": _encode(_mean_colours(small, patch, rows * cols)),
         **_tree(tree),
         "sources": {name: _regions(one) for name, one in sources.items()},
     }
@@ -121,44 +128,50 @@ def make_page(
         "title": html.escape(title),
         "subtitle": html.escape(f"{encoder.name}, {rows} x {cols} patches, {how}"),
         "ratio": f"{photo.width / photo.height:.4f}",
-        "photo": f"data:image/jpeg;base64,{_jpeg(photo)}",
+        "photo": f"data:image/jpeg;base64,{_jpeg(small)}",
         "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the script
     }
     frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
 
 
-def _compact(features: Tensor, valid: Tensor) -> np.ndarray:
-    """Features ``(patches, components)`` int16 with the cosines of ``features``, to within `_CLOSE` or nearly so.
+def _compact(features: Tensor, valid: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Features ``(patches, components)`` int8 and a scale per component, with the cosines of ``features``.
 
-    Scaled to unit length at their largest, turned to their principal axes, and cut after as many as are needed.
+    Turned to their principal axes and cut after as many as keep all cosines to within `_CLOSE`, where `_MOST_BYTES`
+    allows so many.
     """
-    inside = torch.where(valid[:, None], features, 0)
-    inside = inside / inside.norm(dim=1).max().clamp(min=1e-12)
-    left, size, _ = torch.linalg.svd(inside, full_matrices=False)
+    shown = torch.where(valid[:, None], features, 0)
+    left, size, _ = torch.linalg.svd(shown, full_matrices=False)
     turned = left * size
-    length = inside.norm(dim=1).clamp(min=1e-12)
-    exact = (inside @ inside.T) / length / length[:, None]
-    most = min(_MOST_COMPONENTS, turned.shape[1])
-    low, high = 1, most
+    scale = turned.abs().amax(0).clamp(min=1e-12) / 127
+    small = (turned / scale).round()
+    exact = _cosines(shown[valid])
+    low, high = 1, min(small.shape[1], max(1, _MOST_BYTES // len(small)))
     while low < high:  # the error falls with the components
         middle = (low + high) // 2
-        kept = turned[:, :middle]
-        short = kept.norm(dim=1).clamp(min=1e-12)
-        error = ((kept @ kept.T) / short / short[:, None] - exact)[valid][:, valid].abs().max()
+        error = (_cosines((small * scale)[valid, :middle]) - exact).abs().max()
         low, high = (low, middle) if error <= _CLOSE else (middle + 1, high)
-    kept = turned[:, :low]
-    return (kept / kept.abs().max().clamp(min=1e-12) * 32767).round().numpy()
+    return small[:, :low].to(torch.int8).numpy(), scale[:low].numpy()
 
 
-def _mean_colours(photo: Image.Image, placement: Any, grid: tuple[int, int]) -> np.ndarray:
-    """The mean colour of each patch, ``(patches, 3)`` uint8; black where the photo does not lie."""
-    pixels = np.asarray(shrunk(photo, _LONGEST_SIDE)).reshape(-1, 3)
-    small = shrunk(photo, _LONGEST_SIDE)
-    patch = patches_at(placement, grid, (small.height, small.width)).ravel()
+def _cosines(vectors: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    return unit @ unit.T
+
+
+def _mean_colours(photo: Image.Image, patch: np.ndarray, patches: int) -> np.ndarray:
+    """The mean colour of each patch, ``(patches, 3)`` uint8; black where the photo does not lie.
+
+    Args:
+        photo: ``(height, width)``.
+        patch: ``(height, width)``: the patch of each pixel, -1 for none.
+        patches: How many there are.
+    """
     inside = patch >= 0
-    count = np.bincount(patch[inside], minlength=grid[0] * grid[1])
-    sums = [np.bincount(patch[inside], pixels[inside, channel], minlength=len(count)) for channel in range(3)]
+    pixels, where = np.asarray(photo)[inside], patch[inside]
+    count = np.bincount(where, minlength=patches)
+    sums = [np.bincount(where, pixels[:, channel], minlength=patches) for channel in range(3)]
     return (np.stack(sums, 1) / np.maximum(count, 1)[:, None]).round().astype(np.uint8)
 
 
@@ -185,5 +198,5 @@ def _encode(array: np.ndarray) -> str:
 
 def _jpeg(photo: Image.Image) -> str:
     buffer = io.BytesIO()
-    shrunk(photo, _LONGEST_SIDE).save(buffer, "JPEG", quality=85)
+    photo.save(buffer, "JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode()
