@@ -46,7 +46,7 @@ def test_it_answers_as_the_assistant_does(capsys, folders, photo, china):
 
 def test_a_budget_for_a_stock_model(capsys, folders, photo):
     assert ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5)[2] == f"{photo}: 5 tokens"
-    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{photo}: 1 tokens"
+    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{photo}: 1 token"
 
 
 def test_masks_for_a_model_of_masks(capsys, folders, photo):

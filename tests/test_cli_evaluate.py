@@ -54,7 +54,13 @@ def test_a_failing_benchmark_is_named_and_the_others_go_on(capsys, model, tmp_pa
     assert [names for names, *_ in asked] == [["mmstar"]]
     code, _, errors = call(capsys, *given, "--limit", 5)
     assert code == 2
-    assert "has scores of --limit None, and this is 5. Give another --out." in errors
+    assert "has benchmarks of limit None, and this is 5. Give another --out." in errors
+    code, _, errors = call(capsys, *given, "--masks", "sam2")
+    assert code == 2
+    assert "has benchmarks of masks None, and this is sam2. Give another --out." in errors
+    code, _, errors = call(capsys, *given, "--tokens", 64)
+    assert code == 2
+    assert "has scores of tokens None, and this is 64. Give another folder." in errors
 
 
 @pytest.mark.parametrize(
@@ -90,4 +96,5 @@ def test_scores_are_written_as_json(capsys, model, tmp_path, monkeypatch):
     call(capsys, model, "--out", tmp_path / "out", "--benchmarks", "pope")
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["figures"] == {"pope": 80.0, "tokens": 12.0}
-    assert (scores["model"], scores["limit"]) == (model, None)
+    assert scores["of"] == {"model": model, "tokens": None, "threshold": None, "norm": None}
+    assert scores["benchmarks"] == {"limit": None, "masks": None, "sam_model": None}

@@ -18,6 +18,7 @@ from tests.conftest import assert_close
 ROOT = Path(__file__).parent.parent
 OPTIONAL = (
     "timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra", "pyarrow", "pycocotools", "peft", "accelerate", "tokenizers",
+    "lmms_eval",
 )  # fmt: skip
 MODULES = sorted((ROOT / "regiontok").rglob("*.py"))
 
@@ -41,7 +42,7 @@ def imported_after(statement):
 def test_import_loads_no_optional_package():
     assert (
         imported_after(
-            "import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli, regiontok.adapters.llava"
+            "import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli, regiontok.adapters.llava, regiontok.evaluation.pixcv, regiontok.evaluation.benchmarks"
         )
         == []
     )

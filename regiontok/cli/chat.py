@@ -41,6 +41,6 @@ def _chat(options: argparse.Namespace) -> int:
     assistant = load_assistant(options.model, options)
     masks = [load_masks(options)(options.photo, photo)] if assistant.by_masks else None
     answer = assistant.answer([Question(text, [photo], masks)], max_new_tokens=options.max_new_tokens)[0]
-    print(f"{options.photo}: {answer.counts[0]} tokens", file=sys.stderr)
+    print(f"{options.photo}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}", file=sys.stderr)
     print(answer.text)
     return 0

@@ -16,11 +16,14 @@ from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.evaluation.assistant import Assistant, stock_regions
 from regiontok.maskset import MaskSet
-from regiontok.regionizer import NORMS
+from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES
 
 _T = TypeVar("_T")
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
 """What one photo can fail with, so that the others go on."""
+
+TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
+"""Sources as the paper's Table 1 lists them."""
 
 MaskSource = Callable[[Path, Image.Image], MaskSet]
 """Masks of a photo that was read from a path."""
@@ -73,14 +76,22 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+ENCODER_NAMES = f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG"
+
+
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose an encoder."""
     parser.add_argument(
         "--encoder",
         default="pixels",
-        help=f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG",
+        help=ENCODER_NAMES,
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
+    add_placing_options(parser)
+
+
+def add_placing_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how photos come to an encoder, and where it is."""
     parser.add_argument(
         "--geometry",
         default="letterbox",
@@ -131,6 +142,18 @@ def uses_masks(options: argparse.Namespace) -> list[str]:
     names = ("sam_model", "points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
     return given + ["--ladder"] * options.ladder
+
+
+def choose_sources(options: argparse.Namespace) -> list[str]:
+    """The sources that ``--sources`` names, or all that can be had, as Table 1 lists them; refuses masks that miss."""
+    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
+    sources = [source for source in TABLE_ORDER if source in wanted]
+    with_masks = [source for source in sources if source in MASK_SOURCES]
+    if with_masks and not options.masks:
+        raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
+    if not with_masks and (options.masks or uses_masks(options)):
+        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    return sources
 
 
 def load_generator(options: argparse.Namespace, **more: Any) -> Any:
@@ -200,6 +223,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) ->
     amount.add_argument("--threshold", type=float, metavar="T", help="clustering down to the cosine T")
     stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
     add_mask_options(parser, name="--masks", files=files)
+
+
+def told_apart(options: argparse.Namespace) -> dict[str, Any]:
+    """What the scores of a model are of: its folder or name, and how a stock one's tokens are cut."""
+    return {name: getattr(options, name) for name in ("model", "tokens", "threshold", "norm")}
 
 
 def load_assistant(model: str, options: argparse.Namespace) -> Assistant:

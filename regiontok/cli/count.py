@@ -11,12 +11,12 @@ from regiontok.cli.common import (
     FAILURES,
     add_encoder_options,
     add_mask_options,
+    choose_sources,
     explain,
     find_photos,
     load_encoder,
     load_masks,
     progress,
-    uses_masks,
 )
 from regiontok.errors import RegiontokError
 from regiontok.photos import read_photo
@@ -24,9 +24,6 @@ from regiontok.presets import paper_tokens
 from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing import check_figure, draw_counts, save_figure
-
-_ORDER = ("patch", "segmentation", "clustering", "combined")
-"""Sources as the paper's Table 1 lists them."""
 
 
 def add_commands(commands: Any) -> None:
@@ -54,13 +51,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _count(options: argparse.Namespace) -> int:
-    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
-    sources = [source for source in _ORDER if source in wanted]
-    with_masks = [source for source in sources if source in MASK_SOURCES]
-    if with_masks and not options.masks:
-        raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
-    if not with_masks and (options.masks or uses_masks(options)):
-        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    sources = choose_sources(options)
+    with_masks = any(source in MASK_SOURCES for source in sources)
     if options.threshold is not None and "clustering" not in sources:
         raise RegiontokError("--threshold is for the source clustering. Leave it out.")
     check_figure(options.out)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regiontok._require import require
-from regiontok.cli.common import add_model_options, uses_masks
+from regiontok.cli.common import add_model_options, told_apart, uses_masks
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import stock_regions
 from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
@@ -57,12 +57,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     for value in arguments.values():
         if "," in str(value) or "=" in str(value):
             raise RegiontokError(f"lmms-eval takes no comma and no equals sign in {value}. Rename it.")
-    kept = read_scores(options.out, model=options.model)
-    if kept["figures"] and kept.get("limit") != options.limit:
-        raise RegiontokError(
-            f"{options.out} has scores of --limit {kept.get('limit')}, and this is {options.limit}. Give another --out."
-        )
-    kept["limit"], kept["row"] = options.limit, row
+    of = told_apart(options)
+    kept = read_scores(options.out, of)
+    setting = {"limit": options.limit, "masks": options.masks, "sam_model": options.sam_model}
+    for name, value in kept.get("benchmarks", setting).items():  # the focus beside them may have masks from a file
+        if value != setting[name]:
+            raise RegiontokError(
+                f"{options.out} has benchmarks of {name} {value}, and this is {setting[name]}. Give another --out."
+            )
+    kept |= {"benchmarks": setting, "row": row}
     failed = []
     for name in wanted:
         if name in unjudged or all(figure in kept["figures"] for figure in BENCHMARKS[name].figures):

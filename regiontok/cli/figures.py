@@ -8,16 +8,19 @@ from typing import Any
 from PIL import Image
 
 from regiontok import encoders
+from regiontok._require import require
 from regiontok.cli.common import (
+    ENCODER_NAMES,
     add_encoder_options,
     add_mask_options,
     add_model_options,
+    add_placing_options,
+    choose_sources,
     find_photos,
     load_assistant,
     load_encoder,
     load_masks,
     progress,
-    uses_masks,
 )
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
@@ -36,9 +39,6 @@ from regiontok.viewing import (
     see,
 )
 
-_ORDER = ("patch", "segmentation", "clustering", "combined")
-"""Sources as the paper's figures have them."""
-
 
 def add_commands(commands: Any) -> None:
     """Add ``figures`` and its figures to the parser."""
@@ -56,14 +56,10 @@ def add_commands(commands: Any) -> None:
             nargs="+",
             default=["pixels"],
             metavar="NAME",
-            help=f"side by side; pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or "
-            "open_clip:MODEL/TAG",
-        )
-        figure.add_argument(
-            "--geometry", default="letterbox", choices=("letterbox", "squash", "center_crop"), help="default: letterbox"
+            help=f"side by side; {ENCODER_NAMES}",
         )
         figure.add_argument("--random", action="store_true", help="random weights, for a look without a download")
-        figure.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+        add_placing_options(figure)
         if name == "encoders":
             figure.add_argument("--threshold", type=float, default=0.7, metavar="T", help="default: %(default)s")
             figure.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
@@ -142,18 +138,13 @@ def _encoders(options: argparse.Namespace) -> int:
 
 def _regions(options: argparse.Namespace) -> int:
     check_figure(options.out)
-    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
-    by_masks = [source for source in wanted if source in MASK_SOURCES]
-    if by_masks and not options.masks:
-        raise RegiontokError(f"--sources {by_masks[0]} needs --masks, such as --masks felzenszwalb.")
-    if not by_masks and (options.masks or uses_masks(options)):
-        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    sources = choose_sources(options)
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
-    masks = [load_masks(options, encoder)(options.photo, photo)] if by_masks else None
+    masks = [load_masks(options, encoder)(options.photo, photo)] if options.masks else None
     features, valid = encoder(photo)
     regions = {}
-    for source in [one for one in _ORDER if one in wanted]:
+    for source in sources:
         regionizer = Regionizer(
             source=source, pool="mean", norm=options.norm, threshold=options.threshold, geometry=encoder.geometry
         )
@@ -167,10 +158,11 @@ def _attention(options: argparse.Namespace) -> int:
     if options.sources and len(options.model) > 1:
         raise RegiontokError("--sources is for one stock model; several models are a panel each. Leave one out.")
     photo = read_photo(options.photo)
-    panels = {}
+    panels, found = {}, None
     for name, assistant in _assistants(options):
-        masks = [load_masks(options)(options.photo, photo)] if assistant.by_masks else None
-        asked = [Question(options.question, [photo], masks)]
+        if assistant.by_masks and found is None:
+            found = [load_masks(options)(options.photo, photo)]
+        asked = [Question(options.question, [photo], found if assistant.by_masks else None)]
         if options.answer is None:
             said = assistant.answer(asked, max_new_tokens=options.max_new_tokens)[0]
             tokens, told = said.tokens, said.text
@@ -196,26 +188,19 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
         return
     if options.tokens is not None:
         raise RegiontokError("--tokens is for clustering alone, not for --sources. Leave one of them out.")
-    for source in [one for one in _ORDER if one in options.sources]:
+    sources = choose_sources(options)
+    patches = Regionizer(source="patch", norm=options.norm or "none", padding="keep")
+    stock = Assistant.load(options.model[0], regionizer=patches, device=options.device, dtype=options.dtype)
+    with_regions = require("regiontok.adapters.huggingface", extra="hf").with_regions
+    for source in sources:
         given: dict[str, Any] = {"source": source, "pool": "mean", "norm": options.norm or "none"}
+        if options.threshold is not None:
+            given["threshold"] = options.threshold
         if source == "patch":
             given["padding"] = "keep"
-        elif options.threshold is not None:
-            given["threshold"] = options.threshold
         if source in MASK_SOURCES:
-            if options.masks is None:
-                raise RegiontokError(f"--sources {source} needs --masks, such as --masks sam2.")
-            given["geometry"] = _geometry_of(options)
-        yield (
-            source,
-            Assistant.load(
-                options.model[0], regionizer=Regionizer(**given), device=options.device, dtype=options.dtype
-            ),
-        )
-
-
-def _geometry_of(options: argparse.Namespace) -> Any:
-    return Assistant.load(options.model[0], dtype=options.dtype).geometry
+            given["geometry"] = stock.geometry
+        yield source, Assistant(with_regions(stock.model, Regionizer(**given)), stock.processor)  # weights are shared
 
 
 def _save(figure: Any, options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regiontok.cli.common import add_model_options, load_assistant, load_masks
+from regiontok.cli.common import add_model_options, load_assistant, load_masks, told_apart
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.focus import QUERIES
 from regiontok.evaluation.pixcv import ANSWERS, measure_focus, read_objects, read_questions
@@ -47,7 +47,7 @@ def _focus(options: argparse.Namespace) -> int:
     objects = read_objects(options.annotations)
     if not options.questions.is_file():
         raise RegiontokError(f"--questions: there is no file {options.questions}.")
-    scores = read_scores(options.out, model=options.model)
+    scores = read_scores(options.out, told_apart(options))
     assistant = load_assistant(options.model, options)
     masks_of = load_masks(options) if assistant.by_masks else None
     result = measure_focus(

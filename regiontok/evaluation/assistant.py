@@ -1,7 +1,9 @@
 """`Assistant`: a region model that answers questions about photos, and shows where it looks.
 
-assistant = Assistant.load("out/instruct/model")
-assistant.answer([Question(short_answer("What colour is the bus?"), [photo])])[0].text
+    assistant = Assistant.load("out/instruct/model")
+    assistant.answer([Question(short_answer("What colour is the bus?"), [photo])])[0].text
+
+The words of a question are the caller's; `regiontok.evaluation.prompts` has the paper's forms.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from regiontok._checks import check_choice, check_integer
 from regiontok._require import require
+from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, PhotoError, RegiontokError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import QUERIES, FocusMeter, FocusResult, target_regions
@@ -250,7 +251,7 @@ def measure_focus(
     questions: Iterable[BenchmarkQuestion],
     objects: Objects,
     *,
-    masks: Any = None,
+    masks: Callable[[str, Image.Image], Masks] | None = None,
     answers: str = "generated",
     query: str = "answer",
     threshold: float = 0.5,
@@ -289,6 +290,12 @@ def measure_focus(
     right: list[bool] = []
     counts: list[int] = []
     seen: set[tuple[str, str]] = set()
+    if masks is None and assistant.by_masks and assistant.masks is not None:  # once, and not for each of two passes
+        generate = assistant.masks
+
+        def masks(_: str, photo: Image.Image) -> Masks:
+            return generate([photo])[0]
+
     asked = _readable(tqdm(questions, unit="question", desc="focus", disable=None), objects, masks, skipped, seen)
     while batch := list(islice(asked, batch_size)):
         said = assistant.answer([one.question for one in batch], max_new_tokens=max_new_tokens)
@@ -347,7 +354,11 @@ class _Ready(NamedTuple):
 
 
 def _readable(
-    questions: Iterable[BenchmarkQuestion], objects: Objects, masks: Any, skipped: list[Skipped], seen: set[Any]
+    questions: Iterable[BenchmarkQuestion],
+    objects: Objects,
+    masks: Callable[[str, Image.Image], Masks] | None,
+    skipped: list[Skipped],
+    seen: set[Any],
 ) -> Iterator[_Ready]:
     """Questions that can be asked and measured; the others are named."""
     for one in questions:

@@ -62,22 +62,33 @@ def row_name(config: Any, regions: Mapping[str, Any] | None = None) -> str | Non
     return name if name in TABLE_1 else None
 
 
-def read_scores(folder: str | Path, *, model: str) -> dict[str, Any]:
+def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
     """What `write_scores` wrote of a model; empty figures where there is nothing yet.
 
+    Args:
+        folder: Where they are kept.
+        of: What the scores must be of: the model, and whatever tells one of its settings from another.
+
+    Returns:
+        ``of``, ``figures`` and ``details``.
+
     Raises:
-        CheckpointError: Scores of another model, or a damaged file.
+        CheckpointError: Scores of another model or setting, or a damaged file.
     """
     file = Path(folder) / SCORES_FILE
     if not file.is_file():
-        return {"model": model, "figures": {}, "details": {}}
+        return {"of": dict(of), "figures": {}, "details": {}}
     try:
         scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known = scores["model"], scores["figures"], scores["details"]
+        known = dict(scores["of"])
+        scores["figures"], scores["details"] = dict(scores["figures"]), dict(scores["details"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error!r}). Move it away, or give another folder.") from error
-    if known[0] != model:
-        raise CheckpointError(f"{file} has scores of {known[0]}, and this is {model}. Give another folder.")
+    for name in of:
+        if known.get(name) != of[name]:
+            raise CheckpointError(
+                f"{file} has scores of {name} {known.get(name)}, and this is {of[name]}. Give another folder."
+            )
     return scores
 
 

@@ -1,13 +1,17 @@
 """The paper's figures for any photo, encoder and model, as figures of matplotlib.
 
-seen = {name: see(photo, encoders.load(name)) for name in ("clip-336", "radio-384")}
-save_figure(draw_norms(seen), "norms.png")
+    seen = {name: see(photo, encoders.load(name)) for name in ("clip-336", "radio-384")}
+    save_figure(draw_norms(seen), "norms.png")
 
-draw_norms       patch feature norms before and after rms (Figure 1)
-draw_features    patch features by PCA (Figure 2, rows 1 to 3)
-draw_encoders    features, regions from clustering and norms, encoder beside encoder (all of Figure 2)
-draw_sources     the regions of each source
-draw_attention   where an answer looks, over patches or irregular regions (Figures 1 and 3)
+What there is:
+
+    draw_norms       patch feature norms before and after rms (Figure 1)
+    draw_features    patch features by PCA (Figure 2, rows 1 to 3)
+    draw_encoders    features, regions from clustering and norms, encoder beside encoder (all of Figure 2)
+    draw_sources     the regions of each source
+    draw_attention   where an answer looks, over patches or irregular regions (Figures 1 and 3)
+
+Every function returns a matplotlib ``Figure``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +24,12 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from regiontok._require import require
-from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.geometry import Placement
 from regiontok.normalize import rms_normalize
 from regiontok.photos import as_rgb
+from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing._canvas import GREY, new_figure, plain
 from regiontok.viewing._pixels import edges, patches_at, shrunk
@@ -163,6 +167,7 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7,
 
     Raises:
         ShapeError: No encoder, or another number of photos for one of them.
+        ValueRangeError: A threshold or norm that cannot be.
         MissingDependencyError: matplotlib is not installed.
 
     Source:
@@ -175,15 +180,14 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7,
         _photos(grid[part * count : (part + 1) * count], photos)
     norms = {name: _norms(views) for name, views in seen.items()}
     top = max(float(np.nanmax(one)) for maps in norms.values() for one in maps)
-    clusterer = UnionFindClusterer(threshold=threshold)
+    regionizer = Regionizer(pool="mean", norm=norm, threshold=threshold)
     heat = None
     for column, (name, views) in enumerate(seen.items(), start=1):
         grid[0, column].set_title(name, color=GREY, fontsize=10)
         for row, colours in enumerate(pca_colours(views)):
             _show(grid[row, column], _on_photo(views[row], colours))
         for row, one in enumerate(views):
-            features = rms_normalize(one.features[None]) if norm == "rms" else one.features[None]
-            regions = clusterer(features, one.valid[None])
+            regions = regionizer.group(regionizer.normalize(one.features[None]), valid=one.valid[None])
             panel = grid[count + row, column]
             _show(panel, _outlined(one.photo, regions, one.placement))
             panel.set_xlabel(f"{len(regions)} regions", color=GREY, fontsize=8)

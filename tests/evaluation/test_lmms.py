@@ -166,6 +166,23 @@ def test_mme_and_what_the_plugin_refuses(tmp_path, eval_python):
     assert "holds a region model, whose Regionizer is its own" in refused.stderr + refused.stdout
 
 
+def test_an_answer_that_no_judge_marked_is_no_zero(eval_python):
+    """lmms-eval itself takes a judge that cannot be reached for a mark of 0."""
+    code = (
+        "import importlib.util; from regiontok.evaluation.benchmarks import TASKS; from lmms_eval.tasks.mmvet import utils\n"
+        "spec = importlib.util.spec_from_file_location('mmvet', TASKS / 'mmvet.py')\n"
+        "task = importlib.util.module_from_spec(spec); spec.loader.exec_module(task)\n"
+        "doc = {'question_id': 'v7', 'question': 'q', 'answer': 'a', 'capability': 'rec'}\n"
+        "utils.get_chat_response = lambda *_, **__: ('0.0', 'judge'); print(task.results(doc, ['b'])['gpt_eval_score']['score'])\n"
+        "utils.get_chat_response = lambda *_, **__: ('', ''); task.results(doc, ['b'])"
+    )
+    done = subprocess.run(
+        [str(eval_python), "-c", code], env=os.environ | {"OPENAI_API_KEY": "any"}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout == "0.0\n", done.stderr
+    assert "MM-Vet, question v7: the judge gave no mark. Is it there?" in done.stderr
+
+
 @pytest.mark.parametrize("file", sorted(TASKS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_prompts_of_our_tasks_are_the_papers(file):
     class Loader(yaml.SafeLoader):

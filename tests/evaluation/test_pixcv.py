@@ -332,6 +332,20 @@ def test_masks_of_photos_for_a_model_of_masks(tmp_path):
     assert found.focus.questions + len(found.skipped) == 3
 
 
+def test_a_generators_masks_are_made_once_for_a_photo(tmp_path):
+    file = prepared(tmp_path)
+    assistant = assistant_of(source="segmentation", geometry=GEOMETRY, num_regions=None)
+    generate, asked = masks.load("felzenszwalb"), []
+
+    def counting(photos):
+        asked.append(len(photos))
+        return generate(photos)
+
+    assistant.masks = counting
+    measure_focus(assistant, read_questions(file, tmp_path), read_objects(tmp_path / "pix"))
+    assert asked == [1, 1, 1]
+
+
 def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
     file = prepared(tmp_path, [question("none.jpg", 3)])
     with_regions(tiny_llava(), Regionizer(dim=32, num_heads=4, num_regions=8)).save_pretrained(tmp_path / "model")

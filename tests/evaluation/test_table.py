@@ -45,14 +45,17 @@ def test_the_row_of_a_model():
     assert row_name(stock, patches) == "clip-336/patch/none/mean/raster"
 
 
-def test_scores_are_kept_for_one_model(tmp_path):
-    assert read_scores(tmp_path, model="a") == {"model": "a", "figures": {}, "details": {}}
-    scores = {"model": "a", "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}}
+def test_scores_are_kept_for_one_model_and_setting(tmp_path):
+    of = {"model": "a", "tokens": 64}
+    assert read_scores(tmp_path, of) == {"of": of, "figures": {}, "details": {}}
+    scores = {"of": of, "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}, "row": None}
     write_scores(tmp_path / "new", scores)
-    assert read_scores(tmp_path / "new", model="a") == scores
-    with pytest.raises(CheckpointError, match="has scores of a, and this is b. Give another folder."):
-        read_scores(tmp_path / "new", model="b")
-    for damaged in ("{", "[]", json.dumps({"model": "a"})):
+    assert read_scores(tmp_path / "new", of) == scores
+    with pytest.raises(CheckpointError, match="has scores of model a, and this is b. Give another folder."):
+        read_scores(tmp_path / "new", of | {"model": "b"})
+    with pytest.raises(CheckpointError, match="has scores of tokens 64, and this is None. Give another folder."):
+        read_scores(tmp_path / "new", of | {"tokens": None})
+    for damaged in ("{", "[]", json.dumps({"of": of}), json.dumps(scores | {"figures": 3})):
         (tmp_path / "new" / "scores.json").write_text(damaged)
         with pytest.raises(CheckpointError, match="is damaged .* Move it away, or give another folder."):
-            read_scores(tmp_path / "new", model="a")
+            read_scores(tmp_path / "new", of)

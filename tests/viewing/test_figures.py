@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from regiontok import ImageGeometry, Regionizer, Regions, encoders
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import main
-from regiontok.errors import PhotoError, ShapeError
+from regiontok.errors import PhotoError, ShapeError, ValueRangeError
 from regiontok.viewing import (
     Attention,
     Seen,
@@ -150,6 +150,8 @@ def test_what_cannot_be_drawn_is_refused(china):
             draw(given)
     with pytest.raises(ShapeError, match=r"every encoder must see the same photos, one or more; got {'a': 1, 'b': 2}"):
         draw_features({"a": [one], "b": [one, one]})
+    with pytest.raises(ValueRangeError, match="norm must be"):
+        draw_encoders({"a": [one]}, norm="layer")
     with pytest.raises(ShapeError, match="regions must be of one image; got 2"):
         draw_sources(china, {"a": two}, placement)
     with pytest.raises(

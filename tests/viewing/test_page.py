@@ -4,21 +4,19 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
+from benchmarks.page import QUIET
 from regiontok import ImageGeometry, Regionizer, UnionFindClusterer, encoders, masks
 from regiontok.cli import main
 from regiontok.encoders import Encoder
-from regiontok.errors import PhotoError, ValueRangeError
+from regiontok.errors import PhotoError, ShapeError, ValueRangeError
 from regiontok.viewing import make_page, write_page
+from regiontok.viewing.page import _compact
 from tests.conftest import smooth_features
-
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +299,20 @@ def test_a_hostile_name_is_text(chromium, tmp_path, china):
     opened.close()
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_the_compact_features_keep_all_cosines(noise):
+    features = smooth_features(20, 20, 700, noise=noise)[0].flatten(0, 1)
+    features[3] = 0
+    valid = torch.ones(400, dtype=torch.bool)
+    valid[:2] = False
+    small, scale = _compact(features, valid)
+    assert small.dtype == np.int8
+    kept = torch.from_numpy(small) * torch.from_numpy(scale)
+    exact, found = (torch.nn.functional.normalize(one[valid], dim=1) for one in (features, kept))
+    assert (found @ found.T - exact @ exact.T).abs().max() <= 0.01
+    assert small.shape[1] < 400, "fewer components than there could be"
+
+
 def test_large_grids_are_small_files(chromium, tmp_path, china):
     """36 x 36 patches of 1024 numbers: below 3 MB, and every cut is there."""
     features = smooth_features(36, 36, 1024)
@@ -335,5 +347,7 @@ def test_what_cannot_be_is_refused(tmp_path, china):
     encoder = encoders.load("pixels", img_size=64)
     with pytest.raises(ValueRangeError, match="threshold must be"):
         make_page(china, encoder, threshold=2)
+    with pytest.raises(ShapeError, match="a page holds at most 65535 patches; got 256 x 256. Take a smaller img_size"):
+        make_page(china, encoders.load("pixels", img_size=256 * 16))
     with pytest.raises(PhotoError, match="the page cannot be written"):
         write_page(tmp_path / "none" / "x.html", china, encoder)
