@@ -78,7 +78,13 @@ def show_blocks_as_code(app: Sphinx, what: str, name: str, thing: Any, options: 
     lines[:] = found
 
 
+def skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples are told by their class."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Sphinx) -> None:
     """Let Sphinx know of the above."""
     app.connect("missing-reference", resolve_by_last_name)
     app.connect("autodoc-process-docstring", show_blocks_as_code)
+    app.connect("autodoc-skip-member", skip_fields)

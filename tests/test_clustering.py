@@ -263,7 +263,7 @@ def test_from_many_threads_at_once():
 
 
 def test_the_kernel_lets_other_python_threads_run():
-    features = smooth_features(64, 64, 512)
+    features = smooth_features(128, 128, 1024)  # so long a call that a busy machine's gaps are short beside it
     clusterer = UnionFindClusterer(num_threads=1)
     clusterer(features)
     ticks, done = [], threading.Event()

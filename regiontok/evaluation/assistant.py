@@ -181,7 +181,7 @@ class Assistant:
 
         Args:
             questions: One batch.
-            answers: The tokens of each answer, the model's own (`Answer.tokens`) or others (`tokens`).
+            answers: The tokens of each answer, the model's own (``Answer.tokens``) or others (``tokens``).
             query: See `answer_attention`.
 
         Raises:

@@ -1,9 +1,9 @@
 """Pictures of photos, regions, features and attention.
 
-picture    a photo with its regions, without matplotlib
-counts     tokens per photo from each source
-figures    the paper's figures, for any photo, encoder and model
-page       a page to explore a photo's regions in a browser
+    picture    a photo with its regions, without matplotlib
+    counts     tokens per photo from each source
+    figures    the paper's figures, for any photo, encoder and model
+    page       a page to explore a photo's regions in a browser
 
 Figures are matplotlib's: show them in a notebook, or write them with `save_figure`.
 """
