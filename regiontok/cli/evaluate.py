@@ -28,7 +28,13 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
     evaluate.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
-    evaluate.add_argument("--processes", type=int, default=1, metavar="N", help="one GPU each; default: %(default)s")
+    evaluate.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that share the questions, with --device cuda a GPU each; default: %(default)s",
+    )
     evaluate.add_argument("--limit", type=int, metavar="N", help="so many questions of each, to try it out")
     add_model_options(evaluate, files=False)
     evaluate.set_defaults(run=_evaluate)
@@ -52,7 +58,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         "masks": options.masks,
         "sam_model": options.sam_model,
         "dtype": options.dtype,
-    } | ({} if options.processes > 1 else {"device": options.device})
+        "device": options.device,
+    }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     for value in arguments.values():
         if "," in str(value) or "=" in str(value):

@@ -84,7 +84,7 @@ def run(
         out: The folder for lmms-eval's own results, samples and logs.
         batch_size: Questions at a time.
         limit: Only so many questions of each, to try things out.
-        processes: Of accelerate, one GPU each.
+        processes: How many share the questions, one GPU each where the device is ``cuda``.
 
     Raises:
         MissingDependencyError: lmms-eval is not installed here.
@@ -100,13 +100,14 @@ def run(
         old.unlink()
     launch = ["-m", "lmms_eval"]
     if processes > 1:
-        launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), *launch]
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *launch]
     arguments = ",".join(f"{key}={value}" for key, value in {**model_args, "counts": out}.items())
     tasks = ",".join(BENCHMARKS[name].task for name in names)
     command = [sys.executable, *launch, "--model", "regiontok", "--model_args", arguments, "--tasks", tasks]
     command += ["--include_path", str(TASKS), "--output_path", str(out), "--log_samples"]
     command += ["--batch_size", str(batch_size), *(() if limit is None else ("--limit", str(limit)))]
-    done = subprocess.run(command, check=False)
+    on_cpu = {"ACCELERATE_USE_CPU": "1"} if str(model_args.get("device")) == "cpu" else {}
+    done = subprocess.run(command, env=os.environ | on_cpu, check=False)
     results = _results(out)
     if done.returncode or results is None:  # it ends with 0 where it failed
         raise CheckpointError(f"{', '.join(names)}: lmms-eval failed, and its words are above.")

@@ -117,12 +117,12 @@ def test_evaluate_runs_benchmarks_and_prints_a_row(tmp_path, eval_python):
     assert again.stdout == "\n".join([head, mine, paper, accuracy, ""]), "what is measured is not run again"
 
 
-def test_the_other_benchmarks_with_letters(tmp_path, eval_python):
+def test_the_other_benchmarks_with_letters_in_two_processes(tmp_path, eval_python):
     names = ["ocrbench", "cv_bench", "mmstar", "mmbench"]
     given = prepare(tmp_path, ("A", "B"), names)
     code = (
         "import sys, json; from pathlib import Path; from regiontok.evaluation.benchmarks import run; "
-        f"measured = run({names!r}, {{'pretrained': {str(tmp_path / 'model')!r}, 'device': 'cpu'}}, Path('../out'), batch_size=4); "
+        f"measured = run({names!r}, {{'pretrained': {str(tmp_path / 'model')!r}, 'device': 'cpu'}}, Path('../out'), batch_size=2, processes=2); "
         "Path('../measured.json').write_text(json.dumps(measured))"
     )
     done = subprocess.run(
