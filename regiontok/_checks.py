@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,20 +119,22 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueRangeError(f"{name} must be one of {listed}; got {value!r}.")
 
 
-def check_integer(name: str, value: Any, *, minimum: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+def check_integer(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Refuse what is not a whole number of at least ``minimum``; returns Python's own, which cannot overflow."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
         raise DTypeError(f"{name} must be a whole number; got {value!r}.")
     if value < minimum:
         raise ValueRangeError(f"{name} must be at least {minimum}; got {value}.")
+    return int(value)
 
 
-def check_number(name: str, value: Any, *, low: float, high: float) -> None:
-    """Refuse what is not a number in ``[low, high]``; NaN is in no range."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+def check_number(name: str, value: Any, *, low: float, high: float) -> float:
+    """Refuse what is not a number in ``[low, high]``, and NaN is in no range; returns Python's own."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise DTypeError(f"{name} must be a number; got {value!r}.")
     if not low <= float(value) <= high:
         raise ValueRangeError(f"{name} must be in [{low:g}, {high:g}]; got {value}.")
+    return float(value)
 
 
 def check_device(device: Any) -> None:

@@ -1,9 +1,10 @@
-"""The clustering source: merge the most similar neighbouring patches until they differ too much or are few enough."""
+"""The clustering source: merge neighbouring patches until they differ too much or are few enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,134 +21,212 @@ from regiontok._checks import (
     flatten_features,
     flatten_valid,
 )
-from regiontok._kernels.merge import collect, label, merge
-from regiontok.errors import ValueRangeError
+from regiontok._kernels.merge import AVERAGE, CENTROID, WARD, allowance, collect, label, merge
+from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regions import Regions
 
 _T = TypeVar("_T")
 
+LINKAGES = ("centroid", "average", "ward")
+Budget = int | Sequence[int] | np.ndarray | Tensor
+"""A number of regions: one for all images, or one per image."""
+
+_THRESHOLD = 0.7
+_RULES = {"centroid": CENTROID, "average": AVERAGE, "ward": WARD}
+_LOWEST = {"centroid": -1.0, "average": -1.0, "ward": -np.finfo(np.float64).max}
+"""A score that every pair of a rule reaches."""
+
 
 class UnionFindClusterer:
-    """Group neighbouring patches by merging the most similar pair of regions, again and again.
+    """Group neighbouring patches by merging the best pair of adjacent regions, again and again.
 
-    Every patch starts as a region. A region's feature is the mean of its patches' features, and the pair of adjacent
-    regions with the highest cosine similarity merges while that is at least ``threshold``, or while more than
-    ``num_regions`` are left. Candidate pairs wait in a priority queue; disjoint sets tell each patch its region.
+    Every patch starts as a region. Candidate pairs wait in a priority queue; disjoint sets tell each patch its region.
+    What makes a pair the best is the ``linkage``, and when to stop is said by one of ``threshold``, ``num_regions`` and
+    ``explained_variance``:
+
+    =============  ============================================  ==========================================
+    ``linkage``    the pair that merges next                     stops by
+    =============  ============================================  ==========================================
+    ``centroid``   highest cosine of the two mean features       ``threshold``, ``num_regions``
+    ``average``    highest mean cosine over all pairs of patches ``threshold``, ``num_regions``
+    ``ward``       least growth of the squared error             ``num_regions``, ``explained_variance``
+    =============  ============================================  ==========================================
+
+    ``centroid`` is the paper's rule, the default where a threshold stops. It does not weigh sizes, so at a small budget
+    one region takes much of the photo and many are single patches. ``ward`` does, and is the default where a budget
+    stops. ``average`` and ``ward`` see features at unit length, whatever their own is.
 
     The result does not depend on batch size, device, strides or number of threads, and no gradient flows through it.
-    Sums are in float32 and cosines true to about 1e-6, so a threshold of 1 can part equal patches. A pair at exactly
-    the threshold merges. Of equally similar pairs the one created first merges first: pairs of patches in row-major
-    order, then pairs by the merge that made them, then by the first patch of the other region. Two zero vectors have
-    cosine 1, a zero vector and another 0; a patch whose square is below float32's range beside the largest one's counts
-    as zero.
+    Sums are in float32 and scores true to about 1e-6, so a threshold of 1 can part equal patches. A pair at exactly
+    the threshold merges. Of equally good pairs the one created first merges first: pairs of patches in row-major
+    order, then pairs by the merge that made them, then by the first patch of the other region. Two regions of zero
+    vectors have cosine 1, and 0 with any other; Ward's rule takes zero vectors as points like any other. A patch whose
+    square is below float32's range beside the largest one's counts as zero.
 
     Args:
-        threshold: Cosine similarity in ``[-1, 1]``. Which value gives how many regions depends on the encoder.
-        num_regions: An exact number of regions per image instead; ``threshold`` is then not used.
+        linkage: ``centroid``, ``average`` or ``ward``; None for ``ward`` where ``num_regions`` or
+            ``explained_variance`` stops, and ``centroid`` elsewhere.
+        threshold: Cosine in ``[-1, 1]`` below which no pair merges; 0.7 where nothing else stops. Which value gives how
+            many regions depends on the encoder.
+        num_regions: The number of regions per image instead: exactly ``min(num_regions, valid patches)``.
+        explained_variance: As few regions as keep this share, in ``(0, 1]``, of the squared deviation of the image's
+            patches from their mean; counts then follow the photo's complexity. For ``ward`` only.
         connectivity: 4, or 8 to let patches that touch at a corner be neighbours.
         num_threads: Images of a batch are shared among so many threads; None for torch's own number.
 
     Raises:
-        DTypeError, ValueRangeError: An option is not of its kind or out of its range.
+        DTypeError, ValueRangeError: An option is not of its kind or out of its range, or does not go with another.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])  # one image of 1 x 3 patches
         >>> UnionFindClusterer(threshold=0.9)(features).labels()
         tensor([[[0, 0, 1]]])
+        >>> UnionFindClusterer(num_regions=1)(features).labels()  # by Ward's rule
+        tensor([[[0, 0, 0]]])
 
     Source:
-        Supplement A.1, "Generating regions from clustering": the rule, the threshold, queues and disjoint sets.
-        Adjacency (4 neighbours), ties and zero vectors are our choice; ``num_regions`` goes beyond the paper.
+        Supplement A.1, "Generating regions from clustering": ``centroid``, the threshold, queues and disjoint sets.
+        Adjacency (4 neighbours), ties and zero vectors are our choice; the other linkages, with scikit-learn's names,
+        and budgets go beyond the paper.
     """
 
     def __init__(
         self,
         *,
-        threshold: float = 0.7,
+        linkage: str | None = None,
+        threshold: float | None = None,
         num_regions: int | None = None,
+        explained_variance: float | None = None,
         connectivity: int = 4,
         num_threads: int | None = None,
     ) -> None:
-        check_number("threshold", threshold, low=-1, high=1)
-        if num_regions is not None:
-            check_integer("num_regions", num_regions)
+        if linkage is not None:
+            check_choice("linkage", linkage, LINKAGES)
+        stop = _check_stop(threshold, num_regions, explained_variance)
+        budgeted = stop.num_regions is not None or stop.explained_variance is not None
+        _check_goes_with(linkage or ("ward" if budgeted else "centroid"), stop)
         check_choice("connectivity", connectivity, (4, 8))
-        if num_threads is not None:
-            check_integer("num_threads", num_threads)
-        self.threshold = threshold
-        self.num_regions = num_regions
-        self.connectivity = connectivity
-        self.num_threads = num_threads
+        self.linkage = linkage
+        self.threshold, self.num_regions, self.explained_variance = stop
+        self.connectivity = int(connectivity)
+        self.num_threads = None if num_threads is None else check_integer("num_threads", num_threads)
 
     def __repr__(self) -> str:
         return (
-            f"UnionFindClusterer(threshold={self.threshold}, num_regions={self.num_regions}, "
+            f"UnionFindClusterer(linkage={self.linkage!r}, threshold={self.threshold}, "
+            f"num_regions={self.num_regions}, explained_variance={self.explained_variance}, "
             f"connectivity={self.connectivity}, num_threads={self.num_threads})"
         )
 
-    def __call__(self, features: Features, valid: Valid | None = None) -> Regions:
+    def __call__(self, features: Features, valid: Valid | None = None, *, num_regions: Budget | None = None) -> Regions:
         """Cluster the patches of a batch.
 
         Args:
             features: ``(B, rows, cols, D)`` floating point, or a list of ``(rows, cols, D)``; any device and strides.
             valid: ``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: which patches may be in a region. What lies
                 in the others is not looked at.
+            num_regions: A budget for this batch, in place of what the clusterer was made with: one number, or one per
+                image.
 
         Returns:
             `Regions` on the features' device, numbered by first patch in row-major order.
 
         Raises:
-            ShapeError: Wrong shape, or an empty batch or grid.
-            DTypeError: Not floating point.
-            ValueRangeError: NaN or infinity, or a ``num_regions`` that an image's patches cannot give.
+            ShapeError: Wrong shape, an empty batch or grid, or not one budget per image.
+            DTypeError: Not floating point, or a budget that is no whole number.
+            ValueRangeError: NaN or infinity, fewer regions than islands of valid patches, or ``ward`` without a budget.
         """
         batch = _Batch(features, valid)
-        if self.num_regions is not None:
-            _check_budget(batch, self.num_regions, self.connectivity)
-        threshold, target = (self.threshold, 1) if self.num_regions is None else (-1.0, self.num_regions)
+        budget = self.num_regions if num_regions is None else num_regions
+        targets = [1] * len(batch.grids)
+        if budget is not None:
+            targets = _targets(budget, batch.patches)
+            _check_islands(batch, targets, self.connectivity)
+        kept = None if budget is not None else self.explained_variance
+        linkage = self.linkage or ("centroid" if budget is None and kept is None else "ward")
+        if linkage == "ward" and budget is None and kept is None:
+            raise ValueRangeError(
+                "linkage='ward' needs num_regions or explained_variance, which say when to stop. Pass one of them."
+            )
+        lowest = _LOWEST[linkage]
+        if budget is None and kept is None:
+            lowest = _THRESHOLD if self.threshold is None else self.threshold
+        rule, least_kept = _RULES[linkage], -1.0 if kept is None else kept
         labels = np.empty(len(batch.valid), np.int64)
 
         def cluster(image: int) -> int:
-            pairs, _ = self._merge(batch, image, threshold, target)
+            pairs, _, _ = self._merge(batch, image, rule, lowest, targets[image], least_kept)
             return label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
 
-        counts = self._map(cluster, batch)
-        return batch.regions(labels, np.array(counts))
+        return batch.regions(labels, self._map(cluster, batch))
 
     def tree(self, features: Features, valid: Valid | None = None) -> list["MergeTree"]:
         """Merge the patches of each image as far as they connect and keep every merge, to cut at will.
 
-        ``threshold`` and ``num_regions`` of the clusterer are not used. Shapes and errors are those of a call.
+        The clusterer's threshold and budget only tell its default ``linkage``. Shapes and errors are those of a call.
         """
         batch = _Batch(features, valid)
+        budgeted = self.num_regions is not None or self.explained_variance is not None
+        linkage = self.linkage or ("ward" if budgeted else "centroid")
+        ward = linkage == "ward"
 
         def grow(image: int) -> MergeTree:
-            pairs, similarity = self._merge(batch, image, -1.0, 1)
+            pairs, score, deviation = self._merge(
+                batch, image, _RULES[linkage], _LOWEST[linkage], 1, 0.0 if ward else -1.0
+            )
             return MergeTree(
                 pairs=torch.from_numpy(pairs.copy()),
-                similarity=torch.from_numpy(similarity.copy()),
+                score=torch.from_numpy(np.abs(score) if ward else score.copy()),
                 valid=torch.from_numpy(batch.of(image, batch.valid).copy()).reshape(batch.grids[image]),
+                linkage=linkage,
+                deviation=deviation if ward else None,
             )
 
         return self._map(grow, batch)
 
-    def _merge(self, batch: "_Batch", image: int, threshold: float, target: int) -> tuple[np.ndarray, np.ndarray]:
-        """Merges of one image: ``pairs (m, 2)`` and their cosines ``(m,)``."""
+    def counts(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
+        """How many regions images with so many valid patches have, before there are features.
+
+        Args:
+            patches: Per image, its number of valid patches.
+            num_regions: As of a call.
+
+        Raises:
+            ValueRangeError: Without a budget, counts depend on the features.
+
+        Example:
+            >>> UnionFindClusterer(num_regions=64).counts([576, 288, 24])
+            [64, 64, 24]
+        """
+        budget = self.num_regions if num_regions is None else num_regions
+        if budget is None:
+            stop = "threshold" if self.explained_variance is None else "explained_variance"
+            raise ValueRangeError(
+                f"{stop} makes as many regions as the features ask for, so counts are known only after encoding. Set "
+                "num_regions."
+            )
+        given = patches.tolist() if isinstance(patches, Tensor) else patches
+        return _targets(budget, [check_integer("patches", one) for one in given])
+
+    def _merge(
+        self, batch: "_Batch", image: int, rule: int, lowest: float, target: int, kept: float
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Merges of one image: ``pairs (m, 2)``, their scores ``(m,)``, and the image's squared deviation."""
         values, valid = batch.of(image, batch.values), batch.of(image, batch.valid)
         cols = batch.grids[image][1]
         pairs = np.empty((len(valid), 2), np.int32)
-        similarity = np.empty(len(valid), np.float64)
+        score = np.empty(len(valid), np.float64)
         diagonal = self.connectivity == 8
-        done = merge(values, valid, cols, diagonal, threshold, target, False, pairs, similarity)
+        done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, False, pairs, score)
         if done < 0:
             values = _scale_to_safe_range(values, valid, image, cols)
-            done = merge(values, valid, cols, diagonal, threshold, target, True, pairs, similarity)
-        return pairs[:done], similarity[:done]
+            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, True, pairs, score)
+        return pairs[:done], score[:done], deviation
 
     def _map(self, work: Callable[[int], _T], batch: "_Batch") -> list[_T]:
         """Results of ``work`` for every image of the batch, shared among threads."""
         images = range(len(batch.grids))
-        threads = min(self.num_threads or torch.get_num_threads(), len(images))
+        threads = 1 if len(images) == 1 else min(self.num_threads or torch.get_num_threads(), len(images))
         if threads == 1:
             return [work(image) for image in images]
         with ThreadPoolExecutor(threads) as pool:  # one per call: kept for good it would be dead in a forked process
@@ -156,15 +235,20 @@ class UnionFindClusterer:
 
 @dataclass(frozen=True, eq=False)
 class MergeTree:
-    """Every merge of one image in the order in which they happened, to be cut by similarity or by count.
+    """Every merge of one image in the order in which they happened, to be cut at will.
 
-    A cut equals a direct run of the clusterer to the last label. Similarity may rise from one merge to the next (the
-    mean of two regions can be closer to a third than either was), so a threshold cuts before the first merge below it.
+    A cut equals a direct run of the clusterer with the same linkage to the last label. Scores are not monotone along
+    the merges (the mean of two regions can be closer to a third than either was), so a cut stops before the first
+    merge that its threshold or share does not allow.
 
     Attributes:
         pairs: ``(M, 2)`` int32: the two regions of each merge, named by first patch, the smaller first.
-        similarity: ``(M,)`` float64: their cosine.
+        score: ``(M,)`` float64: the cosine of the two means for ``centroid``, the mean cosine of their patches for
+            ``average``, the growth of the squared error for ``ward``.
         valid: ``(rows, cols)`` bool: the patches that take part.
+        linkage: The rule of the merges.
+        deviation: For ``ward``, the squared deviation of the patches, at unit length, from their mean. The growths of
+            all merges add up to it where the valid patches connect. None for the other rules.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
@@ -173,71 +257,159 @@ class MergeTree:
         tensor([[[0, 0, 1]]])
         >>> len(tree.cut(num_regions=1))
         1
+        >>> UnionFindClusterer(linkage="ward").tree(features)[0].cut(explained_variance=0.9).labels()
+        tensor([[[0, 0, 1]]])
     """
 
     pairs: Tensor
-    similarity: Tensor
+    score: Tensor
     valid: Tensor
+    linkage: str = "centroid"
+    deviation: float | None = None
 
     def __repr__(self) -> str:
         rows, cols = self.valid.shape
-        return f"MergeTree({len(self.pairs)} merges on a {rows} x {cols} grid)"
+        return f"MergeTree({len(self.pairs)} merges on a {rows} x {cols} grid, linkage={self.linkage!r})"
 
-    def cut(self, *, threshold: float | None = None, num_regions: int | None = None) -> Regions:
-        """The regions of the image, a batch of one on the CPU, at a similarity or at a count.
+    def cut(
+        self,
+        *,
+        threshold: float | None = None,
+        num_regions: int | None = None,
+        explained_variance: float | None = None,
+    ) -> Regions:
+        """The regions of the image, a batch of one on the CPU; the arguments are those of `UnionFindClusterer`.
 
         Raises:
-            ValueRangeError: Not exactly one of the two, or out of range.
+            DTypeError, ValueRangeError: Not exactly one of the three, one out of range, or not for this linkage.
         """
-        patches = int(self.valid.sum())
-        if (threshold is None) == (num_regions is None):
-            raise ValueRangeError("cut needs exactly one of threshold and num_regions, as in cut(threshold=0.7).")
-        if threshold is not None:
-            check_number("threshold", threshold, low=-1, high=1)
-            below = (self.similarity < threshold).nonzero()
-            count = int(below[0]) if len(below) else len(self.pairs)
-        elif num_regions is not None:
-            check_integer("num_regions", num_regions)
-            _check_reachable("the image", num_regions, patches, patches - len(self.pairs))
-            count = patches - num_regions
+        stop = _check_stop(threshold, num_regions, explained_variance)
+        if stop == _Stop():
+            raise ValueRangeError(
+                "cut needs one of threshold, num_regions and explained_variance, as in cut(num_regions=64)."
+            )
+        _check_goes_with(self.linkage, stop)
+        patches, done = int(self.valid.sum()), len(self.pairs)
+        if stop.num_regions is not None:
+            target = min(stop.num_regions, patches)
+            _check_reachable("the image", target, patches - done)
+            count = patches - target
+        elif stop.threshold is not None:
+            count = _first(self.score.numpy() < stop.threshold, done)
+        else:
+            allowed = allowance(stop.explained_variance, self.deviation, patches)
+            count = _first(np.cumsum(self.score.numpy()) > allowed, done)
         labels = np.empty(self.valid.numel(), np.int64)
         label(self.valid.reshape(-1).numpy(), self.pairs.numpy(), count, labels)
         return Regions.from_labels([torch.from_numpy(labels).reshape(self.valid.shape)])
 
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """What each number of regions keeps: counts ``(M + 1,)`` from all patches down, and shares in ``[0, 1]``.
+
+        A share is of the squared deviation, as ``explained_variance`` means it; 1 where patches do not differ at all.
+
+        Raises:
+            ValueRangeError: Not a tree of ``ward``.
+
+        Example:
+            >>> counts, kept = UnionFindClusterer(linkage="ward").tree(torch.eye(3).reshape(1, 1, 3, 3))[0].curve()
+            >>> counts.tolist(), [round(share, 2) for share in kept.tolist()]
+            ([3, 2, 1], [1.0, 0.5, 0.0])
+        """
+        if self.deviation is None:
+            raise ValueRangeError(f"curve is for linkage='ward', whose scores add up; got {self.linkage!r}.")
+        patches = int(self.valid.sum())
+        counts = torch.arange(patches, patches - len(self.pairs) - 1, -1)
+        spent = torch.nn.functional.pad(self.score.cumsum(0), (1, 0))
+        if self.deviation == 0:
+            return counts, torch.ones_like(spent)
+        return counts, (1 - spent / self.deviation).clamp(0, 1)
+
+
+class _Stop(NamedTuple):
+    """When merging stops: one of the three, or none."""
+
+    threshold: float | None = None
+    num_regions: int | None = None
+    explained_variance: float | None = None
+
+
+def _check_stop(threshold: Any, num_regions: Any, explained_variance: Any) -> _Stop:
+    """Check each of the three, and that there is at most one."""
+    given = {"threshold": threshold, "num_regions": num_regions, "explained_variance": explained_variance}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        told = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueRangeError(f"{told} are several ways to say when to stop. Leave all but one out.")
+    if threshold is not None:
+        threshold = check_number("threshold", threshold, low=-1, high=1)
+    if num_regions is not None:
+        num_regions = check_integer("num_regions", num_regions)
+    if explained_variance is not None:
+        explained_variance = check_number("explained_variance", explained_variance, low=0, high=1)
+        if explained_variance == 0:
+            raise ValueRangeError("explained_variance must be above 0; got 0. For one region pass num_regions=1.")
+    return _Stop(threshold, num_regions, explained_variance)
+
+
+def _check_goes_with(linkage: str, stop: _Stop) -> None:
+    """Refuse a way to stop that a linkage does not have."""
+    if linkage == "ward" and stop.threshold is not None:
+        raise ValueRangeError(
+            f"threshold={stop.threshold} is a cosine, which linkage='ward' does not look at. Pass num_regions or "
+            "explained_variance, or take linkage='centroid' or 'average'."
+        )
+    if linkage != "ward" and stop.explained_variance is not None:
+        raise ValueRangeError(
+            f"explained_variance is for linkage='ward', whose scores add up to the variance; got linkage={linkage!r}. "
+            "Leave one of them out."
+        )
+
+
+def _first(true: np.ndarray, otherwise: int) -> int:
+    """Where an array is true for the first time."""
+    return int(true.argmax()) if true.any() else otherwise
+
 
 class _Batch:
-    """A batch on the host as the kernel wants it: contiguous float32, one copy from the device for all images."""
+    """A batch on the host as the kernel wants it: contiguous float32, one copy from the device for all images.
+
+    Beside a kernel of a third of a millisecond every small tensor counts, so what is small is numbers and lists.
+    """
 
     def __init__(self, features: Features, valid: Valid | None) -> None:
         flat = flatten_features(features)
-        flat_valid = flatten_valid(valid, flat.grids)
+        flat_valid = None if valid is None else flatten_valid(valid, flat.grids)
         self.device = flat.values.device
         self.grid_tensor = flat.grids
         self.grids = [(rows, cols) for rows, cols in flat.grids.tolist()]
-        self.bounds = np.concatenate([[0], flat.grids.prod(1).cumsum(0).numpy()]).tolist()
+        self.bounds = [0, *accumulate(rows * cols for rows, cols in self.grids)]
         self.values = flat.values.detach().to("cpu", torch.float32).contiguous().numpy()
         self.has_padding = flat_valid is not None
-        self.valid = np.ones(len(self.values), np.bool_) if flat_valid is None else flat_valid.cpu().numpy()
+        if flat_valid is None:
+            self.valid = np.ones(len(self.values), np.bool_)
+            self.patches = [rows * cols for rows, cols in self.grids]
+        else:
+            self.valid = flat_valid.cpu().numpy()
+            self.patches = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64).tolist()
 
-    def regions(self, labels: np.ndarray, counts: np.ndarray) -> Regions:
+    def regions(self, labels: np.ndarray, counts: list[int]) -> Regions:
         """What `Regions.from_labels` gives for labels numbered from 0 in each image, without its sorting."""
-        members = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64)
-        patch, region = np.empty((2, members.sum()), np.int64)
-        ends, first = members.cumsum(), counts.cumsum() - counts
-        scratch = np.empty(counts.max() + 1, np.int64)
-        for image, end in enumerate(ends):
-            part = slice(end - members[image], end)
-            count = counts[image]
-            collect(self.of(image, labels), count, first[image], scratch[: count + 1], patch[part], region[part])
-        image_of_region = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+        patch, region = np.empty((2, sum(self.patches)), np.int64)
+        scratch = np.empty(max(counts) + 1, np.int64)
+        start = first = 0
+        for image, (count, members) in enumerate(zip(counts, self.patches, strict=True)):
+            part = slice(start, start + members)
+            collect(self.of(image, labels), count, first, scratch[: count + 1], patch[part], region[part])
+            start, first = part.stop, first + count
         regions = Regions(
             patch=torch.from_numpy(patch),
             region=torch.from_numpy(region),
-            image=image_of_region,
-            mask_index=torch.full_like(image_of_region, -1),
-            score=torch.full(image_of_region.shape, torch.nan, device="cpu"),
+            image=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+            mask_index=torch.from_numpy(np.full(first, -1)),
+            score=torch.from_numpy(np.full(first, np.nan, np.float32)),
             grids=self.grid_tensor,
-            fallback=torch.zeros(len(counts), dtype=torch.bool, device="cpu"),
+            fallback=torch.from_numpy(np.zeros(len(counts), np.bool_)),
         )
         return regions if self.device.type == "cpu" else regions.to(self.device)
 
@@ -252,28 +424,37 @@ def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols
     check_finite(torch.from_numpy(values), image, cols)
     largest = np.abs(values).max()
     if largest == 0:
-        return np.ones_like(values[:, :1])  # zero vectors are all alike, and so are these
+        return values
     return np.ldexp(values, -int(np.frexp(largest)[1]))
 
 
-def _check_budget(batch: _Batch, num_regions: int, connectivity: int) -> None:
-    for image, grid in enumerate(batch.grids):
-        valid = batch.of(image, batch.valid)
-        islands = 1
-        if batch.has_padding:
-            neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
-            islands = ndimage.label(valid.reshape(grid), neighbours)[1]
-        _check_reachable(f"image {image}", num_regions, int(valid.sum()), islands)
-
-
-def _check_reachable(image: str, num_regions: int, patches: int, islands: int) -> None:
-    if num_regions > patches:
-        raise ValueRangeError(
-            f"num_regions must be at most the number of patches; got {num_regions}, {image} has {patches} "
-            f"(valid) patches. Ask for {patches} or fewer."
+def _targets(budget: Budget, patches: Sequence[int]) -> list[int]:
+    """How many regions each image gets: its budget, or all its valid patches where these are fewer."""
+    if isinstance(budget, Tensor | np.ndarray) and budget.ndim:
+        budget = budget.tolist()
+    elif isinstance(budget, Tensor):
+        budget = budget.item()  # type: ignore[assignment]
+    several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(patches)
+    if len(several) != len(patches):
+        raise ShapeError(
+            f"num_regions must be one number, or one per image, {len(patches)}; got {len(several)} of them."
         )
-    if num_regions < islands:
+    return [min(check_integer("num_regions", one), most) for one, most in zip(several, patches, strict=True)]
+
+
+def _check_islands(batch: _Batch, targets: Sequence[int], connectivity: int) -> None:
+    if not batch.has_padding:
+        return
+    neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
+    for image, (grid, target) in enumerate(zip(batch.grids, targets, strict=True)):
+        _check_reachable(
+            f"image {image}", target, ndimage.label(batch.of(image, batch.valid).reshape(grid), neighbours)[1]
+        )
+
+
+def _check_reachable(image: str, target: int, islands: int) -> None:
+    if target < islands:
         raise ValueRangeError(
-            f"num_regions must be at least the number of islands of valid patches, which cannot merge; got "
-            f"{num_regions}, {image} has {islands}. Ask for {islands} or more."
+            f"num_regions must be at least the number of islands of valid patches, which cannot merge; got {target}, "
+            f"{image} has {islands}. Ask for {islands} or more."
         )

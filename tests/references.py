@@ -1,6 +1,7 @@
 """Slow, obvious twins of the fast paths. Each follows its definition and shares no code with the package."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -23,37 +24,95 @@ def cosine(x, y):
     return min(1.0, max(-1.0, float(np.dot(x, y)) / math.sqrt(square_x * square_y)))
 
 
-def merge_by_scanning(features, *, threshold=0.7, num_regions=1, connectivity=4, valid=None):
-    """The plain dictionary scan: labels ``(rows, cols)`` and the merges' similarities; features ``(rows, cols, D)``.
+def unit_length(features):
+    """Features ``(..., D)`` at unit length in float64; a zero vector stays zero."""
+    features = np.asarray(features, np.float64)
+    norm = np.sqrt((features * features).sum(-1, keepdims=True))
+    return features / np.where(norm == 0, 1, norm)
 
-    Sums and cosines are in float64. A pair's key holds its two regions by first patch; its value is
-    (similarity, moment of creation).
+
+def pair_score(linkage, x, y, m, n):
+    """How good it is to merge regions with sums ``x`` and ``y`` of ``m`` and ``n`` patches: the highest merges first.
+
+    Exact fractions of float64 dot products, so that what ties is what is equal.
+    """
+    if linkage == "centroid":
+        return cosine(x, y)
+    dot, square_x, square_y = (Fraction(float(np.dot(one, other))) for one, other in ((x, y), (x, x), (y, y)))
+    if linkage == "average":
+        return Fraction(1) if square_x == square_y == 0 else dot / (m * n)
+    return -Fraction(m * n, m + n) * (square_x / m**2 - 2 * dot / (m * n) + square_y / n**2)
+
+
+def merge_by_scanning(
+    features, *, linkage="centroid", threshold=-math.inf, num_regions=1, connectivity=4, valid=None, allowed=math.inf
+):
+    """The plain dictionary scan: labels ``(rows, cols)`` and the merges' scores; features ``(rows, cols, D)``.
+
+    Sums and scores are in float64 or exact. A pair's key holds its two regions by first patch; its value is (score,
+    moment of creation). With ``allowed`` merging stops before the scores' sum falls below its negative.
     """
     rows, cols, dim = features.shape
     patches = range(rows * cols)
     valid = np.ones(rows * cols, bool) if valid is None else np.asarray(valid).reshape(-1)
-    total = {patch: features.reshape(-1, dim)[patch].astype(np.float64) for patch in patches if valid[patch]}
+    vectors = (features if linkage == "centroid" else unit_length(features)).reshape(-1, dim).astype(np.float64)
+    total = {patch: vectors[patch] for patch in patches if valid[patch]}
     members = {patch: {patch} for patch in total}
+
+    def score(x, y):
+        return pair_score(linkage, total[x], total[y], len(members[x]), len(members[y]))
+
     pairs = {}
     for number, (x, y) in enumerate(neighbours(rows, cols, connectivity)):
         if valid[x] and valid[y]:
-            pairs[x, y] = (cosine(total[x], total[y]), (0, number))
-    similarities = []
+            pairs[x, y] = (score(x, y), (0, number))
+    scores = []
     while pairs and len(total) > num_regions:
-        (a, b), (similarity, _) = min(pairs.items(), key=lambda item: (-item[1][0], item[1][1]))
-        if similarity < threshold:
+        (a, b), (best, _) = min(pairs.items(), key=lambda item: (-item[1][0], item[1][1]))
+        if best < threshold or -(sum(scores) + best) > allowed:
             break
-        similarities.append(similarity)
+        scores.append(best)
         around = {x if y in (a, b) else y for x, y in pairs if {x, y} & {a, b}} - {a, b}
         pairs = {pair: value for pair, value in pairs.items() if not {a, b} & set(pair)}
         total[a] = total[a] + total.pop(b)
         members[a] |= members.pop(b)
         for other in around:
-            pairs[min(a, other), max(a, other)] = (cosine(total[a], total[other]), (len(similarities), other))
+            pairs[min(a, other), max(a, other)] = (score(a, other), (len(scores), other))
     labels = np.full(rows * cols, -1)
     for number, first in enumerate(sorted(members)):
         labels[list(members[first])] = number
-    return labels.reshape(rows, cols), similarities
+    return labels.reshape(rows, cols), [float(one) for one in scores]
+
+
+def regret(features, merges, *, linkage, connectivity=4, valid=None):
+    """By how much each of ``merges (M, 2)`` is worse than the best pair of its moment, in float64."""
+    rows, cols, dim = features.shape
+    vectors = (features if linkage == "centroid" else unit_length(features)).reshape(-1, dim).astype(np.float64)
+    valid = np.ones(rows * cols, bool) if valid is None else np.asarray(valid).reshape(-1)
+    total, size = vectors.copy(), np.ones(rows * cols)
+    around = {patch: set() for patch in range(rows * cols) if valid[patch]}
+    for x, y in neighbours(rows, cols, connectivity):
+        if valid[x] and valid[y]:
+            around[x].add(y)
+            around[y].add(x)
+    score = {(x, y): float(pair_score(linkage, total[x], total[y], 1, 1)) for x in around for y in around[x] if x < y}
+    worse = []
+    for a, b in merges:
+        worse.append(max(score.values()) - score[a, b])
+        total[a], size[a] = total[a] + total[b], size[a] + size[b]
+        around[a] = (around[a] | around.pop(b)) - {a, b}
+        score = {pair: value for pair, value in score.items() if not {a, b} & set(pair)}
+        for other in around[a]:
+            around[other] = around[other] - {b} | {a}
+            pair = (min(a, other), max(a, other))
+            score[pair] = float(pair_score(linkage, total[a], total[other], int(size[a]), int(size[other])))
+    return np.array(worse)
+
+
+def squared_error(features, labels):
+    """Squared distance of unit features ``(rows, cols, D)`` to their regions' means, summed; -1 is in no region."""
+    vectors, labels = unit_length(features).reshape(-1, features.shape[-1]), np.asarray(labels).reshape(-1)
+    return sum(((part - part.mean(0)) ** 2).sum() for part in (vectors[labels == one] for one in set(labels) - {-1}))
 
 
 def islands(valid, connectivity):

@@ -10,12 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage import graph
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.feature_extraction.image import grid_to_graph
+from sklearn.metrics import adjusted_rand_score
 
 from regiontok import MergeTree, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.conftest import smooth_features
-from tests.references import islands, merge_by_scanning
+from tests.references import islands, merge_by_scanning, regret, squared_error, unit_length
 
+LINKAGES = ("centroid", "average", "ward")
 THRESHOLDS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
@@ -27,8 +31,17 @@ def integer_grids(draw):
 
 
 @st.composite
-def grids_with_padding(draw):
-    features = draw(integer_grids())
+def unit_grids(draw):
+    """Vectors whose unit length is exact in float32, so that all three rules are, and ties break as promised."""
+    rows, cols = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    kinds = np.concatenate([np.eye(4), -2 * np.eye(4), [[1, 1, 1, 1], [1, -1, 1, -1], [-2, 2, 2, -2], [0, 0, 0, 0]]])
+    chosen = draw(hnp.arrays(np.int64, (rows, cols), elements=st.integers(0, len(kinds) - 1)))
+    return kinds.astype(np.float32)[chosen]
+
+
+@st.composite
+def grids_with_padding(draw, grids=integer_grids):
+    features = draw(grids())
     valid = draw(hnp.arrays(np.bool_, features.shape[:2]))
     valid[draw(st.integers(0, valid.shape[0] - 1)), draw(st.integers(0, valid.shape[1] - 1))] = True
     return features, valid
@@ -64,8 +77,70 @@ def test_labels_equal_the_twins_where_patches_are_not_valid(case, threshold, con
 def test_budgets_equal_the_twins(features, data):
     patches = features.shape[0] * features.shape[1]
     budget = data.draw(st.integers(1, patches))
-    expected, _ = merge_by_scanning(features, threshold=-2, num_regions=budget)
-    np.testing.assert_array_equal(labels_of(UnionFindClusterer(num_regions=budget), features), expected)
+    expected, _ = merge_by_scanning(features, num_regions=budget)
+    actual = labels_of(UnionFindClusterer(linkage="centroid", num_regions=budget), features)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@given(grids_with_padding(unit_grids), st.sampled_from(LINKAGES), st.sampled_from((4, 8)), st.data())
+def test_budgets_of_every_rule_equal_the_twins_with_all_ties(case, linkage, connectivity, data):
+    features, valid = case
+    budget = data.draw(st.integers(islands(valid, connectivity), int(valid.sum())))
+    options = {"linkage": linkage, "num_regions": budget, "connectivity": connectivity}
+    expected, _ = merge_by_scanning(features, valid=valid, **options)
+    np.testing.assert_array_equal(labels_of(UnionFindClusterer(**options), features, valid), expected)
+
+
+@given(grids_with_padding(unit_grids), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
+def test_thresholds_of_average_linkage_equal_the_twins(case, threshold, connectivity):
+    features, valid = case
+    options = {"linkage": "average", "threshold": threshold, "connectivity": connectivity}
+    expected, _ = merge_by_scanning(features, valid=valid, **options)
+    np.testing.assert_array_equal(labels_of(UnionFindClusterer(**options), features, valid), expected)
+
+
+@given(grids_with_padding(unit_grids), st.floats(0.01, 1), st.sampled_from((4, 8)))
+def test_explained_variance_equals_the_twins(case, share, connectivity):
+    features, valid = case
+    total = squared_error(features, np.where(valid, 0, -1))
+    expected, _ = merge_by_scanning(
+        features,
+        linkage="ward",
+        valid=valid,
+        connectivity=connectivity,
+        allowed=(1 - share) * total + 1e-6 * valid.sum(),
+    )
+    actual = labels_of(UnionFindClusterer(explained_variance=share, connectivity=connectivity), features, valid)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("linkage", LINKAGES)
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_merge_is_the_best_of_its_moment(linkage, connectivity, seed):
+    """On any numbers, where float32 may choose another of two pairs that are equal but for its roundings."""
+    features = smooth_features(13, 11, 40, seed=seed) * torch.rand(
+        1, 13, 11, 1, generator=torch.Generator().manual_seed(seed)
+    )
+    valid = torch.rand(1, 13, 11, generator=torch.Generator().manual_seed(seed)) < 0.85
+    tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(features, valid)[0]
+    assert len(tree.pairs) == valid.sum() - islands(valid[0].numpy(), connectivity)
+    worse = regret(
+        features[0].numpy(), tree.pairs.tolist(), linkage=linkage, connectivity=connectivity, valid=valid[0].numpy()
+    )
+    assert worse.max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 5), (12, 17, 48), (24, 24, 64), (1, 50, 8), (31, 9, 100)])
+@pytest.mark.parametrize("seed", range(4))
+def test_wards_partition_equals_scikit_learns(shape, seed):
+    rows, cols, dim = shape
+    features = smooth_features(*shape, seed=seed)
+    unit, graph = unit_length(features[0].numpy()).reshape(-1, dim), grid_to_graph(rows, cols)
+    for budget in (2, 7, 20, 30):
+        theirs = AgglomerativeClustering(n_clusters=budget, connectivity=graph, linkage="ward").fit_predict(unit)
+        ours = UnionFindClusterer(num_regions=budget)(features).labels().numpy().ravel()
+        assert adjusted_rand_score(theirs, ours) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -127,48 +202,110 @@ def test_every_valid_patch_is_in_one_connected_region(case, threshold, connectiv
         assert islands(labels == label, connectivity) == 1
 
 
-@given(grids_with_padding(), st.sampled_from((4, 8)), st.data())
-def test_num_regions_is_exact(case, connectivity, data):
-    features, valid = case
-    budget = data.draw(st.integers(islands(valid, connectivity), int(valid.sum())))
-    clusterer = UnionFindClusterer(num_regions=budget, connectivity=connectivity)
-    assert len(clusterer(torch.from_numpy(features)[None], torch.from_numpy(valid)[None])) == budget
+@given(
+    st.lists(grids_with_padding(), min_size=1, max_size=3),
+    st.sampled_from(LINKAGES),
+    st.sampled_from((4, 8)),
+    st.data(),
+)
+def test_counts_are_the_budgets_or_all_patches_and_known_before(cases, linkage, connectivity, data):
+    dim = max(features.shape[2] for features, _ in cases)
+    batch = [torch.nn.functional.pad(torch.from_numpy(features), (0, dim - features.shape[2])) for features, _ in cases]
+    valid = [torch.from_numpy(valid) for _, valid in cases]
+    budgets = [data.draw(st.integers(islands(one, connectivity), 60)) for _, one in cases]
+    clusterer = UnionFindClusterer(linkage=linkage, connectivity=connectivity)
+    patches = [int(one.sum()) for one in valid]
+    told = clusterer.counts(patches, num_regions=budgets)
+    assert told == [min(*pair) for pair in zip(budgets, patches, strict=True)]
+    for form in (budgets, torch.tensor(budgets), np.array(budgets, np.uint8)):
+        assert clusterer(batch, valid, num_regions=form).counts.tolist() == told
+    most = UnionFindClusterer(linkage=linkage, num_regions=max(budgets), connectivity=connectivity)
+    assert most(batch, valid).counts.tolist() == most.counts(patches) == most.counts(torch.tensor(patches))
 
 
-@given(integer_grids(), st.sampled_from(THRESHOLDS), st.sampled_from((4, 8)))
-def test_a_cut_tree_equals_a_direct_run(features, threshold, connectivity):
-    tree = UnionFindClusterer(connectivity=connectivity).tree(torch.from_numpy(features)[None])[0]
-    direct = UnionFindClusterer(threshold=threshold, connectivity=connectivity)
-    np.testing.assert_array_equal(tree.cut(threshold=threshold).labels()[0], labels_of(direct, features))
-    for budget in range(1, features.shape[0] * features.shape[1] + 1):
-        direct = UnionFindClusterer(num_regions=budget, connectivity=connectivity)
-        np.testing.assert_array_equal(tree.cut(num_regions=budget).labels()[0], labels_of(direct, features))
+def test_a_budget_of_the_call_goes_before_the_clusterers_own():
+    features = smooth_features(8, 8, 16, batch=2)
+    for clusterer in (UnionFindClusterer(), UnionFindClusterer(threshold=0.9), UnionFindClusterer(num_regions=30)):
+        regions = clusterer(features, num_regions=[9, np.int8(4)])
+        assert regions.counts.tolist() == [9, 4]
+        alone = [
+            UnionFindClusterer(linkage="ward", num_regions=count)(one[None])
+            for one, count in zip(features, (9, 4), strict=True)
+        ]
+        assert torch.equal(regions.labels(), torch.cat([one.labels() for one in alone]))
+
+
+def stops(linkage):
+    """Ways to stop that a rule has."""
+    few = [{"num_regions": count} for count in (1, 2, 3, 5, 9, 60)]
+    if linkage == "ward":
+        return few + [{"explained_variance": share} for share in (0.05, 0.3, 0.6, 0.9, 1.0)]
+    return few + [{"threshold": threshold} for threshold in THRESHOLDS]
+
+
+@given(integer_grids(), st.sampled_from(LINKAGES), st.sampled_from((4, 8)))
+def test_a_cut_tree_equals_a_direct_run(features, linkage, connectivity):
+    tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(torch.from_numpy(features)[None])[0]
+    for stop in stops(linkage):
+        direct = UnionFindClusterer(linkage=linkage, connectivity=connectivity, **stop)
+        np.testing.assert_array_equal(tree.cut(**stop).labels()[0], labels_of(direct, features))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cut_tree_equals_a_direct_run_on_real_numbers(seed):
+@pytest.mark.parametrize("linkage", LINKAGES)
+def test_a_cut_tree_equals_a_direct_run_on_real_numbers(linkage, seed):
     features = smooth_features(18, 18, 200, seed=seed)
-    tree = UnionFindClusterer().tree(features)[0]
-    for threshold in np.linspace(-1, 1, 41):
-        direct = UnionFindClusterer(threshold=threshold)(features).labels()
-        assert torch.equal(tree.cut(threshold=threshold).labels(), direct)
+    tree = UnionFindClusterer(linkage=linkage).tree(features)[0]
+    share = "explained_variance" if linkage == "ward" else "threshold"
+    for value in np.linspace(0.025, 1, 40):
+        direct = UnionFindClusterer(linkage=linkage, **{share: value})(features).labels()
+        assert torch.equal(tree.cut(**{share: value}).labels(), direct)
 
 
-def test_similarities_of_the_tree_are_the_twins():
+@pytest.mark.parametrize("linkage", LINKAGES)
+def test_scores_of_the_tree_are_the_twins(linkage):
     features = smooth_features(10, 10, 24)
-    _, expected = merge_by_scanning(features[0].numpy(), threshold=-2)
-    np.testing.assert_allclose(UnionFindClusterer().tree(features)[0].similarity, expected, atol=1e-6)
+    _, expected = merge_by_scanning(features[0].numpy(), linkage=linkage)
+    actual = UnionFindClusterer(linkage=linkage).tree(features)[0].score
+    np.testing.assert_allclose(actual, np.abs(expected) if linkage == "ward" else expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (16, 16, 64), (24, 24, 384), (40, 30, 16)])
+def test_growths_of_wards_merges_add_up_to_the_squared_deviation(shape):
+    features = smooth_features(*shape, seed=1)
+    tree = UnionFindClusterer(linkage="ward").tree(features)[0]
+    total = squared_error(features[0].numpy(), np.zeros(shape[:2], int))
+    np.testing.assert_allclose([tree.deviation, float(tree.score.sum())], total, rtol=1e-4)
+    counts, kept = tree.curve()
+    for count, share in list(zip(counts.tolist(), kept.tolist(), strict=True))[:: max(1, len(counts) // 9)]:
+        error = squared_error(features[0].numpy(), tree.cut(num_regions=count).labels()[0])
+        np.testing.assert_allclose(share, 1 - error / total, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.99])
+def test_explained_variance_is_kept_by_as_few_regions_as_can(share):
+    features = smooth_features(15, 15, 32, seed=3)
+    total = squared_error(features[0].numpy(), np.zeros((15, 15), int))
+    regions = UnionFindClusterer(explained_variance=share)(features)
+    assert 1 - squared_error(features[0].numpy(), regions.labels()[0]) / total >= share - 1e-4
+    fewer = UnionFindClusterer(num_regions=len(regions) - 1)(features)
+    assert 1 - squared_error(features[0].numpy(), fewer.labels()[0]) / total < share
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_a_batch_equals_its_images_one_by_one_on_any_number_of_threads(num_threads):
+@pytest.mark.parametrize(
+    "stop",
+    [{"threshold": 0.7}, {"num_regions": 20}, {"explained_variance": 0.5}, {"linkage": "average", "threshold": 0.6}],
+)
+def test_a_batch_equals_its_images_one_by_one_on_any_number_of_threads(num_threads, stop):
     features = smooth_features(11, 9, 40, batch=7)
-    clusterer = UnionFindClusterer(num_threads=num_threads)
-    alone = torch.cat([UnionFindClusterer()(image[None]).labels() for image in features])
+    clusterer = UnionFindClusterer(num_threads=num_threads, **stop)
+    alone = torch.cat([UnionFindClusterer(**stop)(image[None]).labels() for image in features])
     assert torch.equal(clusterer(features).labels(), alone)
     assert torch.equal(clusterer(features.flip(0)).labels(), alone.flip(0))
+    cut = {name: value for name, value in stop.items() if name != "linkage"}
     for one, labels in zip(clusterer.tree(features), alone, strict=True):
-        assert torch.equal(one.cut(threshold=0.7).labels()[0], labels)
+        assert torch.equal(one.cut(**cut).labels()[0], labels)
 
 
 def test_grids_may_differ_within_a_batch():
@@ -184,21 +321,35 @@ def test_strides_do_not_matter_and_input_is_left_alone():
     expected = UnionFindClusterer()(features).labels()
     strided = torch.empty(2, 8, 12, 64)[..., ::2].copy_(features)
     channels_first = features.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    budget = UnionFindClusterer(num_regions=9)(features).labels()
     for view in (strided, channels_first, features.clone().requires_grad_()):
         assert torch.equal(UnionFindClusterer()(view).labels(), expected)
+        assert torch.equal(UnionFindClusterer(num_regions=9)(view).labels(), budget)
     assert torch.equal(features, before)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e18, 1e30])
 def test_scale_does_not_matter_even_where_squares_leave_float32(scale):
     features = smooth_features(9, 9, 32)
-    expected = UnionFindClusterer()(features).labels()
-    assert torch.equal(UnionFindClusterer()(features * scale).labels(), expected)
+    for clusterer in (UnionFindClusterer(), UnionFindClusterer(num_regions=9), UnionFindClusterer(linkage="average")):
+        assert torch.equal(clusterer(features * scale).labels(), clusterer(features).labels())
+
+
+@pytest.mark.parametrize("linkage", ["average", "ward"])
+def test_lengths_of_features_do_not_matter_where_the_rule_sees_unit_length(linkage):
+    features = smooth_features(9, 9, 32)
+    lengths = 2.0 ** torch.randint(-8, 9, (1, 9, 9, 1), generator=torch.Generator().manual_seed(0))
+    clusterer = UnionFindClusterer(linkage=linkage, num_regions=12)
+    assert torch.equal(clusterer(features * lengths).labels(), clusterer(features).labels())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -3.7, 1e-30])
 def test_a_uniform_image_is_one_region(value):
-    assert len(UnionFindClusterer(threshold=0.99999)(torch.full((1, 24, 24, 768), value))) == 1
+    features = torch.full((1, 24, 24, 768), value)
+    for linkage in ("centroid", "average"):
+        assert len(UnionFindClusterer(linkage=linkage, threshold=0.99999)(features)) == 1
+    assert len(UnionFindClusterer(explained_variance=1.0)(features)) == 1
+    assert UnionFindClusterer(linkage="ward").tree(features)[0].curve()[1].min() >= 0
 
 
 def test_zero_vectors_are_alike_and_unlike_all_others():
@@ -323,7 +474,7 @@ def test_trees_and_clusterers_pickle():
     tree = pickle.loads(pickle.dumps(clusterer.tree(features)[0]))
     assert torch.equal(tree.cut(threshold=0.5).labels(), clusterer(features).labels())
     assert repr(eval(repr(clusterer))) == repr(clusterer)
-    assert repr(tree) == "MergeTree(35 merges on a 6 x 6 grid)"
+    assert repr(tree) == "MergeTree(35 merges on a 6 x 6 grid, linkage='centroid')"
 
 
 # Bad input
@@ -345,6 +496,19 @@ def bad(value, at=(0, 2, 1)):
         ({"num_regions": 2.5}, DTypeError, "num_regions must be a whole number; got 2.5"),
         ({"connectivity": 6}, ValueRangeError, "connectivity must be one of 4, 8; got 6"),
         ({"num_threads": 0}, ValueRangeError, "num_threads must be at least 1; got 0"),
+        ({"linkage": "single"}, ValueRangeError, "linkage must be one of 'centroid', 'average', 'ward'; got 'single'"),
+        ({"num_regions": True}, DTypeError, "num_regions must be a whole number; got True"),
+        ({"num_regions": np.True_}, DTypeError, "num_regions must be a whole number; got np.True_"),
+        ({"linkage": "ward", "threshold": 0.7}, ValueRangeError, "threshold=0.7 is a cosine.*Pass num_regions or"),
+        ({"threshold": 0.7, "num_regions": 3}, ValueRangeError, "threshold=0.7 and num_regions=3 are several ways"),
+        ({"explained_variance": 0}, ValueRangeError, "explained_variance must be above 0; got 0"),
+        ({"explained_variance": 1.1}, ValueRangeError, r"explained_variance must be in \[0, 1\]; got 1.1"),
+        ({"explained_variance": True}, DTypeError, "explained_variance must be a number; got True"),
+        (
+            {"linkage": "average", "explained_variance": 0.5},
+            ValueRangeError,
+            "explained_variance is for linkage='ward'.*got linkage='average'",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -398,14 +562,45 @@ def two_islands():
 @pytest.mark.parametrize(
     ("budget", "valid", "message"),
     [
-        (17, None, r"at most the number of patches; got 17, image 0 has 16 \(valid\) patches. Ask for 16 or fewer"),
-        (13, two_islands(), "at most the number of patches; got 13, image 1 has 12"),
         (1, two_islands(), "at least the number of islands.*got 1, image 1 has 2. Ask for 2 or more"),
+        ([1, 1], two_islands(), "at least the number of islands.*got 1, image 1 has 2. Ask for 2 or more"),
+        ([3], None, "one number, or one per image, 2; got 1 of them"),
+        (torch.tensor([3, 4, 5]), None, "one number, or one per image, 2; got 3 of them"),
+        ([3, 0], None, "num_regions must be at least 1; got 0"),
+        ([3, True], None, "num_regions must be a whole number; got True"),
+        ([3, 2.0], None, "num_regions must be a whole number; got 2.0"),
+        ("12", None, "num_regions must be a whole number; got '12'"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(budget, valid, message):
-    with pytest.raises(ValueRangeError, match=message):
-        UnionFindClusterer(num_regions=budget)(smooth_features(4, 4, 8, batch=2), valid)
+    with pytest.raises(ValueError, match=message):
+        UnionFindClusterer()(smooth_features(4, 4, 8, batch=2), valid, num_regions=budget)
+
+
+def test_small_integers_of_numpy_do_not_overflow():
+    features = smooth_features(24, 24, 8)
+    assert len(UnionFindClusterer(num_regions=np.uint8(100))(features)) == 100
+    assert len(UnionFindClusterer().tree(features)[0].cut(num_regions=np.uint8(100))) == 100
+
+
+def test_wards_rule_needs_a_budget():
+    clusterer = UnionFindClusterer(linkage="ward")
+    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions or explained_variance"):
+        clusterer(smooth_features(4, 4, 8))
+    assert len(clusterer(smooth_features(4, 4, 8), num_regions=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("clusterer", "name"),
+    [
+        (UnionFindClusterer(), "threshold"),
+        (UnionFindClusterer(threshold=0.5), "threshold"),
+        (UnionFindClusterer(explained_variance=0.5), "explained_variance"),
+    ],
+)
+def test_counts_that_depend_on_features_are_refused(clusterer, name):
+    with pytest.raises(ValueRangeError, match=f"^{name} makes as many regions as the features ask for"):
+        clusterer.counts([576])
 
 
 @pytest.mark.parametrize(
@@ -439,10 +634,10 @@ def test_bad_valid_patches_are_refused(valid, error, message):
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ({}, "exactly one of threshold and num_regions"),
-        ({"threshold": 0.5, "num_regions": 3}, "exactly one of threshold and num_regions"),
+        ({}, "cut needs one of threshold, num_regions and explained_variance"),
+        ({"threshold": 0.5, "num_regions": 3}, "threshold=0.5 and num_regions=3 are several ways"),
         ({"threshold": 2}, r"threshold must be in \[-1, 1\]"),
-        ({"num_regions": 17}, "at most the number of patches; got 17"),
+        ({"explained_variance": 0.5}, "explained_variance is for linkage='ward'.*got linkage='centroid'"),
         ({"num_regions": 0}, "num_regions must be at least 1"),
     ],
 )
@@ -451,6 +646,10 @@ def test_bad_cuts_are_refused(cut, message):
     assert isinstance(tree, MergeTree)
     with pytest.raises(ValueRangeError, match=message):
         tree.cut(**cut)
+    with pytest.raises(ValueRangeError, match="curve is for linkage='ward'"):
+        tree.curve()
+    with pytest.raises(ValueRangeError, match="threshold=0.5 is a cosine"):
+        UnionFindClusterer(linkage="ward").tree(smooth_features(4, 4, 8))[0].cut(threshold=0.5)
 
 
 def test_a_cut_below_the_islands_is_refused():

@@ -1,17 +1,18 @@
-"""Greedy merging of the most similar neighbouring regions: the loop behind `UnionFindClusterer`.
+"""Greedy merging of the best pair of neighbouring regions: the loop behind `UnionFindClusterer`.
 
 The state of one image:
 
 - a region is named by its first patch in row-major order, so that disjoint sets need no ranks: the smaller name wins;
-- a region's *total* is the sum of its features (the cosine of sums is the cosine of means). A patch alone is read from
-  ``features``; a row of ``sums``, its ``slot``, is used from the first merge on. So features are neither copied nor
-  changed;
+- a region's *total* is the sum of its features. A patch alone is read from ``features``, times its ``factor``, which
+  makes it unit length where the rule wants that; a row of ``sums``, its ``slot``, is used from the first merge on. So
+  features are neither copied nor changed;
 - a pair of neighbours is an *edge* of two half-edges, ``2e`` and ``2e + 1``, each in the ring (a circular doubly linked
   list) of one region and pointing to the other, so that an edge leaves or changes its region in constant time. The
   numbers from ``rings`` on are the rings' own nodes, one per region;
-- a heap with four children per node has at most one entry per edge. When an edge becomes less similar its entry stays
-  and is outdated; that shows when it surfaces, and then it sinks to its place. An edge that becomes more similar is
-  lifted at once. So a top that is up to date is the best pair.
+- an edge's *score* is the rule: the three differ in it alone (see ``_score``), and the highest merges first;
+- a heap with four children per node has at most one entry per edge. When an edge's score falls its entry stays and is
+  outdated; that shows when it surfaces, and then it sinks to its place. An edge whose score rises is lifted at once. So
+  a top that is up to date is the best pair.
 
 ``stamp`` breaks ties: pairs created first come first, and the pairs of one merge in the order of their other regions.
 
@@ -26,7 +27,13 @@ from regiontok._kernels import compiled
 
 _NONE = -1
 _SHARED = -2
-_GONE = -2.0  # below every cosine, hence below every threshold
+_GONE = -np.inf  # below every threshold
+
+CENTROID, AVERAGE, WARD = 0, 1, 2
+_SMALLEST = 2.0**-126
+"""Squares below have lost digits: float32 holds none smaller in full."""
+_ROUNDING = 1e-6
+"""What float32 cannot tell from no deviation, per patch of unit length."""
 
 
 @compiled(reassociate=True)
@@ -60,59 +67,90 @@ def _square_and_dot_two(x, i, j, k):
 
 
 @compiled(reassociate=True)
-def _add(x, i, j, out, k):
-    """Write ``x[i] + x[j]`` to ``out[k]``; return its square."""
+def _add(x, i, factor_i, j, factor_j, out, k):
+    """Write ``factor_i x[i] + factor_j x[j]`` to ``out[k]``; return its square."""
     square = np.float32(0)
     for d in range(x.shape[1]):
-        value = x[i, d] + x[j, d]
+        value = factor_i * x[i, d] + factor_j * x[j, d]
         out[k, d] = value
         square += value * value
     return square
 
 
 @compiled(reassociate=True)
-def _add_to(out, i, x, j):
-    """Add ``x[j]`` to ``out[i]``; return the square of the sum."""
+def _add_to(out, i, x, j, factor):
+    """Add ``factor x[j]`` to ``out[i]``; return the square of the sum."""
     square = np.float32(0)
     for d in range(x.shape[1]):
-        value = out[i, d] + x[j, d]
+        value = out[i, d] + factor * x[j, d]
         out[i, d] = value
         square += value * value
     return square
 
 
 @compiled
-def _cosine(dot, square_x, square_y):
+def _score(linkage, dot, square_x, square_y, members_x, members_y):
+    """How good it is to merge two regions: cosine of their means, mean cosine of their patches, or Ward's cost negated.
+
+    Products of sizes come before the one division, so that costs which are equal as fractions are equal here.
+    """
+    if linkage == WARD:
+        m, n = np.float64(members_x), np.float64(members_y)
+        growth = n * n * square_x + m * m * square_y - 2 * m * n * dot
+        return -max(0.0, growth / (m * n * (m + n)))
+    if linkage == AVERAGE:
+        if square_x == 0 and square_y == 0:
+            return 1.0
+        return min(1.0, max(-1.0, dot / (np.float64(members_x) * members_y)))
     if square_x == 0 or square_y == 0:
         return 1.0 if square_x == square_y else 0.0
     return min(1.0, max(-1.0, dot / np.sqrt(square_x * square_y)))
 
 
 @compiled
-def _before(similarity_x, stamp_x, similarity_y, stamp_y):
-    return similarity_x > similarity_y or (similarity_x == similarity_y and stamp_x < stamp_y)
+def allowance(kept, deviation, patches):
+    """The squared error that merging may cost where a share of the deviation is to be kept."""
+    return (1 - kept) * deviation + _ROUNDING * patches
 
 
 @compiled
-def _lift(heap_similarity, heap_stamp, heap_edge, position, i, similarity, stamp, edge):
+def _total_deviation(features, valid, factor, square, members):
+    """Squared deviation of an image's patches from their mean, summed in float64."""
+    total = np.zeros(features.shape[1], np.float64)
+    squares = 0.0
+    for patch in range(len(valid)):
+        if valid[patch]:
+            squares += square[patch]
+            for d in range(features.shape[1]):
+                total[d] += factor[patch] * features[patch, d]
+    return max(0.0, squares - (total * total).sum() / members)
+
+
+@compiled
+def _before(score_x, stamp_x, score_y, stamp_y):
+    return score_x > score_y or (score_x == score_y and stamp_x < stamp_y)
+
+
+@compiled
+def _lift(heap_score, heap_stamp, heap_edge, position, i, score, stamp, edge):
     """Put an entry at ``i`` or above."""
     while i > 0:
         parent = (i - 1) >> 2
-        if not _before(similarity, stamp, heap_similarity[parent], heap_stamp[parent]):
+        if not _before(score, stamp, heap_score[parent], heap_stamp[parent]):
             break
-        heap_similarity[i] = heap_similarity[parent]
+        heap_score[i] = heap_score[parent]
         heap_stamp[i] = heap_stamp[parent]
         heap_edge[i] = heap_edge[parent]
         position[heap_edge[i]] = i
         i = parent
-    heap_similarity[i] = similarity
+    heap_score[i] = score
     heap_stamp[i] = stamp
     heap_edge[i] = edge
     position[edge] = i
 
 
 @compiled
-def _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, similarity, stamp, edge):
+def _sink(heap_score, heap_stamp, heap_edge, position, size, i, score, stamp, edge):
     """Put an entry at ``i`` or below."""
     while True:
         child = 4 * i + 1
@@ -120,16 +158,16 @@ def _sink(heap_similarity, heap_stamp, heap_edge, position, size, i, similarity,
             break
         best = child
         for other in range(child + 1, min(child + 4, size)):
-            if _before(heap_similarity[other], heap_stamp[other], heap_similarity[best], heap_stamp[best]):
+            if _before(heap_score[other], heap_stamp[other], heap_score[best], heap_stamp[best]):
                 best = other
-        if not _before(heap_similarity[best], heap_stamp[best], similarity, stamp):
+        if not _before(heap_score[best], heap_stamp[best], score, stamp):
             break
-        heap_similarity[i] = heap_similarity[best]
+        heap_score[i] = heap_score[best]
         heap_stamp[i] = heap_stamp[best]
         heap_edge[i] = heap_edge[best]
         position[heap_edge[i]] = i
         i = best
-    heap_similarity[i] = similarity
+    heap_score[i] = score
     heap_stamp[i] = stamp
     heap_edge[i] = edge
     position[edge] = i
@@ -196,7 +234,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
 
 
 @compiled
-def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, similarities):
+def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trusted, pairs, scores):
     """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
 
     Args:
@@ -204,14 +242,17 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
         valid: ``(P,)`` bool; other patches are in no region.
         cols: Columns of the grid.
         diagonal: Whether patches that touch at a corner are neighbours.
-        threshold: Least cosine at which a pair merges.
+        linkage: ``CENTROID``, ``AVERAGE`` or ``WARD``.
+        threshold: Least score at which a pair merges.
         least: Number of regions at which to stop.
+        kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
         trusted: Skip the check of magnitudes.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
-        similarities: ``(P,)`` float64, written: the cosine of each merge.
+        scores: ``(P,)`` float64, written: the score of each merge.
 
     Returns:
-        The number of merges; -1 where squares leave float32's safe range, which is also where NaN and infinity show.
+        The number of merges, -1 where squares leave float32's safe range, which is also where NaN and infinity show;
+        and the image's squared deviation, or 0 where nobody asked.
     """
     patches, dim = features.shape
     most = (4 if diagonal else 2) * patches
@@ -221,14 +262,27 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
     edges = _score_grid(features, valid, cols, diagonal, target, dot, square)
     magnitude = square.sum()
     if not trusted and not 1e-20 < magnitude < 1e30:
-        return -1
+        return -1, 0.0
+
+    factor = np.ones(patches, np.float32)
+    members = np.ones(patches, np.int32)
+    left = valid.sum()
+    if linkage != CENTROID:
+        for patch in range(patches):
+            factor[patch] = 1 / np.sqrt(square[patch]) if square[patch] >= _SMALLEST else 0.0
+            square[patch] *= np.float64(factor[patch]) * factor[patch]
+    deviation, allowed = 0.0, np.inf
+    if kept >= 0:
+        deviation = _total_deviation(features, valid, factor, square, left)
+    if kept > 0:
+        allowed = allowance(kept, deviation, left)
 
     rings = 2 * edges
     following = np.arange(rings + patches, dtype=np.int32)
     previous = np.arange(rings + patches, dtype=np.int32)
-    similarity = np.empty(edges, np.float64)
+    score = np.empty(edges, np.float64)
     stamp = np.empty(edges, np.int64)
-    heap_similarity = np.empty(edges, np.float64)
+    heap_score = np.empty(edges, np.float64)
     heap_stamp = np.empty(edges, np.int64)
     heap_edge = np.empty(edges, np.int32)
     position = np.full(edges, _NONE, np.int32)
@@ -237,18 +291,17 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
         x, y = target[2 * edge + 1], target[2 * edge]
         _link(following, previous, 2 * edge, rings + x)
         _link(following, previous, 2 * edge + 1, rings + y)
-        similarity[edge] = _cosine(dot[edge], square[x], square[y])
+        dot[edge] *= np.float64(factor[x]) * factor[y]
+        score[edge] = _score(linkage, dot[edge], square[x], square[y], 1, 1)
         stamp[edge] = edge
-        if similarity[edge] >= threshold:
-            heap_similarity[size] = similarity[edge]
+        if score[edge] >= threshold:
+            heap_score[size] = score[edge]
             heap_stamp[size] = edge
             heap_edge[size] = edge
             position[edge] = size
             size += 1
     for i in range((size - 2) // 4, -1, -1):
-        _sink(
-            heap_similarity, heap_stamp, heap_edge, position, size, i, heap_similarity[i], heap_stamp[i], heap_edge[i]
-        )
+        _sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
 
     slots = patches // 2  # at most so many regions of two patches or more live at once
     sums = np.empty((slots, dim), np.float32)
@@ -257,45 +310,50 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
     slot = np.full(patches, _NONE, np.int32)
     known = np.full(patches, _NONE, np.int32)  # the half-edge by which the winner already knew a neighbour
     unscored = np.empty(patches, np.int32)
-    left = valid.sum()
+    spent = 0.0
     done = 0
     while size > 0 and left > least:
         edge = heap_edge[0]
-        if similarity[edge] >= threshold and (heap_similarity[0] != similarity[edge] or heap_stamp[0] != stamp[edge]):
-            _sink(heap_similarity, heap_stamp, heap_edge, position, size, 0, similarity[edge], stamp[edge], edge)
+        if score[edge] >= threshold and (heap_score[0] != score[edge] or heap_stamp[0] != stamp[edge]):
+            _sink(heap_score, heap_stamp, heap_edge, position, size, 0, score[edge], stamp[edge], edge)
             continue
         position[edge] = _NONE
         size -= 1
         if size > 0:
             _sink(
-                heap_similarity, heap_stamp, heap_edge, position, size, 0,
-                heap_similarity[size], heap_stamp[size], heap_edge[size],
+                heap_score, heap_stamp, heap_edge, position, size, 0,
+                heap_score[size], heap_stamp[size], heap_edge[size],
             )  # fmt: skip
-        if similarity[edge] < threshold:
+        if score[edge] < threshold:
             continue
 
         a, b = target[2 * edge], target[2 * edge + 1]
         if a > b:
             a, b = b, a
+        if allowed < np.inf:
+            spent -= score[edge]
+            if spent > allowed:
+                break
         pairs[done, 0] = a
         pairs[done, 1] = b
-        similarities[done] = similarity[edge]
+        scores[done] = score[edge]
         _unlink(following, previous, 2 * edge)
         _unlink(following, previous, 2 * edge + 1)
 
         if slot[a] < 0 and slot[b] < 0:
             num_free -= 1
             slot[a] = free[num_free]
-            square[a] = _add(features, a, b, sums, slot[a])
+            square[a] = _add(features, a, factor[a], b, factor[b], sums, slot[a])
         elif slot[a] < 0:
             slot[a] = slot[b]
-            square[a] = _add_to(sums, slot[a], features, a)
+            square[a] = _add_to(sums, slot[a], features, a, factor[a])
         elif slot[b] < 0:
-            square[a] = _add_to(sums, slot[a], features, b)
+            square[a] = _add_to(sums, slot[a], features, b, factor[b])
         else:
-            square[a] = _add_to(sums, slot[a], sums, slot[b])
+            square[a] = _add_to(sums, slot[a], sums, slot[b], np.float32(1))
             free[num_free] = slot[b]
             num_free += 1
+        members[a] += members[b]
 
         # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
         half = following[rings + a]
@@ -310,7 +368,7 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
             if known[neighbour] >= 0:
                 dot[known[neighbour] >> 1] += dot[half >> 1]
                 known[neighbour] = _SHARED
-                similarity[half >> 1] = _GONE
+                score[half >> 1] = _GONE
                 _unlink(following, previous, half ^ 1)
             else:
                 target[half ^ 1] = a
@@ -340,12 +398,12 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
                 dot_x, dot_y = _dot_two(sums, row, sums, row_x, features, target[y])
             else:
                 dot_x, dot_y = _dot_two(sums, row, sums, row_x, sums, row_y)
-            dot[x >> 1] = dot_x
-            dot[y >> 1] = dot_y
+            dot[x >> 1] = dot_x if row_x >= 0 else dot_x * factor[target[x]]
+            dot[y >> 1] = dot_y if row_y >= 0 else dot_y * factor[target[y]]
         if count % 2:
             x = unscored[count - 1]
             if slot[target[x]] < 0:
-                dot[x >> 1] = _dot(sums, row, features, target[x])
+                dot[x >> 1] = _dot(sums, row, features, target[x]) * factor[target[x]]
             else:
                 dot[x >> 1] = _dot(sums, row, sums, slot[target[x]])
 
@@ -353,19 +411,19 @@ def merge(features, valid, cols, diagonal, threshold, least, trusted, pairs, sim
         half = following[rings + a]
         while half < rings:
             edge, neighbour = half >> 1, target[half]
-            similarity[edge] = _cosine(dot[edge], square[a], square[neighbour])
+            score[edge] = _score(linkage, dot[edge], square[a], square[neighbour], members[a], members[neighbour])
             stamp[edge] = created + neighbour
             entry = position[edge]
             if entry < 0:
-                if similarity[edge] >= threshold:
-                    _lift(heap_similarity, heap_stamp, heap_edge, position, size, similarity[edge], stamp[edge], edge)
+                if score[edge] >= threshold:
+                    _lift(heap_score, heap_stamp, heap_edge, position, size, score[edge], stamp[edge], edge)
                     size += 1
-            elif similarity[edge] > heap_similarity[entry]:
-                _lift(heap_similarity, heap_stamp, heap_edge, position, entry, similarity[edge], stamp[edge], edge)
+            elif score[edge] > heap_score[entry]:
+                _lift(heap_score, heap_stamp, heap_edge, position, entry, score[edge], stamp[edge], edge)
             half = following[half]
         done += 1
         left -= 1
-    return done
+    return done, deviation
 
 
 @compiled
