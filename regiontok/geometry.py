@@ -198,6 +198,21 @@ class Placement:
         share = self._share(0, grid[0])[:, None] * self._share(1, grid[1])
         return share > min(_LEAST_SHARE, share.max().item() / 2)
 
+    def patches(self, grid: Size, size: Size | None = None) -> np.ndarray:
+        """The patch of a grid that shows each pixel of the photo, ``(height, width)``; -1 where none does.
+
+        Args:
+            grid: Rows and columns of patches.
+            size: As many pixels laid over the photo instead of its own.
+        """
+        (rows, cols), (height, width) = grid, size or self.photo
+        x = (np.arange(width) + 0.5) * self.photo[1] / width
+        y = (np.arange(height) + 0.5) * self.photo[0] / height
+        col = np.floor((x * self.scale[1] + self.offset[1]) * cols / self.input[1]).astype(int)
+        row = np.floor((y * self.scale[0] + self.offset[0]) * rows / self.input[0]).astype(int)
+        inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))
+        return np.where(inside, row.clip(0, rows - 1)[:, None] * cols + col.clip(0, cols - 1), -1)
+
     def _image_of_long_photo(self, photo: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
         """Place a photo whose canvas would be huge: resize its visible part alone, to whole pixels, then pad."""
         scale, offset = np.array(self.scale), np.array(self.offset)

@@ -1,7 +1,8 @@
-"""`Regionizer`: the composition of the steps, and the options that make it again. No maths lives here."""
+"""`Regionizer`: the composition of the steps, saved and loaded. No maths lives here."""
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,23 @@ from torch import Tensor, nn
 from regiontok._checks import (
     Features,
     Valid,
-    check_choice,
     check_features,
     check_finite,
     check_integer,
-    check_number,
     flatten_features,
     flatten_valid,
 )
-from regiontok.clustering import UnionFindClusterer
-from regiontok.downsample import METHODS, MaskDownsampler, Masks
+from regiontok.clustering import Budget
+from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
-from regiontok.geometry import ImageGeometry, Size
+from regiontok.geometry import Size
 from regiontok.maskset import check_size
 from regiontok.normalize import rms_normalize
-from regiontok.ordering import ORDERS, order_regions
+from regiontok.options import MASK_SOURCES, RegionizerOptions
+from regiontok.ordering import order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regions import Regions, RegionTokens
-from regiontok.splitting import check_splitting, split_regions
-
-SOURCES = ("clustering", "patch", "segmentation", "combined")
-MASK_SOURCES = ("segmentation", "combined")
-NORMS = ("rms", "none")
-POOLS = ("cross_attention", "mean")
-PADDINGS = ("drop", "keep")
+from regiontok.splitting import split_regions
 
 _CONFIG_FILE = "regionizer.json"
 _WEIGHTS_FILE = "regionizer.safetensors"
@@ -52,30 +46,7 @@ class Regionizer(nn.Module):
     grouping.
 
     Args:
-        source: Where regions come from: ``clustering`` of similar neighbours; ``patch``, every patch a region;
-            ``segmentation``, the masks given with the features; ``combined``, these masks split by `split_regions`.
-        dim: Feature dimension; needed by ``cross_attention``, and checked wherever it is given.
-        norm: ``rms``, root mean square of each patch feature without a weight, or ``none``.
-        pool: ``cross_attention`` or ``mean``. None is the paper's: cross-attention, and the mean for ``patch``, whose
-            regions have one patch each.
-        num_heads: Heads of cross-attention.
-        order: Order of an image's tokens: ``raster``, ``centroid``, ``area``, ``random`` or, for masks with scores,
-            ``score``; see `order_regions`.
-        seed: Seed of the random order, for which every call draws anew.
-        threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers.
-        num_regions: An exact number of tokens per image instead; for ``clustering`` only.
-        connectivity: 4 or 8 neighbours for clustering.
-        padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
-            on padding.
-        geometry: How the encoder places photos, ``encoder.geometry``; their masks go the same way.
-        coverage: The share of a patch above which it is in a mask; see `MaskDownsampler` for this and the next three.
-        downsampling: ``exact`` or ``two_step``.
-        uncovered: Patches in no mask: ``drop``, ``background``, ``single_patches`` or ``cluster``.
-        overlap: Patches in several masks: ``keep`` or ``smallest``.
-        eps: Greatest distance between near patches; see `split_regions` for this and the next three.
-        min_samples: Near patches that make a patch the core of a group.
-        split_min_patches: The least patches of a mask that is split.
-        noise: Patches in no group: ``own_region``, ``single_patches`` or ``drop``.
+        options: Those of `RegionizerOptions`, by name, such as ``source="clustering", dim=1024, num_regions=64``.
 
     Raises:
         DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
@@ -105,99 +76,18 @@ class Regionizer(nn.Module):
         tensor([[[ 0, -1, -1]]])
 
     Source:
-        The paper's system: A.1 for sources and their numbers, A.2 for pooling, Table 1 for norm and order. That the
-        norm has no weight, the default order, and what becomes of padding, overlaps, noise and uncovered patches are
-        our choices.
+        The paper's system; see `RegionizerOptions` for what is the paper's and what is ours.
     """
 
     draws: Tensor
 
-    def __init__(
-        self,
-        *,
-        source: str = "clustering",
-        dim: int | None = None,
-        norm: str = "rms",
-        pool: str | None = None,
-        num_heads: int = 16,
-        order: str = "raster",
-        seed: int = 0,
-        threshold: float = 0.7,
-        num_regions: int | None = None,
-        connectivity: int = 4,
-        padding: str = "drop",
-        geometry: ImageGeometry | dict[str, Any] | None = None,
-        coverage: float = 0.07,
-        downsampling: str = "exact",
-        uncovered: str = "drop",
-        overlap: str = "keep",
-        eps: float = 0.7,
-        min_samples: int = 3,
-        split_min_patches: int = 10,
-        noise: str = "own_region",
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        check_choice("source", source, SOURCES)
-        check_choice("norm", norm, NORMS)
-        if pool is None:
-            pool = "mean" if source == "patch" else "cross_attention"
-        check_choice("pool", pool, POOLS)
-        check_choice("order", order, ORDERS)
-        check_choice("padding", padding, PADDINGS)
-        check_integer("seed", seed, minimum=0)
-        if num_regions is not None and source != "clustering":
-            raise ValueRangeError(f"num_regions is for source='clustering'; got source={source!r}. Leave it out.")
-        if padding == "keep" and source in MASK_SOURCES:
-            raise ValueRangeError(
-                f"padding='keep' is not for source={source!r}: masks never lie on padding. Leave it out."
-            )
-        if order == "score" and (source not in MASK_SOURCES or uncovered != "drop"):
-            raise ValueRangeError(
-                "order='score' needs a score for every region: source='segmentation' or 'combined' with "
-                "uncovered='drop'. Use another order."
-            )
-        if isinstance(geometry, dict):  # as in a saved folder
-            geometry = ImageGeometry(**geometry)
-        if dim is None and pool == "cross_attention":
-            raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
-        if dim is not None:
-            check_integer("dim", dim)
-        check_integer("num_heads", num_heads)
-        self._clusterer = UnionFindClusterer(threshold=threshold, num_regions=num_regions, connectivity=connectivity)
-        check_number("coverage", coverage, low=0, high=1)
-        check_choice("downsampling", downsampling, METHODS)
-        self._downsampler = MaskDownsampler(
-            geometry=geometry,
-            threshold=coverage,
-            method=downsampling,
-            uncovered=uncovered,
-            overlap=overlap,
-            clusterer=self._clusterer,
-        )
-        check_splitting(eps, min_samples, split_min_patches, noise)
-        self.config: dict[str, Any] = {
-            "source": source,
-            "dim": None if dim is None else int(dim),
-            "norm": norm,
-            "pool": pool,
-            "num_heads": int(num_heads),
-            "order": order,
-            "seed": int(seed),
-            "threshold": float(threshold),
-            "num_regions": None if num_regions is None else int(num_regions),
-            "connectivity": int(connectivity),
-            "padding": padding,
-            "geometry": None if geometry is None else geometry.to_config(),
-            "coverage": float(coverage),
-            "downsampling": downsampling,
-            "uncovered": uncovered,
-            "overlap": overlap,
-            "eps": float(eps),
-            "min_samples": int(min_samples),
-            "split_min_patches": int(split_min_patches),
-            "noise": noise,
-        }
-        self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()  # type: ignore[arg-type]
+        self.options = RegionizerOptions(**options)
+        self.config = self.options.to_config()
+        self._clusterer, self._downsampler = self.options.clusterer(), self.options.downsampler()
+        dim, num_heads, pool, order = (self.config[name] for name in ("dim", "num_heads", "pool", "order"))
+        self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()
         if order == "random":  # counted in the state, so that a resumed run goes on where it stopped
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -219,14 +109,17 @@ class Regionizer(nn.Module):
         masks: Sequence[Masks] | None = None,
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
+        num_regions: Budget | None = None,
     ) -> RegionTokens:
         """Region tokens of a batch, ``(R, dim)`` values with their regions.
+
+        ``num_regions`` is a budget of this batch, one number or one per image, in place of what the options say.
 
         Raises:
             ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps.
         """
         features = self.normalize(features)
-        regions = self.order(self.group(features, masks=masks, valid=valid, sizes=sizes))
+        regions = self.order(self.group(features, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions))
         return self.pool(features, regions)
 
     def normalize(self, features: Features) -> Features:
@@ -244,9 +137,12 @@ class Regionizer(nn.Module):
         masks: Sequence[Masks] | None = None,
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
+        num_regions: Budget | None = None,
     ) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
         source = self.config["source"]
+        if num_regions is not None and source != "clustering":
+            raise ValueRangeError(f"num_regions is for source='clustering'; got source={source!r}. Leave it out.")
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
@@ -256,7 +152,7 @@ class Regionizer(nn.Module):
         if self.config["padding"] == "keep":
             valid = None
         if source == "clustering":
-            return self._clusterer(features, valid)
+            return self._clusterer(features, valid, num_regions=num_regions)
         if masks is None:
             return _single_patches(features, valid)
         regions = self._downsampler(masks, features=features, valid=valid, sizes=sizes)
@@ -268,6 +164,48 @@ class Regionizer(nn.Module):
             min_patches = self.config["split_min_patches"]
             regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
         return order_regions(regions, "raster")
+
+    def num_patches(self, grids: Sequence[Size], sizes: Sequence[Size] | None = None) -> list[int]:
+        """How many patches of images may be in a region: all of their grids, or those that show photos of ``sizes``.
+
+        Args:
+            grids: Rows and columns per image.
+            sizes: Height and width of each photo, which ``geometry`` places; where there is none, all patches count.
+
+        Example:
+            >>> Regionizer(pool="mean", geometry=ImageGeometry.letterbox(336)).num_patches([(24, 24)], [(100, 400)])
+            [144]
+        """
+        geometry = self.options.geometry
+        if sizes is None or geometry is None or self.config["padding"] == "keep":
+            return [rows * cols for rows, cols in grids]
+        return [int(geometry.place(size).valid(grid).sum()) for size, grid in zip(sizes, grids, strict=True)]
+
+    def num_tokens(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
+        """How many tokens images get, before there are features.
+
+        Args:
+            patches: Per image, how many of its patches may be in a region: `num_patches` or `Encoder.num_patches`
+                tells it.
+            num_regions: As of a call.
+
+        Raises:
+            ValueRangeError: Counts that depend on the features, as a threshold's or ``explained_variance``'s do, or on
+                masks.
+
+        Example:
+            >>> encoder, regionizer = encoders.load("pixels"), Regionizer(dim=48, num_regions=64)
+            >>> regionizer.num_tokens(encoder.num_patches([(480, 640), (20, 640)]))
+            [64, 48]
+        """
+        source = self.config["source"]
+        if source in MASK_SOURCES:
+            raise ValueRangeError(f"source={source!r} makes tokens of masks, so counts are known only with them.")
+        if source == "patch":
+            if num_regions is not None:
+                raise ValueRangeError("num_regions is for source='clustering'; got source='patch'. Leave it out.")
+            return [check_integer("patches", int(one)) for one in patches]
+        return self._clusterer.counts(patches, num_regions=num_regions)
 
     def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
         """Which patches show photos of ``sizes``."""
@@ -312,6 +250,15 @@ class Regionizer(nn.Module):
         (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Regionizer":
+        """A new one with the options of ``Regionizer.config``, as this version or one before saved them.
+
+        Raises:
+            CheckpointError: Options that this version does not know, or that cannot be.
+        """
+        return cls(**vars(RegionizerOptions.from_config(config)))
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Regionizer":
         """Load what `save_pretrained` wrote.
 
@@ -333,13 +280,16 @@ class Regionizer(nn.Module):
             )
         saved_by = config.pop("regiontok", "unknown")
         try:
-            regionizer = cls(**config)
+            regionizer = cls.from_config(config)
             regionizer.load_state_dict(state)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{folder}, saved by regiontok {saved_by}, does not fit this version: {error}"
             ) from error
         return regionizer
+
+
+Regionizer.__signature__ = inspect.signature(RegionizerOptions)  # type: ignore[attr-defined]  # for help and editors
 
 
 def _check_used(features: Features, regions: Regions) -> None:

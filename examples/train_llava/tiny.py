@@ -26,7 +26,7 @@ from transformers import set_seed
 from regiontok import ImageGeometry, read_photo
 from regiontok.evaluation.focus import FocusMeter, answer_attention, target_regions
 from regiontok.masks import MaskStore
-from regiontok.regionizer import MASK_SOURCES, SOURCES
+from regiontok.options import MASK_SOURCES, SOURCES
 
 GEOMETRY = ImageGeometry.squash(SIDE)
 TRAIN, TEST = 2000, 300

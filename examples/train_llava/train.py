@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
 from regiontok.masks import MaskStore
-from regiontok.regionizer import MASK_SOURCES
+from regiontok.options import MASK_SOURCES
 
 STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
 

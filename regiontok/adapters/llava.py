@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -45,22 +46,38 @@ class RegionProjector(nn.Module):
         self.side = side
         self._masks: Sequence[Masks] | None = None
         self._sizes: list[Size] | None = None
+        self._budget: Budget | None = None
 
     @contextmanager
     def seeing(
-        self, *, masks: Sequence[Masks] | None = None, image_sizes: Sequence[Size] | None = None
+        self,
+        *,
+        masks: Sequence[Masks] | None = None,
+        image_sizes: Sequence[Size] | None = None,
+        num_regions: Budget | None = None,
     ) -> Iterator[None]:
-        """Give the next images their masks, and their sizes before preprocessing, for calls inside a ``with``.
+        """Give the next images their masks, sizes before preprocessing and budgets, for calls inside a ``with``.
 
         Args:
             masks: One entry per image of the batch; see `Regionizer`.
             image_sizes: Height and width per image, so that padding is in no region.
+            num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
         """
         self._masks, self._sizes = masks, None if image_sizes is None else list(image_sizes)
+        self._budget = num_regions
         try:
             yield
         finally:
-            self._masks = self._sizes = None
+            self._masks = self._sizes = self._budget = None
+
+    def num_tokens(self, image_sizes: Sequence[Size], *, num_regions: Budget | None = None) -> list[int]:
+        """How many tokens images of these sizes will get, before they are encoded.
+
+        Raises:
+            ValueRangeError: Counts that depend on the features or on masks.
+        """
+        grids = [(self.side, self.side)] * len(image_sizes)
+        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, image_sizes), num_regions=num_regions)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Tokens of each image."""
@@ -70,7 +87,7 @@ class RegionProjector(nn.Module):
                 "Set mm_vision_select_feature to 'patch'."
             )
         grid = features.unflatten(1, (self.side, self.side))
-        tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes)
+        tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes, num_regions=self._budget)
         return tokens.map(self.projector).split()
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok import encoders, masks
+from regiontok.clustering import LINKAGES
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.evaluation.assistant import Assistant, stock_regions
 from regiontok.maskset import MaskSet
-from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES
+from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 
 _T = TypeVar("_T")
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
@@ -76,7 +77,10 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-ENCODER_NAMES = f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL or open_clip:MODEL/TAG"
+ENCODER_NAMES = (
+    f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL, open_clip:MODEL/TAG or "
+    "hf:MODEL|FOLDER"
+)
 
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +91,20 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
         help=ENCODER_NAMES,
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
+    add_layer_options(parser)
     add_placing_options(parser)
+
+
+def add_layer_options(parser: argparse.ArgumentParser) -> None:
+    """Options of which features of an encoder are taken."""
+    parser.add_argument(
+        "--layer", type=int, metavar="N", help="block whose features to take, negative from the end; default: the last"
+    )
+    parser.add_argument(
+        "--final-norm",
+        action=argparse.BooleanOptionalAction,
+        help="apply the encoder's last norm to them; default: yes, but for clip-336",
+    )
 
 
 def add_placing_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +120,56 @@ def add_placing_options(parser: argparse.ArgumentParser) -> None:
 
 def load_encoder(options: argparse.Namespace) -> Encoder:
     """The encoder that the options choose."""
-    return encoders.load(options.encoder, weights=options.weights, geometry=options.geometry, device=options.device)
+    return encoders.load(
+        options.encoder,
+        weights=options.weights,
+        layer=options.layer,
+        final_norm=options.final_norm,
+        geometry=options.geometry,
+        device=options.device,
+    )
+
+
+AMOUNTS = ("threshold", "tokens", "explained_variance", "linkage")
+
+
+def add_amount_options(parser: Any) -> None:
+    """Options of how many regions clustering makes."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="merge neighbours while their cosine is at least T; fewer regions for a lower T; default: 0.7",
+    )
+    amount.add_argument("--tokens", type=int, metavar="K", help="K tokens per photo instead")
+    amount.add_argument(
+        "--explained-variance",
+        type=float,
+        metavar="V",
+        help="as few tokens as keep the share V of the patches' squared deviation",
+    )
+    parser.add_argument(
+        "--linkage",
+        choices=LINKAGES,
+        help="which neighbours merge first; default: ward for --tokens and --explained-variance, else centroid",
+    )
+
+
+def amount_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of a `Regionizer` that say how many regions clustering makes; those that were given."""
+    given = {"num_regions" if name == "tokens" else name: getattr(options, name) for name in AMOUNTS}
+    budgeted = options.tokens is not None or options.explained_variance is not None
+    if options.linkage == "ward" and not budgeted:
+        raise RegiontokError("--linkage ward has no threshold. Say how many by --tokens or --explained-variance.")
+    if options.explained_variance is not None and options.linkage not in (None, "ward"):
+        raise RegiontokError(f"--explained-variance is for --linkage ward; got {options.linkage}. Leave one out.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def named_amounts(options: argparse.Namespace) -> list[str]:
+    """Which of these options were given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
 
 
 def add_mask_options(
@@ -218,21 +284,22 @@ def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) ->
     parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
-    amount = stock.add_mutually_exclusive_group()
-    amount.add_argument("--tokens", type=int, metavar="K", help="exactly K region tokens per photo, by clustering")
-    amount.add_argument("--threshold", type=float, metavar="T", help="clustering down to the cosine T")
+    add_amount_options(stock)
     stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
     add_mask_options(parser, name="--masks", files=files)
 
 
 def told_apart(options: argparse.Namespace) -> dict[str, Any]:
     """What the scores of a model are of: its folder or name, and how a stock one's tokens are cut."""
-    return {name: getattr(options, name) for name in ("model", "tokens", "threshold", "norm")}
+    of = {name: getattr(options, name) for name in ("model", "tokens", "threshold", "explained_variance", "norm")}
+    budget = options.tokens is not None or options.explained_variance is not None
+    linkage = options.linkage or ("ward" if budget else "centroid")
+    return of | {"linkage": None if linkage == "centroid" else linkage}  # as scores have it that knew one rule alone
 
 
 def load_assistant(model: str, options: argparse.Namespace) -> Assistant:
     """The model in a folder, to be asked; its masks come with the questions."""
-    regionizer = stock_regions(num_regions=options.tokens, threshold=options.threshold, norm=options.norm)
+    regionizer = stock_regions(norm=options.norm, **amount_of(options))
     assistant = Assistant.load(model, regionizer=regionizer, device=options.device, dtype=options.dtype)
     source = assistant.model.regionizer.config["source"]
     if assistant.by_masks and options.masks is None:

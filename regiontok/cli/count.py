@@ -9,19 +9,23 @@ import numpy as np
 
 from regiontok.cli.common import (
     FAILURES,
+    add_amount_options,
     add_encoder_options,
     add_mask_options,
+    amount_of,
     choose_sources,
     explain,
     find_photos,
     load_encoder,
     load_masks,
+    named_amounts,
     progress,
 )
 from regiontok.errors import RegiontokError
+from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_photo
 from regiontok.presets import paper_tokens
-from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
+from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing import check_figure, draw_counts, save_figure
 
@@ -37,7 +41,7 @@ def add_commands(commands: Any) -> None:
     count.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
     count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    count.add_argument("--threshold", type=float, metavar="T", help="of clustering; default: 0.7")
+    add_amount_options(count)
     count.add_argument(
         "--out",
         type=Path,
@@ -53,16 +57,20 @@ def add_commands(commands: Any) -> None:
 def _count(options: argparse.Namespace) -> int:
     sources = choose_sources(options)
     with_masks = any(source in MASK_SOURCES for source in sources)
-    if options.threshold is not None and "clustering" not in sources:
-        raise RegiontokError("--threshold is for the source clustering. Leave it out.")
+    amount = amount_of(options)
+    if amount and "clustering" not in sources:
+        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     check_figure(options.out)
     photos = [path for path in find_photos(options.photos) if path.resolve() != options.out.resolve()]
     encoder = load_encoder(options)
     masks_of = load_masks(options, encoder) if with_masks else None
-    threshold = 0.7 if options.threshold is None else options.threshold
     regionizers = {
         source: Regionizer(
-            source=source, norm=options.norm, pool="mean", threshold=threshold, geometry=encoder.geometry
+            source=source,
+            norm=options.norm,
+            pool="mean",
+            geometry=encoder.geometry,
+            **(amount if source == "clustering" else {}),
         )
         for source in sources
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regiontok._require import require
-from regiontok.cli.common import add_model_options, told_apart, uses_masks
+from regiontok.cli.common import add_model_options, amount_of, told_apart, uses_masks
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import stock_regions
 from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
@@ -48,12 +48,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     unjudged = [name for name in wanted if BENCHMARKS[name].judge and not has_judge()]
     if unjudged and options.benchmarks:
         raise RegiontokError(f"{unjudged[0]} needs a judge, and there is no OPENAI_API_KEY. Set it, or leave it out.")
-    regionizer = stock_regions(num_regions=options.tokens, threshold=options.threshold, norm=options.norm)
+    amount = amount_of(options)
+    regionizer = stock_regions(norm=options.norm, **amount)
     row = options.row or _own_row(options.model, None if regionizer is None else regionizer.config)
     arguments = {
         "pretrained": options.model,
-        "num_regions": options.tokens,
-        "threshold": options.threshold,
+        **amount,
         "norm": options.norm,
         "masks": options.masks,
         "sam_model": options.sam_model,

@@ -11,21 +11,26 @@ from regiontok import encoders
 from regiontok._require import require
 from regiontok.cli.common import (
     ENCODER_NAMES,
+    add_amount_options,
     add_encoder_options,
+    add_layer_options,
     add_mask_options,
     add_model_options,
     add_placing_options,
+    amount_of,
     choose_sources,
     find_photos,
     load_assistant,
     load_encoder,
     load_masks,
+    named_amounts,
     progress,
 )
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
+from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_photo
-from regiontok.regionizer import MASK_SOURCES, NORMS, SOURCES, Regionizer
+from regiontok.regionizer import Regionizer
 from regiontok.viewing import (
     Attention,
     Seen,
@@ -59,6 +64,7 @@ def add_commands(commands: Any) -> None:
             help=f"side by side; {ENCODER_NAMES}",
         )
         figure.add_argument("--random", action="store_true", help="random weights, for a look without a download")
+        add_layer_options(figure)
         add_placing_options(figure)
         if name == "encoders":
             figure.add_argument("--threshold", type=float, default=0.7, metavar="T", help="default: %(default)s")
@@ -70,7 +76,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_photos(regions, several=False)
     regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
-    regions.add_argument("--threshold", type=float, default=0.7, metavar="T", help="of clustering; default: 0.7")
+    add_amount_options(regions)
     regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_encoder_options(regions)
     add_mask_options(regions, name="--masks", files=True)
@@ -112,7 +118,14 @@ def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[st
         raise RegiontokError(f"--encoders must differ; got {' '.join(options.encoders)}.")
     views = {}
     for name in options.encoders:
-        encoder = encoders.load(name, pretrained=not options.random, geometry=options.geometry, device=options.device)
+        encoder = encoders.load(
+            name,
+            pretrained=not options.random,
+            layer=options.layer,
+            final_norm=options.final_norm,
+            geometry=options.geometry,
+            device=options.device,
+        )
         views[name] = [see(photo, encoder) for photo in progress(photos)]
     return views
 
@@ -138,7 +151,9 @@ def _encoders(options: argparse.Namespace) -> int:
 
 def _regions(options: argparse.Namespace) -> int:
     check_figure(options.out)
-    sources = choose_sources(options)
+    sources, amount = choose_sources(options), amount_of(options)
+    if amount and "clustering" not in sources:
+        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
     masks = [load_masks(options, encoder)(options.photo, photo)] if options.masks else None
@@ -146,7 +161,11 @@ def _regions(options: argparse.Namespace) -> int:
     regions = {}
     for source in sources:
         regionizer = Regionizer(
-            source=source, pool="mean", norm=options.norm, threshold=options.threshold, geometry=encoder.geometry
+            source=source,
+            pool="mean",
+            norm=options.norm,
+            geometry=encoder.geometry,
+            **(amount if source == "clustering" else {}),
         )
         given = masks if source in MASK_SOURCES else None
         regions[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
@@ -186,16 +205,18 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
             several = len(options.model) > 1
             yield f"{Path(folder).name}, {source}" if several else source, assistant
         return
-    if options.tokens is not None:
-        raise RegiontokError("--tokens is for clustering alone, not for --sources. Leave one of them out.")
-    sources = choose_sources(options)
+    for name in ("tokens", "explained_variance"):
+        if getattr(options, name) is not None:
+            told = name.replace("_", "-")
+            raise RegiontokError(f"--{told} is for clustering alone, not for --sources. Leave one of them out.")
+    sources, amount = choose_sources(options), amount_of(options)
     patches = Regionizer(source="patch", norm=options.norm or "none", padding="keep")
     stock = Assistant.load(options.model[0], regionizer=patches, device=options.device, dtype=options.dtype)
     with_regions = require("regiontok.adapters.huggingface", extra="hf").with_regions
     for source in sources:
         given: dict[str, Any] = {"source": source, "pool": "mean", "norm": options.norm or "none"}
-        if options.threshold is not None:
-            given["threshold"] = options.threshold
+        if source == "clustering":
+            given |= amount
         if source == "patch":
             given["padding"] = "keep"
         if source in MASK_SOURCES:

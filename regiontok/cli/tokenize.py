@@ -20,12 +20,15 @@ from regiontok import __version__, encoders
 from regiontok.cli.common import (
     FAILURES,
     Stopwatch,
+    add_amount_options,
     add_encoder_options,
     add_mask_options,
+    amount_of,
     explain,
     find_photos,
     load_encoder,
     load_masks,
+    named_amounts,
     progress,
     uses_masks,
 )
@@ -35,9 +38,10 @@ from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
 from regiontok.geometry import ImageGeometry
 from regiontok.maskset import MaskSet
+from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
 from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
-from regiontok.regionizer import MASK_SOURCES, NORMS, PADDINGS, SOURCES, Regionizer
+from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES
 from regiontok.viewing import draw_regions
@@ -68,14 +72,7 @@ def add_commands(commands: Any) -> None:
     tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
-    amount = tokenize.add_mutually_exclusive_group()
-    amount.add_argument(
-        "--threshold",
-        type=float,
-        metavar="T",
-        help="merge neighbours while their cosine is at least T; fewer regions for a lower T; default: 0.7",
-    )
-    amount.add_argument("--tokens", type=int, metavar="K", help="exactly K tokens per photo instead")
+    add_amount_options(tokenize)
     tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
@@ -112,8 +109,7 @@ def _tokenize(options: argparse.Namespace) -> int:
         pool="mean",  # what an untrained cross-attention pool gives
         order=options.order,
         seed=options.seed,
-        threshold=0.7 if options.threshold is None else options.threshold,
-        num_regions=options.tokens,
+        **amount_of(options),
         connectivity=options.connectivity,
         padding=options.padding,
         geometry=encoder.geometry if masks_of else None,
@@ -150,8 +146,11 @@ def _check(options: argparse.Namespace) -> None:
         for names in (_REGION_OPTIONS, _COMBINED_OPTIONS)
     )
     clusters = options.source == "clustering" or options.uncovered == "cluster"
-    if options.threshold is not None and not clusters:
-        raise RegiontokError("--threshold is for --source clustering, or for --uncovered cluster. Leave it out.")
+    amounts = named_amounts(options)
+    if amounts and not clusters:
+        raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
+    if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
+        raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
     of_masks = given + uses_masks(options) + ["--masks"] * (options.masks is not None)
     if options.source not in MASK_SOURCES and of_masks:
         name = of_masks[0]

@@ -6,8 +6,8 @@ from typing import Any
 
 from regiontok.cli.common import add_encoder_options, add_mask_options, load_encoder, load_masks, uses_masks
 from regiontok.errors import RegiontokError
+from regiontok.options import NORMS
 from regiontok.photos import read_photo
-from regiontok.regionizer import NORMS
 from regiontok.viewing.page import write_page
 
 

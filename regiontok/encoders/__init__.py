@@ -7,12 +7,12 @@ Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that 
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from regiontok._checks import check_choice, check_device, check_integer
-from regiontok.encoders import open_clip, timm
+from regiontok.encoders import huggingface, open_clip, timm
 from regiontok.encoders.base import Encoded, Encoder
 from regiontok.encoders.pixels import PixelDescriptor
 from regiontok.errors import ValueRangeError
@@ -56,12 +56,13 @@ def load(
     """Load an encoder by name.
 
     Args:
-        name: One of `ENCODERS`; ``pixels``, which needs no weights; ``timm:MODEL``; or ``open_clip:MODEL/TAG``.
+        name: One of `ENCODERS`; ``pixels``, which needs no weights; ``timm:MODEL``; ``open_clip:MODEL/TAG``; or
+            ``hf:MODEL``, a vision transformer of transformers on the hub or in a folder.
         pretrained: Fetch the weights; with False they are random.
-        weights: A safetensors file to take them from instead.
+        weights: A safetensors file to take them from instead; not for ``hf:``, which takes a folder.
         device: Where to build it; the CPU by default.
-        layer: Block or stage whose features to take, negative from the end. By default the second to last for
-            ``clip-336``, as LLaVA does, and the last for all others.
+        layer: Block or stage whose features to take, counted from 0, or negative from the end. By default the second
+            to last for ``clip-336``, as LLaVA does, and the last for all others.
         final_norm: Apply the model's last norm to them. By default not for ``clip-336``, but for all others.
         img_size: Input side in pixels, where it should not be the model's own; the named encoders have theirs.
         geometry: How photos are placed: ``letterbox``, ``squash`` or ``center_crop``.
@@ -73,7 +74,7 @@ def load(
         ValueRangeError: An unknown name, geometry or layer, an option that this encoder has no use for, or a device
             that is not there.
         CheckpointError: Weights that cannot be reached or do not fit.
-        MissingDependencyError: timm or open_clip is not installed.
+        MissingDependencyError: timm, open_clip or transformers is not installed.
 
     Example:
         >>> encoder = load("pixels")
@@ -107,23 +108,25 @@ def load(
     if recipe is not None:
         _refuse(name, img_size=img_size)
         library, model, img_size = "timm", recipe.timm_model, recipe.img_size
-    if library not in ("timm", "open_clip") or not model:
+    if library not in ("timm", "open_clip", "hf") or not model:
         raise ValueRangeError(
             f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
-            "open_clip:MODEL/TAG, or wrap a model of your own in regiontok.encoders.Encoder."
+            "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap a model of your own in regiontok.encoders.Encoder."
         )
     default = recipe or Recipe(model, 0)
-    return (timm if library == "timm" else open_clip).build(
-        model,
-        name=name,
-        pretrained=pretrained,
-        weights=weights,
-        device=device,
-        img_size=img_size,
-        layer=default.layer if layer is None else layer,
-        final_norm=default.final_norm if final_norm is None else final_norm,
-        geometry=geometry,
-    )
+    options: dict[str, Any] = {
+        "name": name,
+        "pretrained": pretrained,
+        "device": device,
+        "img_size": img_size,
+        "layer": default.layer if layer is None else layer,
+        "final_norm": default.final_norm if final_norm is None else final_norm,
+        "geometry": geometry,
+    }
+    if library == "hf":
+        _refuse(name, weights=weights)
+        return huggingface.build(model, **options)
+    return (timm if library == "timm" else open_clip).build(model, weights=weights, **options)
 
 
 def _refuse(name: str, **options: object) -> None:

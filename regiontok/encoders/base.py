@@ -125,6 +125,18 @@ class Encoder(nn.Module):
         """Rows and columns of patches."""
         return self.geometry.size[0] // self.patch_size, self.geometry.size[1] // self.patch_size
 
+    def num_patches(self, sizes: Sequence[Size]) -> list[int]:
+        """How many patches show photos of these heights and widths, before they are encoded.
+
+        With `Regionizer.num_tokens` it tells how many tokens they will get.
+
+        Example:
+            >>> encoder = Encoder(torch.nn.Identity(), geometry=ImageGeometry.letterbox(64), patch_size=16)
+            >>> encoder.num_patches([(480, 640), (100, 400)])
+            [16, 8]
+        """
+        return [int(self.geometry.place(size).valid(self.grid).sum()) for size in sizes]
+
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"name={self.name!r}, geometry={self.geometry}, patch_size={self.patch_size}"

@@ -2,6 +2,7 @@
 
     prompts      the paper's two forms of a question
     assistant    a region model that answers, and shows its attention
+    partition    how well regions stand for their patches and for annotated objects
     focus        how much of the answer's attention goes to the object that was asked for
     pixcv        the same over PixCV-Bench
     benchmarks   the paper's seven benchmarks through lmms-eval

@@ -20,8 +20,9 @@ from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.evaluation.focus import RegionAttention, answer_attention
 from regiontok.geometry import ImageGeometry
+from regiontok.options import MASK_SOURCES
 from regiontok.photos import as_photos
-from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.regionizer import Regionizer
 
 MaskGenerator = Callable[[list[Image.Image]], Sequence[Masks]]
 """Photos to their masks, as the generators of `regiontok.masks`."""
@@ -267,28 +268,26 @@ class Assistant:
         return next((tokens[:at] for at, token in enumerate(tokens) if token in known), tokens)
 
 
-def stock_regions(
-    *, num_regions: int | None = None, threshold: float | None = None, norm: str | None = None
-) -> Regionizer | None:
+def stock_regions(*, norm: str | None = None, **amount: Any) -> Regionizer | None:
     """A `Regionizer` that cuts a stock model's tokens without training, by clustering; None where no cut is asked for.
 
     Args:
-        num_regions: Exactly so many tokens per photo.
-        threshold: Clustering down to this cosine, instead.
         norm: Of patch features before; ``none`` by default, as the model was trained.
+        amount: How many tokens, by ``num_regions``, ``threshold`` or ``explained_variance``, and the ``linkage``; see
+            `UnionFindClusterer`. None is as if left out.
 
     Raises:
-        ValueRangeError: Both of them, or a ``norm`` for nothing.
+        ValueRangeError: Several of them, or a ``norm`` or ``linkage`` for nothing.
 
     Example:
         >>> stock_regions(num_regions=128).config["num_regions"]
         128
     """
-    if num_regions is not None and threshold is not None:
-        raise ValueRangeError("num_regions and threshold are two ways to say how many tokens. Leave one of them out.")
-    if num_regions is None and threshold is None:
-        if norm is not None:
-            raise ValueRangeError(f"norm={norm!r} is for num_regions or threshold, of a stock model. Leave it out.")
+    given = {name: value for name, value in amount.items() if value is not None}
+    if not set(given) - {"linkage"}:
+        for name, value in (given | ({} if norm is None else {"norm": norm})).items():
+            raise ValueRangeError(
+                f"{name}={value!r} is for num_regions, threshold or explained_variance, of a stock model. Leave it out."
+            )
         return None
-    amount = {"num_regions": num_regions} if num_regions is not None else {"threshold": threshold}
-    return Regionizer(pool="mean", norm=norm or "none", **amount)
+    return Regionizer(pool="mean", norm=norm or "none", **given)

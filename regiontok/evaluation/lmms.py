@@ -42,8 +42,10 @@ class RegiontokModel(_base.lmms):
         dtype: ``auto`` is the checkpoint's.
         masks: A generator of `regiontok.masks` by name, for a model of masks.
         sam_model: The generator's model.
-        num_regions: For a stock model: exactly so many tokens per photo.
+        num_regions: For a stock model: so many tokens per photo.
         threshold: For a stock model: clustering down to this cosine.
+        explained_variance: For a stock model: as few tokens as keep this share of the patches' squared deviation.
+        linkage: For a stock model: which regions merge first; see `UnionFindClusterer` for all four.
         norm: For a stock model: ``rms`` or ``none``.
         counts: A folder in which each process notes how many region tokens photos had.
         max_batch_size: Passed by lmms-eval, and refused.
@@ -61,6 +63,8 @@ class RegiontokModel(_base.lmms):
         sam_model: str | None = None,
         num_regions: int | None = None,
         threshold: float | None = None,
+        explained_variance: float | None = None,
+        linkage: str | None = None,
         norm: str | None = None,
         counts: str | None = None,
         max_batch_size: int | None = None,
@@ -76,7 +80,13 @@ class RegiontokModel(_base.lmms):
             generate = generators.load(masks, **more)
         self.assistant = Assistant.load(
             pretrained,
-            regionizer=stock_regions(num_regions=num_regions, threshold=threshold, norm=norm),
+            regionizer=stock_regions(
+                norm=norm,
+                num_regions=num_regions,
+                threshold=threshold,
+                explained_variance=explained_variance,
+                linkage=linkage,
+            ),
             masks=generate,
             device=self._device,
             dtype=dtype,

@@ -1,20 +1,7 @@
-"""From patches to the pixels of the photo that they show."""
+"""Pixels of photos and of label maps."""
 
 import numpy as np
 from PIL import Image
-
-from regiontok.geometry import Placement, Size
-
-
-def patches_at(placement: Placement, grid: Size, size: Size) -> np.ndarray:
-    """The patch that shows each of ``size`` pixels laid over a photo, ``(height, width)``; -1 where none does."""
-    (rows, cols), (height, width) = grid, size
-    x = (np.arange(width) + 0.5) * placement.photo[1] / width
-    y = (np.arange(height) + 0.5) * placement.photo[0] / height
-    col = np.floor((x * placement.scale[1] + placement.offset[1]) * cols / placement.input[1]).astype(int)
-    row = np.floor((y * placement.scale[0] + placement.offset[0]) * rows / placement.input[0]).astype(int)
-    inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))
-    return np.where(inside, row.clip(0, rows - 1)[:, None] * cols + col.clip(0, cols - 1), -1)
 
 
 def shrunk(photo: Image.Image, longest: int) -> Image.Image:

@@ -32,7 +32,7 @@ from regiontok.photos import as_rgb
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing._canvas import GREY, new_figure, plain
-from regiontok.viewing._pixels import edges, patches_at, shrunk
+from regiontok.viewing._pixels import edges, shrunk
 from regiontok.viewing.picture import flatten, outline
 
 _SIDE = 2.4
@@ -259,7 +259,7 @@ def draw_attention(
             )
         heat = patch_attention(one.regions, one.weights, spread=spread)
         rows, cols = heat.shape
-        patch = patches_at(one.placement, (rows, cols), (pixels.shape[0], pixels.shape[1]))
+        patch = one.placement.patches((rows, cols), (pixels.shape[0], pixels.shape[1]))
         share = np.append(heat / max(float(heat.max()), 1e-12), 0.0)[patch][..., None]
         colours = heat_of(share[..., 0])[..., :3]
         shown = np.where(share > 0, 0.35 * ground + 0.65 * colours, 0.6 * ground)
@@ -373,7 +373,7 @@ def _on_photo(one: Seen, values: np.ndarray) -> np.ndarray:
     """Values of patches, ``(rows, cols)`` or ``(rows, cols, 3)``, on the photo's pixels; NaN or grey where none is."""
     photo = shrunk(one.photo, _PIXELS)
     rows, cols = values.shape[:2]
-    patch = patches_at(one.placement, (rows, cols), (photo.height, photo.width))
+    patch = one.placement.patches((rows, cols), (photo.height, photo.width))
     nothing = np.full((1, *values.shape[2:]), np.nan if values.ndim == 2 else 0.5)
     return np.concatenate([values.reshape(rows * cols, *values.shape[2:]), nothing])[patch]
 
@@ -383,5 +383,5 @@ def _outlined(photo: Image.Image, regions: Regions, placement: Placement) -> np.
         raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
     pixels = np.asarray(shrunk(photo, _PIXELS))
     _, membership = flatten(regions)
-    patch = patches_at(placement, (membership.shape[0], membership.shape[1]), (pixels.shape[0], pixels.shape[1]))
+    patch = placement.patches((membership.shape[0], membership.shape[1]), (pixels.shape[0], pixels.shape[1]))
     return outline(pixels, np.append(membership, -1)[patch])

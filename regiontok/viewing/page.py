@@ -25,10 +25,11 @@ from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import PhotoError, ShapeError
 from regiontok.maskset import MaskSet
+from regiontok.options import MASK_SOURCES
 from regiontok.photos import as_rgb
-from regiontok.regionizer import MASK_SOURCES, Regionizer
+from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
-from regiontok.viewing._pixels import patches_at, shrunk
+from regiontok.viewing._pixels import shrunk
 
 _LONGEST_SIDE = 1024
 _CLOSE = 0.01
@@ -110,7 +111,7 @@ def make_page(
     across = placement.scale[1] * photo.width * cols / width, placement.offset[1] * cols / width
     down = placement.scale[0] * photo.height * rows / height, placement.offset[0] * rows / height
     compact, scale = _compact(normed[0].float().cpu().flatten(0, 1), valid[0].cpu().flatten())
-    patch = patches_at(placement, (rows, cols), (small.height, small.width))
+    patch = placement.patches((rows, cols), (small.height, small.width))
     data = {
         "grid": [rows, cols],
         "placement": [*across, *down],
@@ -178,7 +179,7 @@ def _mean_colours(photo: Image.Image, patch: np.ndarray, patches: int) -> np.nda
 def _tree(tree: MergeTree) -> dict[str, str]:
     return {
         "pairs": _encode(tree.pairs.numpy().astype("<u2")),
-        "similarity": _encode(tree.similarity.numpy().astype("<f4")),
+        "similarity": _encode(tree.score.numpy().astype("<f4")),
     }
 
 

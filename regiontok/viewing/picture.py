@@ -7,7 +7,7 @@ from scipy import ndimage
 from regiontok.errors import ShapeError
 from regiontok.geometry import Placement
 from regiontok.regions import Regions
-from regiontok.viewing._pixels import edges, patches_at, shrunk
+from regiontok.viewing._pixels import edges, shrunk
 
 _LONGEST_SIDE = 1280
 _GAP = 16
@@ -38,7 +38,7 @@ def draw_regions(photo: Image.Image, regions: Regions, placement: Placement) -> 
     top, membership = flatten(regions)
     pixels = np.asarray(shrunk(photo, _LONGEST_SIDE))
     height, width = pixels.shape[:2]
-    patch = patches_at(placement, (top.shape[0], top.shape[1]), (height, width))
+    patch = placement.patches((top.shape[0], top.shape[1]), (height, width))
     picture = Image.new("RGBA", (2 * width + _GAP, height), (0, 0, 0, 0))
     picture.paste(Image.fromarray(outline(pixels, np.append(membership, -1)[patch])), (0, 0))
     picture.paste(Image.fromarray(_fill(pixels, np.append(top, -1)[patch])), (width + _GAP, 0))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from regiontok._checks import Features
 from regiontok._require import require
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
+from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -72,6 +73,7 @@ class RegionMixin:
         image_sizes: Height and width of each photo before preprocessing, ``(images, 2)``, so that masks of another size
             are refused, and padding is in no region; by default masks tell it, or all patches show the photo.
         num_images: How many images each sample has, to check that its placeholders are its own.
+        num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
     """
 
     regionizer: Regionizer
@@ -98,7 +100,7 @@ class RegionMixin:
                 f"{type(self).__name__} needs a Regionizer and its config names none: it is of a stock model. Pass "
                 "regionizer=Regionizer(...) to from_pretrained, or set config.regiontok = regionizer.config."
             )
-        self.regionizer = Regionizer(**options)
+        self.regionizer = Regionizer.from_config(options)
         check_dim(self.regionizer, self.patch_dim)
         self.post_init()  # type: ignore[attr-defined]
 
@@ -157,10 +159,33 @@ class RegionMixin:
         *,
         masks: Sequence[Masks] | None = None,
         image_sizes: Any = None,
+        num_regions: Budget | None = None,
         **inputs: Any,
     ) -> RegionTokens:
         """Region tokens of images, in the language model's dimension."""
-        return self._regionize(self.encode_patches(pixel_values, **inputs).features, masks, image_sizes)
+        return self._regionize(self.encode_patches(pixel_values, **inputs).features, masks, image_sizes, num_regions)
+
+    @abstractmethod
+    def image_grids(self, images: int, **inputs: Any) -> list[Size]:
+        """Rows and columns of the patch features of images, without encoding them."""
+
+    def num_tokens(
+        self, image_sizes: Any = None, *, num_regions: Budget | None = None, images: int | None = None, **inputs: Any
+    ) -> list[int]:
+        """How many tokens images will get, before they are encoded, as a server wants to know.
+
+        Args:
+            image_sizes: See `RegionMixin`. Where the Regionizer's geometry pads photos, padding is in no token.
+            num_regions: See `RegionMixin`.
+            images: How many, where neither ``image_sizes`` nor ``inputs`` tell.
+            inputs: What the family's encoder takes besides pixels, such as ``image_grid_thw``.
+
+        Raises:
+            ValueRangeError: Counts that depend on the features or on masks.
+        """
+        sizes = None if image_sizes is None else as_sizes(image_sizes)
+        grids = self.image_grids(images or (1 if sizes is None else len(sizes)), **inputs)
+        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, sizes), num_regions=num_regions)
 
     def prepare(
         self,
@@ -172,6 +197,7 @@ class RegionMixin:
         masks: Sequence[Masks] | None = None,
         image_sizes: Any = None,
         num_images: Sequence[int] | None = None,
+        num_regions: Budget | None = None,
         left: bool | None = None,
         **inputs: Any,
     ) -> RegionInputs:
@@ -185,6 +211,7 @@ class RegionMixin:
             masks: See `RegionMixin`.
             image_sizes: See `RegionMixin`.
             num_images: See `RegionMixin`.
+            num_regions: See `RegionMixin`.
             left: Pad on the left; by default on the side where padding came.
             inputs: What the family's encoder takes besides.
 
@@ -192,7 +219,7 @@ class RegionMixin:
             ShapeError, DTypeError, ValueRangeError: Placeholders, masks or sizes that do not fit the images.
         """
         patches = self.encode_patches(pixel_values, **inputs)
-        tokens = self._regionize(patches.features, masks, image_sizes)
+        tokens = self._regionize(patches.features, masks, image_sizes, num_regions)
         regions = tokens.regions
         if left is None:
             left = attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask[:, 0].all())
@@ -223,6 +250,7 @@ class RegionMixin:
         masks: Sequence[Masks] | None = None,
         image_sizes: Any = None,
         num_images: Sequence[int] | None = None,
+        num_regions: Budget | None = None,
         **kwargs: Any,
     ) -> Any:
         """The stock class's, with region tokens; logits are of the prompt as it was laid out, see `prepare`."""
@@ -239,6 +267,7 @@ class RegionMixin:
                 masks=masks,
                 image_sizes=image_sizes,
                 num_images=num_images,
+                num_regions=num_regions,
                 **more,
             ).inputs
             return super().forward(**inputs, **kwargs)
@@ -265,12 +294,12 @@ class RegionMixin:
         if pixel_values is None:
             if kwargs.get("mm_encoder_outputs") is None and not _has_past(kwargs):
                 self._refuse_images(kwargs.get("input_ids", inputs), kwargs.pop("masks", None))
-            for name in ("masks", "image_sizes", "num_images"):
+            for name in ("masks", "image_sizes", "num_images", "num_regions"):
                 kwargs.pop(name, None)
             return super().generate(inputs, generation_config, *args, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
         self._refuse_given(ids, kwargs)
-        names = ("attention_mask", "masks", "image_sizes", "num_images", *self._encoder_inputs)
+        names = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions", *self._encoder_inputs)
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
@@ -327,11 +356,13 @@ class RegionMixin:
         else:
             output.logits = output.logits + nothing.to(output.logits)
 
-    def _regionize(self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any) -> RegionTokens:
+    def _regionize(
+        self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any, num_regions: Budget | None
+    ) -> RegionTokens:
         sizes = None if image_sizes is None else as_sizes(image_sizes)
         if masks is None and self.regionizer.config["geometry"] is None:
             sizes = None  # as processors of some families give them with every photo
-        return self.regionizer(features, masks=masks, sizes=sizes).map(self.projector)
+        return self.regionizer(features, masks=masks, sizes=sizes, num_regions=num_regions).map(self.projector)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start the Regionizer as it starts itself; weights that were loaded transformers keeps from ``nn.init``."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin, register
 from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.geometry import Size
 
 transformers = require("transformers", extra="hf")
 
@@ -57,6 +58,13 @@ class VisionTowerMixin(RegionMixin):
         tokens = hidden[0].shape[1] if hidden[0].ndim == 3 else hidden[0][0, 0].numel()
         written = tokens - (self.config.vision_feature_select_strategy == "default")
         return Patches(torch.cat(maps, -1), [written] * len(pixel_values))
+
+    def image_grids(self, images: int, **inputs: Any) -> list[Size]:
+        """The vision tower's one grid, for each image."""
+        vision = self.config.vision_config
+        sides = [(one, one) if isinstance(one, int) else tuple(one) for one in (vision.image_size, vision.patch_size)]
+        (height, width), (down, across) = sides
+        return [(height // down, width // across)] * images
 
     def blank_image(self) -> dict[str, Any]:
         """One black image of the vision tower's size."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin, register
 from regiontok.errors import ValueRangeError
+from regiontok.geometry import Size
 from regiontok.regions import Regions
 
 transformers = require("transformers", extra="hf")
@@ -47,16 +48,19 @@ class RegionQwen2_5_VLForConditionalGeneration(  # noqa: N801  as transformers n
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(rows, cols, dim)`` of each image; ``image_grid_thw (images, 3)`` tells their grids."""
-        grid = inputs.get("image_grid_thw")
-        if grid is None:
-            raise ValueRangeError("pixel_values need image_grid_thw, which the processor gives with them. Pass both.")
-        merged = self.model.get_image_features(pixel_values, image_grid_thw=grid, return_dict=True).pooler_output
-        side = self.config.vision_config.spatial_merge_size
-        features = [
-            one.unflatten(0, (rows // side, cols // side))
-            for one, (_, rows, cols) in zip(merged, grid.tolist(), strict=True)
-        ]
+        grids = self.image_grids(0, **inputs)
+        given = inputs["image_grid_thw"]
+        merged = self.model.get_image_features(pixel_values, image_grid_thw=given, return_dict=True).pooler_output
+        features = [one.unflatten(0, grid) for one, grid in zip(merged, grids, strict=True)]
         return Patches(features, [len(one) for one in merged])
+
+    def image_grids(self, images: int, **inputs: Any) -> list[Size]:
+        """The merged grid of each image, from ``image_grid_thw (images, 3)``."""
+        given = inputs.get("image_grid_thw")
+        if given is None:
+            raise ValueRangeError("pixel_values need image_grid_thw, which the processor gives with them. Pass both.")
+        side = self.config.vision_config.spatial_merge_size
+        return [(rows // side, cols // side) for _, rows, cols in given.tolist()]
 
     def blank_image(self) -> dict[str, Any]:
         """One merged patch of black."""

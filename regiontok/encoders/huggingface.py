@@ -1,0 +1,103 @@
+"""Encoders from transformers: DINOv2, DINOv3, CLIP, SigLIP, AIMv2, ViT and the like. Tested with transformers 5.24."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._require import require
+from regiontok.encoders.base import Encoder
+from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.geometry import ImageGeometry
+
+_FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
+"""What vision transformers call their last norm."""
+
+
+class HuggingfaceFeatures(nn.Module):
+    """A vision transformer's tokens after one of its blocks, ``(B, prefix + patches, D)``.
+
+    Args:
+        model: A vision model of transformers that returns ``hidden_states``.
+        layer: Which block; negative counts from the end.
+        final_norm: Apply the model's last norm.
+
+    Raises:
+        ValueRangeError: A layer or a norm that the model has not.
+    """
+
+    def __init__(self, model: nn.Module, *, layer: int, final_norm: bool) -> None:
+        super().__init__()
+        blocks = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        if not -blocks <= layer < blocks:
+            raise ValueRangeError(f"layer must be from {-blocks} to {blocks - 1} for this model; got {layer}.")
+        found = next((name for name in _FINAL_NORMS if hasattr(model, name)), None)
+        if final_norm and found is None:
+            raise ValueRangeError(f"{type(model).__name__} has no last norm that is known. Pass final_norm=False.")
+        self.model = model
+        self.layer = layer
+        self._norm = found if final_norm else None
+        takes = inspect.signature(model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Tokens of ``(B, 3, height, width)`` pixels."""
+        states = self.model(pixels, output_hidden_states=True, **self._options).hidden_states
+        tokens = states[self.layer % (len(states) - 1) + 1]  # the first are those before all blocks
+        return tokens if self._norm is None else getattr(self.model, self._norm)(tokens)
+
+
+def build(
+    source: str,
+    *,
+    name: str,
+    pretrained: bool,
+    device: torch.device | str | None,
+    img_size: int | None,
+    layer: int,
+    final_norm: bool,
+    geometry: str,
+) -> Encoder:
+    """Build the vision model of a hub's repository or a folder; arguments as of `regiontok.encoders.load`."""
+    transformers = require("transformers", extra="hf")
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        images = transformers.AutoImageProcessor.from_pretrained(source)
+        if pretrained:
+            model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
+        else:
+            model = transformers.AutoModel.from_config(config)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"encoder {name!r}: {source} could not be had as a vision model with its image processor: {_brief(error)} "
+            "Give a folder that save_pretrained wrote, with preprocessor_config.json, or a name on the hub."
+        ) from error
+    model = getattr(model, "vision_model", model)  # of CLIP and the like
+    patch, side = (getattr(model.config, option, None) for option in ("patch_size", "image_size"))
+    if not isinstance(patch, int) or not hasattr(model.config, "num_hidden_layers"):
+        raise ValueRangeError(
+            f"encoder {name!r}: {type(model).__name__} is no vision transformer of square patches. Wrap it in "
+            "regiontok.encoders.Encoder."
+        )
+    sides: Any = img_size or side
+    size = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    encoder = Encoder(
+        HuggingfaceFeatures(model, layer=layer, final_norm=final_norm),
+        geometry=ImageGeometry(geometry, size),
+        patch_size=patch,
+        mean=tuple(images.image_mean),
+        std=tuple(images.image_std),
+        name=name,
+    ).to(device or "cpu")
+    try:
+        encoder.encode(torch.zeros(1, 3, *size, device=device or "cpu"))
+    except (RuntimeError, ValueError) as error:  # how transformers says that positions do not fit
+        raise ValueRangeError(
+            f"encoder {name!r} cannot take photos of {size[0]} x {size[1]}: {_brief(error)} Leave img_size out."
+        ) from error
+    return encoder
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") + "."

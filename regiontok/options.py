@@ -1,0 +1,198 @@
+"""Every option of a `Regionizer` in one place: name, default, meaning, check, and how it is saved."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from regiontok._checks import check_choice, check_integer, check_number
+from regiontok.clustering import UnionFindClusterer
+from regiontok.downsample import METHODS, MaskDownsampler
+from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.geometry import ImageGeometry
+from regiontok.ordering import ORDERS
+from regiontok.splitting import check_splitting
+
+SOURCES = ("clustering", "patch", "segmentation", "combined")
+MASK_SOURCES = ("segmentation", "combined")
+NORMS = ("rms", "none")
+POOLS = ("cross_attention", "mean")
+PADDINGS = ("drop", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionizerOptions:
+    """The options of a `Regionizer`, checked alone and together. ``Regionizer(**options)`` takes them by name.
+
+    Args:
+        source: Where regions come from: ``clustering`` of similar neighbours; ``patch``, every patch a region;
+            ``segmentation``, the masks given with the features; ``combined``, these masks split by `split_regions`.
+        dim: Feature dimension; needed by ``cross_attention``, and checked wherever it is given.
+        norm: ``rms``, root mean square of each patch feature without a weight, or ``none``.
+        pool: ``cross_attention`` or ``mean``. None is the paper's: cross-attention, and the mean for ``patch``, whose
+            regions have one patch each.
+        num_heads: Heads of cross-attention.
+        order: Order of an image's tokens: ``raster``, ``centroid``, ``area``, ``random`` or, for masks with scores,
+            ``score``; see `order_regions`.
+        seed: Seed of the random order, for which every call draws anew.
+        linkage: Which pair of regions clustering merges next: ``centroid``, ``average`` or ``ward``; see
+            `UnionFindClusterer` for this and the next four. None for ``ward`` where a budget stops, else ``centroid``.
+        threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers. None for
+            0.7, where nothing else stops.
+        num_regions: The number of tokens per image instead, or all valid patches where these are fewer; for
+            ``clustering`` only. A call may bring its own.
+        explained_variance: The share of the squared deviation that tokens keep instead; for ``clustering`` by ``ward``.
+        connectivity: 4 or 8 neighbours for clustering.
+        padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
+            on padding.
+        geometry: How the encoder places photos, ``encoder.geometry``; their masks go the same way.
+        coverage: The share of a patch above which it is in a mask; see `MaskDownsampler` for this and the next three.
+        downsampling: ``exact`` or ``two_step``.
+        uncovered: Patches in no mask: ``drop``, ``background``, ``single_patches`` or ``cluster``.
+        overlap: Patches in several masks: ``keep`` or ``smallest``.
+        eps: Greatest distance between near patches; see `split_regions` for this and the next three.
+        min_samples: Near patches that make a patch the core of a group.
+        split_min_patches: The least patches of a mask that is split.
+        noise: Patches in no group: ``own_region``, ``single_patches`` or ``drop``.
+
+    Raises:
+        DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
+
+    Example:
+        >>> RegionizerOptions(source="patch").pool
+        'mean'
+        >>> RegionizerOptions(dim=48, num_regions=64).clusterer()  # doctest: +ELLIPSIS
+        UnionFindClusterer(linkage=None, threshold=None, num_regions=64, ...)
+
+    Source:
+        The paper's system: A.1 for sources and their numbers, A.2 for pooling, Table 1 for norm and order. That the
+        norm has no weight, the default order, and what becomes of padding, overlaps, noise and uncovered patches are
+        our choices; linkages other than ``centroid`` and budgets go beyond it.
+    """
+
+    source: str = "clustering"
+    dim: int | None = None
+    norm: str = "rms"
+    pool: str | None = None
+    num_heads: int = 16
+    order: str = "raster"
+    seed: int = 0
+    linkage: str | None = None
+    threshold: float | None = None
+    num_regions: int | None = None
+    explained_variance: float | None = None
+    connectivity: int = 4
+    padding: str = "drop"
+    geometry: ImageGeometry | None = None
+    coverage: float = 0.07
+    downsampling: str = "exact"
+    uncovered: str = "drop"
+    overlap: str = "keep"
+    eps: float = 0.7
+    min_samples: int = 3
+    split_min_patches: int = 10
+    noise: str = "own_region"
+
+    def __post_init__(self) -> None:
+        check_choice("source", self.source, SOURCES)
+        if self.pool is None:
+            self._set(pool="mean" if self.source == "patch" else "cross_attention")
+        for name, choices in (("norm", NORMS), ("pool", POOLS), ("order", ORDERS), ("padding", PADDINGS)):
+            check_choice(name, getattr(self, name), choices)
+        check_choice("downsampling", self.downsampling, METHODS)
+        self._check_combinations()
+        if isinstance(self.geometry, Mapping):  # as in a saved folder
+            self._set(geometry=ImageGeometry(**self.geometry))
+        check_splitting(self.eps, self.min_samples, self.split_min_patches, self.noise)
+        clusterer = self.clusterer()
+        self._set(
+            dim=None if self.dim is None else check_integer("dim", self.dim),
+            num_heads=check_integer("num_heads", self.num_heads),
+            seed=check_integer("seed", self.seed, minimum=0),
+            threshold=clusterer.threshold,
+            num_regions=clusterer.num_regions,
+            explained_variance=clusterer.explained_variance,
+            connectivity=clusterer.connectivity,
+            coverage=check_number("coverage", self.coverage, low=0, high=1),
+            eps=float(self.eps),
+            min_samples=int(self.min_samples),
+            split_min_patches=int(self.split_min_patches),
+        )
+        self.downsampler()  # checks the rest
+
+    def _set(self, **values: Any) -> None:
+        """Put values into their final form, once, though the class is frozen."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_combinations(self) -> None:
+        if self.source != "clustering":
+            for name in ("num_regions", "explained_variance"):
+                if getattr(self, name) is not None:
+                    raise ValueRangeError(
+                        f"{name} is for source='clustering'; got source={self.source!r}. Leave it out."
+                    )
+            if self.linkage == "ward":
+                raise ValueRangeError(
+                    f"linkage='ward' needs a budget, which source={self.source!r} has not. Take 'centroid' or "
+                    "'average'."
+                )
+        if self.padding == "keep" and self.source in MASK_SOURCES:
+            raise ValueRangeError(
+                f"padding='keep' is not for source={self.source!r}: masks never lie on padding. Leave it out."
+            )
+        if self.order == "score" and (self.source not in MASK_SOURCES or self.uncovered != "drop"):
+            raise ValueRangeError(
+                "order='score' needs a score for every region: source='segmentation' or 'combined' with "
+                "uncovered='drop'. Use another order."
+            )
+        if self.dim is None and self.pool == "cross_attention":
+            raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
+
+    def clusterer(self) -> UnionFindClusterer:
+        """What merges patches, of the photo or of what no mask covers."""
+        return UnionFindClusterer(
+            linkage=self.linkage,
+            threshold=self.threshold,
+            num_regions=self.num_regions,
+            explained_variance=self.explained_variance,
+            connectivity=self.connectivity,
+        )
+
+    def downsampler(self) -> MaskDownsampler:
+        """What brings masks to the grid."""
+        return MaskDownsampler(
+            geometry=self.geometry,
+            threshold=self.coverage,
+            method=self.downsampling,
+            uncovered=self.uncovered,
+            overlap=self.overlap,
+            clusterer=self.clusterer(),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """All options as JSON can hold them."""
+        return asdict(self) | {"geometry": None if self.geometry is None else self.geometry.to_config()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "RegionizerOptions":
+        """Options that `to_config` wrote, by this version or one before.
+
+        A config without ``linkage`` comes from a version that had the paper's rule alone, whatever stopped it.
+
+        Raises:
+            CheckpointError: An option that this version does not know, or one that cannot be.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise CheckpointError(
+                f"this version knows no option {', '.join(map(repr, unknown))} of a Regionizer; a newer one may."
+            )
+        if "linkage" not in config:
+            config = {**config, "linkage": "centroid"}
+            if config.get("num_regions") is not None:
+                config["threshold"] = None  # was saved beside it, and not used
+        try:
+            return cls(**config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"a saved Regionizer has options that cannot be: {error}") from error
