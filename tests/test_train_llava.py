@@ -43,7 +43,7 @@ def work(tmp_path_factory):
 
 def make(work, *, seed=0, **options):
     torch.manual_seed(seed)
-    regions = {"source": "segmentation", "num_heads": 8, "geometry": tiny.GEOMETRY} | options
+    regions = {"source": "segmentation", "num_heads": 8, "geometry": tiny.PIXELS.geometry} | options
     return building.build("pixels", work / "language", regions, pretrained=False, img_size=scenes.SIDE)
 
 

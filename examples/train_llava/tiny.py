@@ -3,14 +3,16 @@
 import argparse
 import json
 import os
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import blake2b
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +20,19 @@ from building import build, image_processor
 from conversations import TEMPLATES, StoredMasks
 from language import TOY_TRAINING, learn_language
 from recipe import ALIGN, INSTRUCT, Stage
+from safetensors.torch import load_file, save_file
 from scenes import KINDS, SIDE, write_scenes
 from torch import Tensor
+from tqdm import tqdm
 from train import run_stage
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
-from regiontok import ImageGeometry, read_photo
+from regiontok import ImageGeometry, Regions, encoders, read_photo
 from regiontok.evaluation.focus import FocusMeter, answer_attention, target_regions
+from regiontok.evaluation.partition import grid_regions
 from regiontok.masks import MaskStore
 from regiontok.options import MASK_SOURCES, SOURCES
 
-GEOMETRY = ImageGeometry.squash(SIDE)
 TRAIN, TEST = 2000, 300
 BATCH = 16
 STEPS = {"patch": (200, 800)}
@@ -38,6 +42,41 @@ CONTROLS = ("blind", "no_position")
 """All features zero, so that only the number of tokens is left; the eight numbers of position zero."""
 FOLDER = Path("train-llava-tiny")
 RESULTS = Path(__file__).parent / "results"
+
+
+class ToyEncoder(NamedTuple):
+    """An encoder of toy scenes: what its rows are called, what `regiontok.encoders.load` takes, and its input side."""
+
+    label: str
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """How scenes, and their masks, are placed."""
+        return ImageGeometry.squash(self.options["img_size"])
+
+
+PIXELS = ToyEncoder("pixels", "pixels", {"img_size": SIDE})
+GRID = 12
+"""Patches per side of every encoder."""
+
+
+def toy_encoder(name: str, layer: int | None = None) -> ToyEncoder:
+    """``pixels``, ``dinov2-small``, or a folder of a vision transformer of transformers, on 12 x 12 patches."""
+    if name == "pixels":
+        return PIXELS
+    folder = Path(name)
+    if name == "dinov2-small":
+        sys.path.append(str(Path(__file__).parent.parent))
+        import real_features  # noqa: PLC0415  it wants packages that pixels does not
+
+        folder, layer = real_features.dinov2_small(), real_features.LAYER if layer is None else layer
+    if not folder.is_dir():
+        raise SystemExit(f"--encoder must be pixels, dinov2-small or a folder; got {name}.")
+    patch = AutoConfig.from_pretrained(folder).patch_size
+    options = {"img_size": GRID * patch} | ({} if layer is None else {"layer": layer})
+    return ToyEncoder(folder.name, f"hf:{folder}", options)
 
 
 def toy(stage: Stage, steps: int, template: str) -> Stage:
@@ -64,27 +103,40 @@ def train_one(
     row: str,
     folder: Path,
     *,
+    encoder: ToyEncoder = PIXELS,
     seed: int = 42,
+    regions: dict[str, Any] | None = None,
     control: str | None = None,
     steps: tuple[int, int] | None = None,
     most_questions: int | None = None,
 ) -> dict[str, Any]:
-    """Train one row through both stages, and measure it."""
+    """Train one row through both stages, and measure it.
+
+    The source may also be ``grid``, which ignores the photo; ``regions`` are further options of the Regionizer, such as
+    ``num_regions`` and ``linkage``.
+    """
     parts = row.split("/")
-    if len(parts) != 5 or parts[0] != "pixels" or parts[1] not in SOURCES:
-        raise SystemExit(f"a toy row is pixels/SOURCE/NORM/POOL/ORDER; got {row!r}.")
+    if len(parts) != 5 or parts[0] != encoder.label or parts[1] not in (*SOURCES, "grid"):
+        raise SystemExit(f"a toy row is {encoder.label}/SOURCE/NORM/POOL/ORDER; got {row!r}.")
     _, source, norm, pool, order = parts
     prepare(folder)
     set_seed(seed)
-    regions = {"source": source, "norm": norm, "pool": pool, "order": order, "num_heads": 8, "geometry": GEOMETRY}
-    model, tokenizer = build("pixels", folder / "language", regions, pretrained=False, img_size=SIDE)
+    more = dict(regions or {})
+    options = {"norm": norm, "pool": pool, "order": order, "num_heads": 8, "geometry": encoder.geometry, **more}
+    options["source"] = "clustering" if source == "grid" else source
+    model, tokenizer = build(encoder.name, folder / "language", options, **encoder.options)
+    if source == "grid":
+        cells = grid_regions(torch.ones(GRID, GRID, dtype=torch.bool), more["num_regions"]).labels()
+        model.regionizer.group = lambda features, **_: Regions.from_labels(cells.expand(len(features), -1, -1))
+    if encoder != PIXELS:
+        use_stored_features(model.model.vision_tower.encoder, folder, encoder)
     if control:
         add_control(model, control)
     standardize(model, folder / "data")
     data, masks = folder / "data", StoredMasks(MaskStore(folder / "data" / "masks.parquet"))
     steps = steps or STEPS.get(source, OTHERS)
     seconds = {}
-    out = folder / "runs" / "-".join([*row.split("/"), str(seed), *([control] if control else [])])
+    out = folder / "runs" / "-".join([*row.split("/"), *map(str, more.values()), str(seed), *filter(None, [control])])
     for base, count, file, template in (
         (ALIGN, steps[0], "captions.json", "bare_caption"),
         (INSTRUCT, steps[1], "questions.json", "bare"),
@@ -103,8 +155,8 @@ def train_one(
             group=False,
         )
         seconds[base.name] = time.perf_counter() - start
-    measured = measure(model, tokenizer, data, masks, most=most_questions)
-    result = {"row": row, "seed": seed, "control": control, "steps": steps} | measured
+    measured = measure(model, tokenizer, data, masks, geometry=encoder.geometry, most=most_questions)
+    result = {"row": row, "seed": seed, "control": control, "regions": more, "steps": steps} | measured
     result["seconds_per_step"] = {
         name: round(seconds[name] / count, 4) for name, count in zip(seconds, steps, strict=True)
     }
@@ -142,7 +194,51 @@ def add_control(model: Any, name: str) -> None:
 
 
 @torch.no_grad()
-def measure(model: Any, tokenizer: Any, data: Path, masks: Any, *, most: int | None = None) -> dict[str, Any]:
+def store_features(folder: Path, encoder: ToyEncoder) -> Path:
+    """Features of all scenes, computed once: half precision, with the scenes' pixels by digest."""
+    file = folder / f"{encoder.label}.safetensors"
+    if file.is_file():
+        return file
+    loaded = encoders.load(encoder.name, geometry="squash", **encoder.options)
+    digests, features = [], []
+    photos = sorted((folder / "data" / "images").iterdir())
+    for start in tqdm(range(0, len(photos), 32), desc=encoder.label):
+        pixels, _ = loaded.preprocess([read_photo(photo) for photo in photos[start : start + 32]])
+        digests += [_digest(one) for one in pixels]
+        features.append(loaded.encode(pixels).half())
+    part = file.with_suffix(".part")
+    save_file({"digests": torch.stack(digests), "features": torch.cat(features)}, part)
+    part.replace(file)
+    return file
+
+
+def use_stored_features(encoder: Any, folder: Path, toy: ToyEncoder) -> None:
+    """Let an encoder look the features of scenes up; a photo that is none of them is encoded."""
+    stored = load_file(store_features(folder, toy))
+    place = {digest.numpy().tobytes(): number for number, digest in enumerate(stored["digests"])}
+    encode = encoder.encode
+
+    def look_up(pixels: Tensor) -> Tensor:
+        numbers = [place.get(_digest(one).numpy().tobytes()) for one in pixels]
+        return encode(pixels) if None in numbers else stored["features"][numbers].float()
+
+    encoder.encode = look_up
+
+
+def _digest(pixels: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(blake2b(pixels.numpy().tobytes(), digest_size=16).digest()), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def measure(
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    masks: Any,
+    *,
+    geometry: ImageGeometry = PIXELS.geometry,
+    most: int | None = None,
+) -> dict[str, Any]:
     """Accuracy per kind of question beside the most frequent answer's, tokens per image, and focus."""
     model.eval()
     questions = json.loads((data / "test.json").read_text(encoding="utf-8"))[:most]
@@ -169,7 +265,7 @@ def measure(model: Any, tokenizer: Any, data: Path, masks: Any, *, most: int | N
         answer[:, -1] = True
         attention = answer_attention(model, answer, **answered, **given)
         objects = [one.select(list(question["about"])) for one, question in zip(found, batch, strict=True)]
-        meter.add(attention, target_regions(attention.regions, objects, geometry=GEOMETRY))
+        meter.add(attention, target_regions(attention.regions, objects, geometry=geometry))
         counts += attention.regions.counts.tolist()
     answers = {kind: Counter(one["answer"] for one in questions if one["kind"] == kind) for kind in KINDS}
     every = [one for kind in right.values() for one in kind]
@@ -255,7 +351,8 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, transparent=True, dpi=150)
 
 
-def _share(jobs: int) -> None:
+def share_cores(jobs: int) -> None:
+    """Give each of so many processes its part of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
@@ -264,6 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = argparse.ArgumentParser(
         prog="tiny.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    own.add_argument("--encoder", default="pixels", help="pixels, dinov2-small, or a folder of transformers")
+    own.add_argument("--layer", type=int, help="of such an encoder, counted from 0; default: the last")
     own.add_argument("--out", type=Path, default=FOLDER, help="default: %(default)s")
     own.add_argument(
         "--sources", nargs="*", default=["patch", "segmentation", "clustering", "combined"], choices=SOURCES
@@ -277,23 +376,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own.add_argument("--results", type=Path, default=RESULTS, help="where the table goes; default: %(default)s")
     options = own.parse_args(arguments)
     prepare(options.out)
+    encoder = toy_encoder(options.encoder, options.layer)
+    if encoder != PIXELS:
+        store_features(options.out, encoder)
     runs: list[tuple[str, int, str | None]] = [
-        (f"pixels/{source}/{norm}/{pool}/{order}", seed, None)
+        (f"{encoder.label}/{source}/{norm}/{pool}/{order}", seed, None)
         for source, norm, pool, order, seed in product(
             options.sources, options.norms, options.pools, options.orders, options.seeds
         )
     ]
-    runs += [("pixels/segmentation/rms/mean/raster", options.seeds[0], control) for control in options.controls]
+    runs += [
+        (f"{encoder.label}/segmentation/rms/mean/raster", options.seeds[0], control) for control in options.controls
+    ]
     results = []
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=_share, initargs=(options.jobs,)) as pool:
-        waiting = [pool.submit(train_one, row, options.out, seed=seed, control=control) for row, seed, control in runs]
+    with ProcessPoolExecutor(
+        options.jobs, get_context("spawn"), initializer=share_cores, initargs=(options.jobs,)
+    ) as pool:
+        waiting = [
+            pool.submit(train_one, row, options.out, encoder=encoder, seed=seed, control=control)
+            for row, seed, control in runs
+        ]
         for one in waiting:
             results.append(one.result())
             print(table(results[-1:]).splitlines()[2], flush=True)
+    name = "tiny" if encoder == PIXELS else f"tiny-{encoder.label}"
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "tiny.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (options.results / "tiny.md").write_text(table(results), encoding="utf-8")
-    picture(results, options.results / "tiny.png")
+    (options.results / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (options.results / f"{name}.md").write_text(table(results), encoding="utf-8")
+    picture(results, options.results / f"{name}.png")
     print(f"\n{table(results)}\nSaved in {options.results}")
 
 
