@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from regiontok import __version__
-from regiontok.cli import chat, count, env, evaluate, figures, focus, masks, tokenize, view
+from regiontok.cli import chat, compare, count, env, evaluate, figures, focus, masks, tokenize, view
 from regiontok.errors import RegiontokError
 
 
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="regiontok", description="Region tokenizers for multimodal language models.")
     parser.add_argument("--version", action="version", version=f"regiontok {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (tokenize, masks, count, view, figures, chat, evaluate, focus, env):
+    for module in (tokenize, masks, count, compare, view, figures, chat, evaluate, focus, env):
         module.add_commands(commands)
     options = parser.parse_args(arguments)
     try:

@@ -91,6 +91,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
         help=ENCODER_NAMES,
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
+    parser.add_argument("--img-size", type=int, metavar="N", help="input side in pixels; default: the encoder's own")
     add_layer_options(parser)
     add_placing_options(parser)
 
@@ -125,6 +126,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
         weights=options.weights,
         layer=options.layer,
         final_norm=options.final_norm,
+        img_size=options.img_size,
         geometry=options.geometry,
         device=options.device,
     )

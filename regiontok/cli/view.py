@@ -16,13 +16,21 @@ def add_commands(commands: Any) -> None:
     view = commands.add_parser(
         "view",
         help="explore a photo's regions in a browser",
-        description="Write one HTML file, which needs no network: the photo with its regions, a slider over threshold "
-        "and number of tokens, a switch of source, and similarities of regions. Sources of masks are there with "
-        "--masks.",
+        description="Write one HTML file, which needs no network: the photo with its regions, sliders over threshold "
+        "and number of tokens, switches of rule and source, and similarities of regions. Sources of masks are there "
+        "with --masks.",
     )
     view.add_argument("photo", type=Path, metavar="PHOTO")
     view.add_argument("--out", type=Path, metavar="FILE.html", help="default: the photo's name in this folder")
-    view.add_argument("--threshold", type=float, default=0.7, metavar="T", help="where the slider starts; default: 0.7")
+    start = view.add_mutually_exclusive_group()
+    start.add_argument(
+        "--threshold",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="where the page starts, by the paper's rule; default: 0.7",
+    )
+    start.add_argument("--tokens", type=int, metavar="K", help="start with K tokens by Ward's rule instead")
     view.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     view.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     add_encoder_options(view)
@@ -46,6 +54,7 @@ def _view(options: argparse.Namespace) -> int:
         title=options.photo.name,
         masks=masks,
         threshold=options.threshold,
+        num_regions=options.tokens,
         norm=options.norm,
         connectivity=options.connectivity,
     )

@@ -41,7 +41,7 @@ class PartitionScores(NamedTuple):
             None without objects.
     """
 
-    regions: int
+    regions: float
     kept: float
     single: float
     largest: float
@@ -191,6 +191,25 @@ def compare_partitions(
         Partition(name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0])
         for name, count, one in found
     ]
+
+
+def mean_partitions(photos: Sequence[Sequence[Partition]]) -> list[Partition]:
+    """The mean of every score over photos that were compared in the same way; ``regions`` may then be a fraction.
+
+    Raises:
+        ShapeError: No photo, or photos compared in different ways.
+    """
+    names = [[(row.source, row.tokens) for row in rows] for rows in photos]
+    if not names or any(one != names[0] for one in names):
+        raise ShapeError(
+            "photos must be compared in the same way, one or more; these differ in their sources or counts."
+        )
+    means = []
+    for rows in zip(*photos, strict=True):
+        columns = zip(*(row.scores for row in rows), strict=True)
+        values = [None if None in column else float(np.mean(column)) for column in columns]
+        means.append(Partition(rows[0].source, rows[0].tokens, PartitionScores(*values)))  # type: ignore[arg-type]
+    return means
 
 
 def _members(regions: Regions, image: int) -> Tensor:

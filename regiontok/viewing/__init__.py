@@ -2,6 +2,7 @@
 
     picture    a photo with its regions, without matplotlib
     counts     tokens per photo from each source
+    partitions how well regions of several sources stand for photos
     figures    the paper's figures, for any photo, encoder and model
     page       a page to explore a photo's regions in a browser
 
@@ -21,6 +22,7 @@ from regiontok.viewing.figures import (
     see,
 )
 from regiontok.viewing.page import make_page, write_page
+from regiontok.viewing.partitions import draw_partitions
 from regiontok.viewing.picture import draw_regions
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "draw_encoders",
     "draw_features",
     "draw_norms",
+    "draw_partitions",
     "draw_regions",
     "draw_sources",
     "make_page",

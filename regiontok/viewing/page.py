@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_number
+from regiontok._checks import check_integer, check_number
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import PhotoError, ShapeError
@@ -66,21 +66,23 @@ def make_page(
     title: str = "photo",
     masks: MaskSet | None = None,
     threshold: float = 0.7,
+    num_regions: int | None = None,
     norm: str = "rms",
     connectivity: int = 4,
 ) -> str:
     """A page on which a photo's regions can be explored, as HTML.
 
-    A slider over the merge tree, by threshold or by number of tokens; a switch between sources; and for the region
-    under the pointer its patches, its size, and how similar the others are. It works by pointer, touch, keyboard and
-    screen reader, in light and dark.
+    A slider over the tree of the paper's rule, by threshold, and one over the tree of Ward's rule, by number of tokens;
+    a switch between the two at as many tokens, and between sources; and for the region under the pointer its patches,
+    its size, and how similar the others are. It works by pointer, touch, keyboard and screen reader, in light and dark.
 
     Args:
         photo: The photo.
         encoder: What makes its features.
         title: What to call it, such as its file name; any text is safe.
         masks: The photo's; with them the page has the sources ``segmentation`` and ``combined``.
-        threshold: Where the slider starts.
+        threshold: Where the page starts, by the paper's rule.
+        num_regions: Start with so many tokens by Ward's rule instead; as many as there are, where there are fewer.
         norm: Of patch features, ``rms`` or ``none``.
         connectivity: 4 or 8 neighbours for clustering.
 
@@ -93,7 +95,8 @@ def make_page(
         >>> "<b>" in page, "&lt;b&gt;" in page
         (False, True)
     """
-    check_number("threshold", threshold, low=-1, high=1)
+    threshold = check_number("threshold", threshold, low=-1, high=1)
+    tokens = None if num_regions is None else check_integer("num_regions", num_regions)
     rows, cols = encoder.grid
     if rows * cols > _MOST_PATCHES:
         raise ShapeError(f"a page holds at most {_MOST_PATCHES} patches; got {rows} x {cols}. Take a smaller img_size.")
@@ -102,7 +105,10 @@ def make_page(
     placement = encoder.geometry.place((photo.height, photo.width))
     options: dict[str, Any] = {"pool": "mean", "norm": norm, "connectivity": connectivity}
     normed = Regionizer(**options).normalize(features)
-    tree = UnionFindClusterer(connectivity=connectivity).tree(normed, valid)[0]
+    trees = [
+        UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(normed, valid)[0]
+        for linkage in ("centroid", "ward")
+    ]
     sources = {"patch": Regionizer(source="patch", **options).group(normed, valid=valid)}
     for source in MASK_SOURCES if masks is not None else ():
         regionizer = Regionizer(source=source, geometry=encoder.geometry, **options)
@@ -116,12 +122,13 @@ def make_page(
         "grid": [rows, cols],
         "placement": [*across, *down],
         "threshold": threshold,
+        "tokens": tokens,
         "valid": _encode(valid[0].cpu().numpy().astype(np.uint8)),
         "dim": compact.shape[1],
         "features": _encode(compact),
         "scale": _encode(scale.astype("<f4")),
         "colours": _encode(_mean_colours(small, patch, rows * cols)),
-        **_tree(tree),
+        "trees": {tree.linkage: _tree(tree) for tree in trees},
         "sources": {name: _regions(one) for name, one in sources.items()},
     }
     how = "without norm" if norm == "none" else f"{norm} norm"
@@ -177,10 +184,9 @@ def _mean_colours(photo: Image.Image, patch: np.ndarray, patches: int) -> np.nda
 
 
 def _tree(tree: MergeTree) -> dict[str, str]:
-    return {
-        "pairs": _encode(tree.pairs.numpy().astype("<u2")),
-        "similarity": _encode(tree.score.numpy().astype("<f4")),
-    }
+    """The merges, and after each the similarity at which it happened, or for Ward's rule the share that is kept."""
+    score = tree.score if tree.deviation is None else tree.curve()[1][1:]
+    return {"pairs": _encode(tree.pairs.numpy().astype("<u2")), "score": _encode(score.numpy().astype("<f4"))}
 
 
 def _regions(regions: Regions) -> Mapping[str, Any]:

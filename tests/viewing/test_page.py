@@ -109,17 +109,24 @@ def test_it_opens_at_the_threshold(tab, made):
     assert tab.text("#threshold-told") == "0.70"
     assert tab.sizes() == expected.areas().tolist()
     tab.page.wait_for_function("() => document.getElementById('status').textContent !== ''")
-    assert tab.text("#status") == f"{len(expected)} tokens from clustering, instead of {int(valid.sum())} patches"
+    assert (
+        tab.text("#status")
+        == f"{len(expected)} tokens from clustering by centroid, instead of {int(valid.sum())} patches"
+    )
 
 
-def test_both_sliders_cut_the_tree_as_the_library_does(tab, made):
+def test_each_slider_cuts_its_tree_as_the_library_does(tab, made):
     _, features, valid, _, _ = made
-    tree = UnionFindClusterer().tree(features, valid)[0]
+    tree, ward = (UnionFindClusterer(linkage=one).tree(features, valid)[0] for one in ("centroid", "ward"))
+    counts, kept = (one.tolist() for one in ward.curve())
     before = tab.canvas()
     for tokens in (1, 2, 17, 128, 383, int(valid.sum())):
         tab.slide("tokens", tokens)
         assert tab.text("#tokens-told") == str(tokens)
-        assert tab.sizes() == tree.cut(num_regions=tokens).areas().tolist()
+        assert tab.sizes() == ward.cut(num_regions=tokens).areas().tolist()
+        share = 100 * kept[counts.index(tokens)]
+        assert float(tab.text("#kept").split()[2]) == pytest.approx(share, abs=0.06)
+        assert tab.text("#threshold-told") == "none"
     assert tab.canvas() != before
     for threshold in (0.3, 0.555, 0.8, 0.95):
         tab.slide("threshold", threshold)
@@ -132,13 +139,34 @@ def test_both_sliders_cut_the_tree_as_the_library_does(tab, made):
         )
 
 
-def test_a_number_of_tokens_tells_a_threshold_that_gives_it(tab, made):
+def test_the_rules_can_be_compared_at_as_many_tokens(tab, made):
     _, features, valid, _, _ = made
-    tree = UnionFindClusterer().tree(features, valid)[0]
+    tree, ward = (UnionFindClusterer(linkage=one).tree(features, valid)[0] for one in ("centroid", "ward"))
     tab.slide("tokens", 50)
+    assert tab.page.get_by_role("radio", name="ward").is_checked()
+    by_ward = tab.canvas()
+    tab.page.get_by_role("radio", name="centroid").check()
+    tab.settle()
+    assert tab.sizes() == tree.cut(num_regions=50).areas().tolist()
+    assert tab.canvas() != by_ward
+    assert tab.text("#kept") == ""
     told = float(tab.text("#threshold-told"))
-    lowest = float(tree.similarity[: int(valid.sum()) - 50].min())
+    lowest = float(tree.score[: int(valid.sum()) - 50].min())
     assert told == pytest.approx(lowest, abs=0.006)
+    tab.page.get_by_role("radio", name="ward").check()
+    assert tab.sizes() == ward.cut(num_regions=50).areas().tolist()
+
+
+def test_it_may_open_at_a_number_of_tokens(chromium, tmp_path, china):
+    write_page(tmp_path / "page.html", china, encoders.load("pixels"), num_regions=64)
+    opened = Tab(chromium, tmp_path / "page.html")
+    assert opened.text("#tokens-told") == "64"
+    assert opened.page.get_by_role("radio", name="ward").is_checked()
+    opened.close()
+    write_page(tmp_path / "page.html", china, encoders.load("pixels"), num_regions=10**6)
+    opened = Tab(chromium, tmp_path / "page.html")
+    assert opened.text("#tokens-told") == "384"
+    opened.close()
 
 
 def test_the_region_under_the_pointer_is_told_and_compared(tab, made):
@@ -347,6 +375,8 @@ def test_what_cannot_be_is_refused(tmp_path, china):
     encoder = encoders.load("pixels", img_size=64)
     with pytest.raises(ValueRangeError, match="threshold must be"):
         make_page(china, encoder, threshold=2)
+    with pytest.raises(ValueRangeError, match="num_regions must be at least 1; got 0"):
+        make_page(china, encoder, num_regions=0)
     with pytest.raises(ShapeError, match="a page holds at most 65535 patches; got 256 x 256. Take a smaller img_size"):
         make_page(china, encoders.load("pixels", img_size=256 * 16))
     with pytest.raises(PhotoError, match="the page cannot be written"):
