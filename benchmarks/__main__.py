@@ -2,10 +2,11 @@
 
 import argparse
 
-from benchmarks import clustering, downsampling, generators, memory, page, pooling, sources, splitting, steps
+from benchmarks import clustering, downsampling, generators, memory, page, partition, pooling, sources, splitting, steps
 
 QUESTIONS = {
     "clustering": clustering.main,
+    "partition": partition.main,
     "pooling": pooling.main,
     "memory": memory.main,
     "downsampling": downsampling.main,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from scenes import KINDS
-from tiny import FOLDER, PIXELS, RESULTS, prepare, share_cores, store_features, toy_encoder, train_one
+from tiny import FOLDER, RESULTS, prepare, share_cores, store_features, toy_encoder, train_one
 
 from regiontok.clustering import LINKAGES
 
@@ -113,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = own.parse_args(arguments)
     prepare(options.out)
     encoder = toy_encoder(options.encoder, options.layer)
-    if encoder != PIXELS:
-        store_features(options.out, encoder)
+    store_features(options.out, encoder)
     name = f"equal-tokens-{encoder.label}"
     options.results.mkdir(parents=True, exist_ok=True)
     results = []
@@ -124,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         waiting = [
             pool.submit(
                 train_one, f"{encoder.label}/{source}/rms/mean/raster", options.out,
-                encoder=encoder, seed=seed, regions=regions,
+                encoder=encoder, stored=True, seed=seed, regions=regions,
             )
             for source, regions, seed in runs(options.tokens)
         ]  # fmt: skip

@@ -104,6 +104,7 @@ def train_one(
     folder: Path,
     *,
     encoder: ToyEncoder = PIXELS,
+    stored: bool = False,
     seed: int = 42,
     regions: dict[str, Any] | None = None,
     control: str | None = None,
@@ -113,7 +114,7 @@ def train_one(
     """Train one row through both stages, and measure it.
 
     The source may also be ``grid``, which ignores the photo; ``regions`` are further options of the Regionizer, such as
-    ``num_regions`` and ``linkage``.
+    ``num_regions`` and ``linkage``. With ``stored`` features of scenes are looked up, and not computed at every step.
     """
     parts = row.split("/")
     if len(parts) != 5 or parts[0] != encoder.label or parts[1] not in (*SOURCES, "grid"):
@@ -128,7 +129,7 @@ def train_one(
     if source == "grid":
         cells = grid_regions(torch.ones(GRID, GRID, dtype=torch.bool), more["num_regions"]).labels()
         model.regionizer.group = lambda features, **_: Regions.from_labels(cells.expand(len(features), -1, -1))
-    if encoder != PIXELS:
+    if stored or encoder != PIXELS:
         use_stored_features(model.model.vision_tower.encoder, folder, encoder)
     if control:
         add_control(model, control)
@@ -195,7 +196,7 @@ def add_control(model: Any, name: str) -> None:
 
 @torch.no_grad()
 def store_features(folder: Path, encoder: ToyEncoder) -> Path:
-    """Features of all scenes, computed once: half precision, with the scenes' pixels by digest."""
+    """Features of all scenes, computed once, by the digest of their pixels."""
     file = folder / f"{encoder.label}.safetensors"
     if file.is_file():
         return file
@@ -205,7 +206,7 @@ def store_features(folder: Path, encoder: ToyEncoder) -> Path:
     for start in tqdm(range(0, len(photos), 32), desc=encoder.label):
         pixels, _ = loaded.preprocess([read_photo(photo) for photo in photos[start : start + 32]])
         digests += [_digest(one) for one in pixels]
-        features.append(loaded.encode(pixels).half())
+        features.append(loaded.encode(pixels))
     part = file.with_suffix(".part")
     save_file({"digests": torch.stack(digests), "features": torch.cat(features)}, part)
     part.replace(file)
@@ -220,7 +221,7 @@ def use_stored_features(encoder: Any, folder: Path, toy: ToyEncoder) -> None:
 
     def look_up(pixels: Tensor) -> Tensor:
         numbers = [place.get(_digest(one).numpy().tobytes()) for one in pixels]
-        return encode(pixels) if None in numbers else stored["features"][numbers].float()
+        return encode(pixels) if None in numbers else stored["features"][numbers]
 
     encoder.encode = look_up
 

@@ -1,0 +1,178 @@
+"""What do tokens of equal number keep of real features, and what do they cost to make?
+
+Our three rules beside a grid, k-means, and the rules of ToMe and DiVT, written here from their papers: on a trained
+DINOv2-small and photos that packages ship (``examples/real_features.py``).
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+from benchmarks.timing import ratio, save, take_turns
+from regiontok import MaskSet, Regions, UnionFindClusterer, encoders
+from regiontok.evaluation.partition import grid_regions, measure_partition
+
+COUNTS = (32, 64, 100)
+BLOCKS = {"block 10": 9, "last block": -1}
+SIDE = 336
+_TOME_MERGES = 16  # a step, as in ToMe's larger models
+
+Cluster = Callable[[torch.Tensor, int], np.ndarray]
+"""Unit features ``(rows, cols, D)`` and a count, to labels ``(rows, cols)``."""
+
+
+def by_linkage(linkage: str) -> Cluster:
+    """One of our rules."""
+
+    def cluster(features: torch.Tensor, count: int) -> np.ndarray:
+        clusterer = UnionFindClusterer(linkage=linkage, num_regions=count, num_threads=1)
+        return clusterer(features[None]).labels()[0].numpy()
+
+    return cluster
+
+
+def grid(features: torch.Tensor, count: int) -> np.ndarray:
+    """Cells that ignore the photo."""
+    return grid_regions(torch.ones(features.shape[:2], dtype=torch.bool), count).labels()[0].numpy()
+
+
+def k_means(features: torch.Tensor, count: int) -> np.ndarray:
+    """scikit-learn's, one start; patches may join from anywhere."""
+    flat = features.flatten(0, 1).numpy()
+    return KMeans(count, n_init=1, random_state=0).fit_predict(flat).reshape(features.shape[:2])
+
+
+def tome(features: torch.Tensor, count: int) -> np.ndarray:
+    """ToMe's bipartite matching, step after step: every other token finds its nearest of the rest; the best pairs merge.
+
+    After "Token Merging: Your ViT But Faster" (Bolya et al., 2023), on features in place of keys.
+    """
+    tokens = features.flatten(0, 1)
+    sizes = torch.ones(len(tokens))
+    owner = torch.arange(len(tokens))
+    while len(tokens) > count:
+        unit = torch.nn.functional.normalize(tokens, dim=1)
+        best, partner = (unit[::2] @ unit[1::2].T).max(1)
+        merges = min(_TOME_MERGES, len(tokens) - count, len(best))
+        gone = best.argsort(descending=True)[:merges]
+        place = torch.arange(len(tokens))
+        place[2 * gone] = 2 * partner[gone] + 1
+        keep = torch.ones(len(tokens), dtype=torch.bool)
+        keep[2 * gone] = False
+        number = (keep.cumsum(0) - 1)[place]
+        weighted = torch.zeros(int(keep.sum()), tokens.shape[1]).index_add_(0, number, tokens * sizes[:, None])
+        sizes = torch.zeros(len(weighted)).index_add_(0, number, sizes)
+        tokens, owner = weighted / sizes[:, None], number[owner]
+    return owner.reshape(features.shape[:2]).numpy()
+
+
+def divt(similarity: torch.Tensor, threshold: float) -> torch.Tensor:
+    """DiVT's clusters of patches at a threshold, ``(P,)``: seeds by number of near patches, then each to its nearest.
+
+    After "A More Word-like Image Tokenization for MLLMs" (arXiv 2605.17954).
+    """
+    near = similarity > threshold
+    wanted = near.sum(1)
+    seeds = []
+    while (wanted >= 0).any():
+        seeds.append(int(wanted.argmax()))
+        wanted[near[seeds[-1]]] = -1
+        wanted[seeds[-1]] = -1
+    return similarity[:, seeds].argmax(1)
+
+
+def divt_threshold(features: torch.Tensor, count: int) -> float:
+    """The threshold at which DiVT makes so many clusters, or the most below that."""
+    flat = features.flatten(0, 1)
+    similarity = flat @ flat.T
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if len(divt(similarity, middle).unique()) <= count:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def measure(features: list[torch.Tensor], quokka: tuple[torch.Tensor, MaskSet, Any]) -> dict[str, Any]:
+    """Scores and times of every contestant at every count, over unit features of photos."""
+    contestants: dict[str, Cluster] = {
+        "grid": grid,
+        "centroid": by_linkage("centroid"),
+        "average": by_linkage("average"),
+        "ward": by_linkage("ward"),
+        "k-means": k_means,
+        "ToMe": tome,
+    }
+    told: dict[str, Any] = {}
+    for count in COUNTS:
+        thresholds = [divt_threshold(one, count) for one in features]
+        scores: dict[str, list[Any]] = {name: [] for name in (*contestants, "DiVT")}
+        for one, threshold in zip(features, thresholds, strict=True):
+            labels = {name: cluster(one, count) for name, cluster in contestants.items()}
+            labels["DiVT"] = _divt(one, threshold)
+            for name, found in labels.items():
+                regions = Regions.from_labels(torch.from_numpy(found.astype(np.int64))[None])
+                scores[name] += measure_partition(one[None], regions)
+        photo = features[0]
+        times = take_turns(
+            {name: (lambda cluster=cluster: cluster(photo, count)) for name, cluster in contestants.items()}
+            | {"DiVT": lambda: _divt(photo, thresholds[0])},
+            rounds=9,
+        )
+        unit, objects, geometry = quokka
+        of_object = {}
+        for name, cluster in contestants.items():
+            regions = Regions.from_labels(torch.from_numpy(cluster(unit, count).astype(np.int64))[None])
+            scored = measure_partition(unit[None], regions, objects=[objects], geometry=geometry)
+            of_object[name] = round(scored[0].miou or 0.0, 3)
+        error = {name: float(np.mean([1 - one.kept for one in some])) for name, some in scores.items()}
+        told[str(count)] = {
+            "regions": {name: round(float(np.mean([one.regions for one in some])), 1) for name, some in scores.items()},
+            "squared error": {name: round(value, 4) for name, value in error.items()},
+            "ward's error over": {name: round(error["ward"] / error[name], 3) for name in error},
+            "single patches": {
+                name: round(float(np.mean([one.single for one in some])), 3) for name, some in scores.items()
+            },
+            "largest region": {
+                name: round(float(np.mean([one.largest for one in some])), 3) for name, some in scores.items()
+            },
+            "IoU of the quokka": of_object,
+            "times": times,
+            "times faster by ward": {name: ratio(times, name, "ward") for name in ("k-means", "ToMe", "DiVT")},
+        }
+    return told
+
+
+def _divt(features: torch.Tensor, threshold: float) -> np.ndarray:
+    flat = features.flatten(0, 1)
+    return divt(flat @ flat.T, threshold).reshape(features.shape[:2]).numpy()
+
+
+def main() -> None:
+    """Measure both blocks, print and save."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    import real_features  # noqa: PLC0415  downloads
+
+    torch.set_num_threads(1)
+    photo, objects = real_features.quokka()
+    figures = {}
+    for name, layer in BLOCKS.items():
+        encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=SIDE, geometry="squash")
+        encoded, _ = encoder(list(real_features.photos().values()))
+        own, _ = encoder(photo)
+        unit = torch.nn.functional.normalize(encoded, dim=-1)
+        figures[name] = measure(list(unit), (torch.nn.functional.normalize(own[0], dim=-1), objects, encoder.geometry))
+        for count, one in figures[name].items():
+            print(name, count, {key: value for key, value in one.items() if key != "times"}, sep="\n  ")
+    print(save("partition", figures))
+
+
+if __name__ == "__main__":
+    main()
