@@ -11,7 +11,7 @@ The way of the data, and where each step lives:
     encoders      photos to patch features                                     regiontok.encoders.load
     geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
     normalize     root mean square, without a weight                           rms_normalize
-    clustering    merging similar neighbours                                   UnionFindClusterer, MergeTree
+    clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
     masks         photos to masks, and masks on disk                           regiontok.masks.load, MaskStore
     maskset       the masks of one photo                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
@@ -19,6 +19,7 @@ The way of the data, and where each step lives:
     regions       which patches belong to which region; the tokens             Regions, RegionTokens
     ordering      the order of tokens                                          order_regions
     pooling       one token per region                                         CrossAttnPool, MeanPool
+    options       every option, checked and saved                              RegionizerOptions
     regionizer    all of it, saved and loaded                                  Regionizer
     presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
@@ -37,6 +38,7 @@ from regiontok.errors import RegiontokError
 from regiontok.geometry import ImageGeometry, Placement
 from regiontok.maskset import MaskSet
 from regiontok.normalize import rms_normalize
+from regiontok.options import RegionizerOptions
 from regiontok.ordering import order_regions
 from regiontok.photos import read_photo
 from regiontok.pooling import CrossAttnPool, MeanPool
@@ -57,6 +59,7 @@ __all__ = [
     "Placement",
     "RegionTokens",
     "Regionizer",
+    "RegionizerOptions",
     "Regions",
     "RegiontokError",
     "UnionFindClusterer",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from regiontok import Regionizer, __version__, encoders
+from regiontok import Regionizer, __version__, encoders, read_photo
 from regiontok.cli import main
 
 
@@ -112,12 +112,27 @@ def test_one_bad_photo_does_not_stop_the_rest_is_named_and_told_by_the_exit_code
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a.regions", "b.regions"}
 
 
-def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_path, capsys):
+def test_a_narrow_photo_keeps_all_its_patches_under_a_larger_budget(photos, tmp_path):
     Image.new("RGB", (400, 100)).save(photos / "wide.png")
     arguments = [str(photos / "wide.png"), str(photos / "other" / "a.jpg"), "--tokens", "300"]
-    assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
-    assert "wide.png: num_regions must be at most the number of patches; got 300" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a.regions.png").exists()
+    assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert [len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) for name in ("wide", "a")] == [144, 300]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--tokens", "50"], {"num_regions": 50}),
+        (["--tokens", "50", "--linkage", "centroid"], {"num_regions": 50, "linkage": "centroid"}),
+        (["--explained-variance", "0.5"], {"explained_variance": 0.5}),
+        (["--linkage", "average"], {"linkage": "average"}),
+    ],
+)
+def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
+    assert main(["tokenize", str(photos / "a.png"), *arguments, "--out", str(tmp_path)]) == 0
+    features, valid = encoders.load("pixels")(read_photo(photos / "a.png"))
+    expected = Regionizer(pool="mean", **options)(features, valid=valid).regions.labels()[0]
+    assert torch.equal(read(tmp_path / "a.regions.safetensors")[1].long(), expected)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +141,19 @@ def test_a_budget_too_large_for_one_photo_fails_that_photo_alone(photos, tmp_pat
         (["--encoder", "clip"], "there is no encoder 'clip'"),
         (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
         (["--tokens", "0"], "num_regions must be at least 1; got 0"),
+        (["--linkage", "ward"], "--linkage ward has no threshold. Say how many by --tokens or --explained-variance."),
+        (["--linkage", "ward", "--threshold", "0.5"], "--linkage ward has no threshold."),
+        (
+            ["--linkage", "average", "--explained-variance", "0.5"],
+            "--explained-variance is for --linkage ward; got average",
+        ),
+        (["--explained-variance", "1.5"], "explained_variance must be in [0, 1]; got 1.5"),
+        (["--source", "patch", "--linkage", "average"], "--linkage is for --source clustering"),
         (
             ["--source", "patch", "--threshold", "0.5"],
             "--threshold is for --source clustering, or for --uncovered cluster",
         ),
-        (["--source", "patch", "--tokens", "9"], "num_regions is for source='clustering'"),
+        (["--source", "patch", "--tokens", "9"], "--tokens is for --source clustering"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
         (["--out", "photos/a.png"], "--out must be a folder that can be made; got photos/a.png"),

@@ -47,6 +47,10 @@ def test_it_answers_as_the_assistant_does(capsys, folders, photo, china):
 def test_a_budget_for_a_stock_model(capsys, folders, photo):
     assert ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5)[2] == f"{photo}: 5 tokens"
     assert ask(capsys, photo, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{photo}: 1 token"
+    told = ask(capsys, photo, "w1", "--model", folders / "stock", "--explained-variance", 0.5)[2]
+    assert 1 < int(told.split()[-2]) < 16
+    told = ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5, "--linkage", "centroid")[2]
+    assert told == f"{photo}: 5 tokens"
 
 
 def test_masks_for_a_model_of_masks(capsys, folders, photo):
@@ -61,7 +65,13 @@ def test_masks_for_a_model_of_masks(capsys, folders, photo):
         ("masks", [], "makes regions of masks (combined). Give --masks, such as --masks sam2."),
         ("stock", ["--masks", "felzenszwalb"], "makes regions by patch, without masks. Leave --masks and its options"),
         ("masks", ["--tokens", "3", "--masks", "felzenszwalb"], "holds a region model, whose Regionizer is its own."),
-        ("stock", ["--norm", "rms"], "norm='rms' is for num_regions or threshold, of a stock model. Leave it out."),
+        (
+            "stock",
+            ["--norm", "rms"],
+            "norm='rms' is for num_regions, threshold or explained_variance, of a stock model. Leave",
+        ),
+        ("stock", ["--linkage", "average"], "linkage='average' is for num_regions, threshold or explained_variance"),
+        ("stock", ["--linkage", "ward"], "--linkage ward has no threshold. Say how many by --tokens"),
         ("stock", ["--options", "w1"], "options must be 2 to 26"),
         ("nothing", [], "holds no model of transformers"),
     ],

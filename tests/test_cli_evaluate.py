@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import evaluate, main
+from regiontok.cli.common import add_model_options, told_apart
 from regiontok.errors import CheckpointError
 from regiontok.evaluation.benchmarks import BENCHMARKS, Measured
 from regiontok.presets import FIGURES
@@ -63,12 +65,27 @@ def test_a_failing_benchmark_is_named_and_the_others_go_on(capsys, model, tmp_pa
     assert "has scores of tokens None, and this is 64. Give another folder." in errors
 
 
+def test_scores_know_how_tokens_were_made():
+    def of(*arguments):
+        parser = argparse.ArgumentParser()
+        add_model_options(parser)
+        options = parser.parse_args(arguments)
+        options.model = "m"
+        return told_apart(options)
+
+    assert of()["linkage"] is of("--threshold", "0.7")["linkage"] is None  # as scores say that knew no other
+    assert of("--tokens", "64", "--linkage", "centroid")["linkage"] is None
+    assert of("--tokens", "64")["linkage"] == "ward"
+    assert of("--explained-variance", "0.5") | {"explained_variance": None} == of() | {"linkage": "ward"}
+    assert of("--threshold", "0.7", "--linkage", "average")["linkage"] == "average"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         (["--benchmarks", "mm_vet"], "mm_vet needs a judge, and there is no OPENAI_API_KEY. Set it, or leave it out."),
         (["--ladder", "--masks", "sam2"], "--ladder is not for evaluate, which makes masks at the paper's cheap"),
-        (["--norm", "rms"], "norm='rms' is for num_regions or threshold, of a stock model. Leave it out."),
+        (["--norm", "rms"], "norm='rms' is for num_regions, threshold or explained_variance, of a stock model. Leave"),
         (["--masks", "a,b"], "lmms-eval takes no comma and no equals sign in a,b. Rename it."),
     ],
 )
@@ -96,5 +113,7 @@ def test_scores_are_written_as_json(capsys, model, tmp_path, monkeypatch):
     call(capsys, model, "--out", tmp_path / "out", "--benchmarks", "pope")
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["figures"] == {"pope": 80.0, "tokens": 12.0}
-    assert scores["of"] == {"model": model, "tokens": None, "threshold": None, "norm": None}
+    assert scores["of"] == dict.fromkeys(("tokens", "threshold", "explained_variance", "norm", "linkage")) | {
+        "model": model
+    }
     assert scores["benchmarks"] == {"limit": None, "masks": None, "sam_model": None}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -92,6 +93,74 @@ def test_the_layer_and_the_norm_are_the_ones_asked_for(layer, final_norm):
     features = encoder(wide).features
     expected = model.norm(seen[0]) if final_norm else seen[0]
     assert torch.equal(features, expected[:, 1:].reshape(1, 4, 4, 192))  # class token first, rows top to bottom
+
+
+VISION = {
+    "Dinov2": {"image_size": 56, "patch_size": 14}, "Dinov2WithRegisters": {"image_size": 56, "patch_size": 14},
+    "DINOv3ViT": {"image_size": 64, "patch_size": 16}, "CLIPVision": {"image_size": 56, "patch_size": 14},
+    "SiglipVision": {"image_size": 56, "patch_size": 14}, "Aimv2Vision": {"image_size": 56, "patch_size": 14},
+    "ViT": {"image_size": 64, "patch_size": 16}, "CLIP": {"image_size": 56, "patch_size": 14},
+}  # fmt: skip
+
+
+def vision_folder(folder, family):
+    """A tiny random model of a family, as ``save_pretrained`` writes it, and the model."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    options = VISION[family] | sizes
+    config = getattr(transformers, f"{family}Config")
+    config = config(vision_config=options, text_config=sizes) if family == "CLIP" else config(**options)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}Model")(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name.lower():
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    transformers.BitImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return getattr(model.eval(), "vision_model", model.eval())
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_models_of_transformers_are_read_from_a_folder(tmp_path, family):
+    model = vision_folder(tmp_path, family)
+    encoder = load(f"hf:{tmp_path}")
+    features, valid = encoder([wide, tall])
+    assert features.shape == (2, 4, 4, 32)
+    assert torch.equal(valid[0], encoder.geometry.place((100, 200)).valid((4, 4)))
+    assert (encoder.mean, encoder.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    pixels, _ = encoder.preprocess([wide, tall])
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+        if "CLIP" in family:  # which applies its last norm to the class token alone
+            expected = model.post_layernorm(expected)
+    assert torch.equal(features.flatten(1, 2), expected[:, -16:])
+    for layer, index in ((0, 1), (1, 2), (-2, 2), (2, 3)):
+        states = model(pixels, output_hidden_states=True).hidden_states
+        bare = load(f"hf:{tmp_path}", layer=layer, final_norm=False).encode(pixels)
+        assert torch.equal(bare.flatten(1, 2), states[index][:, -16:])
+
+
+def test_models_of_transformers_take_other_sizes_where_they_can(tmp_path):
+    vision_folder(tmp_path, "Dinov2")
+    assert load(f"hf:{tmp_path}", img_size=84).grid == (6, 6)
+    assert load(f"hf:{tmp_path}", img_size=84)(wide).features.shape == (1, 6, 6, 32)
+    assert load(f"hf:{tmp_path}", pretrained=False)(wide).features.shape == (1, 4, 4, 32)
+
+
+def test_folders_of_transformers_that_cannot_be_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="(?s)encoder 'hf:.*nothing'.*could not be had as a vision model"):
+        load(f"hf:{tmp_path / 'nothing'}")
+    vision_folder(tmp_path, "Dinov2")
+    for options, message in (
+        ({"layer": 3}, "layer must be from -3 to 2 for this model; got 3"),
+        ({"weights": "w.safetensors"}, "takes no weights; got w.safetensors"),
+    ):
+        with pytest.raises(ValueRangeError, match=message):
+            load(f"hf:{tmp_path}", **options)
+    with pytest.raises(ShapeError, match="patch_size must divide the input's sides; got 14 for 60 x 60"):
+        load(f"hf:{tmp_path}", img_size=60)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="with its image processor"):
+        load(f"hf:{tmp_path}")
 
 
 def test_clip_takes_llavas_layer():

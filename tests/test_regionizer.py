@@ -1,12 +1,27 @@
 import copy
+import dataclasses
+import inspect
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regiontok import CrossAttnPool, MeanPool, Regionizer, Regions, UnionFindClusterer, order_regions, rms_normalize
+from regiontok import (
+    CrossAttnPool,
+    ImageGeometry,
+    MeanPool,
+    Regionizer,
+    RegionizerOptions,
+    Regions,
+    UnionFindClusterer,
+    encoders,
+    order_regions,
+    rms_normalize,
+)
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from tests.conftest import smooth_features
 from tests.test_pooling import trained
@@ -37,7 +52,9 @@ def test_it_is_the_composition_of_its_steps(source, pool, norm, order):
 
 def test_defaults_are_the_papers():
     assert isinstance(Regionizer(dim=64).pool, CrossAttnPool)
-    assert Regionizer(dim=64).config["threshold"] == 0.7
+    assert Regionizer(dim=64)(smooth_features(6, 7, 64)).counts.equal(
+        Regionizer(dim=64, linkage="centroid", threshold=0.7)(smooth_features(6, 7, 64)).counts
+    )
     assert Regionizer(dim=64).config["num_heads"] == 16
     patch = Regionizer(source="patch", norm="none")
     assert isinstance(patch.pool, MeanPool)
@@ -46,6 +63,66 @@ def test_defaults_are_the_papers():
 
 def test_a_budget_gives_exactly_so_many_tokens():
     assert Regionizer(pool="mean", num_regions=11)(features).counts.tolist() == [11, 11, 11]
+
+
+@pytest.mark.parametrize("given", [[5, 50, 21], torch.tensor([5, 50, 21]), np.array([5, 50, 21], np.uint8)])
+def test_a_call_may_bring_a_budget_per_image(given):
+    for regionizer in (
+        Regionizer(pool="mean"),
+        Regionizer(pool="mean", num_regions=11),
+        Regionizer(pool="mean", threshold=0.9),
+    ):
+        tokens = regionizer(features, valid=half_valid, num_regions=given)
+        assert tokens.counts.tolist() == [5, 21, 21] == regionizer.num_tokens([21, 21, 21], num_regions=given)
+        ward = UnionFindClusterer(linkage="ward")(rms_normalize(features), half_valid, num_regions=given)
+        assert torch.equal(tokens.regions.labels(), ward.labels())
+
+
+def test_linkages_and_ways_to_stop_reach_the_clusterer():
+    for options in (
+        {"linkage": "average", "threshold": 0.6},
+        {"linkage": "centroid", "num_regions": 9},
+        {"num_regions": 9},
+        {"explained_variance": 0.4},
+    ):
+        expected = UnionFindClusterer(**options)(rms_normalize(features))
+        assert torch.equal(Regionizer(pool="mean", **options)(features).regions.labels(), expected.labels())
+
+
+def test_counts_are_told_from_sizes_before_anything_is_encoded(china):
+    photos = [china, china.resize((640, 20)), china.resize((33, 200))]
+    sizes = [(photo.height, photo.width) for photo in photos]
+    for geometry in ("letterbox", "squash", "center_crop"):
+        encoder = encoders.load("pixels", geometry=geometry)
+        encoded, valid = encoder(photos)
+        patches = encoder.num_patches(sizes)
+        assert patches == valid.sum((1, 2)).tolist()
+        for options in ({"num_regions": 100}, {"source": "patch"}, {"num_regions": 100, "padding": "keep"}):
+            regionizer = Regionizer(pool="mean", geometry=encoder.geometry, **options)
+            told = regionizer.num_tokens(regionizer.num_patches([encoder.grid] * 3, sizes))
+            assert regionizer(encoded, sizes=sizes).counts.tolist() == told
+            if "padding" not in options:
+                assert regionizer(encoded, valid=valid).counts.tolist() == told == regionizer.num_tokens(patches)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "threshold makes as many regions as the features ask for"),
+        ({"explained_variance": 0.5}, "explained_variance makes as many regions as the features ask for"),
+        ({"source": "segmentation"}, "source='segmentation' makes tokens of masks, so counts are known only with them"),
+    ],
+)
+def test_counts_that_are_not_known_before_are_refused(options, message):
+    with pytest.raises(ValueRangeError, match=message):
+        Regionizer(pool="mean", **options).num_tokens([42])
+
+
+@pytest.mark.parametrize("source", ["patch", "segmentation", "combined"])
+def test_a_budget_of_a_call_is_for_clustering(source):
+    regionizer = Regionizer(source=source, pool="mean")
+    with pytest.raises(ValueRangeError, match="num_regions is for source='clustering'; got source="):
+        regionizer(features, num_regions=5)
 
 
 @pytest.mark.parametrize("source", ["clustering", "patch"])
@@ -112,6 +189,9 @@ def test_it_compiles():
         {"dim": 32, "num_heads": 4, "order": "random", "seed": 5, "threshold": 0.4, "connectivity": 8},
         {"source": "patch", "norm": "none", "padding": "keep", "order": "centroid"},
         {"pool": "mean", "num_regions": 7},
+        {"pool": "mean", "linkage": "average", "threshold": 0.6},
+        {"pool": "mean", "explained_variance": 0.7},
+        {"pool": "mean", "linkage": "centroid", "num_regions": 7},
     ],
 )
 def test_saving_and_loading_changes_nothing(tmp_path, options):
@@ -123,6 +203,44 @@ def test_saving_and_loading_changes_nothing(tmp_path, options):
     again = Regionizer.from_pretrained(tmp_path / "new" / "folder")
     assert again.config == regionizer.config
     assert torch.equal(again(features).values, regionizer(features).values)
+
+
+OLD = {
+    "regiontok": "0.1.0.dev0", "source": "clustering", "dim": None, "norm": "rms", "pool": "mean", "num_heads": 16,
+    "order": "raster", "seed": 0, "threshold": 0.7, "num_regions": None, "connectivity": 4, "padding": "drop",
+    "geometry": {"mode": "letterbox", "size": [336, 336]}, "coverage": 0.07, "downsampling": "exact",
+    "uncovered": "drop", "overlap": "keep", "eps": 0.7, "min_samples": 3, "split_min_patches": 10, "noise": "own_region",
+}  # fmt: skip
+"""What was saved before there were linkages."""
+
+
+@pytest.mark.parametrize("options", [{"num_regions": 7}, {"threshold": 0.5}])
+def test_a_folder_saved_before_there_were_linkages_is_the_papers_rule(tmp_path, options):
+    Regionizer(pool="mean").save_pretrained(tmp_path)
+    (tmp_path / "regionizer.json").write_text(json.dumps(OLD | options))
+    old = Regionizer.from_pretrained(tmp_path)
+    expected = UnionFindClusterer(linkage="centroid", **options)(rms_normalize(features))
+    assert torch.equal(old(features).regions.labels(), expected.labels())
+    assert old.options.geometry == ImageGeometry.letterbox(336)
+    old.save_pretrained(tmp_path / "again")
+    again = Regionizer.from_pretrained(tmp_path / "again")
+    assert again.config == old.config
+    assert again.config["linkage"] == "centroid"
+
+
+def test_options_have_one_place():
+    assert inspect.signature(Regionizer) == inspect.signature(RegionizerOptions)
+    assert list(Regionizer(pool="mean").config) == [field.name for field in dataclasses.fields(RegionizerOptions)]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        Regionizer(pool="mean", colour="red")
+    choices = (Path(__file__).parents[1] / "docs" / "choices.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(\w+)`", choices))
+    assert {field.name for field in dataclasses.fields(RegionizerOptions)} - told == {
+        "dim",
+        "num_heads",
+        "seed",
+        "geometry",
+    }
 
 
 @pytest.fixture
@@ -144,8 +262,14 @@ def edit(folder, **changes):
         (lambda folder: (folder / "regionizer.json").write_text("{"), "damaged regionizer.json or"),
         (lambda folder: (folder / "regionizer.json").write_text("[]"), "must hold an object of options; got list"),
         (lambda folder: (folder / "regionizer.safetensors").write_bytes(b"12345678abc"), "holds a damaged"),
-        (lambda folder: edit(folder, colour="red"), "saved by regiontok 0.1.0.dev0, does not fit .*colour"),
-        (lambda folder: edit(folder, threshold=3), r"does not fit this version: threshold must be in \[-1, 1\]; got 3"),
+        (
+            lambda folder: edit(folder, colour="red"),
+            "saved by regiontok 0.1.0.dev0, does not fit .*knows no option 'colour'",
+        ),
+        (
+            lambda folder: edit(folder, threshold=3),
+            r"does not fit this version: a saved Regionizer has options that cannot be: threshold must be in \[-1, 1\]; got 3",
+        ),
         (lambda folder: edit(folder, dim=64), "does not fit this version: .*size mismatch"),
         (lambda folder: save_file({"x": torch.ones(1)}, folder / "regionizer.safetensors"), "Missing key"),
     ],
@@ -185,6 +309,19 @@ def test_what_is_saved_can_be_read_without_us(saved):
         ({"dim": 64, "connectivity": "x"}, ValueRangeError, "connectivity must be one of 4, 8; got 'x'"),
         ({"dim": 64, "num_heads": None}, DTypeError, "num_heads must be a whole number; got None"),
         ({"dim": 64, "seed": -1}, ValueRangeError, "seed must be at least 0"),
+        ({"dim": 64, "linkage": "ward", "threshold": 0.5}, ValueRangeError, "threshold=0.5 is a cosine"),
+        ({"dim": 64, "linkage": "best"}, ValueRangeError, "linkage must be one of 'centroid', 'average', 'ward'"),
+        ({"dim": 64, "num_regions": 5, "threshold": 0.5}, ValueRangeError, "several ways to say when to stop"),
+        (
+            {"source": "segmentation", "dim": 64, "linkage": "ward"},
+            ValueRangeError,
+            "linkage='ward' needs a budget, which source='segmentation' has not",
+        ),
+        (
+            {"source": "combined", "dim": 64, "explained_variance": 0.5},
+            ValueRangeError,
+            "explained_variance is for source='clustering'; got source='combined'",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -193,7 +330,7 @@ def test_bad_options_are_refused(options, error, message):
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
-    regionizer = Regionizer(dim=np.int64(32), num_heads=4, num_regions=np.int64(5), threshold=np.float32(0.5))
+    regionizer = Regionizer(dim=np.int64(32), num_heads=4, num_regions=np.uint8(5), eps=np.float32(0.5))
     regionizer.save_pretrained(tmp_path)
     assert Regionizer.from_pretrained(tmp_path)(features).counts.tolist() == [5, 5, 5]
 

@@ -250,6 +250,16 @@ def test_qwen_trains_on_text_alone_too(qwen):
     assert model.regionizer.pool.out.weight.grad is not None
 
 
+def test_qwens_counts_are_told_from_its_grids(qwen):
+    model = with_regions(qwen, Regionizer(**IDENTITY | {"source": "clustering", "num_regions": 5}))
+    grids = torch.tensor([[1, 4, 4], [1, 8, 4]])
+    pixels = torch.randn(int(grids.prod(1).sum()), model.blank_image()["pixel_values"].shape[1])
+    for budget in (None, 6, [2, 7]):
+        told = model.num_tokens(image_grid_thw=grids, num_regions=budget)
+        assert told == model.encode_regions(pixels, image_grid_thw=grids, num_regions=budget).counts.tolist()
+    assert told == [2, 7]
+
+
 def test_qwens_bad_input_is_refused(qwen):
     model = with_regions(qwen, Regionizer(**IDENTITY))
     with pytest.raises(ValueRangeError, match="pixel_values need image_grid_thw"):

@@ -1,6 +1,7 @@
 """The promises of every family; its own are in test_families.py."""
 
 import inspect
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,65 @@ def lively(model, seed=0):
     torch.manual_seed(seed)
     torch.nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
     return model
+
+
+def test_a_budget_may_be_one_per_image_and_is_known_before(stock):
+    model = with_regions(stock, Regionizer(**IDENTITY | {"source": "clustering"}))
+    given, budgets = prompts(ROWS), [3, 40, 7]
+    told = model.num_tokens(images=3, num_regions=budgets)
+    assert told == [3, 16, 7]
+    prepared = model.prepare(**given, pixel_values=PIXELS, num_regions=torch.tensor(budgets))
+    assert prepared.regions.counts.tolist() == told
+    assert [len(one) for one in model.encode_regions(PIXELS, num_regions=budgets).split()] == told
+    batched = model(**given, pixel_values=PIXELS, num_regions=budgets).logits[prepared.inputs["attention_mask"].bool()]
+    alone = [model(**prompts([row]), pixel_values=PIXELS[part], num_regions=budgets[part]).logits[0] if len(PIXELS[part])
+             else model(**prompts([row])).logits[0]
+             for row, part in zip(ROWS, (slice(0, 2), slice(0, 0), slice(2, 3)), strict=True)]  # fmt: skip
+    assert_close(batched, torch.cat(alone))
+    made = model.generate(**given, pixel_values=PIXELS, num_regions=budgets, max_new_tokens=3, do_sample=False)
+    first = model.generate(
+        **prompts([ROWS[2]]), pixel_values=PIXELS[2:], num_regions=7, max_new_tokens=3, do_sample=False
+    )
+    assert torch.equal(made[2, -3:], first[0, -3:])
+    with pytest.raises(ShapeError, match="num_regions must be one number, or one per image, 3; got 2 of them"):
+        model(**given, pixel_values=PIXELS, num_regions=[3, 4])
+
+
+def test_counts_are_told_from_sizes_where_the_geometry_pads(stock):
+    sizes = [(40, 40), (14, 56), (30, 90)]
+    for padding in ("drop", "keep"):
+        options = {
+            "source": "clustering",
+            "geometry": ImageGeometry.letterbox(56),
+            "num_regions": 10,
+            "padding": padding,
+        }
+        model = with_regions(stock, Regionizer(**IDENTITY | options))
+        told = model.num_tokens(torch.tensor(sizes))
+        assert told == model.encode_regions(PIXELS, image_sizes=sizes).counts.tolist()
+    assert told == [10, 10, 10]
+    patches = with_regions(stock, Regionizer(**IDENTITY, geometry=ImageGeometry.letterbox(56)))
+    assert patches.num_tokens(sizes) == patches.encode_regions(PIXELS, image_sizes=sizes).counts.tolist()
+    with pytest.raises(ValueRangeError, match="threshold makes as many regions as the features ask for"):
+        clustered(stock).num_tokens(sizes)
+
+
+def test_a_model_saved_before_there_were_linkages_has_the_papers_rule(stock, tmp_path):
+    clustered(stock, num_regions=5, threshold=None).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("linkage", "explained_variance"):
+        assert name in config["regiontok"]  # null is not nothing
+        del config["regiontok"][name]
+    config["regiontok"]["threshold"] = 0.7  # was saved beside a budget, and not used
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    old = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    papers = clustered(stock, num_regions=5, threshold=None, linkage="centroid")
+    assert torch.equal(old.encode_regions(PIXELS).regions.labels(), papers.encode_regions(PIXELS).regions.labels())
+    ward = clustered(stock, num_regions=5, threshold=None)
+    assert not torch.equal(old.encode_regions(PIXELS).regions.labels(), ward.encode_regions(PIXELS).regions.labels())
+    ward.save_pretrained(tmp_path)
+    again = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.regionizer.config == ward.regionizer.config
 
 
 @pytest.mark.parametrize("run", [1, 16])

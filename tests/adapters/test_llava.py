@@ -73,6 +73,18 @@ def test_masks_and_sizes_are_given_for_the_calls_inside_a_with():
         assert [len(one) for one in model.encode_images(IMAGES)] == [8, 16]
 
 
+def test_a_budget_may_be_one_per_image_and_is_known_before():
+    model, sizes = Llava(), [(20, 40), (30, 30)]
+    options = {"pool": "mean", "geometry": ImageGeometry.letterbox(56), "num_regions": 10}
+    regions = add_regions(model, Regionizer(**options))
+    for budget in (None, 5, [12, 3]):
+        told = regions.num_tokens(sizes, num_regions=budget)
+        with regions.seeing(image_sizes=sizes, num_regions=budget):
+            assert [len(one) for one in model.encode_images(IMAGES)] == told
+    assert told == [8, 3]
+    assert [len(one) for one in model.encode_images(IMAGES)] == [10, 10]
+
+
 def test_what_stage_1_saves_by_name_holds_the_regions_and_is_loaded_in_stage_2(tmp_path):
     model = Llava()
     add_regions(model, Regionizer(dim=32, num_heads=4))

@@ -1,0 +1,81 @@
+"""The pictures of README and documentation, from trained features: ``python docs/pictures.py``.
+
+Needs ``pip install -e '.[dev]'``, Debian's ``chromium`` for the page, and a network the first time, for the weights.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from regiontok import Regionizer, encoders, masks, rms_normalize
+from regiontok.evaluation.partition import COUNTS, compare_partitions, mean_partitions
+from regiontok.viewing import draw_partitions, draw_sources, save_figure, write_page
+
+DOCS = Path(__file__).parent
+sys.path.append(str(DOCS.parent / "examples"))
+import real_features  # noqa: E402
+
+TOKENS = 64
+
+
+def draw_rules(photo: Image.Image) -> None:
+    """A photo's regions by Ward's rule and by the paper's, at as many tokens."""
+    encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
+    features, valid = encoder(photo)
+    regions = {}
+    for linkage, name in (("ward", "Ward's rule"), ("centroid", "the paper's rule")):
+        regionizer = Regionizer(pool="mean", linkage=linkage, num_regions=TOKENS)
+        regions[name] = regionizer(features, valid=valid).regions
+    placement = encoder.geometry.place((photo.height, photo.width))
+    save_figure(draw_sources(photo, regions, placement), DOCS / "rules.png")
+
+
+def draw_comparison() -> None:
+    """What regions keep, over six photos and two layers of the encoder."""
+    for layer, name in ((real_features.LAYER, "block-10"), (-1, "last-block")):
+        encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336)
+        rows = []
+        for photo in real_features.photos().values():
+            features, valid = encoder(photo)
+            rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], counts=COUNTS))
+        by_source: dict[str, list[Any]] = {}
+        for row in mean_partitions(rows):
+            by_source.setdefault(row.source, []).append(row.scores)
+        save_figure(draw_partitions(by_source), DOCS / f"compare-{name}.png")
+
+
+def draw_page(photo: Image.Image, name: str) -> None:
+    """The interactive page, as Chromium shows it."""
+    encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
+    encoder.name = "dinov2-small, block 10"
+    found = masks.load("felzenszwalb")(photo)[0]
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        file = Path(folder) / "page.html"
+        write_page(file, photo, encoder, title=name, masks=found, num_regions=TOKENS)
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1180, "height": 760})
+        page.goto(file.as_uri())
+        box = page.locator("#photo").bounding_box()
+        if box is not None:
+            page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 0.35 * box["height"])
+        page.wait_for_timeout(500)
+        page.screenshot(path=DOCS / "page.png")
+        browser.close()
+
+
+def main() -> None:
+    """Draw them all."""
+    photos = real_features.photos()
+    draw_rules(photos["coffee"])
+    draw_comparison()
+    draw_page(photos["astronaut"], "astronaut.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from regiontok import ImageGeometry, MaskSet, Regionizer, Regions, UnionFindClusterer, encoders, masks
+from regiontok.cli import main
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.evaluation.partition import (
+    COUNTS,
+    compare_partitions,
+    grid_regions,
+    mean_partitions,
+    measure_partition,
+)
+from regiontok.viewing import draw_partitions
+from tests.conftest import smooth_features
+from tests.references import squared_error
+
+
+def whole(rows, cols):
+    return torch.ones(rows, cols, dtype=torch.bool)
+
+
+# The grid
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 200))
+def test_the_grid_is_the_largest_of_at_most_so_many_cells(rows, cols, tokens):
+    labels = grid_regions(whole(rows, cols), tokens).labels()[0]
+    most = max(down * min(cols, tokens // down) for down in range(1, min(rows, tokens) + 1))
+    assert int(labels.max()) + 1 == most
+    down, across = len(labels[:, 0].unique()), len(labels[0].unique())
+    assert down * across == most
+    assert torch.equal(labels, labels[:, :1] + labels[:1])  # bands of rows times bands of columns
+    areas = torch.bincount(labels.flatten())
+    assert areas.max() <= -(-rows // down) * -(-cols // across)
+
+
+def test_the_grid_lies_over_the_valid_patches():
+    valid = torch.zeros(24, 24, dtype=torch.bool)
+    valid[6:18] = True
+    labels = grid_regions(valid, 32).labels()[0]
+    assert torch.equal(labels >= 0, valid)
+    assert (labels.max() + 1, torch.bincount(labels[valid]).tolist()) == (32, [9] * 32)  # 4 x 8 cells of 3 x 3
+
+
+def test_a_grid_that_cannot_be_is_refused():
+    with pytest.raises(ShapeError, match=r"valid must be \(rows, cols\); got \(1, 4, 4\)"):
+        grid_regions(whole(4, 4)[None], 3)
+    with pytest.raises(ValueRangeError, match="tokens must be at least 1; got 0"):
+        grid_regions(whole(4, 4), 0)
+    with pytest.raises(ValueRangeError, match="there is no valid patch"):
+        grid_regions(~whole(4, 4), 3)
+
+
+# What regions keep
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_kept_is_what_the_definition_says(seed):
+    features = 3 * smooth_features(9, 8, 20, seed=seed)
+    regions = UnionFindClusterer(num_regions=11)(features)
+    total = squared_error(features[0].numpy(), np.zeros((9, 8), int))
+    error = squared_error(features[0].numpy(), regions.labels()[0])
+    scores = measure_partition(features, regions)[0]
+    assert scores.kept == pytest.approx(1 - error / total, abs=1e-6)
+    areas = regions.areas()
+    assert (scores.regions, scores.single) == (11, float((areas == 1).double().mean()))
+    assert scores.largest == int(areas.max()) / 72
+    assert scores.boundary_recall is scores.miou is None
+
+
+def test_what_is_kept_equals_the_trees_own_curve():
+    features = smooth_features(12, 12, 24)
+    tree = UnionFindClusterer(linkage="ward").tree(features)[0]
+    counts, kept = tree.curve()
+    for count, share in list(zip(counts.tolist(), kept.tolist(), strict=True))[::20]:
+        scores = measure_partition(features, tree.cut(num_regions=count))[0]
+        assert scores.kept == pytest.approx(share, abs=1e-5)
+
+
+def test_patches_in_several_regions_and_in_none():
+    features = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]]])  # their mean is zero, deviation 4
+    both = Regions.from_masks([torch.tensor([[[True, True, False, False]], [[False, True, True, False]]])])
+    # patch 0 at (.5, .5), 1 at the mean of (.5, .5) and (-.5, .5), 2 at (-.5, .5), and 3 in none at zero
+    error = 0.5 + 0.25 + 0.5 + 1.0
+    assert measure_partition(features, both)[0].kept == pytest.approx(1 - error / 4)
+
+
+@pytest.mark.parametrize("features", [torch.ones(1, 3, 4, 5), torch.zeros(1, 3, 4, 5)])
+def test_patches_that_do_not_differ_keep_all(features):
+    assert measure_partition(features, grid_regions(whole(3, 4), 2))[0].kept == 1
+
+
+def test_padding_does_not_count_whatever_lies_in_it():
+    features, valid = smooth_features(8, 8, 12), whole(8, 8)[None].clone()
+    valid[0, 5:] = False
+    regions = UnionFindClusterer(num_regions=6)(features, valid)
+    alone = measure_partition(features[:, :5], UnionFindClusterer(num_regions=6)(features[:, :5]))[0]
+    features[0, 5:] = torch.nan
+    scores = measure_partition(features, regions, valid=valid)[0]
+    assert scores.kept == pytest.approx(alone.kept)
+    assert scores.largest == alone.largest
+
+
+def test_images_of_a_batch_are_measured_alone():
+    batch = [smooth_features(5, 8, 16)[0], smooth_features(9, 3, 16, seed=1)[0]]
+    regions = UnionFindClusterer(num_regions=4)(batch)
+    alone = [measure_partition(one[None], UnionFindClusterer(num_regions=4)(one[None]))[0] for one in batch]
+    for one, expected in zip(measure_partition(batch, regions), alone, strict=True):
+        assert one[:4] == pytest.approx(expected[:4])
+
+
+# Objects
+
+
+def pixel_iou(labels, masks, placement, grid):
+    """Mean IoU pixel by pixel, where photo and patches share their borders."""
+    region = np.append(labels.ravel(), -1)[placement.patches(grid)]
+    ground = ~masks.any(0)
+    taken = {}
+    for one in set(region.ravel()) - {-1}:
+        inside = [(region == one) & mask for mask in (ground, *masks)]
+        taken[one] = int(np.argmax([some.sum() for some in inside])) - 1
+    ious = []
+    for number, mask in enumerate(masks):
+        mine = np.isin(region, [one for one, owner in taken.items() if owner == number])
+        ious.append((mine & mask).sum() / (mine | mask).sum())
+    return np.mean(ious)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_iou_is_what_pixels_say(seed):
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 3, (5, 5)).repeat(16, 0).repeat(16, 1)
+    objects = np.stack([coarse == 1, coarse == 2])
+    features = smooth_features(10, 10, 8, seed=seed)
+    geometry = ImageGeometry.squash(80)
+    regions = UnionFindClusterer(num_regions=20)(features)
+    scores = measure_partition(features, regions, objects=[MaskSet.from_masks(objects)], geometry=geometry)[0]
+    expected = pixel_iou(regions.labels()[0].numpy(), objects, geometry.place((80, 80)), (10, 10))
+    assert scores.miou == pytest.approx(expected, abs=1e-5)
+
+
+def test_regions_that_are_the_objects_meet_them_in_full():
+    objects = np.zeros((1, 80, 80), bool)
+    objects[0, 16:48, 24:56] = True
+    labels = torch.zeros(1, 10, 10, dtype=torch.int64)
+    labels[0, 2:6, 3:7] = 1
+    features = smooth_features(10, 10, 8)
+    given = {"objects": [MaskSet.from_masks(objects)], "geometry": ImageGeometry.squash(80)}
+    scores = measure_partition(features, Regions.from_labels(labels), **given)[0]
+    assert (scores.miou, scores.boundary_recall) == (1, 1)
+    one = Regions.from_labels(torch.zeros_like(labels))
+    scores = measure_partition(features, one, **given)[0]
+    assert (scores.miou, scores.boundary_recall) == (0, 0)
+
+
+def test_boundaries_are_met_within_half_a_patch():
+    objects = np.zeros((1, 80, 80), bool)
+    features, geometry = smooth_features(10, 10, 8), ImageGeometry.squash(80)
+    halves = grid_regions(whole(10, 10), 2)  # their border is after 40 pixels
+    recalls = []
+    for edge in (36, 39, 40, 44, 46, 60):
+        objects[:] = False
+        objects[0, :edge] = True
+        across = Regions.from_labels(halves.labels().transpose(1, 2)) if halves.labels()[0, 0, -1] else halves
+        scored = measure_partition(features, across, objects=[MaskSet.from_masks(objects)], geometry=geometry)
+        recalls.append(scored[0].boundary_recall)
+    assert recalls == [1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"regions": Regions.from_labels(torch.zeros(1, 4, 4, dtype=torch.int64))}, "regions must be on the features'"),
+        ({"objects": [MaskSet.from_masks(np.ones((1, 4, 4), bool))]}, "objects need the geometry, and one MaskSet per"),
+        (
+            {"objects": [], "geometry": ImageGeometry.squash(32)},
+            "objects need the geometry, and one MaskSet per image, 1",
+        ),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(arguments, message):
+    features = smooth_features(4, 5, 8)
+    given = {"regions": UnionFindClusterer(num_regions=3)(features)} | arguments
+    with pytest.raises(ShapeError, match=message):
+        measure_partition(features, **given)
+    features[0, 1, 2] = torch.nan
+    with pytest.raises(ValueRangeError, match="NaN or infinity in 1 of its patches, the first at row 1, column 2"):
+        measure_partition(features, Regions.from_labels(torch.zeros(1, 4, 5, dtype=torch.int64)))
+
+
+# Comparing
+
+
+def test_all_rules_are_compared_at_equal_counts(china):
+    encoder = encoders.load("pixels")
+    features, valid = encoder(china)
+    regionizer = Regionizer(source="segmentation", pool="mean", geometry=encoder.geometry)
+    others = {"segmentation": regionizer.group(features, masks=masks.load("felzenszwalb")(china), valid=valid)}
+    rows = compare_partitions(features[0], valid=valid[0], others=others)
+    assert [(row.source, row.tokens) for row in rows] == [
+        *((source, count) for source in ("grid", "centroid", "average", "ward") for count in COUNTS),
+        ("segmentation", None),
+    ]
+    kept = {(row.source, row.tokens): row.scores.kept for row in rows}
+    for count in COUNTS:
+        direct = UnionFindClusterer(num_regions=count)(features, valid)
+        assert kept["ward", count] == measure_partition(features, direct, valid=valid)[0].kept
+        assert kept["ward", count] > max(kept["centroid", count], kept["grid", count])
+    assert len(others["segmentation"]) == rows[-1].scores.regions
+    means = mean_partitions([rows, rows])
+    assert [row.scores for row in means] == [pytest.approx(row.scores, abs=1e-12) for row in rows]
+    with pytest.raises(ShapeError, match="photos must be compared in the same way"):
+        mean_partitions([rows, rows[1:]])
+    with pytest.raises(ShapeError, match="photos must be compared in the same way"):
+        mean_partitions([])
+
+
+def test_the_figure_has_a_panel_per_score_that_there_is(china):
+    encoder = encoders.load("pixels", img_size=96)
+    features, valid = encoder(china)
+    rows = compare_partitions(features[0], valid=valid[0], counts=(4, 8))
+    by_source = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).append(row.scores)
+    figure = draw_partitions(by_source)
+    assert len(figure.axes) == 3
+    assert [line.get_label() for line in figure.axes[0].lines] == ["grid", "centroid", "average", "ward"]
+    with pytest.raises(ShapeError, match="scores must hold some for every source"):
+        draw_partitions({"grid": []})
+
+
+def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    china.save("photos/a.png")
+    china.rotate(90, expand=True).save("photos/b.png")
+    (tmp_path / "photos" / "c.png").write_bytes(b"no photo")
+    arguments = ["compare", "photos", "--tokens", "64", "16", "--masks", "felzenszwalb", "--out", "c.svg"]
+    assert main(arguments) == 1
+    out, errors = capsys.readouterr()
+    assert "photos/c.png" in errors
+    assert "1 of 3 photos failed" in errors
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["2", "photos,", "pixels"]
+    table = {(line[0], line[1]): line[2:] for line in lines if len(line) == 8}
+    assert [name for name in table if name[1] in ("16", "64")] == [
+        (source, count) for count in ("16", "64") for source in ("grid", "centroid", "average", "ward")
+    ]
+    assert {"segmentation", "combined"} <= {name for name, _ in table}
+    told = json.loads((tmp_path / "c.json").read_text())
+    assert list(told["photos"]) == ["photos/a.png", "photos/b.png"]
+    rows = [
+        next(one for one in rows if (one["source"], one["tokens"]) == ("ward", 16)) for rows in told["photos"].values()
+    ]
+    assert float(table["ward", "16"][0]) == pytest.approx(100 * np.mean([row["kept"] for row in rows]), abs=0.06)
+    assert "<svg" in (tmp_path / "c.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "0"], "--tokens must be from 1; got 0"),
+        (["--ladder"], "--ladder is for --masks. Leave it out, or name a generator."),
+        (["--out", "none/x.png"], "the figure cannot be written (there is no such folder)"),
+        (["--out", "x.abc"], "a figure must be one of"),
+        (["--out", "a.png"], "a.png is the only photo named, and the figure would write over it."),
+        (["--layer", "3"], "encoder 'pixels' takes no layer; got 3"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("a.png")
+    assert main(["compare", "a.png", *arguments]) == 2
+    assert message in capsys.readouterr().err
