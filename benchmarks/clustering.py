@@ -1,19 +1,24 @@
 """How far is `UnionFindClusterer` from its floor, and from its peers?"""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from sklearn.metrics import adjusted_rand_score
 
 from benchmarks import peers
 from benchmarks.timing import ratio, save, take_turns
 from regiontok import UnionFindClusterer
-from regiontok._kernels.merge import merge
+from regiontok._kernels.merge import AVERAGE, CENTROID, WARD, merge
 
 SHAPES = ((24, 24, 1024), (27, 27, 1152), (36, 36, 1280), (64, 64, 1024))
 THRESHOLD = 0.7
 BATCH = 32
+RULES = {"centroid": (CENTROID, -1.0), "average": (AVERAGE, -1.0), "ward": (WARD, -np.finfo(np.float64).max)}
+"""Linkages, and a score that every pair reaches."""
 PEERS = {
     "dictionary scan": peers.dictionary_scan,
     "scikit-image": peers.scikit_image,
@@ -72,12 +77,16 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     regions = check(features)
     flat = array.reshape(-1, dim)
     valid, dots = np.ones(len(flat), np.bool_), np.empty(2 * len(flat), np.float32)
-    pairs, similarity = np.empty((len(flat), 2), np.int32), np.empty(len(flat), np.float64)
+    pairs, score = np.empty((len(flat), 2), np.int32), np.empty(len(flat), np.float64)
     one, two = (UnionFindClusterer(threshold=THRESHOLD, num_threads=threads) for threads in (1, 2))
+
+    def kernel(linkage: int = CENTROID, lowest: float = THRESHOLD, least: int = 1, kept: float = -1.0) -> None:
+        merge(flat, valid, cols, False, linkage, lowest, least, kept, False, pairs, score)
+
     alone = take_turns(
         {
             "floor": lambda: floor(flat, cols, dots),
-            "kernel": lambda: merge(flat, valid, cols, False, THRESHOLD, 1, False, pairs, similarity),
+            "kernel": kernel,
             "one photo": lambda: one(features[None]),
             "tree": lambda: one.tree(features[None]),
         },
@@ -94,17 +103,75 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     rivals: dict[str, Any] = {"regiontok": lambda: one(features[None])}
     rivals |= {name: (lambda cluster=cluster: cluster(array, THRESHOLD)) for name, cluster in PEERS.items()}
     against = take_turns(rivals, rounds=7 if rows < 64 else 3)
+    count = regions["regiontok"]
     return {
+        "rules": measure_rules(features, count, kernel),
         "regions": regions,
         "one photo, one thread": alone,
         f"batch of {BATCH}": batches,
         "peers": against,
         "kernel over floor": ratio(alone, "kernel", "floor"),
         "one photo over floor": ratio(alone, "one photo", "floor"),
+        "one photo over kernel": ratio(alone, "one photo", "kernel"),
         "batch on one thread over floor": ratio(batches, "1 thread", "floor"),
         "tree over floor": ratio(alone, "tree", "floor"),
         "two threads over one": ratio(batches, "1 thread", "2 threads"),
         "times faster than": {name: ratio(against, name, "regiontok") for name in PEERS},
+    }
+
+
+def measure_rules(features: torch.Tensor, count: int, kernel: Callable[..., None]) -> dict[str, Any]:
+    """Our three rules at one count, and Ward's beside scikit-learn's, whose partition must be the same."""
+    rows = len(features)
+    unit = torch.nn.functional.normalize(features, dim=-1).numpy()
+    clusterers = {name: UnionFindClusterer(linkage=name, num_regions=count, num_threads=1) for name in RULES}
+    ward = clusterers["ward"]
+    if adjusted_rand_score(peers.scikit_learn_ward(unit, count).ravel(), ward(features[None]).labels().ravel()) < 1:
+        raise SystemExit(f"clustering: scikit-learn's Ward and ours disagree at {tuple(features.shape)}.")
+    tree = ward.tree(features[None])[0]
+    counts, kept = tree.curve()
+    share = float(kept[counts == count])
+    sharing = UnionFindClusterer(explained_variance=share - 1e-6, num_threads=1)
+    batch = features[None].expand(8, -1, -1, -1)
+    rounds = 60 if rows < 64 else 15
+    kernels = take_turns(
+        {name: partial(kernel, rule, lowest, count) for name, (rule, lowest) in RULES.items()}
+        | {"explained variance": partial(kernel, WARD, RULES["ward"][1], 1, share - 1e-6)},
+        rounds=rounds,
+    )
+    calls = take_turns(
+        {f"call, {name}": partial(clusterer, features[None]) for name, clusterer in clusterers.items()}
+        | {
+            "kernel, ward": partial(kernel, *RULES["ward"], count),
+            "call, explained variance": partial(sharing, features[None]),
+            "batch of 8, one budget": partial(ward, batch),
+            "batch of 8, a budget per image": partial(ward, batch, num_regions=[count] * 8),
+        },
+        rounds=rounds,
+    )
+    race = take_turns(
+        {
+            "ours": partial(ward, features[None]),
+            "scikit-learn": partial(peers.scikit_learn_ward, unit, count),
+            "our tree": partial(ward.tree, features[None]),
+            "scikit-learn's tree": partial(peers.scikit_learn_ward, unit, None),
+        },
+        rounds=9 if rows < 64 else 5,
+    )
+    return {
+        "regions": count,
+        "kernels": kernels,
+        "calls": calls,
+        "race": race,
+        "kernel over the paper's rule": {name: ratio(kernels, name, "centroid") for name in ("average", "ward")},
+        "explained variance over a count": {
+            "kernel": ratio(kernels, "explained variance", "ward"),
+            "call": ratio(calls, "call, explained variance", "call, ward"),
+        },
+        "call over kernel": ratio(calls, "call, ward", "kernel, ward"),
+        "a budget per image over one": ratio(calls, "batch of 8, a budget per image", "batch of 8, one budget"),
+        "times faster than scikit-learn's Ward": ratio(race, "scikit-learn", "ours"),
+        "trees": ratio(race, "scikit-learn's tree", "our tree"),
     }
 
 
@@ -117,6 +184,8 @@ def main() -> None:
         shown = {
             key: value for key, value in figures[name].items() if isinstance(value, float) or key.startswith("times")
         }
+        rules = figures[name]["rules"]
+        shown |= {key: value for key, value in rules.items() if key not in ("kernels", "calls", "race")}
         print(name, figures[name]["regions"], shown, sep="\n  ")
     print(save("clustering", figures))
 

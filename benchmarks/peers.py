@@ -122,6 +122,15 @@ def scikit_learn(features: np.ndarray, threshold: float) -> np.ndarray:
     return renumber(model.fit_predict(features.reshape(-1, dim)).reshape(rows, cols))
 
 
+def scikit_learn_ward(features: np.ndarray, count: int | None) -> np.ndarray:
+    """Connected Ward linkage on unit features ``(rows, cols, D)``, our rule; the whole tree where ``count`` is None."""
+    rows, cols, dim = features.shape
+    model = AgglomerativeClustering(
+        n_clusters=count or 1, linkage="ward", connectivity=grid_to_graph(rows, cols), compute_full_tree=count is None
+    )
+    return model.fit_predict(features.reshape(-1, dim)).reshape(rows, cols)
+
+
 def renumber(labels: np.ndarray) -> np.ndarray:
     """Number labels by first appearance, row by row."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)

@@ -48,7 +48,7 @@ class UnionFindClusterer:
     ``linkage``    the pair that merges next                     stops by
     =============  ============================================  ==========================================
     ``centroid``   highest cosine of the two mean features       ``threshold``, ``num_regions``
-    ``average``    highest mean cosine over all pairs of patches ``threshold``, ``num_regions``
+    ``average``    highest mean cosine over pairs of patches      ``threshold``, ``num_regions``
     ``ward``       least growth of the squared error             ``num_regions``, ``explained_variance``
     =============  ============================================  ==========================================
 

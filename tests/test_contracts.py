@@ -83,6 +83,8 @@ def test_kernels_give_the_same_uncompiled_and_stay_within_their_arrays(tmp_path)
     code = (
         "import torch; from regiontok import UnionFindClusterer as U; from tests.conftest import smooth_features as f\n"
         "for c in (4, 8): print(U(connectivity=c)(f(7, 9, 12, batch=2)).labels().tolist())\n"
+        "for r in ('average', 'ward'): print(U(linkage=r, num_regions=9)(f(7, 9, 12, batch=2)).labels().tolist())\n"
+        "print(U(explained_variance=0.6, connectivity=8)(f(7, 9, 12)).labels().tolist())\n"
         "print(U().tree(f(1, 6, 3))[0].cut(num_regions=2).labels().tolist(), U(num_regions=5)(f(5, 1, 4)).labels().tolist())\n"
         "import numpy as np; from regiontok import *; from regiontok._kernels.logits import measure\n"
         "m = np.random.default_rng(0).random((3, 17, 13)) < 0.4; m[2] = True\n"

@@ -11,10 +11,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoProcessor, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments, pipeline
+from transformers import (
+    AutoProcessor,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+    pipeline,
+)
 
 from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
+from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError
 from regiontok.masks import MaskStore, write_masks
 from regiontok.presets import TABLE_1, Row
@@ -24,6 +34,7 @@ sys.path.insert(0, str(FOLDER))
 
 import building  # noqa: E402
 import conversations  # noqa: E402
+import equal_tokens  # noqa: E402
 import language  # noqa: E402
 import recipe  # noqa: E402
 import scenes  # noqa: E402
@@ -542,3 +553,80 @@ def test_controls_take_features_away(work, control):
     left = model.encode_patches(pixels).features
     assert not left[..., -8:].any()
     assert torch.equal(left[..., :-8], plain[..., :-8]) == (control == "no_position")
+
+
+@pytest.mark.parametrize(
+    ("source", "regions", "tokens"),
+    [("grid", {"num_regions": 8}, 8), ("clustering", {"linkage": "ward", "num_regions": 9}, 9), ("patch", {}, 144)],
+)
+def test_runs_at_equal_tokens_look_their_features_up(work, source, regions, tokens, monkeypatch):
+    row = f"pixels/{source}/rms/mean/raster"
+    plain = tiny.train_one(row, work, steps=(2, 2), regions=regions)
+    file = tiny.store_features(work, tiny.PIXELS)
+    encode = Encoder.encode
+    calls = []
+    monkeypatch.setattr(Encoder, "encode", lambda self, pixels: (calls.append(len(pixels)), encode(self, pixels))[1])
+    stored = tiny.train_one(row, work, steps=(2, 2), regions=regions, stored=True)
+    assert calls == [1]  # by the tower's config, of a blank image
+    assert file == tiny.store_features(work, tiny.PIXELS)
+    assert stored["tokens_per_image"] == tokens
+    assert stored["accuracy"] == plain["accuracy"]
+    assert stored["focus"]["focus"] == pytest.approx(plain["focus"]["focus"], rel=1e-4)
+    assert stored["regions"] == regions
+
+
+def test_features_of_a_photo_that_is_no_scene_are_computed(work):
+    model, _ = make(work)
+    encoder = model.model.vision_tower.encoder
+    pixels = torch.rand(2, 3, 192, 192)
+    expected = encoder.encode(pixels)
+    tiny.use_stored_features(encoder, work, tiny.PIXELS)
+    assert torch.equal(encoder.encode(pixels), expected)
+
+
+def test_any_folder_of_transformers_can_be_the_toys_encoder(work, tmp_path):
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=56, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(tmp_path / "small")
+    BitImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "small")
+    encoder = tiny.toy_encoder(str(tmp_path / "small"), layer=0)
+    assert encoder == ("small", f"hf:{tmp_path / 'small'}", {"img_size": 168, "layer": 0})
+    result = tiny.train_one("small/segmentation/rms/mean/raster", work, encoder=encoder, steps=(2, 2), most_questions=8)
+    assert result["questions"] == 8
+    assert (work / "small.safetensors").is_file()
+    with pytest.raises(SystemExit, match="--encoder must be pixels, dinov2-small or a folder; got nothing"):
+        tiny.toy_encoder("nothing")
+    with pytest.raises(SystemExit, match="a toy row is small/SOURCE/NORM/POOL/ORDER; got 'pixels/"):
+        tiny.train_one("pixels/patch/rms/mean/raster", work, encoder=encoder)
+
+
+def toy_result(source, seed, right, tokens, **regions):
+    return {
+        "row": f"pixels/{source}/rms/mean/raster", "seed": seed, "regions": regions, "tokens_per_image": tokens,
+        "accuracy": dict.fromkeys((*scenes.KINDS, "all"), right), "majority": dict.fromkeys((*scenes.KINDS, "all"), 35),
+    }  # fmt: skip
+
+
+def test_runs_of_one_kind_are_one_row_with_their_deviation(tmp_path):
+    results = [
+        toy_result("patch", 42, 90, 144),
+        toy_result("clustering", 42, 80, 8, linkage="ward", num_regions=8),
+        toy_result("clustering", 43, 84, 8, linkage="ward", num_regions=8),
+        toy_result("grid", 42, 70, 8, num_regions=8),
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in equal_tokens.table(results).splitlines()[2:]]
+    assert [(line[0], line[1], line[2], line[-1]) for line in lines] == [
+        ("grid", "8.0", "1", "70.0"), ("ward", "8.0", "2", "82.0 ± 2.8"), ("patch", "144.0", "1", "90.0"),
+        ("*most frequent answer*", "", "", "35.0"),
+    ]  # fmt: skip
+    equal_tokens.picture(results, tmp_path / "picture.png")
+    assert read_photo(tmp_path / "picture.png").size[0] > 900
+
+
+def test_every_rule_is_run_at_every_count():
+    runs = equal_tokens.runs((8, 16, 32))
+    assert len(runs) == len({(source, *regions.items(), seed) for source, regions, seed in runs}) == 37
+    for count, seeds in equal_tokens.SEEDS.items():
+        for linkage in ("centroid", "average", "ward"):
+            assert sum(one[1] == {"linkage": linkage, "num_regions": count} for one in runs) == len(seeds)

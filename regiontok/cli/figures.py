@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
         add_layer_options(figure)
         add_placing_options(figure)
         if name == "encoders":
-            figure.add_argument("--threshold", type=float, default=0.7, metavar="T", help="default: %(default)s")
+            add_amount_options(figure)
             figure.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
         figure.set_defaults(run=run)
 
@@ -143,9 +143,10 @@ def _features(options: argparse.Namespace) -> int:
 
 
 def _encoders(options: argparse.Namespace) -> int:
+    amount = amount_of(options)
     check_figure(options.out)
     photos = [read_photo(path) for path in find_photos(options.photos)]
-    figure = draw_encoders(_view(options, photos), threshold=options.threshold, norm=options.norm)
+    figure = draw_encoders(_view(options, photos), norm=options.norm, **amount)
     return _save(figure, options)
 
 

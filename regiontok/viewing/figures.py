@@ -154,20 +154,21 @@ def draw_features(seen: Mapping[str, Sequence[Seen]]) -> Any:
     return figure
 
 
-def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7, norm: str = "rms") -> Any:
+def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: str = "rms", **amount: Any) -> Any:
     """Encoders side by side: features by PCA, regions from clustering, and norms, each for every photo.
 
     Args:
         seen: The same photos as each encoder sees them, by the encoder's name.
-        threshold: Of clustering.
         norm: Of the features that are clustered, ``rms`` or ``none``.
+        amount: How many regions: ``threshold``, ``num_regions``, ``explained_variance`` and ``linkage`` of
+            `UnionFindClusterer`.
 
     Returns:
         A matplotlib ``Figure``.
 
     Raises:
         ShapeError: No encoder, or another number of photos for one of them.
-        ValueRangeError: A threshold or norm that cannot be.
+        ValueRangeError: An amount or norm that cannot be.
         MissingDependencyError: matplotlib is not installed.
 
     Source:
@@ -180,7 +181,8 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7,
         _photos(grid[part * count : (part + 1) * count], photos)
     norms = {name: _norms(views) for name, views in seen.items()}
     top = max(float(np.nanmax(one)) for maps in norms.values() for one in maps)
-    regionizer = Regionizer(pool="mean", norm=norm, threshold=threshold)
+    regionizer = Regionizer(pool="mean", norm=norm, **amount)
+    told = ", ".join(f"{name} {value}" for name, value in amount.items() if value is not None) or "threshold 0.7"
     heat = None
     for column, (name, views) in enumerate(seen.items(), start=1):
         grid[0, column].set_title(name, color=GREY, fontsize=10)
@@ -192,7 +194,7 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, threshold: float = 0.7,
             _show(panel, _outlined(one.photo, regions, one.placement))
             panel.set_xlabel(f"{len(regions)} regions", color=GREY, fontsize=8)
             heat = _show(grid[2 * count + row, column], _on_photo(one, norms[name][row]), cmap=_HEAT, vmin=0, vmax=top)
-    for part, label in enumerate(("features, by PCA", f"regions at {threshold:g}", "norms")):
+    for part, label in enumerate(("features, by PCA", f"regions, {told}", "norms")):
         grid[part * count, 0].set_ylabel(label, color=GREY)
     _scale(figure, heat, grid[2 * count :], "times the median norm")
     return figure

@@ -100,7 +100,7 @@ def test_encoders_side_by_side(china):
     regionizer = Regionizer(pool="mean", threshold=0.9)
     expected = [len(regionizer(one.features[None], valid=one.valid[None])) for one in views]
     assert counts == [f"{count} regions" for count in expected for _ in range(2)]
-    assert {"features, by PCA", "regions at 0.9", "norms"} <= {axes.get_ylabel() for axes in figure.axes}
+    assert {"features, by PCA", "regions, threshold 0.9", "norms"} <= {axes.get_ylabel() for axes in figure.axes}
 
 
 def test_sources_are_outlined_and_counted(china):
