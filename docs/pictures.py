@@ -23,7 +23,7 @@ import real_features  # noqa: E402
 TOKENS = 64
 
 
-def draw_rules(photo: Image.Image) -> None:
+def draw_rules(photo: Image.Image, folder: Path) -> None:
     """A photo's regions by Ward's rule and by the paper's, at as many tokens."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
     features, valid = encoder(photo)
@@ -32,10 +32,10 @@ def draw_rules(photo: Image.Image) -> None:
         regionizer = Regionizer(pool="mean", linkage=linkage, num_regions=TOKENS)
         regions[name] = regionizer(features, valid=valid).regions
     placement = encoder.geometry.place((photo.height, photo.width))
-    save_figure(draw_sources(photo, regions, placement), DOCS / "rules.png")
+    save_figure(draw_sources(photo, regions, placement), folder / "rules.png")
 
 
-def draw_comparison() -> None:
+def draw_comparison(folder: Path) -> None:
     """What regions keep, over six photos and two layers of the encoder."""
     for layer, name in ((real_features.LAYER, "block-10"), (-1, "last-block")):
         encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336)
@@ -46,17 +46,17 @@ def draw_comparison() -> None:
         by_source: dict[str, list[Any]] = {}
         for row in mean_partitions(rows):
             by_source.setdefault(row.source, []).append(row.scores)
-        save_figure(draw_partitions(by_source), DOCS / f"compare-{name}.png")
+        save_figure(draw_partitions(by_source), folder / f"compare-{name}.png")
 
 
-def draw_page(photo: Image.Image, name: str) -> None:
+def draw_page(photo: Image.Image, name: str, folder: Path) -> None:
     """The interactive page, as Chromium shows it."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
     encoder.name = "dinov2-small, block 10"
     found = masks.load("felzenszwalb")(photo)[0]
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        file = Path(folder) / "page.html"
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        file = Path(scratch) / "page.html"
         write_page(file, photo, encoder, title=name, masks=found, num_regions=TOKENS)
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1180, "height": 760})
@@ -65,16 +65,16 @@ def draw_page(photo: Image.Image, name: str) -> None:
         if box is not None:
             page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 0.35 * box["height"])
         page.wait_for_timeout(500)
-        page.screenshot(path=DOCS / "page.png")
+        page.screenshot(path=folder / "page.png")
         browser.close()
 
 
-def main() -> None:
+def main(folder: Path = DOCS) -> None:
     """Draw them all."""
     photos = real_features.photos()
-    draw_rules(photos["coffee"])
-    draw_comparison()
-    draw_page(photos["astronaut"], "astronaut.png")
+    draw_rules(photos["coffee"], folder)
+    draw_comparison(folder)
+    draw_page(photos["astronaut"], "astronaut.png", folder)
 
 
 if __name__ == "__main__":

@@ -430,10 +430,8 @@ def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols
 
 def _targets(budget: Budget, patches: Sequence[int]) -> list[int]:
     """How many regions each image gets: its budget, or all its valid patches where these are fewer."""
-    if isinstance(budget, Tensor | np.ndarray) and budget.ndim:
-        budget = budget.tolist()
-    elif isinstance(budget, Tensor):
-        budget = budget.item()  # type: ignore[assignment]
+    if isinstance(budget, Tensor | np.ndarray):
+        budget = budget.tolist()  # of no axis it is one number
     several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(patches)
     if len(several) != len(patches):
         raise ShapeError(

@@ -579,6 +579,8 @@ def test_budgets_that_cannot_be_are_refused(budget, valid, message):
 
 def test_small_integers_of_numpy_do_not_overflow():
     features = smooth_features(24, 24, 8)
+    for one in (torch.tensor(100, dtype=torch.uint8), np.array(100, np.uint8), np.uint8(100)):
+        assert len(UnionFindClusterer()(features, num_regions=one)) == 100
     assert len(UnionFindClusterer(num_regions=np.uint8(100))(features)) == 100
     assert len(UnionFindClusterer().tree(features)[0].cut(num_regions=np.uint8(100))) == 100
 

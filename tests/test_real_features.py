@@ -4,6 +4,7 @@ Without a network the tests skip and say so; under CI that is a failure.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from regiontok import encoders, rms_normalize
 from regiontok.evaluation.partition import compare_partitions
@@ -93,3 +95,17 @@ def test_regions_of_trained_features_meet_the_animal_better_than_those_of_random
         assert trained["ward", count].miou > random["ward", count].miou + 0.05
         assert trained["ward", count].miou > trained["grid", count].miou + 0.1
         assert trained["ward", count].boundary_recall > 0.97
+
+
+def test_the_first_picture_of_the_readme_can_be_drawn_again(folders, tmp_path):
+    folder = Path(__file__).parents[1] / "docs"
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); import pathlib, pictures\n"
+        f"pictures.draw_rules(pictures.real_features.photos()['coffee'], pathlib.Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    drawn, kept = (Image.open(place / "rules.png").convert("RGB") for place in (tmp_path, folder))
+    assert drawn.size == kept.size
+    difference = np.abs(np.asarray(drawn, int) - np.asarray(kept, int)).max(-1)
+    assert (difference > 40).mean() < 0.02  # other machines round otherwise, and may part a patch or two

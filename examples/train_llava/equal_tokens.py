@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 from scenes import KINDS
-from tiny import FOLDER, RESULTS, prepare, share_cores, store_features, toy_encoder, train_one
+from tiny import FOLDER, GREY, RESULTS, colour_axes, prepare, share_cores, store_features, toy_encoder, train_one
 
 from regiontok.clustering import LINKAGES
 
 SEEDS = {8: (42, 43, 44), 16: (42, 43, 44), 32: (42,)}
 """Seeds by number of tokens."""
 COLOURS = {
-    "grid": "#808080", "centroid": "#4c8bf5", "average": "#b05cc8", "ward": "#e8710a",
+    "grid": GREY, "centroid": "#4c8bf5", "average": "#b05cc8", "ward": "#e8710a",
     "patch": "#2f9e6e", "segmentation": "#c8a415", "combined": "#d0475a",
 }  # fmt: skip
 
@@ -71,7 +71,6 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     """Right answers against tokens per image; bars reach from the worst seed to the best."""
     from matplotlib.figure import Figure  # noqa: PLC0415  only the grid draws
 
-    grey = COLOURS["grid"]  # is seen on a light page and on a dark one
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     found = groups(results)
@@ -89,13 +88,7 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     ticks = sorted({round(float(np.mean([one["tokens_per_image"] for one in some]))) for some in found.values()})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.tick_params(colors=grey)
-    axes.xaxis.label.set_color(grey)
-    axes.yaxis.label.set_color(grey)
-    axes.set_facecolor("none")
-    for spine in axes.spines.values():
-        spine.set_color(grey)
-    axes.legend(frameon=False, labelcolor=grey)
+    colour_axes(axes)
     figure.savefig(file, transparent=True, dpi=150)
 
 

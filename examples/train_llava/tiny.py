@@ -321,7 +321,6 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     """Accuracy against tokens per image, and per kind of question."""
     from matplotlib.figure import Figure  # noqa: PLC0415  only the grid draws
 
-    grey = "#808080"  # is seen on a light page and on a dark one
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     colours = dict(zip(SOURCES, ("#4c8bf5", "#e8710a", "#2f9e6e", "#b05cc8"), strict=True))
@@ -336,20 +335,29 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
         means = [np.mean([one["accuracy"].get(kind, np.nan) for one in mine]) for kind in KINDS]
         right.plot(KINDS, means, "o-", color=colours[source])
     majority = [results[0]["majority"].get(kind, np.nan) for kind in KINDS]
-    right.plot(KINDS, majority, "x:", color=grey, label="most frequent answer")
+    right.plot(KINDS, majority, "x:", color=GREY, label="most frequent answer")
     left.set(
         xscale="log", xlabel="tokens per image\n(circle: mean, triangle: cross-attention)", ylabel="right answers, %"
     )
     right.set(ylabel="right answers, %", ylim=(0, 102))
     for axes in (left, right):
-        axes.tick_params(which="both", colors=grey)
-        axes.xaxis.label.set_color(grey)
-        axes.yaxis.label.set_color(grey)
-        axes.set_facecolor("none")
-        for spine in axes.spines.values():
-            spine.set_color(grey)
-        axes.legend(frameon=False, labelcolor=grey)
+        colour_axes(axes)
     figure.savefig(file, transparent=True, dpi=150)
+
+
+GREY = "#808080"
+"""Is seen on a light page and on a dark one."""
+
+
+def colour_axes(axes: Any) -> None:
+    """Axes, text and legend in grey on no ground."""
+    axes.tick_params(which="both", colors=GREY)
+    axes.xaxis.label.set_color(GREY)
+    axes.yaxis.label.set_color(GREY)
+    axes.set_facecolor("none")
+    for spine in axes.spines.values():
+        spine.set_color(GREY)
+    axes.legend(frameon=False, labelcolor=GREY)
 
 
 def share_cores(jobs: int) -> None:
