@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from benchmarks import peers
 from benchmarks.timing import ratio, save, take_turns
 from regiontok import UnionFindClusterer
-from regiontok._kernels.merge import AVERAGE, CENTROID, WARD, merge
+from regiontok._kernels.merge import AVERAGE, CENTROID, UNSEEN, WARD, merge
 
 SHAPES = ((24, 24, 1024), (27, 27, 1152), (36, 36, 1280), (64, 64, 1024))
 THRESHOLD = 0.7
@@ -81,7 +81,7 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     one, two = (UnionFindClusterer(threshold=THRESHOLD, num_threads=threads) for threads in (1, 2))
 
     def kernel(linkage: int = CENTROID, lowest: float = THRESHOLD, least: int = 1, kept: float = -1.0) -> None:
-        merge(flat, valid, cols, False, linkage, lowest, least, kept, False, pairs, score)
+        merge(flat, valid, cols, False, linkage, lowest, least, kept, UNSEEN, pairs, score)
 
     alone = take_turns(
         {

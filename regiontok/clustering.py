@@ -21,7 +21,20 @@ from regiontok._checks import (
     flatten_features,
     flatten_valid,
 )
-from regiontok._kernels.merge import AVERAGE, CENTROID, WARD, allowance, collect, label, merge
+from regiontok._kernels.merge import (
+    AVERAGE,
+    CENTRED,
+    CENTROID,
+    OUT_OF_RANGE,
+    SAFE,
+    TOO_ALIKE,
+    UNSEEN,
+    WARD,
+    allowance,
+    collect,
+    label,
+    merge,
+)
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regions import Regions
 
@@ -217,10 +230,14 @@ class UnionFindClusterer:
         pairs = np.empty((len(valid), 2), np.int32)
         score = np.empty(len(valid), np.float64)
         diagonal = self.connectivity == 8
-        done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, False, pairs, score)
-        if done < 0:
+        done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, UNSEEN, pairs, score)
+        if done == OUT_OF_RANGE:
             values = _scale_to_safe_range(values, valid, image, cols)
-            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, True, pairs, score)
+            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, SAFE, pairs, score)
+        if done == TOO_ALIKE:
+            values, unit = _centre(values, valid)
+            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, CENTRED, pairs, score)
+            return pairs[:done], score[:done] * unit, deviation * unit
         return pairs[:done], score[:done], deviation
 
     def _map(self, work: Callable[[int], _T], batch: "_Batch") -> list[_T]:
@@ -297,7 +314,7 @@ class MergeTree:
         elif stop.threshold is not None:
             count = _first(self.score.numpy() < stop.threshold, done)
         else:
-            allowed = allowance(stop.explained_variance, self.deviation, patches)
+            allowed = allowance(stop.explained_variance, self.deviation)
             count = _first(np.cumsum(self.score.numpy()) > allowed, done)
         labels = np.empty(self.valid.numel(), np.int64)
         label(self.valid.reshape(-1).numpy(), self.pairs.numpy(), count, labels)
@@ -426,6 +443,24 @@ def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols
     if largest == 0:
         return values
     return np.ldexp(values, -int(np.frexp(largest)[1]))
+
+
+def _centre(values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
+    """Unit vectors less their mean, scaled by a power of two; and what a squared error of them is worth.
+
+    Ward's rule does not see where the mean is. Patches that all look alike lose their differences in float32 dot
+    products; without their common part they do not. What is below the rounding of the features themselves is nothing.
+    """
+    shown = values[valid].astype(np.float64)
+    norm = np.sqrt((shown * shown).sum(1, keepdims=True))
+    shown /= np.where(norm == 0, 1, norm)
+    shown -= shown.mean(0)
+    if (shown * shown).sum() < 1e-13 * len(shown):
+        shown[:] = 0
+    power = int(np.frexp(np.abs(shown).max())[1])
+    centred = np.zeros_like(values)
+    centred[valid] = np.ldexp(shown, -power)
+    return centred, 4.0**power
 
 
 def _targets(budget: Budget, patches: Sequence[int]) -> list[int]:

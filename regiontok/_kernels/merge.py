@@ -32,8 +32,15 @@ _GONE = -np.inf  # below every threshold
 CENTROID, AVERAGE, WARD = 0, 1, 2
 _SMALLEST = 2.0**-126
 """Squares below have lost digits: float32 holds none smaller in full."""
-_ROUNDING = 1e-6
-"""What float32 cannot tell from no deviation, per patch of unit length."""
+_ALIKE = 5e-3
+"""Mean growth of the first pairs below which patches are so alike that float32 dot products lose their differences."""
+_ROUNDING = 1e-4
+"""How far sums of growths may be off, as a share of the whole deviation."""
+
+UNSEEN, SAFE, CENTRED = 0, 1, 2
+"""What is known of an image's features: nothing; that their squares fit float32; that they are unit vectors less their
+mean, scaled."""
+OUT_OF_RANGE, TOO_ALIKE = -1, -2
 
 
 @compiled(reassociate=True)
@@ -108,9 +115,9 @@ def _score(linkage, dot, square_x, square_y, members_x, members_y):
 
 
 @compiled
-def allowance(kept, deviation, patches):
+def allowance(kept, deviation):
     """The squared error that merging may cost where a share of the deviation is to be kept."""
-    return (1 - kept) * deviation + _ROUNDING * patches
+    return (1 - kept + _ROUNDING) * deviation
 
 
 @compiled
@@ -234,7 +241,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
 
 
 @compiled
-def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trusted, pairs, scores):
+def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, pairs, scores):
     """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
 
     Args:
@@ -246,13 +253,13 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trus
         threshold: Least score at which a pair merges.
         least: Number of regions at which to stop.
         kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
-        trusted: Skip the check of magnitudes.
+        known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
         scores: ``(P,)`` float64, written: the score of each merge.
 
     Returns:
-        The number of merges, -1 where squares leave float32's safe range, which is also where NaN and infinity show;
-        and the image's squared deviation, or 0 where nobody asked.
+        The number of merges; ``OUT_OF_RANGE`` where squares leave float32's safe range, which is also where NaN and
+        infinity show; or, for ``WARD``, ``TOO_ALIKE``. And the image's squared deviation, or 0 where nobody asked.
     """
     patches, dim = features.shape
     most = (4 if diagonal else 2) * patches
@@ -261,13 +268,13 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trus
     square = np.empty(patches, np.float64)
     edges = _score_grid(features, valid, cols, diagonal, target, dot, square)
     magnitude = square.sum()
-    if not trusted and not 1e-20 < magnitude < 1e30:
-        return -1, 0.0
+    if known == UNSEEN and not 1e-20 < magnitude < 1e30:
+        return OUT_OF_RANGE, 0.0
 
     factor = np.ones(patches, np.float32)
     members = np.ones(patches, np.int32)
     left = valid.sum()
-    if linkage != CENTROID:
+    if linkage != CENTROID and known != CENTRED:
         for patch in range(patches):
             factor[patch] = 1 / np.sqrt(square[patch]) if square[patch] >= _SMALLEST else 0.0
             square[patch] *= np.float64(factor[patch]) * factor[patch]
@@ -275,7 +282,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trus
     if kept >= 0:
         deviation = _total_deviation(features, valid, factor, square, left)
     if kept > 0:
-        allowed = allowance(kept, deviation, left)
+        allowed = allowance(kept, deviation)
 
     rings = 2 * edges
     following = np.arange(rings + patches, dtype=np.int32)
@@ -300,6 +307,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, trus
             heap_edge[size] = edge
             position[edge] = size
             size += 1
+    if linkage == WARD and known != CENTRED and edges > 0 and -score.sum() < _ALIKE * edges:
+        return TOO_ALIKE, 0.0
     for i in range((size - 2) // 4, -1, -1):
         _sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
 
