@@ -129,7 +129,8 @@ def measure(features: list[torch.Tensor], quokka: tuple[torch.Tensor, MaskSet, A
         times = take_turns(runs, rounds=9)
         unit, objects, geometry = quokka
         of_object = {}
-        for name, cluster in contestants.items():
+        threshold = divt_threshold(unit, count)
+        for name, cluster in {**contestants, "DiVT": lambda one, _, at=threshold: _divt(one, at)}.items():
             regions = Regions.from_labels(torch.from_numpy(cluster(unit, count).astype(np.int64))[None])
             scored = measure_partition(unit[None], regions, objects=[objects], geometry=geometry)
             of_object[name] = round(scored[0].miou or 0.0, 3)

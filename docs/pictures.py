@@ -38,7 +38,7 @@ def draw_rules(photo: Image.Image, folder: Path) -> None:
 def draw_comparison(folder: Path) -> None:
     """What regions keep, over six photos and two layers of the encoder."""
     for layer, name in ((real_features.LAYER, "block-10"), (-1, "last-block")):
-        encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336)
+        encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336, geometry="squash")
         rows = []
         for photo in real_features.photos().values():
             features, valid = encoder(photo)

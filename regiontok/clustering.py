@@ -45,9 +45,15 @@ Budget = int | Sequence[int] | np.ndarray | Tensor
 """A number of regions: one for all images, or one per image."""
 
 _THRESHOLD = 0.7
+_NO_BUDGET = "linkage='ward' needs num_regions or explained_variance, which say when to stop. Pass one of them."
 _RULES = {"centroid": CENTROID, "average": AVERAGE, "ward": WARD}
 _LOWEST = {"centroid": -1.0, "average": -1.0, "ward": -np.finfo(np.float64).max}
 """A score that every pair of a rule reaches."""
+
+
+def default_linkage(budgeted: bool) -> str:
+    """The rule where none is named: Ward's where a budget stops, the paper's elsewhere."""
+    return "ward" if budgeted else "centroid"
 
 
 class UnionFindClusterer:
@@ -117,7 +123,7 @@ class UnionFindClusterer:
             check_choice("linkage", linkage, LINKAGES)
         stop = _check_stop(threshold, num_regions, explained_variance)
         budgeted = stop.num_regions is not None or stop.explained_variance is not None
-        _check_goes_with(linkage or ("ward" if budgeted else "centroid"), stop)
+        _check_goes_with(linkage or default_linkage(budgeted), stop)
         check_choice("connectivity", connectivity, (4, 8))
         self.linkage = linkage
         self.threshold, self.num_regions, self.explained_variance = stop
@@ -156,11 +162,9 @@ class UnionFindClusterer:
             targets = _targets(budget, batch.patches)
             _check_islands(batch, targets, self.connectivity)
         kept = None if budget is not None else self.explained_variance
-        linkage = self.linkage or ("centroid" if budget is None and kept is None else "ward")
+        linkage = self.linkage or default_linkage(budget is not None or kept is not None)
         if linkage == "ward" and budget is None and kept is None:
-            raise ValueRangeError(
-                "linkage='ward' needs num_regions or explained_variance, which say when to stop. Pass one of them."
-            )
+            raise ValueRangeError(_NO_BUDGET)
         lowest = _LOWEST[linkage]
         if budget is None and kept is None:
             lowest = _THRESHOLD if self.threshold is None else self.threshold
@@ -176,11 +180,12 @@ class UnionFindClusterer:
     def tree(self, features: Features, valid: Valid | None = None) -> list["MergeTree"]:
         """Merge the patches of each image as far as they connect and keep every merge, to cut at will.
 
-        The clusterer's threshold and budget only tell its default ``linkage``. Shapes and errors are those of a call.
+        A tree is of one rule: ``linkage``, or by default that of the clusterer's own threshold or budget. For cuts that
+        equal calls with a budget, grow it with ``linkage="ward"``. Shapes and errors are those of a call.
         """
         batch = _Batch(features, valid)
         budgeted = self.num_regions is not None or self.explained_variance is not None
-        linkage = self.linkage or ("ward" if budgeted else "centroid")
+        linkage = self.linkage or default_linkage(budgeted)
         ward = linkage == "ward"
 
         def grow(image: int) -> MergeTree:
@@ -213,6 +218,8 @@ class UnionFindClusterer:
         """
         budget = self.num_regions if num_regions is None else num_regions
         if budget is None:
+            if self.linkage == "ward" and self.explained_variance is None:
+                raise ValueRangeError(_NO_BUDGET)
             stop = "threshold" if self.explained_variance is None else "explained_variance"
             raise ValueRangeError(
                 f"{stop} makes as many regions as the features ask for, so counts are known only after encoding. Set "

@@ -182,6 +182,8 @@ class RegionizerOptions:
         Raises:
             CheckpointError: An option that this version does not know, or one that cannot be.
         """
+        if not isinstance(config, Mapping):
+            raise CheckpointError(f"the options of a Regionizer must be a mapping; got {type(config).__name__}.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(config) - known)
         if unknown:

@@ -177,16 +177,21 @@ class Regionizer(nn.Module):
             [144]
         """
         geometry = self.options.geometry
+        if sizes is not None and len(sizes) != len(grids):
+            raise ShapeError(f"sizes must have one entry per photo, {len(grids)}; got {len(sizes)}.")
         if sizes is None or geometry is None or self.config["padding"] == "keep":
             return [rows * cols for rows, cols in grids]
-        return [int(geometry.place(size).valid(grid).sum()) for size, grid in zip(sizes, grids, strict=True)]
+        return [
+            int(geometry.place(check_size(f"sizes[{photo}]", size)).valid(grid).sum())
+            for photo, (size, grid) in enumerate(zip(sizes, grids, strict=True))
+        ]
 
     def num_tokens(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
         """How many tokens images get, before there are features.
 
         Args:
-            patches: Per image, how many of its patches may be in a region: `num_patches` or `Encoder.num_patches`
-                tells it.
+            patches: Per image, how many of its patches may be in a region: `num_patches` tells it, and where padding
+                is dropped `Encoder.num_patches`.
             num_regions: As of a call.
 
         Raises:
@@ -204,7 +209,8 @@ class Regionizer(nn.Module):
         if source == "patch":
             if num_regions is not None:
                 raise ValueRangeError("num_regions is for source='clustering'; got source='patch'. Leave it out.")
-            return [check_integer("patches", int(one)) for one in patches]
+            given = patches.tolist() if isinstance(patches, Tensor) else patches
+            return [check_integer("patches", one) for one in given]
         return self._clusterer.counts(patches, num_regions=num_regions)
 
     def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:

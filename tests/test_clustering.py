@@ -616,6 +616,8 @@ def test_wards_rule_needs_a_budget():
     clusterer = UnionFindClusterer(linkage="ward")
     with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions or explained_variance"):
         clusterer(smooth_features(4, 4, 8))
+    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions or explained_variance"):
+        clusterer.counts([16])
     assert len(clusterer(smooth_features(4, 4, 8), num_regions=3)) == 3
 
 

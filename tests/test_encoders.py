@@ -8,7 +8,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from regiontok import ImageGeometry, UnionFindClusterer, encoders
 from regiontok.encoders import ENCODERS, Encoder, load
@@ -158,6 +158,16 @@ def test_folders_of_transformers_that_cannot_be_are_named(tmp_path):
             load(f"hf:{tmp_path}", **options)
     with pytest.raises(ShapeError, match="patch_size must divide the input's sides; got 14 for 60 x 60"):
         load(f"hf:{tmp_path}", img_size=60)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {f"teacher.{name}": one for name, one in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match="lack .* of the model's, or have them in another shape, the first '"):
+        load(f"hf:{tmp_path}")
+    (tmp_path / "model.safetensors").write_bytes(b"12345678abc")
+    with pytest.raises(CheckpointError, match="could not be had as a vision model"):
+        load(f"hf:{tmp_path}")
+    assert load(f"hf:{tmp_path}", pretrained=False).grid == (4, 4)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match="with its image processor"):
         load(f"hf:{tmp_path}")

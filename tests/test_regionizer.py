@@ -101,8 +101,11 @@ def test_counts_are_told_from_sizes_before_anything_is_encoded(china):
             regionizer = Regionizer(pool="mean", geometry=encoder.geometry, **options)
             told = regionizer.num_tokens(regionizer.num_patches([encoder.grid] * 3, sizes))
             assert regionizer(encoded, sizes=sizes).counts.tolist() == told
-            if "padding" not in options:
-                assert regionizer(encoded, valid=valid).counts.tolist() == told == regionizer.num_tokens(patches)
+            assert regionizer(encoded, valid=valid).counts.tolist() == told
+            if regionizer.config["padding"] == "drop":
+                assert regionizer.num_tokens(patches) == told
+    with pytest.raises(ShapeError, match="sizes must have one entry per photo, 3; got 2"):
+        regionizer.num_patches([encoder.grid] * 3, sizes[:2])
 
 
 @pytest.mark.parametrize(

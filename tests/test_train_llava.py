@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoProcessor,
@@ -591,13 +591,18 @@ def test_any_folder_of_transformers_can_be_the_toys_encoder(work, tmp_path):
     Dinov2Model(config).save_pretrained(tmp_path / "small")
     BitImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "small")
     encoder = tiny.toy_encoder(str(tmp_path / "small"), layer=0)
-    assert encoder == ("small", f"hf:{tmp_path / 'small'}", {"img_size": 168, "layer": 0})
-    result = tiny.train_one("small/segmentation/rms/mean/raster", work, encoder=encoder, steps=(2, 2), most_questions=8)
+    assert encoder == ("small-layer0", f"hf:{tmp_path / 'small'}", {"img_size": 168, "layer": 0})
+    result = tiny.train_one(
+        "small-layer0/segmentation/rms/mean/raster", work, encoder=encoder, steps=(2, 2), most_questions=8
+    )
     assert result["questions"] == 8
-    assert (work / "small.safetensors").is_file()
+    other = tiny.toy_encoder(str(tmp_path / "small"))
+    assert tiny.store_features(work, encoder) != tiny.store_features(work, other)
+    stored = [load_file(tiny.store_features(work, one))["features"] for one in (encoder, other)]
+    assert not torch.equal(*stored)
     with pytest.raises(SystemExit, match="--encoder must be pixels, dinov2-small or a folder; got nothing"):
         tiny.toy_encoder("nothing")
-    with pytest.raises(SystemExit, match="a toy row is small/SOURCE/NORM/POOL/ORDER; got 'pixels/"):
+    with pytest.raises(SystemExit, match="a toy row is small-layer0/SOURCE/NORM/POOL/ORDER; got 'pixels/"):
         tiny.train_one("pixels/patch/rms/mean/raster", work, encoder=encoder)
 
 

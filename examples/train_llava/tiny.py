@@ -66,17 +66,20 @@ def toy_encoder(name: str, layer: int | None = None) -> ToyEncoder:
     """``pixels``, ``dinov2-small``, or a folder of a vision transformer of transformers, on 12 x 12 patches."""
     if name == "pixels":
         return PIXELS
-    folder = Path(name)
+    folder, real_layer = Path(name), None
     if name == "dinov2-small":
         sys.path.append(str(Path(__file__).parent.parent))
         import real_features  # noqa: PLC0415  it wants packages that pixels does not
 
-        folder, layer = real_features.dinov2_small(), real_features.LAYER if layer is None else layer
+        folder, real_layer = real_features.dinov2_small(), real_features.LAYER
+        layer = real_layer if layer is None else layer
     if not folder.is_dir():
         raise SystemExit(f"--encoder must be pixels, dinov2-small or a folder; got {name}.")
     patch = AutoConfig.from_pretrained(folder).patch_size
     options = {"img_size": GRID * patch} | ({} if layer is None else {"layer": layer})
-    return ToyEncoder(folder.name, f"hf:{folder}", options)
+    default = real_layer if name == "dinov2-small" else None
+    label = folder.name if layer == default else f"{folder.name}-layer{layer}"
+    return ToyEncoder(label, f"hf:{folder}", options)
 
 
 def toy(stage: Stage, steps: int, template: str) -> Stage:
@@ -197,7 +200,8 @@ def add_control(model: Any, name: str) -> None:
 @torch.no_grad()
 def store_features(folder: Path, encoder: ToyEncoder) -> Path:
     """Features of all scenes, computed once, by the digest of their pixels."""
-    file = folder / f"{encoder.label}.safetensors"
+    made_of = blake2b(repr(encoder).encode(), digest_size=4).hexdigest()  # two folders may have one name
+    file = folder / f"{encoder.label}-{made_of}.safetensors"
     if file.is_file():
         return file
     loaded = encoders.load(encoder.name, geometry="squash", **encoder.options)

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok import encoders, masks
-from regiontok.clustering import LINKAGES
+from regiontok.clustering import LINKAGES, default_linkage
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.evaluation.assistant import Assistant, stock_regions
@@ -99,7 +99,11 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 def add_layer_options(parser: argparse.ArgumentParser) -> None:
     """Options of which features of an encoder are taken."""
     parser.add_argument(
-        "--layer", type=int, metavar="N", help="block whose features to take, negative from the end; default: the last"
+        "--layer",
+        type=int,
+        metavar="N",
+        help="block whose features to take, counted from 0 or negative from the end; default: the last, or for "
+        "clip-336 the second to last",
     )
     parser.add_argument(
         "--final-norm",
@@ -295,7 +299,7 @@ def told_apart(options: argparse.Namespace) -> dict[str, Any]:
     """What the scores of a model are of: its folder or name, and how a stock one's tokens are cut."""
     of = {name: getattr(options, name) for name in ("model", "tokens", "threshold", "explained_variance", "norm")}
     budget = options.tokens is not None or options.explained_variance is not None
-    linkage = options.linkage or ("ward" if budget else "centroid")
+    linkage = options.linkage or default_linkage(budget)
     return of | {"linkage": None if linkage == "centroid" else linkage}  # as scores have it that knew one rule alone
 
 

@@ -17,8 +17,9 @@ from regiontok.cli.common import (
     progress,
     uses_masks,
 )
+from regiontok.encoders import Encoder
 from regiontok.errors import RegiontokError
-from regiontok.evaluation.partition import COUNTS, Partition, compare_partitions, mean_partitions
+from regiontok.evaluation.partition import COUNTS, PartitionResult, compare_partitions, mean_partitions
 from regiontok.options import MASK_SOURCES, NORMS
 from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
@@ -48,7 +49,11 @@ def add_commands(commands: Any) -> None:
     )
     compare.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     compare.add_argument(
-        "--out", type=Path, default=Path("regiontok-compare.png"), metavar="FILE", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=Path("regiontok-compare.png"),
+        metavar="FILE",
+        help="the figure, and by the same name with .json the figures of every photo; default: %(default)s",
     )
     add_encoder_options(compare)
     add_mask_options(compare, name="--masks", files=True)
@@ -74,7 +79,7 @@ def _compare(options: argparse.Namespace) -> int:
         for source in ("patch", *(MASK_SOURCES if masks_of else ()))
     }
     counts = sorted(set(options.tokens))
-    found: dict[str, list[Partition]] = {}
+    found: dict[str, list[PartitionResult]] = {}
     failed = []
     for path in progress(photos):
         try:
@@ -94,17 +99,15 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"regiontok: {message}", file=sys.stderr)
     if found:
         means = mean_partitions(list(found.values()))
-        _print_table(means, len(found), encoder.name)
+        _print_table(means, len(found), encoder)
         by_source: dict[str, list[Any]] = {}
         for row in means:
             by_source.setdefault(row.source, []).append(row.scores)
         save_figure(draw_partitions(by_source), options.out)
         description = {
-            "encoder": encoder.name,
-            "layer": options.layer,
-            "final_norm": options.final_norm,
+            **encoder.describe(),
             "norm": options.norm,
-            "geometry": encoder.geometry.to_config(),
+            "connectivity": options.connectivity,
             "masks": options.masks,
             "mean": [_row(one) for one in means],
             "photos": {path: [_row(one) for one in rows] for path, rows in found.items()},
@@ -116,12 +119,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _row(one: Partition) -> dict[str, Any]:
+def _row(one: PartitionResult) -> dict[str, Any]:
     return {"source": one.source, "tokens": one.tokens, **one.scores._asdict()}
 
 
-def _print_table(rows: list[Partition], photos: int, encoder: str) -> None:
-    print(f"{photos} photo{'s' * (photos != 1)}, {encoder}")
+def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> None:
+    options = "".join(f", {name} {value}" for name, value in encoder.options.items())
+    print(f"{photos} photo{'s' * (photos != 1)}, {encoder.name}{options}")
     print(f"{'':12}  {'regions':>7}  {'kept':>7}  {'single':>7}  {'largest':>7}")
     last: int | None = -1
     for one in sorted(rows, key=lambda row: (row.tokens is None, row.tokens or 0)):

@@ -211,6 +211,8 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
             told = name.replace("_", "-")
             raise RegiontokError(f"--{told} is for clustering alone, not for --sources. Leave one of them out.")
     sources, amount = choose_sources(options), amount_of(options)
+    if amount and "clustering" not in sources:
+        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     patches = Regionizer(source="patch", norm=options.norm or "none", padding="keep")
     stock = Assistant.load(options.model[0], regionizer=patches, device=options.device, dtype=options.dtype)
     with_regions = require("regiontok.adapters.huggingface", extra="hf").with_regions

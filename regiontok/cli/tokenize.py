@@ -149,6 +149,8 @@ def _check(options: argparse.Namespace) -> None:
     amounts = named_amounts(options)
     if amounts and not clusters:
         raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
+    if options.source != "clustering" and options.linkage == "ward":
+        raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
     if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
         raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
     of_masks = given + uses_masks(options) + ["--masks"] * (options.masks is not None)
@@ -216,8 +218,7 @@ def _write(
         "regiontok": __version__,
         "photo": photo,
         "photo_size": [image.height, image.width],
-        "encoder": encoder.name,
-        "geometry": encoder.geometry.to_config(),
+        **encoder.describe(),
         "regionizer": regionizer.config,
         "dropped": [{"mask_index": one.mask_index, "reason": one.reason} for one in regions.dropped],
         "fallback": bool(regions.fallback.any()),

@@ -92,6 +92,7 @@ def load(
     if layer is not None:
         check_integer("layer", layer, minimum=-1000)
     check_device(device)
+    given = {"layer": layer, "final_norm": final_norm, "img_size": img_size, "weights": weights and str(weights)}
     if name == "pixels":
         _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
         side = img_size or 24 * PixelDescriptor.patch_size
@@ -102,7 +103,7 @@ def load(
             fill="edge",
             name=name,
         )
-        return encoder.to(device or "cpu")
+        return _tell(encoder.to(device or "cpu"), given)
     library, _, model = name.partition(":")
     recipe = ENCODERS.get(name)
     if recipe is not None:
@@ -125,8 +126,14 @@ def load(
     }
     if library == "hf":
         _refuse(name, weights=weights)
-        return huggingface.build(model, **options)
-    return (timm if library == "timm" else open_clip).build(model, weights=weights, **options)
+        return _tell(huggingface.build(model, **options), given)
+    return _tell((timm if library == "timm" else open_clip).build(model, weights=weights, **options), given)
+
+
+def _tell(encoder: Encoder, given: dict[str, Any]) -> Encoder:
+    """Let an encoder know the options that it was loaded with."""
+    encoder.options = {name: value for name, value in given.items() if value is not None}
+    return encoder
 
 
 def _refuse(name: str, **options: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ class Encoder(nn.Module):
         self.patch_size = patch_size
         self.fill = fill
         self.name = name
+        self.options: dict[str, Any] = {}
         self._colour = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))  # in whole numbers, as LLaVA
         self.mean, self.std = tuple(mean), tuple(std)  # numbers and no buffers, which a half dtype would round
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # goes where `.to` moves the encoder
@@ -124,6 +125,10 @@ class Encoder(nn.Module):
     def grid(self) -> Size:
         """Rows and columns of patches."""
         return self.geometry.size[0] // self.patch_size, self.geometry.size[1] // self.patch_size
+
+    def describe(self) -> dict[str, Any]:
+        """What its features depend on, as JSON can hold it: its name, the options of ``load``, and its geometry."""
+        return {"encoder": self.name, "encoder_options": self.options, "geometry": self.geometry.to_config()}
 
     def num_patches(self, sizes: Sequence[Size]) -> list[int]:
         """How many patches show photos of these heights and widths, before they are encoded.

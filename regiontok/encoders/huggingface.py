@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from regiontok._require import require
@@ -65,38 +66,54 @@ def build(
         config = transformers.AutoConfig.from_pretrained(source)
         images = transformers.AutoImageProcessor.from_pretrained(source)
         if pretrained:
-            model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
+            model, told = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            _check_loaded(name, source, told)
         else:
             model = transformers.AutoModel.from_config(config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f"encoder {name!r}: {source} could not be had as a vision model with its image processor: {_brief(error)} "
             "Give a folder that save_pretrained wrote, with preprocessor_config.json, or a name on the hub."
         ) from error
     model = getattr(model, "vision_model", model)  # of CLIP and the like
     patch, side = (getattr(model.config, option, None) for option in ("patch_size", "image_size"))
-    if not isinstance(patch, int) or not hasattr(model.config, "num_hidden_layers"):
+    if not isinstance(patch, int) or not side or not hasattr(model.config, "num_hidden_layers"):
         raise ValueRangeError(
-            f"encoder {name!r}: {type(model).__name__} is no vision transformer of square patches. Wrap it in "
-            "regiontok.encoders.Encoder."
+            f"encoder {name!r}: {type(model).__name__} is no vision transformer of square patches on one "
+            "input size. Wrap it in regiontok.encoders.Encoder."
         )
+    normalized = getattr(images, "do_normalize", True) and images.image_mean and images.image_std
     sides: Any = img_size or side
     size = (sides, sides) if isinstance(sides, int) else tuple(sides)
     encoder = Encoder(
         HuggingfaceFeatures(model, layer=layer, final_norm=final_norm),
         geometry=ImageGeometry(geometry, size),
         patch_size=patch,
-        mean=tuple(images.image_mean),
-        std=tuple(images.image_std),
+        mean=tuple(images.image_mean) if normalized else (0.0, 0.0, 0.0),
+        std=tuple(images.image_std) if normalized else (1.0, 1.0, 1.0),
         name=name,
     ).to(device or "cpu")
     try:
         encoder.encode(torch.zeros(1, 3, *size, device=device or "cpu"))
-    except (RuntimeError, ValueError) as error:  # how transformers says that positions do not fit
+    except (RuntimeError, ValueError, TypeError) as error:  # how transformers says that positions do not fit
+        advice = "Leave img_size out." if img_size else "Wrap the model in regiontok.encoders.Encoder."
         raise ValueRangeError(
-            f"encoder {name!r} cannot take photos of {size[0]} x {size[1]}: {_brief(error)} Leave img_size out."
+            f"encoder {name!r} cannot take photos of {size[0]} x {size[1]}: {_brief(error)} {advice}"
         ) from error
     return encoder
+
+
+def _check_loaded(name: str, source: str, told: dict[str, Any]) -> None:
+    """Refuse weights that leave some of the model's at random, but for those that features do not need."""
+    missing = sorted(one for one in told["missing_keys"] if one.split(".")[-1] != "mask_token" and "pooler" not in one)
+    wrong = missing + [str(one[0]) for one in told.get("mismatched_keys", ())]
+    if wrong:
+        raise CheckpointError(
+            f"encoder {name!r}: the weights in {source} lack {len(wrong)} of the model's, or have them in another "
+            f"shape, the first {wrong[0]!r}. Give the weights of this model."
+        )
 
 
 def _brief(error: Exception) -> str:

@@ -268,13 +268,22 @@ class Assistant:
         return next((tokens[:at] for at, token in enumerate(tokens) if token in known), tokens)
 
 
-def stock_regions(*, norm: str | None = None, **amount: Any) -> Regionizer | None:
+def stock_regions(
+    *,
+    num_regions: int | None = None,
+    threshold: float | None = None,
+    explained_variance: float | None = None,
+    linkage: str | None = None,
+    norm: str | None = None,
+) -> Regionizer | None:
     """A `Regionizer` that cuts a stock model's tokens without training, by clustering; None where no cut is asked for.
 
     Args:
+        num_regions: So many tokens per photo; see `UnionFindClusterer` for this and the next three.
+        threshold: Clustering down to this cosine instead.
+        explained_variance: As few tokens as keep this share of the squared deviation instead.
+        linkage: Which regions merge first.
         norm: Of patch features before; ``none`` by default, as the model was trained.
-        amount: How many tokens, by ``num_regions``, ``threshold`` or ``explained_variance``, and the ``linkage``; see
-            `UnionFindClusterer`. None is as if left out.
 
     Raises:
         ValueRangeError: Several of them, or a ``norm`` or ``linkage`` for nothing.
@@ -283,7 +292,8 @@ def stock_regions(*, norm: str | None = None, **amount: Any) -> Regionizer | Non
         >>> stock_regions(num_regions=128).config["num_regions"]
         128
     """
-    given = {name: value for name, value in amount.items() if value is not None}
+    amount = {"num_regions": num_regions, "threshold": threshold, "explained_variance": explained_variance}
+    given = {name: value for name, value in (amount | {"linkage": linkage}).items() if value is not None}
     if not set(given) - {"linkage"}:
         for name, value in (given | ({} if norm is None else {"norm": norm})).items():
             raise ValueRangeError(

@@ -36,7 +36,8 @@ class PartitionScores(NamedTuple):
         single: The share of regions that are one patch.
         largest: The share of the patches that is in the largest region.
         boundary_recall: The share of the objects' boundary pixels that lie no further from a boundary of regions than
-            half a patch; None without objects.
+            half a patch; None without objects. What the encoder does not see of the photo does not count, here and
+            below.
         miou: Intersection over union of objects with the regions most of which lies in them, averaged over objects;
             None without objects.
     """
@@ -49,7 +50,7 @@ class PartitionScores(NamedTuple):
     miou: float | None = None
 
 
-class Partition(NamedTuple):
+class PartitionResult(NamedTuple):
     """Regions of one image under a name, as `compare_partitions` measures them.
 
     Attributes:
@@ -132,16 +133,23 @@ def measure_partition(
     if not torch.equal(flat.grids, regions.grids.cpu()):
         raise ShapeError(f"regions must be on the features' grids {flat.grids.tolist()}; got {regions.grids.tolist()}.")
     flat_valid = flatten_valid(valid, flat.grids)
-    if objects is not None and (geometry is None or len(objects) != len(flat.grids)):
-        raise ShapeError(
-            f"objects need the geometry, and one MaskSet per image, {len(flat.grids)}; got {len(objects)}."
-        )
+    if objects is not None:
+        if geometry is None:
+            raise ValueRangeError(
+                "objects need the geometry by which photos are placed; pass geometry=encoder.geometry."
+            )
+        if len(objects) != len(flat.grids) or not all(isinstance(one, MaskSet) for one in objects):
+            raise ShapeError(f"objects must be one MaskSet per image, {len(flat.grids)}; got {objects!r}.")
     sizes = flat.grids.prod(1).tolist()
     shown = torch.ones(len(flat.values), dtype=torch.bool) if flat_valid is None else flat_valid.cpu()
     scores = []
     for image, (values, allowed) in enumerate(zip(flat.values.split(sizes), shown.split(sizes), strict=True)):
         rows, cols = flat.grids[image].tolist()
         member = _members(regions, image)
+        if bool((member.amax(0) > allowed).any()):
+            raise ValueRangeError(
+                f"image {image} has regions on patches that are not valid. Make them with this valid."
+            )
         measured = _measure(values.detach().double().cpu(), allowed, member, image, cols)
         if objects is not None and geometry is not None:
             placement = geometry.place(objects[image].size)
@@ -161,7 +169,7 @@ def compare_partitions(
     objects: MaskSet | None = None,
     geometry: ImageGeometry | None = None,
     connectivity: int = 4,
-) -> list[Partition]:
+) -> list[PartitionResult]:
     """Measure a grid and clustering by its three rules at equal counts on one image, and regions of the caller's.
 
     Args:
@@ -172,6 +180,12 @@ def compare_partitions(
         objects: Annotated objects, for boundary recall and mean IoU.
         geometry: How the encoder places photos; needed with ``objects``.
         connectivity: 4 or 8 neighbours for clustering.
+
+    Returns:
+        A `PartitionResult` per source and count, sources of the caller's last.
+
+    Raises:
+        ShapeError, DTypeError, ValueRangeError: Arguments that cannot be, or do not belong to each other.
 
     Example:
         >>> rows = compare_partitions(torch.rand(6, 6, 8), counts=(4,))
@@ -188,12 +202,14 @@ def compare_partitions(
     found += [(name, None, regions) for name, regions in (others or {}).items()]
     given = None if objects is None else [objects]
     return [
-        Partition(name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0])
+        PartitionResult(
+            name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0]
+        )
         for name, count, one in found
     ]
 
 
-def mean_partitions(photos: Sequence[Sequence[Partition]]) -> list[Partition]:
+def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[PartitionResult]:
     """The mean of every score over photos that were compared in the same way; ``regions`` may then be a fraction.
 
     Raises:
@@ -208,7 +224,7 @@ def mean_partitions(photos: Sequence[Sequence[Partition]]) -> list[Partition]:
     for rows in zip(*photos, strict=True):
         columns = zip(*(row.scores for row in rows), strict=True)
         values = [None if None in column else float(np.mean(column)) for column in columns]
-        means.append(Partition(rows[0].source, rows[0].tokens, PartitionScores(*values)))  # type: ignore[arg-type]
+        means.append(PartitionResult(rows[0].source, rows[0].tokens, PartitionScores(*values)))  # type: ignore[arg-type]
     return means
 
 
@@ -239,7 +255,7 @@ def _measure(values: Tensor, allowed: Tensor, member: Tensor, image: int, cols: 
     return PartitionScores(len(member), kept, float((areas == 1).double().mean()), float(areas.max() / allowed.sum()))
 
 
-def _mean_iou(member: Tensor, objects: MaskSet, geometry: ImageGeometry, grid: tuple[int, int]) -> float:
+def _mean_iou(member: Tensor, objects: MaskSet, geometry: ImageGeometry, grid: tuple[int, int]) -> float | None:
     """Areas are exact: what of a patch shows the photo, and what of it an object covers."""
     downsampler = MaskDownsampler(grid, geometry=geometry)
     covered = downsampler.coverage(objects).flatten(1).double()
@@ -249,26 +265,30 @@ def _mean_iou(member: Tensor, objects: MaskSet, geometry: ImageGeometry, grid: t
     taken = inside.argmax(1) - 1
     ious = []
     for number, mask in enumerate(covered):
+        if not mask.any():  # the encoder sees nothing of it
+            continue
         of_object = member[taken == number].amax(0) if (taken == number).any() else torch.zeros_like(photo)
         shared = float((of_object * mask).sum())
         ious.append(shared / float((of_object * photo).sum() + mask.sum() - shared))
-    return float(np.mean(ious))
+    return float(np.mean(ious)) if ious else None
 
 
-def _boundary_recall(member: Tensor, objects: MaskSet, placement: Placement, grid: tuple[int, int]) -> float:
+def _boundary_recall(member: Tensor, objects: MaskSet, placement: Placement, grid: tuple[int, int]) -> float | None:
     side = placement.input[0] / grid[0] / max(placement.scale)  # of a patch, in pixels of the photo
     _, kind = np.unique(member.numpy(), axis=1, return_inverse=True)  # patches in the same regions are of one kind
-    of_regions = _edges(np.append(kind, -1)[placement.patches(grid)])
+    patch = placement.patches(grid)
+    seen = patch >= 0
+    of_regions = _edges(np.append(kind, -1)[patch], seen)
     away = distance_transform_edt(~of_regions) if of_regions.any() else np.full(of_regions.shape, np.inf)
     edges = np.zeros(of_regions.shape, bool)
     for mask in objects.masks().numpy():
-        edges |= _edges(mask)
-    return float((away[edges] <= side / 2).mean()) if edges.any() else 1.0
+        edges |= _edges(mask, seen)
+    return float((away[edges] <= side / 2).mean()) if edges.any() else None
 
 
-def _edges(labels: np.ndarray) -> np.ndarray:
-    """Which pixels differ from the one to the left or above."""
+def _edges(labels: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Which pixels differ from the one to the left or above, both of them seen."""
     edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= (labels[:, 1:] != labels[:, :-1]) & seen[:, 1:] & seen[:, :-1]
+    edge[1:] |= (labels[1:] != labels[:-1]) & seen[1:] & seen[:-1]
     return edge

@@ -182,7 +182,10 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: str = "rms", **am
     norms = {name: _norms(views) for name, views in seen.items()}
     top = max(float(np.nanmax(one)) for maps in norms.values() for one in maps)
     regionizer = Regionizer(pool="mean", norm=norm, **amount)
-    told = ", ".join(f"{name} {value}" for name, value in amount.items() if value is not None) or "threshold 0.7"
+    told = (
+        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in amount.items() if value is not None)
+        or "threshold 0.7"
+    )
     heat = None
     for column, (name, views) in enumerate(seen.items(), start=1):
         grid[0, column].set_title(name, color=GREY, fontsize=10)

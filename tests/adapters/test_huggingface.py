@@ -107,6 +107,22 @@ def test_counts_are_told_from_sizes_where_the_geometry_pads(stock):
     assert patches.num_tokens(sizes) == patches.encode_regions(PIXELS, image_sizes=sizes).counts.tolist()
     with pytest.raises(ValueRangeError, match="threshold makes as many regions as the features ask for"):
         clustered(stock).num_tokens(sizes)
+    for given, message in (
+        ({}, "how many tokens there are depends on the images. Pass image_sizes, or images"),
+        ({"image_sise": sizes}, "num_tokens takes no image_sise. Leave it out."),
+        ({"images": 0}, "images must be at least 1; got 0"),
+        ({"images": 2.0}, "images must be a whole number; got 2.0"),
+        ({"image_sizes": sizes, "images": 2}, "images must be as many as image_sizes, 3; got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.num_tokens(**given)
+
+
+def test_a_budget_without_images_is_refused(stock):
+    model, text = clustered(stock), prompts([[5, 6]])
+    for call in (model, model.generate):
+        with pytest.raises(ValueRangeError, match="there is a budget of tokens for images and no pixel_values"):
+            call(**text, num_regions=5)
 
 
 def test_a_model_saved_before_there_were_linkages_has_the_papers_rule(stock, tmp_path):
@@ -231,7 +247,7 @@ def test_forward_has_the_stock_classs_arguments_and_generation_uses_them(stock):
     model = clustered(stock)
     own, theirs = (list(inspect.signature(one.forward).parameters) for one in (model, stock))
     assert [name for name in own if name in theirs] == theirs
-    assert set(own) - set(theirs) == {"masks", "num_images"}  # image_sizes both have
+    assert set(own) - set(theirs) == {"masks", "num_images", "num_regions"}  # image_sizes both have
     assert model._supports_logits_to_keep()
     assert not hasattr(type(model).forward, "__wrapped__")
     rows = []

@@ -175,21 +175,38 @@ def test_boundaries_are_met_within_half_a_patch():
     assert recalls == [1, 1, 1, 1, 0, 0]
 
 
+def test_what_a_crop_leaves_out_does_not_count():
+    objects = np.zeros((3, 80, 160), bool)
+    objects[0, :, :20] = True  # left of the crop, which reaches from 40 to 120
+    objects[1, :, 60:80] = True
+    features, geometry = smooth_features(8, 8, 8), ImageGeometry.center_crop(80)
+    one = Regions.from_labels(torch.zeros(1, 8, 8, dtype=torch.int64))
+    single = UnionFindClusterer(num_regions=64)(features)
+    given = {"objects": [MaskSet.from_masks(objects)], "geometry": geometry}
+    assert measure_partition(features, one, **given)[0][-2:] == (0, 0)
+    assert measure_partition(features, single, **given)[0][-2:] == (1, 1)
+    for some in (objects[:1], objects[2:], objects[:0]):
+        given["objects"] = [MaskSet.from_masks(some)]
+        assert measure_partition(features, single, **given)[0][-2:] == (None, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"regions": Regions.from_labels(torch.zeros(1, 4, 4, dtype=torch.int64))}, "regions must be on the features'"),
-        ({"objects": [MaskSet.from_masks(np.ones((1, 4, 4), bool))]}, "objects need the geometry, and one MaskSet per"),
+        ({"objects": [MaskSet.from_masks(np.ones((1, 4, 4), bool))]}, "objects need the geometry by which photos"),
+        ({"objects": [], "geometry": ImageGeometry.squash(32)}, "objects must be one MaskSet per image, 1; got .."),
         (
-            {"objects": [], "geometry": ImageGeometry.squash(32)},
-            "objects need the geometry, and one MaskSet per image, 1",
+            {"objects": [np.ones((1, 4, 4), bool)], "geometry": ImageGeometry.squash(32)},
+            "must be one MaskSet per image",
         ),
+        ({"valid": torch.eye(4, 5, dtype=torch.bool)[None]}, "image 0 has regions on patches that are not valid"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(arguments, message):
     features = smooth_features(4, 5, 8)
     given = {"regions": UnionFindClusterer(num_regions=3)(features)} | arguments
-    with pytest.raises(ShapeError, match=message):
+    with pytest.raises(ValueError, match=message):
         measure_partition(features, **given)
     features[0, 1, 2] = torch.nan
     with pytest.raises(ValueRangeError, match="NaN or infinity in 1 of its patches, the first at row 1, column 2"):

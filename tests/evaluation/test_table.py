@@ -39,6 +39,9 @@ def test_the_row_of_a_model():
     large = tiny_clip(hidden_size=1024, image_size=336, patch_size=14)
     assert row_name(config_of(large)) == "clip-336/clustering/rms/cross_attention/raster"
     assert row_name(config_of(tiny_clip())) is None
+    for options in ({"num_regions": 32}, {"explained_variance": 0.5}, {"linkage": "average"}):
+        assert row_name(config_of(radio, **options)) is None
+    assert row_name(config_of(radio, threshold=0.7)) == "radio-384/clustering/rms/cross_attention/raster"
     stock = LlavaConfig(vision_config=large)
     assert row_name(stock) is None
     patches = Regionizer(source="patch", norm="none").config

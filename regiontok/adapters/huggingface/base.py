@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regiontok._checks import Features
+from regiontok._checks import Features, check_integer
 from regiontok._require import require
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
 from regiontok.clustering import Budget
@@ -177,14 +177,29 @@ class RegionMixin:
         Args:
             image_sizes: See `RegionMixin`. Where the Regionizer's geometry pads photos, padding is in no token.
             num_regions: See `RegionMixin`.
-            images: How many, where neither ``image_sizes`` nor ``inputs`` tell.
-            inputs: What the family's encoder takes besides pixels, such as ``image_grid_thw``.
+            images: How many, where ``image_sizes`` does not tell.
+            inputs: What the family's encoder takes besides pixels. Qwen2.5-VL needs the processor's
+                ``image_grid_thw``, which tells how many there are too.
 
         Raises:
-            ValueRangeError: Counts that depend on the features or on masks.
+            ShapeError: Numbers of images that differ.
+            ValueRangeError: Counts that depend on the features or on masks, or nothing that tells how many images
+                there are.
         """
         sizes = None if image_sizes is None else as_sizes(image_sizes)
-        grids = self.image_grids(images or (1 if sizes is None else len(sizes)), **inputs)
+        unknown = sorted(set(inputs) - set(self._encoder_inputs))
+        if unknown:
+            raise ValueRangeError(f"num_tokens takes no {unknown[0]}. Leave it out.")
+        if images is not None:
+            images = check_integer("images", images)
+        if sizes is not None and images not in (None, len(sizes)):
+            raise ShapeError(f"images must be as many as image_sizes, {len(sizes)}; got {images}.")
+        if sizes is None and images is None and not inputs:
+            raise ValueRangeError(
+                "how many tokens there are depends on the images. Pass image_sizes, or images where their size does "
+                "not matter."
+            )
+        grids = self.image_grids(images or (0 if sizes is None else len(sizes)), **inputs)
         return self.regionizer.num_tokens(self.regionizer.num_patches(grids, sizes), num_regions=num_regions)
 
     def prepare(
@@ -274,7 +289,7 @@ class RegionMixin:
         if kwargs.get("mm_encoder_outputs") is not None:  # generation's first step
             return super().forward(**inputs, **kwargs)
         if not _has_past(kwargs):
-            self._refuse_images(input_ids, masks)
+            self._refuse_images(input_ids, masks, num_regions)
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(**inputs, **kwargs)
         as_tuple = kwargs.pop("return_dict", None) is False
@@ -293,7 +308,7 @@ class RegionMixin:
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is None:
             if kwargs.get("mm_encoder_outputs") is None and not _has_past(kwargs):
-                self._refuse_images(kwargs.get("input_ids", inputs), kwargs.pop("masks", None))
+                self._refuse_images(kwargs.get("input_ids", inputs), kwargs.get("masks"), kwargs.get("num_regions"))
             for name in ("masks", "image_sizes", "num_images", "num_regions"):
                 kwargs.pop(name, None)
             return super().generate(inputs, generation_config, *args, **kwargs)
@@ -318,10 +333,14 @@ class RegionMixin:
         output.sequences = sequences
         return output
 
-    def _refuse_images(self, input_ids: Tensor | None, masks: Sequence[Masks] | None) -> None:
+    def _refuse_images(
+        self, input_ids: Tensor | None, masks: Sequence[Masks] | None, num_regions: Budget | None
+    ) -> None:
         """Refuse what speaks of images where none came."""
         if masks:
             raise ValueRangeError(f"there are masks of {len(masks)} images and no pixel_values. Pass both or neither.")
+        if num_regions is not None:
+            raise ValueRangeError("there is a budget of tokens for images and no pixel_values. Pass both or neither.")
         held = 0 if input_ids is None else int((input_ids == self.config.image_token_id).sum())
         if held:
             raise ShapeError(f"the samples hold {held} placeholders of images, and no pixel_values came. Pass both.")

@@ -58,7 +58,10 @@ class RegionQwen2_5_VLForConditionalGeneration(  # noqa: N801  as transformers n
         """The merged grid of each image, from ``image_grid_thw (images, 3)``."""
         given = inputs.get("image_grid_thw")
         if given is None:
-            raise ValueRangeError("pixel_values need image_grid_thw, which the processor gives with them. Pass both.")
+            raise ValueRangeError(
+                "pixel_values need image_grid_thw, which the processor gives with them: it tells each photo's grid. "
+                "Pass it."
+            )
         side = self.config.vision_config.spatial_merge_size
         return [(rows // side, cols // side) for _, rows, cols in given.tolist()]
 
