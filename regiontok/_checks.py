@@ -4,6 +4,7 @@ A batch comes as one tensor ``(B, rows, cols, D)`` or, where grids differ, as a 
 see it flat: ``(N, D)`` with the images' patches one after another, and ``grids (B, 2)`` on the CPU.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ Features = Tensor | Sequence[Tensor]
 """``(B, rows, cols, D)`` floating point, or a list of ``(rows, cols, D)`` where grids differ between images."""
 Valid = Tensor | Sequence[Tensor]
 """``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: which patches show the photo."""
+
+
+_MOST_PREFIX_TOKENS = 8
+"""Class and register tokens that stand before a grid of patches; with more it is no grid with a prefix."""
 
 
 class FlatFeatures(NamedTuple):
@@ -157,7 +162,14 @@ def _reshape_hint(shape: torch.Size) -> str:
     if len(shape) not in (2, 3):
         return ""
     batch, tokens, dim = shape if len(shape) == 3 else (1, *shape)
-    side = round(tokens**0.5)
+    side = math.isqrt(tokens)
+    extra = tokens - side**2
+    if 0 < extra <= _MOST_PREFIX_TOKENS and side >= 12 and batch != tokens:
+        cut = f"features[{':, ' if len(shape) == 3 else ''}{extra}:]"
+        return (
+            f" {tokens} tokens are a grid of {side} x {side} and {extra} more, such as a class token: take "
+            f"{cut}.reshape({batch}, {side}, {side}, {dim})."
+        )
     grid = f"features.reshape({batch}, {side}, {side}, {dim})" if side * side == tokens else ""
     if len(shape) == 2:
         return f" Reshape with {grid}." if grid else ""

@@ -89,7 +89,7 @@ class UnionFindClusterer:
             many regions depends on the encoder.
         num_regions: The number of regions per image instead: exactly ``min(num_regions, valid patches)``.
         explained_variance: As few regions as keep this share, in ``(0, 1]``, of the squared deviation of the image's
-            patches from their mean; counts then follow the photo's complexity. For ``ward`` only.
+            patches from their mean, to within 1e-4; counts then follow the photo's complexity. For ``ward`` only.
         connectivity: 4, or 8 to let patches that touch at a corner be neighbours.
         num_threads: Images of a batch are shared among so many threads; None for torch's own number.
 

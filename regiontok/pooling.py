@@ -77,7 +77,7 @@ class CrossAttnPool(nn.Module):
         if dim % num_heads:
             raise ValueRangeError(
                 f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}. "
-                f"Try num_heads={max(n for n in range(1, num_heads + 1) if dim % n == 0)}."
+                f"Try num_heads={max(n for n in range(1, min(dim, num_heads) + 1) if dim % n == 0)}."
             )
         self.dim = dim
         self.num_heads = num_heads

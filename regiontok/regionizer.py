@@ -127,7 +127,9 @@ class Regionizer(nn.Module):
         check_features(features)
         dim = features[0].shape[-1]
         if self.config["dim"] not in (None, dim):
-            raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.")
+            first = features.shape[1] if isinstance(features, Tensor) else features[0].shape[0]
+            hint = " Channels come last: features.permute(0, 2, 3, 1)." if first == self.config["dim"] else ""
+            raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.{hint}")
         return rms_normalize(features) if self.config["norm"] == "rms" else features
 
     def group(

@@ -266,6 +266,8 @@ class Regions:
 
     def to(self, device: torch.device | str) -> "Regions":
         """The same regions on another device."""
+        if isinstance(device, torch.dtype):
+            raise DTypeError(f"regions hold numbers of patches, which have one dtype; got {device}. Convert tokens.")
         moved = ("patch", "region", "image", "mask_index", "score", "fallback")
         return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
@@ -331,9 +333,20 @@ class RegionTokens:
         """Tokens with ``projector`` applied to their values, ``(R, D)`` to ``(R, D')``: an MLLM's projector, say."""
         return RegionTokens(projector(self.values), self.regions)
 
-    def to(self, device: torch.device | str) -> "RegionTokens":
-        """The same tokens on another device."""
-        return RegionTokens(self.values.to(device), self.regions.to(device))
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "RegionTokens":
+        """The same tokens on another device, or with values of another dtype; a dtype may come first, as in torch.
+
+        Example:
+            >>> tokens = RegionTokens(torch.ones(1, 4), Regions.from_labels(torch.zeros(1, 2, 2, dtype=torch.int64)))
+            >>> tokens.to(torch.bfloat16).regions.patch.dtype
+            torch.int64
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        regions = self.regions if device is None else self.regions.to(device)
+        return RegionTokens(self.values.to(device=device, dtype=dtype), regions)
 
 
 def _offsets(grids: Tensor, device: torch.device) -> Tensor:

@@ -552,6 +552,12 @@ def test_bad_options_are_refused(options, error, message):
             ShapeError,
             r"got \(2, 576, 8\). Reshape a batch of tokens with features.reshape\(2, 24, 24, 8\)",
         ),
+        (
+            torch.zeros(2, 577, 8),
+            ShapeError,
+            r"577 tokens are a grid of 24 x 24 and 1 more, such as a class token: take features\[:, 1:\].reshape\(2, 24, 24",
+        ),
+        (torch.zeros(261, 8), ShapeError, r"16 x 16 and 5 more.*: take features\[5:\].reshape\(1, 16, 16, 8\)"),
         (torch.zeros(36, 36, 8), ShapeError, r"A single image needs a batch axis: features\[None\]"),
         (torch.zeros(3, 5, 8), ShapeError, r"A single image needs a batch axis: features\[None\]"),
         (torch.zeros(1, 2, 2, 8, dtype=torch.int64), DTypeError, "must be floating point; got torch.int64"),

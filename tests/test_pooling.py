@@ -238,3 +238,8 @@ def test_every_weight_is_used_through_its_modules_call(regions):
     assert pool._folding_is_cheaper(64, regions, 64) == (regions == 2)
     pool(torch.randn(1, 8, 8, 32), Regions.from_labels(labels))
     assert called == {"query", "key", "value", "out"}
+
+
+def test_a_number_of_heads_beyond_the_dimension_is_told_at_once():
+    with pytest.raises(ValueRangeError, match="Try num_heads=8"):
+        CrossAttnPool(8, 10**20)

@@ -389,6 +389,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         Regionizer(pool="mean").save_pretrained(tmp_path / "file")
 
 
+def test_channels_first_are_told():
+    with pytest.raises(
+        ShapeError, match=r"must have dim 32 .*; got 7. Channels come last: features.permute\(0, 2, 3, 1"
+    ):
+        Regionizer(dim=32, num_heads=4)(features.permute(0, 3, 1, 2))
+
+
 def test_features_of_another_dimension_are_refused():
     with pytest.raises(ShapeError, match="features must have dim 64 like this Regionizer; got 32"):
         Regionizer(dim=64)(features)

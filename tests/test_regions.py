@@ -255,3 +255,14 @@ def test_tokens_that_do_not_match_their_regions_are_refused():
     regions = Regions.from_labels(torch.tensor([[[0, 1]]]))
     with pytest.raises(ShapeError, match=r"values must be \(2, dim\), a row per region; got \(3, 4\)"):
         RegionTokens(torch.zeros(3, 4), regions)
+
+
+def test_a_dtype_converts_values_and_no_index():
+    tokens = RegionTokens(torch.ones(3, 4), Regions.from_labels(torch.arange(576).reshape(1, 24, 24) // 200))
+    for other in (tokens.to(torch.bfloat16), tokens.to("cpu", torch.bfloat16), tokens.to(dtype=torch.bfloat16)):
+        assert other.values.dtype == torch.bfloat16
+        assert torch.equal(other.regions.patch, tokens.regions.patch)
+        assert other.regions.patch.dtype == torch.int64
+        assert other.split()[0].shape == (3, 4)
+    with pytest.raises(DTypeError, match="regions hold numbers of patches, which have one dtype"):
+        tokens.regions.to(torch.bfloat16)

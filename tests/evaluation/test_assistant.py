@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -134,6 +136,14 @@ def test_folders_of_region_models_and_of_stock_models(tmp_path, china):
     assert budget.answer(asked, max_new_tokens=3)[0].counts == [7]
     with pytest.raises(CheckpointError, match="holds a region model, whose Regionizer is its own. Leave the other"):
         load_model(tmp_path / "region", regionizer=Regionizer(pool="mean"))
+    config = tmp_path / "region" / "config.json"
+    options = config.read_text()
+    config.write_text(json.dumps(json.loads(options) | {"regiontok": None}))
+    with pytest.raises(
+        CheckpointError, match="its config has regiontok null, where the options of a Regionizer should"
+    ):
+        load_model(tmp_path / "region")
+    config.write_text(options)
     (tmp_path / "region" / "processor_config.json").unlink()
     (tmp_path / "region" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="holds no processor beside its model: "):

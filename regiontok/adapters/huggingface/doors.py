@@ -99,7 +99,12 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
     family = next((one for one in _FAMILIES.values() if one.config_class.model_type == config.model_type), None)
     if family is None:
         raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
-    if getattr(config, "regiontok", None) is None:
+    if getattr(config, "regiontok", ...) is None:
+        raise CheckpointError(
+            f"{folder}: its config has regiontok null, where the options of a Regionizer should be. Take the key out for "
+            "a stock model, or put the options back."
+        )
+    if not hasattr(config, "regiontok"):
         regionizer = regionizer or Regionizer(source="patch", norm="none", padding="keep")
     elif regionizer is not None:
         raise CheckpointError(f"{folder} holds a region model, whose Regionizer is its own. Leave the other one out.")
