@@ -123,7 +123,7 @@ def test_what_cannot_be_asked_is_refused():
 
 
 def test_folders_of_region_models_and_of_stock_models(tmp_path, china):
-    assistant = assistant_of(num_regions=7)
+    assistant = assistant_of(num_regions=7, threshold=None)
     assistant.model.save_pretrained(tmp_path / "region")
     tiny_llava().save_pretrained(tmp_path / "stock")
     for folder in ("region", "stock"):

@@ -101,8 +101,8 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
         raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
     if getattr(config, "regiontok", ...) is None:
         raise CheckpointError(
-            f"{folder}: its config has regiontok null, where the options of a Regionizer should be. Take the key out for "
-            "a stock model, or put the options back."
+            f"{folder}: its config has regiontok null, where the options of a Regionizer should be. Take it "
+            "out for a stock model, or put the options back."
         )
     if not hasattr(config, "regiontok"):
         regionizer = regionizer or Regionizer(source="patch", norm="none", padding="keep")
