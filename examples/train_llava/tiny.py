@@ -206,7 +206,8 @@ def store_features(folder: Path, encoder: ToyEncoder) -> Path:
         return file
     loaded = encoders.load(encoder.name, geometry="squash", **encoder.options)
     digests, features = [], []
-    photos = sorted((folder / "data" / "images").iterdir())
+    told = [json.loads((folder / "data" / f"{name}.json").read_text(encoding="utf-8")) for name in ("captions", "test")]
+    photos = [folder / "data" / "images" / name for name in sorted({one["image"] for some in told for one in some})]
     for start in tqdm(range(0, len(photos), 32), desc=encoder.label):
         pixels, _ = loaded.preprocess([read_photo(photo) for photo in photos[start : start + 32]])
         digests += [_digest(one) for one in pixels]

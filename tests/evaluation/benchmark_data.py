@@ -26,7 +26,7 @@ def answering_model(folder, words):
         stock.lm_head.weight[:2] *= 1e-3
     stock.generation_config.eos_token_id = 1
     stock.generation_config.exponential_decay_length_penalty = (0, 1e9)  # ends after a word
-    model = with_regions(stock, Regionizer(dim=32, num_heads=4, num_regions=6))
+    model = with_regions(stock, Regionizer(dim=32, num_heads=4, num_regions=6, linkage="centroid"))
     vocabulary = {"<pad>": PAD, "<eos>": 1} | {word: 2 + at for at, word in enumerate(words)} | {"<image>": IMAGE}
     asked = "Is there a bus Which 0 1 2 3 4 5 Answer the question using single word or phrase with option given choices"
     vocabulary |= {word: 10 + at for at, word in enumerate(asked.split())}
