@@ -212,6 +212,8 @@ def compare_partitions(
 def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[PartitionResult]:
     """The mean of every score over photos that were compared in the same way; ``regions`` may then be a fraction.
 
+    A score that a photo has not, such as the IoU of objects that its encoder does not see, is a mean of the others.
+
     Raises:
         ShapeError: No photo, or photos compared in different ways.
     """
@@ -222,8 +224,10 @@ def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[Partiti
         )
     means = []
     for rows in zip(*photos, strict=True):
-        columns = zip(*(row.scores for row in rows), strict=True)
-        values = [None if None in column else float(np.mean(column)) for column in columns]
+        known = (
+            [one for one in column if one is not None] for column in zip(*(row.scores for row in rows), strict=True)
+        )
+        values = [float(np.mean(column)) if column else None for column in known]
         means.append(PartitionResult(rows[0].source, rows[0].tokens, PartitionScores(*values)))  # type: ignore[arg-type]
     return means
 

@@ -234,6 +234,8 @@ def test_all_rules_are_compared_at_equal_counts(china):
     assert len(others["segmentation"]) == rows[-1].scores.regions
     means = mean_partitions([rows, rows])
     assert [row.scores for row in means] == [pytest.approx(row.scores, abs=1e-12) for row in rows]
+    seen = [row._replace(scores=row.scores._replace(miou=0.5)) for row in rows]
+    assert {row.scores.miou for row in mean_partitions([rows, seen])} == {0.5}
     with pytest.raises(ShapeError, match="photos must be compared in the same way"):
         mean_partitions([rows, rows[1:]])
     with pytest.raises(ShapeError, match="photos must be compared in the same way"):
