@@ -142,6 +142,33 @@ def check_number(name: str, value: Any, *, low: float, high: float) -> float:
     return float(value)
 
 
+def check_size(name: str, size: Any) -> tuple[int, int]:
+    """A height and width, as Python's own integers; arrays and tensors of two are taken too."""
+    if isinstance(size, Tensor | np.ndarray):
+        size = size.tolist()
+    if not isinstance(size, Sequence) or isinstance(size, str | bytes) or len(size) != 2:
+        raise ShapeError(f"{name} must be (height, width); got {size!r}.")
+    return check_integer(name, size[0]), check_integer(name, size[1])
+
+
+def check_grid(grid: Any) -> tuple[int, int]:
+    """Rows and columns, as Python's own integers."""
+    if not isinstance(grid, Sequence) or isinstance(grid, str | bytes) or len(grid) != 2:
+        raise ShapeError(f"grid must be (rows, cols); got {grid!r}.")
+    return check_integer("grid", grid[0]), check_integer("grid", grid[1])
+
+
+def check_sizes(name: str, sizes: Any, count: int | None = None) -> list[tuple[int, int]]:
+    """Heights and widths of ``count`` photos: a list of pairs, or an array or tensor ``(count, 2)``."""
+    if isinstance(sizes, Tensor | np.ndarray):
+        sizes = sizes.tolist()
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
+        raise DTypeError(f"{name} must have a (height, width) per photo; got {sizes!r}.")
+    if count is not None and len(sizes) != count:
+        raise ShapeError(f"{name} must have one entry per photo, {count}; got {len(sizes)}.")
+    return [check_size(f"{name}[{photo}]", size) for photo, size in enumerate(sizes)]
+
+
 def check_device(device: Any) -> None:
     """Refuse a device that is not there."""
     try:

@@ -13,15 +13,17 @@ from regiontok._checks import (
     Valid,
     check_choice,
     check_features,
-    check_integer,
+    check_grid,
     check_number,
+    check_size,
+    check_sizes,
     flatten_valid,
 )
 from regiontok._kernels import rle
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement, Size
-from regiontok.maskset import MaskSet, as_bytes, check_size
+from regiontok.maskset import MaskSet, as_bytes
 from regiontok.regions import Dropped, Regions
 
 Masks = MaskSet | np.ndarray | Tensor | Sequence[Mapping[str, Any]]
@@ -87,11 +89,7 @@ class MaskDownsampler:
         rescale: bool = False,
     ) -> None:
         if grid is not None:
-            if not isinstance(grid, Sequence) or len(grid) != 2:
-                raise ShapeError(f"grid must be (rows, cols); got {grid!r}.")
-            for side in grid:
-                check_integer("grid", side)
-            grid = (int(grid[0]), int(grid[1]))
+            grid = check_grid(grid)
         if geometry is not None and not isinstance(geometry, ImageGeometry):
             raise DTypeError(f"geometry must be an ImageGeometry, such as encoder.geometry; got {geometry!r}.")
         check_number("threshold", threshold, low=0, high=1)
@@ -128,23 +126,30 @@ class MaskDownsampler:
                 label map ``(height, width)`` of integers. An entry of no masks is an empty one of these.
             features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``; for ``uncovered='cluster'``, and where
                 ``grid`` is None.
-            valid: Which patches may be in a region; by default those that show the photo.
+            valid: Which patches may be in a region; by default those that show the photo. Without ``sizes`` they tell
+                whether masks are of their photo's shape.
             sizes: Each photo's height and width, to compare with its masks'. By default masks are their photo's size.
 
         Raises:
-            DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be; the message names the photo.
+            DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be, or masks that lie elsewhere than
+                ``valid``; the message names the photo.
         """
-        sets, coverages, shown, grids = [], [], [], []
+        sets, coverages, shown, grids, told = [], [], [], [], []
         for prepared, grid, placement, allowed in self._read(masks, features, sizes):
             sets.append(prepared)
             coverages.append(self._cover(prepared, grid, placement))
             shown.append(allowed)
             grids.append(grid)
+            told.append(None if placement is None else _size_of(prepared))
         device = coverages[0].device if features is None else features[0].device
         coverages = [covered.to(device) for covered in coverages]
         if valid is None:
             valid = shown
         flatten_valid(valid, torch.tensor(grids, device="cpu"))  # before it is used
+        if sizes is None and valid is not shown:
+            for image, (own, given, size) in enumerate(zip(shown, valid, told, strict=True)):
+                if size is not None:
+                    _check_place(image, own, given.cpu(), size)
         kept = [self._keep(covered, ok.to(device)) for covered, ok in zip(coverages, valid, strict=True)]
         count = [len(mask) for mask in kept]
         scores = [
@@ -202,11 +207,10 @@ class MaskDownsampler:
         if not masks:
             raise ShapeError("masks must hold an entry for at least one photo; got an empty list.")
         grids = self._grids(len(masks), features)
-        if sizes is not None and len(sizes) != len(masks):
-            raise ShapeError(f"sizes must have one entry per photo, {len(masks)}; got {len(sizes)}.")
+        sizes = None if sizes is None else check_sizes("sizes", sizes, len(masks))
         for image, (one, grid) in enumerate(zip(masks, grids, strict=True)):
             try:
-                size = None if sizes is None else check_size("size", sizes[image])
+                size = None if sizes is None else sizes[image]
                 prepared = _prepare(one, size)
                 placement = self._place(prepared, grid, size)
                 yield prepared, grid, placement, self._shown(prepared, grid, placement, size)
@@ -241,8 +245,10 @@ class MaskDownsampler:
         own = _size_of(masks)
         size = own if size is None else size
         if own != size and not self.rescale:
+            turned = " Masks come first: masks.transpose(2, 0, 1)." if _is_turned(masks, size) else ""
             raise ShapeError(
-                f"masks must be of their photo's size {size}; got {own}. Pass rescale=True to stretch them."
+                f"masks must be of their photo's size {size}; got {own}.{turned} Resize them to the photo, or use a "
+                "MaskDownsampler with rescale=True, which stretches them."
             )
         return self.geometry.place(size)
 
@@ -320,6 +326,25 @@ class MaskDownsampler:
         else:
             reason = "covers no valid patch"
         return dropped._replace(reason=reason)
+
+
+def _check_place(image: int, own: Tensor, valid: Tensor, size: Size) -> None:
+    """Refuse masks that lie elsewhere on the input than ``valid`` says their photo does: they are of another size."""
+    lines = [(own.any(axis).nonzero()[[0, -1], 0], valid.any(axis).nonzero()[[0, -1], 0]) for axis in (1, 0)]
+    if all(torch.equal(*line) for line in lines) and not (valid & ~own).any():
+        return
+    (rows, valid_rows), (cols, valid_cols) = ([one.tolist() for one in line] for line in lines)
+    raise ShapeError(
+        f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {rows[0]} to {rows[1]} and columns "
+        f"{cols[0]} to {cols[1]} of the grid; valid shows the photo in rows {valid_rows[0]} to {valid_rows[1]} and "
+        f"columns {valid_cols[0]} to {valid_cols[1]}. Masks must be (masks, height, width) of their photo. Pass sizes "
+        "too where valid leaves out parts of the photo."
+    )
+
+
+def _is_turned(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:
+    """Whether dense masks come last, as in ``(height, width, masks)``."""
+    return not isinstance(masks, MaskSet) and tuple(masks.shape[:2]) == size
 
 
 def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_choice, check_integer
+from regiontok._checks import check_choice, check_size
 from regiontok.errors import DTypeError, ShapeError
 
 _MODES = ("letterbox", "squash", "center_crop")
@@ -54,12 +54,8 @@ class ImageGeometry:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, _MODES)
-        size = tuple(self.size) if isinstance(self.size, Sequence) else (self.size, self.size)
-        if len(size) != 2:
-            raise ShapeError(f"size must be a number or (height, width); got {self.size!r}.")
-        for side in size:
-            check_integer("size", side)
-        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
+        given = self.size if isinstance(self.size, Sequence | np.ndarray | Tensor) else (self.size, self.size)
+        object.__setattr__(self, "size", check_size("size", given))
 
     @classmethod
     def letterbox(cls, size: int | Size) -> "ImageGeometry":
@@ -78,11 +74,7 @@ class ImageGeometry:
 
     def place(self, photo: Size) -> "Placement":
         """The placement of a photo of ``(height, width)`` pixels."""
-        if not isinstance(photo, Sequence) or len(photo) != 2:
-            raise ShapeError(f"photo must be (height, width); got {photo!r}.")
-        height, width = photo
-        check_integer("photo height", height)
-        check_integer("photo width", width)
+        height, width = check_size("a photo's size", photo)
         rows, cols = self.size
         canvas, pad, resized, crop = (height, width), (0, 0), self.size, (0, 0)
         if self.mode == "letterbox":

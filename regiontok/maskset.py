@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regiontok._checks import check_integer, flatten_valid
+from regiontok._checks import check_size, flatten_valid
 from regiontok._kernels import rle
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 
 Scores = Sequence[float] | np.ndarray | Tensor
+
+_MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
+"""No photo is larger; an RLE that says so would have memory asked for that nothing needs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,15 +287,6 @@ def as_bytes(masks: np.ndarray | Tensor) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def check_size(name: str, size: Any) -> Size:
-    """A height and width of whole pixels."""
-    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
-        raise ShapeError(f"{name} must be (height, width); got {size!r}.")
-    for side in size:
-        check_integer(name, side)
-    return int(size[0]), int(size[1])
-
-
 def _to_numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
@@ -315,19 +309,19 @@ def _one_size(masks: Sequence[Mapping[str, Any]], size: Size | None) -> Size:
     for index, mask in enumerate(masks):
         if not isinstance(mask, Mapping) or not {"size", "counts"} <= set(mask):
             raise DTypeError(f'mask {index} must be a COCO RLE, {{"size": [height, width], "counts": ...}}.')
-        own = tuple(mask["size"]) if isinstance(mask["size"], Sequence | np.ndarray) else (mask["size"],)
-        if len(own) != 2:
-            raise ShapeError(f"mask {index}: size must be [height, width]; got {mask['size']}.")
-        for side in own:
-            check_integer(f"mask {index}: size", side)
+        own = check_size(f"mask {index}: size", mask["size"])
+        if own[0] > _MOST_SIDE or own[1] > _MOST_SIDE or own[0] * own[1] > _MOST_PIXELS:
+            raise ValueRangeError(
+                f"mask {index}: there is no photo of {own[0]} x {own[1]} pixels. Its size is damaged."
+            )
         if size is None:
             size = own
-        if own != tuple(size):
+        if own != size:
             of = "the photo's" if given is not None else "that of mask 0"
-            raise ShapeError(f"mask {index}: size must be {of}, {tuple(size)}; got {own}.")
+            raise ShapeError(f"mask {index}: size must be {of}, {size}; got {own}.")
     if size is None:
         raise ShapeError("there is no mask to tell the photo's size; pass size=(height, width).")
-    return check_size("size", size)
+    return size
 
 
 def _parse(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

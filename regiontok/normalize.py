@@ -17,7 +17,8 @@ def rms_normalize(features: Features, *, eps: float = 1e-6) -> Features:
         eps: Added to the mean square, so that a zero vector stays zero.
 
     Returns:
-        The same kind, shapes and dtype; computed in float32 (float64 for float64).
+        The same kind, shapes and dtype; computed in float32 (float64 for float64). A vector that is not finite has no
+        gradient.
 
     Raises:
         DTypeError: Not floating point tensors.
@@ -38,5 +39,7 @@ def _rms(features: Tensor, eps: float) -> Tensor:
     check_floating(features)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     scale = wide.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # so that no square leaves float32
+    if wide.requires_grad and torch.is_grad_enabled():  # a patch that is not finite, as padding may be, gets none
+        wide = torch.where(scale.isfinite(), wide, wide.detach())
     scaled = wide / scale
     return (scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps / scale.square())).to(features.dtype)

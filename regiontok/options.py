@@ -18,6 +18,9 @@ NORMS = ("rms", "none")
 POOLS = ("cross_attention", "mean")
 PADDINGS = ("drop", "keep")
 
+_GONE = ("seed",)
+"""Options of versions before this one, which say nothing any more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionizerOptions:
@@ -32,8 +35,7 @@ class RegionizerOptions:
             regions have one patch each.
         num_heads: Heads of cross-attention.
         order: Order of an image's tokens: ``raster``, ``centroid``, ``area``, ``random`` or, for masks with scores,
-            ``score``; see `order_regions`.
-        seed: Seed of the random order, for which every call draws anew.
+            ``score``; see `order_regions`. ``random`` draws anew in every call, from torch's generator on the CPU.
         linkage: Which pair of regions clustering merges next: ``centroid``, ``average`` or ``ward``; see
             `UnionFindClusterer` for this and the next four. None for ``ward`` where a budget stops, else ``centroid``.
         threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers. None for
@@ -75,7 +77,6 @@ class RegionizerOptions:
     pool: str | None = None
     num_heads: int = 16
     order: str = "raster"
-    seed: int = 0
     linkage: str | None = None
     threshold: float | None = None
     num_regions: int | None = None
@@ -102,12 +103,11 @@ class RegionizerOptions:
         self._check_combinations()
         if isinstance(self.geometry, Mapping):  # as in a saved folder
             self._set(geometry=ImageGeometry(**self.geometry))
-        check_splitting(self.eps, self.min_samples, self.split_min_patches, self.noise)
+        check_splitting(self.eps, self.min_samples, self.split_min_patches, self.noise, patches="split_min_patches")
         clusterer = self.clusterer()
         self._set(
             dim=None if self.dim is None else check_integer("dim", self.dim),
             num_heads=check_integer("num_heads", self.num_heads),
-            seed=check_integer("seed", self.seed, minimum=0),
             threshold=clusterer.threshold,
             num_regions=clusterer.num_regions,
             explained_variance=clusterer.explained_variance,
@@ -184,6 +184,7 @@ class RegionizerOptions:
         """
         if not isinstance(config, Mapping):
             raise CheckpointError(f"the options of a Regionizer must be a mapping; got {type(config).__name__}.")
+        config = {name: value for name, value in config.items() if name not in _GONE}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(config) - known)
         if unknown:

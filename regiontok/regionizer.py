@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from regiontok._checks import (
     check_features,
     check_finite,
     check_integer,
+    check_sizes,
     flatten_features,
     flatten_valid,
 )
@@ -26,7 +26,6 @@ from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.maskset import check_size
 from regiontok.normalize import rms_normalize
 from regiontok.options import MASK_SOURCES, RegionizerOptions
 from regiontok.ordering import order_regions
@@ -79,24 +78,18 @@ class Regionizer(nn.Module):
         The paper's system; see `RegionizerOptions` for what is the paper's and what is ours.
     """
 
-    draws: Tensor
-
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = RegionizerOptions(**options)
         self.config = self.options.to_config()
         self._clusterer, self._downsampler = self.options.clusterer(), self.options.downsampler()
-        dim, num_heads, pool, order = (self.config[name] for name in ("dim", "num_heads", "pool", "order"))
+        dim, num_heads, pool = (self.config[name] for name in ("dim", "num_heads", "pool"))
         self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()
-        if order == "random":  # counted in the state, so that a resumed run goes on where it stopped
-            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def reset_parameters(self) -> None:
-        """Start anew: the pool as the mean, the random order at its first draw."""
+        """Start anew: the pool as the mean."""
         if isinstance(self.pool, CrossAttnPool):
             self.pool.reset_parameters()
-        if self.config["order"] == "random":
-            nn.init.zeros_(self.draws)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -116,11 +109,14 @@ class Regionizer(nn.Module):
         ``num_regions`` is a budget of this batch, one number or one per image, in place of what the options say.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps.
+            ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps. Tokens
+                that are not finite, but for autocast.
         """
         features = self.normalize(features)
         regions = self.order(self.group(features, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions))
-        return self.pool(features, regions)
+        tokens = self.pool(features, regions)
+        _check_tokens(tokens)
+        return tokens
 
     def normalize(self, features: Features) -> Features:
         """Features, checked and normalised as ``norm`` says, in the same shape."""
@@ -179,14 +175,10 @@ class Regionizer(nn.Module):
             [144]
         """
         geometry = self.options.geometry
-        if sizes is not None and len(sizes) != len(grids):
-            raise ShapeError(f"sizes must have one entry per photo, {len(grids)}; got {len(sizes)}.")
+        sizes = None if sizes is None else check_sizes("sizes", sizes, len(grids))
         if sizes is None or geometry is None or self.config["padding"] == "keep":
             return [rows * cols for rows, cols in grids]
-        return [
-            int(geometry.place(check_size(f"sizes[{photo}]", size)).valid(grid).sum())
-            for photo, (size, grid) in enumerate(zip(sizes, grids, strict=True))
-        ]
+        return [int(geometry.place(size).valid(grid).sum()) for size, grid in zip(sizes, grids, strict=True)]
 
     def num_tokens(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
         """How many tokens images get, before there are features.
@@ -223,24 +215,20 @@ class Regionizer(nn.Module):
                 "sizes of photos need the geometry that places them, as in geometry=encoder.geometry."
             )
         grids = check_features(features).tolist()
-        if len(sizes) != len(grids):
-            raise ShapeError(f"sizes must have one entry per photo, {len(grids)}; got {len(sizes)}.")
+        checked = check_sizes("sizes", sizes, len(grids))
         return [
-            geometry.place(check_size(f"sizes[{photo}]", size)).valid((rows, cols)).to(features[0].device)
-            for photo, (size, (rows, cols)) in enumerate(zip(sizes, grids, strict=True))
+            geometry.place(size).valid((rows, cols)).to(features[0].device)
+            for size, (rows, cols) in zip(checked, grids, strict=True)
         ]
 
     def order(self, regions: Regions) -> Regions:
         """The same regions in the order of the tokens."""
         name = self.config["order"]
-        if name == "raster":  # as every source makes them
-            return regions
-        generator = None
-        if name == "random":
-            mixed = np.random.SeedSequence([self.config["seed"], int(self.draws)])  # torch itself takes 32 bits alone
-            generator = torch.Generator().manual_seed(int(mixed.generate_state(1)[0]))
-            self.draws += 1
-        return order_regions(regions, name, generator=generator)
+        return regions if name == "raster" else order_regions(regions, name)  # every source makes them in raster order
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}draws", None)  # a count of versions before this one
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``.
@@ -289,6 +277,9 @@ class Regionizer(nn.Module):
         saved_by = config.pop("regiontok", "unknown")
         try:
             regionizer = cls.from_config(config)
+            dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+            if len(dtypes) == 1:
+                regionizer.to(dtypes.pop())
             regionizer.load_state_dict(state)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -309,6 +300,20 @@ def _check_used(features: Features, regions: Regions) -> None:
     shown = torch.where(used[:, None], flat.values.detach(), 0)
     for image, (values, cols) in enumerate(zip(shown.split(sizes), flat.grids[:, 1].tolist(), strict=True)):
         check_finite(values, image, cols)
+
+
+def _check_tokens(tokens: RegionTokens) -> None:
+    """Refuse tokens that left the range of their dtype; under autocast that is for a gradient scaler to see."""
+    values = tokens.values.detach()
+    if values.sum(dtype=torch.float64).isfinite() or torch.is_autocast_enabled(values.device.type):
+        return
+    wrong = (~values.isfinite().all(1)).nonzero()
+    if len(wrong):
+        raise ValueRangeError(
+            f"{len(wrong)} of {len(values)} tokens are not finite, the first of image "
+            f"{int(tokens.regions.image[wrong[0]])}, though the features are: their sums leave {values.dtype}, or the "
+            "pool's weights are not finite. Take norm='rms' or a wider dtype."
+        )
 
 
 def _single_patches(features: Features, valid: Valid | None) -> Regions:

@@ -89,11 +89,13 @@ def split_regions(
     return _regroup(regions, label, flatten_valid(valid, regions.grids))
 
 
-def check_splitting(eps: float, min_samples: int, min_patches: int, noise: str) -> None:
-    """Refuse options of `split_regions` that cannot be."""
+def check_splitting(
+    eps: float, min_samples: int, min_patches: int, noise: str, *, patches: str = "min_patches"
+) -> None:
+    """Refuse options of `split_regions` that cannot be; ``patches`` is what the caller calls ``min_patches``."""
     check_number("eps", eps, low=torch.finfo(torch.float32).tiny, high=2)
     check_integer("min_samples", min_samples)
-    check_integer("min_patches", min_patches)
+    check_integer(patches, min_patches)
     check_choice("noise", noise, NOISES)
 
 

@@ -342,10 +342,10 @@ ONE = np.ones((1, 9, 9), bool)
         ([], {}, ShapeError, "at least one photo"),
         (ONE, {}, DTypeError, r"must be a list with one entry per photo; got ndarray. Wrap it: \[masks\]"),
         ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per photo, 1; got 0"),
-        ([ONE], {"sizes": [9]}, ShapeError, r"masks\[0\]: size must be \(height, width\); got 9"),
-        ([ONE], {"sizes": [(9.7, 9.2)]}, DTypeError, r"masks\[0\]: size must be a whole number; got 9.7"),
+        ([ONE], {"sizes": [9]}, ShapeError, r"sizes\[0\] must be \(height, width\); got 9"),
+        ([ONE], {"sizes": [(9.7, 9.2)]}, DTypeError, r"sizes\[0\] must be a whole number; got 9.7"),
         ([np.full((9, 9), 255, np.uint8) * (np.arange(9) > 4).astype(np.uint8)], {}, ValueRangeError, r"masks\[0\]: a uint8 map of 0 and 255 is one mask"),
-        ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their photo's size \(9, 8\); got \(9, 9\). Pass rescale=True"),
+        ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their photo's size \(9, 8\); got \(9, 9\). Resize them"),
         ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per photo, 2 in features; got 1"),
         ([ONE], {"features": torch.ones(1, 4, 5, 3)}, ShapeError, r"features\[0\] must have this downsampler's grid \(4, 4\); got \(4, 5\)"),
         ([MaskSet.on_grid(torch.ones(1, 3, 3))], {}, ShapeError, r"masks\[0\]: masks on the grid must be on \(4, 4\); these are on \(3, 3\)"),
@@ -412,3 +412,30 @@ def test_its_clusterer_can_be_chosen():
     for threshold, count in ((0.5, 1), (0.99, 2)):
         clusterer = UnionFindClusterer(threshold=threshold)
         assert len(MaskDownsampler(uncovered="cluster", clusterer=clusterer)(nothing, features=features)) == count
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
+    """As masks of 256 x 256 pixels, or ``(height, width, masks)``, of a photo that is not square."""
+    geometry = ImageGeometry.letterbox(64)
+    valid = geometry.place((30, 60)).valid((4, 4))[None]
+    right = torch.zeros(3, 30, 60, dtype=torch.bool)
+    right[:, :10] = True
+    wrong = right.permute(1, 2, 0) if turned else torch.nn.functional.interpolate(right[None].float(), (50, 50))[0] > 0
+    downsampler = MaskDownsampler((4, 4), geometry=geometry)
+    with pytest.raises(
+        ShapeError,
+        match=r"masks\[0\] are of .* pixels, which lie in rows 0 to 3 .* valid shows the photo in rows 1 to 2",
+    ):
+        downsampler([wrong], valid=valid)
+    with pytest.raises(
+        ShapeError, match="must be of their photo's size" + (r".*masks.transpose\(2, 0, 1\)" if turned else "")
+    ):
+        downsampler([wrong], valid=valid, sizes=[(30, 60)])
+    assert torch.equal(downsampler([right], valid=valid).patch, downsampler([right]).patch)
+    some = valid.clone()
+    some[0, 1, 1:3] = False  # such as patches that are not finite
+    assert len(downsampler([right], valid=some)) == 3
+    top = valid.clone()
+    top[0, 2] = False
+    assert len(downsampler([right], valid=top, sizes=[(30, 60)])) == 3

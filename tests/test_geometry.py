@@ -152,16 +152,16 @@ def test_geometry_makes_a_round_trip_through_its_config():
             "mode must be one of 'letterbox', 'squash', 'center_crop'",
         ),
         (lambda: ImageGeometry.letterbox(0), ValueRangeError, "size must be at least 1; got 0"),
-        (lambda: ImageGeometry.letterbox((1, 2, 3)), ShapeError, r"size must be a number or \(height, width\)"),
+        (lambda: ImageGeometry.letterbox((1, 2, 3)), ShapeError, r"size must be \(height, width\)"),
         (lambda: ImageGeometry.letterbox((1.5, 2)), DTypeError, "size must be a whole number; got 1.5"),
         (lambda: ImageGeometry.letterbox(336.5), DTypeError, "size must be a whole number; got 336.5"),
         (
             lambda: ImageGeometry.squash(8).place((3, 4, 3)),
             ShapeError,
-            r"photo must be \(height, width\); got \(3, 4, 3\)",
+            r"photo.s size must be \(height, width\); got \(3, 4, 3\)",
         ),
-        (lambda: ImageGeometry.squash(8).place(3), ShapeError, "photo must be .*; got 3"),
-        (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "photo height must be at least 1; got 0"),
+        (lambda: ImageGeometry.squash(8).place(3), ShapeError, "photo.s size must be .*; got 3"),
+        (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "a photo's size must be at least 1; got 0"),
         (lambda: square.image(Image.new("RGB", (5, 4))), ShapeError, r"for photos of \(4, 4\); got \(4, 5\)"),
         (lambda: square.mask(torch.ones(2, 5, 4).bool()), ShapeError, r"must be \(..., 4, 4\) like their photo"),
         (lambda: square.mask(np.ones((4, 4))), DTypeError, "masks must be bool; got torch.float64"),
@@ -175,3 +175,9 @@ def test_bad_input_is_refused(call, error, message):
 
 
 square = ImageGeometry.squash(8).place((4, 4))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32])
+def test_small_integers_do_not_wrap(kind):
+    assert ImageGeometry.letterbox(336).place((kind(200), kind(250))) == ImageGeometry.letterbox(336).place((200, 250))
+    assert ImageGeometry.squash(kind(16)).size == (16, 16)

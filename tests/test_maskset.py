@@ -140,7 +140,7 @@ RLE = {"size": [2, 3], "counts": [2, 3, 1]}
         ([{"size": [2, 3], "counts": b""}], {}, ValueRangeError, "they add up to 0"),
         ([{"size": [2, 3], "counts": [1.5]}], {}, DTypeError, "mask 0: counts must be bytes, str, or a list of run lengths"),
         ([{"size": [2, 3], "counts": None}], {}, DTypeError, "mask 0: counts must be"),
-        ([{"size": [2], "counts": [6]}], {}, ShapeError, r"mask 0: size must be \[height, width\]"),
+        ([{"size": [2], "counts": [6]}], {}, ShapeError, r"mask 0: size must be \(height, width\)"),
         ([{"size": [2, 0], "counts": []}], {}, ValueRangeError, "mask 0: size must be at least 1"),
         ([RLE, {"size": [3, 2], "counts": [6]}], {}, ShapeError, r"mask 1: size must be that of mask 0, \(2, 3\); got \(3, 2\)"),
         ([RLE], {"size": (3, 2)}, ShapeError, r"mask 0: size must be the photo's, \(3, 2\); got \(2, 3\)"),
@@ -152,7 +152,7 @@ RLE = {"size": [2, 3], "counts": [2, 3, 1]}
         ([RLE], {"scores": ["a"]}, DTypeError, "scores must be numbers"),
         ([RLE], {"size": 5}, ShapeError, r"size must be \(height, width\); got 5"),
         ([RLE], {"size": (9,)}, ShapeError, r"size must be \(height, width\); got \(9,\)"),
-        ([{"size": 5, "counts": [5]}], {}, ShapeError, r"mask 0: size must be \[height, width\]; got 5"),
+        ([{"size": 5, "counts": [5]}], {}, ShapeError, r"mask 0: size must be \(height, width\); got 5"),
     ],
 )  # fmt: skip
 def test_bad_rle_is_refused_and_named(masks, options, error, message):

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 
 from regiontok import (
     CrossAttnPool,
@@ -147,18 +149,59 @@ def test_grids_may_differ_within_a_batch():
             assert torch.equal(regionizer(one[None], valid=mask[None]).values, values)
 
 
-def test_random_order_is_fresh_each_call_seeded_and_resumes_from_the_state():
-    def patches(regionizer):
-        return regionizer(features).regions.patch
-
-    one, other = (Regionizer(pool="mean", order="random", seed=3) for _ in range(2))
-    first, second = patches(one), patches(one)
+def test_random_order_is_drawn_as_dropout_is():
+    regionizer = Regionizer(pool="mean", order="random")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first, second = (regionizer(features).regions.patch for _ in range(2))
+        torch.manual_seed(3)
+        again = regionizer(features).regions.patch
     assert not torch.equal(first, second)
-    assert torch.equal(patches(other), first)
-    resumed = Regionizer(pool="mean", order="random", seed=3)
-    resumed.load_state_dict(other.state_dict())
-    assert torch.equal(patches(resumed), second)
-    assert not torch.equal(patches(Regionizer(pool="mean", order="random", seed=4)), first)
+    assert torch.equal(again, first)
+    assert not regionizer.state_dict()
+
+
+def test_random_order_is_the_same_when_a_checkpointed_block_is_computed_again():
+    regionizer = Regionizer(dim=32, num_heads=4, order="random")
+
+    def block(values):
+        tokens = regionizer(values).values
+        return torch.tanh(tokens * torch.arange(len(tokens))[:, None])  # an order matters, as in a language model
+
+    gradients = []
+    for call in (block, functools.partial(checkpoint, block, use_reentrant=False)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            given = features.clone().requires_grad_()
+            call(given).square().sum().backward()
+            gradients.append(given.grad)
+    assert torch.equal(*gradients)
+
+
+class Orders(torch.utils.data.Dataset):
+    """The order of one photo's regions, drawn where an item is read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return Regionizer(pool="mean", order="random")(features[:1]).regions.patch
+
+
+def test_random_order_differs_between_workers_and_epochs():
+    loader = torch.utils.data.DataLoader(Orders(), batch_size=None, num_workers=2)
+    seen = [order.tolist() for _ in range(2) for order in loader]
+    assert len({tuple(order) for order in seen}) == len(seen) == 8
+
+
+def test_what_earlier_versions_saved_of_the_random_order_is_passed_over(tmp_path):
+    regionizer = Regionizer(dim=32, num_heads=4, order="random")
+    regionizer.save_pretrained(tmp_path)
+    edit(tmp_path, seed=5)
+    save_file(regionizer.state_dict() | {"draws": torch.tensor(3)}, tmp_path / "regionizer.safetensors")
+    again = Regionizer.from_pretrained(tmp_path)
+    assert again.config == regionizer.config
+    assert again.state_dict().keys() == regionizer.state_dict().keys()
 
 
 def test_gradients_reach_features_and_pool():
@@ -189,7 +232,7 @@ def test_it_compiles():
 @pytest.mark.parametrize(
     "options",
     [
-        {"dim": 32, "num_heads": 4, "order": "random", "seed": 5, "threshold": 0.4, "connectivity": 8},
+        {"dim": 32, "num_heads": 4, "order": "random", "threshold": 0.4, "connectivity": 8},
         {"source": "patch", "norm": "none", "padding": "keep", "order": "centroid"},
         {"pool": "mean", "num_regions": 7},
         {"pool": "mean", "linkage": "average", "threshold": 0.6},
@@ -205,7 +248,10 @@ def test_saving_and_loading_changes_nothing(tmp_path, options):
     regionizer.save_pretrained(tmp_path / "new" / "folder")
     again = Regionizer.from_pretrained(tmp_path / "new" / "folder")
     assert again.config == regionizer.config
-    assert torch.equal(again(features).values, regionizer(features).values)
+    torch.manual_seed(0)
+    expected = regionizer(features).values
+    torch.manual_seed(0)
+    assert torch.equal(again(features).values, expected)
 
 
 OLD = {
@@ -241,7 +287,6 @@ def test_options_have_one_place():
     assert {field.name for field in dataclasses.fields(RegionizerOptions)} - told == {
         "dim",
         "num_heads",
-        "seed",
         "geometry",
     }
 
@@ -311,7 +356,6 @@ def test_what_is_saved_can_be_read_without_us(saved):
         ({"dim": 64, "threshold": -3}, ValueRangeError, "threshold must be in"),
         ({"dim": 64, "connectivity": "x"}, ValueRangeError, "connectivity must be one of 4, 8; got 'x'"),
         ({"dim": 64, "num_heads": None}, DTypeError, "num_heads must be a whole number; got None"),
-        ({"dim": 64, "seed": -1}, ValueRangeError, "seed must be at least 0"),
         ({"dim": 64, "linkage": "ward", "threshold": 0.5}, ValueRangeError, "threshold=0.5 is a cosine"),
         ({"dim": 64, "linkage": "best"}, ValueRangeError, "linkage must be one of 'centroid', 'average', 'ward'"),
         ({"dim": 64, "num_regions": 5, "threshold": 0.5}, ValueRangeError, "several ways to say when to stop"),
@@ -399,3 +443,42 @@ def test_channels_first_are_told():
 def test_features_of_another_dimension_are_refused():
     with pytest.raises(ShapeError, match="features must have dim 64 like this Regionizer; got 32"):
         Regionizer(dim=64)(features)
+
+
+def test_patches_that_are_not_valid_get_no_gradient_even_where_they_are_not_finite():
+    for norm in ("rms", "none"):
+        given = features.clone()
+        given[:, 3:] = torch.nan
+        given.requires_grad_()
+        tokens = Regionizer(dim=32, num_heads=4, norm=norm)(given, valid=half_valid)
+        tokens.values.square().sum().backward()
+        assert (given.grad[:, 3:] == 0).all()
+        assert given.grad[:, :3].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "options"),
+    [
+        (65504.0, torch.float16, {"dim": 8, "num_heads": 2}),
+        (3e38, torch.float32, {"pool": "mean", "threshold": -1}),
+    ],
+)
+def test_tokens_that_leave_their_dtype_are_refused(value, dtype, options):
+    given = torch.full((2, 6, 6, 8), value, dtype=dtype)
+    regionizer = Regionizer(norm="none", **options).to(dtype)
+    with pytest.raises(ValueRangeError, match=r"of 2 tokens are not finite, the first of image 0.*norm='rms'"):
+        regionizer(given)
+    assert Regionizer(**options).to(dtype)(given).values.isfinite().all()
+
+
+def test_weights_come_back_in_their_dtype(tmp_path):
+    Regionizer(dim=32, num_heads=4).to(torch.bfloat16).save_pretrained(tmp_path)
+    again = Regionizer.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("sizes", [torch.tensor([[50, 80]]), np.array([[50, 80]], np.uint8), [np.array([50, 80])]])
+def test_sizes_may_be_lists_arrays_and_tensors_of_any_integers(sizes):
+    regionizer = Regionizer(source="patch", geometry=ImageGeometry.letterbox(96))
+    assert regionizer(features[:1], sizes=sizes).counts.tolist() == [28]
+    assert regionizer.num_patches([(6, 7)], sizes) == [28]

@@ -119,6 +119,7 @@ def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"there is no {file}. Give the folder in which stage 1 was saved.")
     state, own = load_file(file), model.state_dict()
+    state.pop("regionizer.draws", None)  # a count of versions before this one
     for name, tensor in state.items():
         if name not in own:
             raise CheckpointError(f"{file} holds {name}, which this model has not: its regions are pooled otherwise.")

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from building import STAGE_FILE, trained_names
 from conversations import ByModalityAndLength, DataError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Trainer
 
 from regiontok.errors import RegiontokError
-
-_REGIONS_FILE = "regionizer.safetensors"
 
 
 class RegionTrainer(Trainer):
@@ -90,11 +88,8 @@ class RegionTrainer(Trainer):
             return
         model, folder = self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(model, "peft_config"):  # an adapter has no place for the Regionizer's count of draws
+        if hasattr(model, "peft_config"):
             super()._save(str(folder), state_dict)
-            buffers = dict(model.base_model.model.regionizer.named_buffers())
-            if buffers:
-                save_file(buffers, folder / _REGIONS_FILE)
             return
         state = model.state_dict() if state_dict is None else state_dict
         if self._writes == "model":
@@ -105,11 +100,3 @@ class RegionTrainer(Trainer):
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / STAGE_FILE)
         else:
             model.save_pretrained(folder, state_dict=kept, save_original_format=False)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        file = Path(resume_from_checkpoint) / _REGIONS_FILE
-        if file.is_file():
-            self.accelerator.unwrap_model(self.model).base_model.model.regionizer.load_state_dict(
-                load_file(file), strict=False
-            )

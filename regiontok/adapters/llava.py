@@ -20,10 +20,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from regiontok._checks import check_sizes
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.maskset import MaskSet
 from regiontok.regionizer import Regionizer
 
 
@@ -63,7 +65,9 @@ class RegionProjector(nn.Module):
             image_sizes: Height and width per image, so that padding is in no region.
             num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
         """
-        self._masks, self._sizes = masks, None if image_sizes is None else list(image_sizes)
+        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
+        need_sizes(self.regionizer, masks, sizes)
+        self._masks, self._sizes = masks, sizes
         self._budget = num_regions
         try:
             yield
@@ -76,8 +80,9 @@ class RegionProjector(nn.Module):
         Raises:
             ValueRangeError: Counts that depend on the features or on masks.
         """
-        grids = [(self.side, self.side)] * len(image_sizes)
-        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, image_sizes), num_regions=num_regions)
+        sizes = check_sizes("image_sizes", image_sizes)
+        grids = [(self.side, self.side)] * len(sizes)
+        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, sizes), num_regions=num_regions)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Tokens of each image."""
@@ -89,6 +94,18 @@ class RegionProjector(nn.Module):
         grid = features.unflatten(1, (self.side, self.side))
         tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes, num_regions=self._budget)
         return tokens.map(self.projector).split()
+
+
+def need_sizes(regionizer: Regionizer, masks: Sequence[Masks] | None, sizes: Sequence[Size] | None) -> None:
+    """Refuse masks of photos that were padded, where nothing tells how: of another size they would lie elsewhere."""
+    geometry = regionizer.options.geometry
+    if masks is None or sizes is not None or geometry is None or geometry.mode != "letterbox":
+        return
+    if not all(isinstance(one, MaskSet) and one.coverage is not None for one in masks):
+        raise ValueRangeError(
+            "masks of photos that are padded need image_sizes, the height and width of each photo before "
+            "preprocessing, as image processors give them. Pass image_sizes too."
+        )
 
 
 def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:

@@ -76,7 +76,6 @@ def add_commands(commands: Any) -> None:
     tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
-    tokenize.add_argument("--seed", type=int, default=0, help="of the random order; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
     tokenize.add_argument("--out", type=Path, default=Path("regiontok-out"), metavar="DIR", help="default: %(default)s")
     add_mask_options(tokenize, name="--masks", files=True, shown="sam2")
@@ -108,7 +107,6 @@ def _tokenize(options: argparse.Namespace) -> int:
         norm=options.norm,
         pool="mean",  # what an untrained cross-attention pool gives
         order=options.order,
-        seed=options.seed,
         **amount_of(options),
         connectivity=options.connectivity,
         padding=options.padding,

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regiontok._checks import Features, check_integer
+from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
+from regiontok.adapters.llava import need_sizes
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
-from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
@@ -83,6 +84,7 @@ class RegionMixin:
 
     _stock: type[Any]
     """The class of transformers that the family stands for."""
+    _keys_to_ignore_on_load_unexpected: list[str]
     _encoder_inputs: tuple[str, ...] = ()
     """What `encode_patches` takes besides pixels."""
 
@@ -91,6 +93,8 @@ class RegionMixin:
         super().__init_subclass__(**kwargs)
         if "_stock" in vars(cls):
             cls.forward = _signed(RegionMixin.forward, cls._stock.forward)  # type: ignore[method-assign]
+            ignored = [*(cls._stock._keys_to_ignore_on_load_unexpected or ()), r"regionizer\.draws"]  # of old versions
+            cls._keys_to_ignore_on_load_unexpected = ignored
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -186,7 +190,7 @@ class RegionMixin:
             ValueRangeError: Counts that depend on the features or on masks, or nothing that tells how many images
                 there are.
         """
-        sizes = None if image_sizes is None else as_sizes(image_sizes)
+        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         unknown = sorted(set(inputs) - set(self._encoder_inputs))
         if unknown:
             raise ValueRangeError(f"num_tokens takes no {unknown[0]}. Leave it out.")
@@ -378,7 +382,8 @@ class RegionMixin:
     def _regionize(
         self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any, num_regions: Budget | None
     ) -> RegionTokens:
-        sizes = None if image_sizes is None else as_sizes(image_sizes)
+        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
+        need_sizes(self.regionizer, masks, sizes)
         if masks is None and self.regionizer.config["geometry"] is None:
             sizes = None  # as processors of some families give them with every photo
         return self.regionizer(features, masks=masks, sizes=sizes, num_regions=num_regions).map(self.projector)
@@ -451,14 +456,6 @@ def _has_past(kwargs: dict[str, Any]) -> bool:
 def _refuse_videos(kwargs: dict[str, Any]) -> None:
     if kwargs.get("pixel_values_videos") is not None:
         raise ValueRangeError("videos are not cut into regions. Leave pixel_values_videos out.")
-
-
-def as_sizes(image_sizes: Any) -> list[Size]:
-    """Heights and widths as a processor gives them, a tensor or lists."""
-    rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else list(image_sizes)
-    if not all(isinstance(row, Sequence) and len(row) == 2 for row in rows):
-        raise DTypeError(f"image_sizes must be a (height, width) per image; got {image_sizes!r}.")
-    return [(int(height), int(width)) for height, width in rows]
 
 
 def _padding_id(config: Any) -> int:
