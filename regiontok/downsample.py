@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from regiontok._checks import (
@@ -20,14 +21,16 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._kernels import rle
+from regiontok.annotations import as_bytes
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement, Size
-from regiontok.maskset import MaskSet, as_bytes
+from regiontok.maskset import MaskSet
 from regiontok.regions import Dropped, Regions
 
-Masks = MaskSet | np.ndarray | Tensor | Sequence[Mapping[str, Any]]
-"""One photo's masks: a `MaskSet`, ``(M, height, width)`` bool or uint8, a list of COCO RLE, or a label map."""
+Masks = MaskSet | np.ndarray | Tensor | Image.Image | Mapping[str, Any] | Sequence[Any]
+"""One photo's masks: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height, width)``; a label map,
+array or picture; or what `MaskSet.from_coco` and `MaskSet.from_sam` take."""
 
 METHODS = ("exact", "two_step")
 UNCOVERED = ("drop", "background", "single_patches", "cluster")
@@ -122,8 +125,9 @@ class MaskDownsampler:
         """Regions of a batch: those of each photo's masks in their order, then those of uncovered patches.
 
         Args:
-            masks: One entry per photo: a `MaskSet`, ``(M, height, width)`` bool or uint8, a list of COCO RLE, or a
-                label map ``(height, width)`` of integers. An entry of no masks is an empty one of these.
+            masks: One entry per photo: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height,
+                width)``; a label map, ``(height, width)`` of integers or a Pillow image; or what `MaskSet.from_coco`
+                and `MaskSet.from_sam` take. An entry of no masks is an empty one of these.
             features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``; for ``uncovered='cluster'``, and where
                 ``grid`` is None.
             valid: Which patches may be in a region; by default those that show the photo. Without ``sizes`` they tell
@@ -349,25 +353,11 @@ def _is_turned(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:
 
 def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:
     """One photo's masks in one of three forms: a set of runs, dense bytes, or a dense tensor on another device."""
-    if isinstance(masks, MaskSet):
+    if not isinstance(masks, Tensor | np.ndarray) or (masks.ndim == 2 and masks.dtype not in (torch.bool, np.bool_)):
+        return MaskSet.of(masks, size=size)
+    if isinstance(masks, Tensor) and masks.device.type != "cpu" and masks.dtype == torch.bool and masks.ndim == 3:
         return masks
-    if isinstance(masks, Tensor | np.ndarray):
-        integer = masks.dtype not in (torch.bool, np.bool_)
-        if masks.ndim == 2 and integer:
-            return MaskSet.from_labels(masks)
-        if isinstance(masks, Tensor) and masks.device.type != "cpu" and masks.dtype == torch.bool and masks.ndim == 3:
-            return masks
-        return as_bytes(masks)
-    if isinstance(masks, Sequence) and not isinstance(masks, str | bytes):
-        if not masks and size is None:
-            raise ShapeError(
-                "an empty list does not tell the photo's size. Pass sizes, or "
-                "MaskSet.from_coco([], size=(height, width))."
-            )
-        return MaskSet.from_coco(masks, size=None if masks else size)
-    raise DTypeError(
-        f"a photo's masks must be a MaskSet, an array or tensor, or a list of COCO RLE; got {type(masks).__name__}."
-    )
+    return as_bytes(masks)
 
 
 def _size_of(masks: MaskSet | np.ndarray | Tensor) -> Size:

@@ -31,3 +31,7 @@ class CheckpointError(RegiontokError, ValueError):
 
 class MissingDependencyError(RegiontokError, ImportError):
     """An optional package is not installed."""
+
+
+class OutputError(RegiontokError, ValueError):
+    """A file cannot be written, or would replace what must stay."""

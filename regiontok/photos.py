@@ -11,6 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regiontok.errors import DTypeError, PhotoError
 
+Size = tuple[int, int]
+"""Height and width."""
+
+_ORIENTATION = 0x0112
 _SINGLE_PICTURE_FORMATS = ("MPO",)
 """Formats whose further frames are previews or depth of the same photo, as phones write them."""
 
@@ -32,7 +36,7 @@ def read_photo(path: str | Path) -> Image.Image:
                 image.load()
                 return as_rgb(image)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
-        raise _explain(str(path), error) from error
+        raise explain_photo(str(path), error) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -46,12 +50,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise DTypeError(
             f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo."
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and getattr(image, "format", None) not in _SINGLE_PICTURE_FORMATS:
-        raise PhotoError(
-            f"it has {frames} frames and one is wanted. Save the one you want as a photo, or in Python: image.seek(0); "
-            "image = image.copy()."
-        )
+    one_frame(image)
     image.load()  # a file cut short must show here, not be taken for a damaged EXIF block
     with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
         image = ImageOps.exif_transpose(image)
@@ -64,6 +63,39 @@ def as_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def one_frame(image: Image.Image) -> None:
+    """Refuse a picture of several frames.
+
+    Raises:
+        PhotoError: Such a picture.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and getattr(image, "format", None) not in _SINGLE_PICTURE_FORMATS:
+        raise PhotoError(
+            f"it has {frames} frames and one is wanted. Save the one you want as a photo, or in Python: image.seek(0); "
+            "image = image.copy()."
+        )
+
+
+def read_size(path: str | Path) -> tuple[Size, int]:
+    """A photo's height and width, upright, and its EXIF orientation; its pixels are not read.
+
+    Raises:
+        PhotoError: No such file, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = 1
+            with contextlib.suppress(Exception):  # a damaged EXIF block says nothing, as for `as_rgb`
+                orientation = image.getexif().get(_ORIENTATION, 1)
+            size = (image.height, image.width)
+    except Exception as error:  # Pillow raises all kinds of errors on damaged files
+        raise explain_photo(str(path), error) from error
+    if orientation not in range(1, 9):
+        orientation = 1
+    return (size if orientation < 5 else size[::-1]), orientation
 
 
 def as_photos(photos: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
@@ -84,11 +116,11 @@ def as_photos(photos: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
         except DTypeError:
             raise
         except Exception as error:  # a file opened lazily is decoded only here
-            raise _explain(f"photo {index}", error) from error
+            raise explain_photo(f"photo {index}", error) from error
     return result
 
 
-def _explain(photo: str, error: Exception) -> PhotoError:
+def explain_photo(photo: str, error: Exception) -> PhotoError:
     """Say in a user's words why a photo cannot be had."""
     if isinstance(error, PhotoError):
         return PhotoError(f"{photo}: {error}")

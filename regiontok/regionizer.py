@@ -1,7 +1,6 @@
 """`Regionizer`: the composition of the steps, saved and loaded. No maths lives here."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from regiontok._checks import (
@@ -22,6 +21,7 @@ from regiontok._checks import (
     flatten_features,
     flatten_valid,
 )
+from regiontok._files import make_folder, read_json, write_bytes, write_json
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
@@ -52,7 +52,8 @@ class Regionizer(nn.Module):
 
     Shape:
         features: ``(B, rows, cols, dim)`` or a list of ``(rows, cols, dim)``, floating point.
-        masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, COCO RLE, or a label map.
+        masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, a label map, or what else
+            `MaskDownsampler` takes.
         valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all, or
             for what masks' geometry tells.
         sizes: Each photo's height and width, ``(B, 2)``. Masks of another size are refused; for the other sources they
@@ -234,16 +235,13 @@ class Regionizer(nn.Module):
         """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``.
 
         Raises:
-            CheckpointError: The folder cannot be made.
+            OutputError: The folder cannot be made or written to.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder} must be a folder that can be made: {error.strerror}.") from error
+        folder = make_folder(folder)
         config = {"regiontok": version("regiontok"), **self.config}
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / _WEIGHTS_FILE)
-        (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_bytes(folder / _WEIGHTS_FILE, save(state))
+        write_json(folder / _CONFIG_FILE, config)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Regionizer":
@@ -265,11 +263,11 @@ class Regionizer(nn.Module):
         for name in (_CONFIG_FILE, _WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}. Give a folder that Regionizer.save_pretrained wrote.")
+        config = read_json(folder / _CONFIG_FILE)
         try:
-            config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
             state = load_file(folder / _WEIGHTS_FILE)
-        except (ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} holds a damaged {_CONFIG_FILE} or {_WEIGHTS_FILE}: {error}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / _WEIGHTS_FILE} is damaged: {error}") from error
         if not isinstance(config, dict):
             raise CheckpointError(
                 f"{folder / _CONFIG_FILE} must hold an object of options; got {type(config).__name__}."

@@ -91,8 +91,8 @@ def test_a_photo_that_breaks_the_decoder_does_not_stop_the_rest(photos, tmp_path
 def test_all_photos_of_a_folder_are_taken_but_not_our_own_pictures(photos, tmp_path):
     for _ in range(2):
         assert main(["tokenize", str(photos), "--out", str(photos)]) == 0
-    written = {path.name for path in photos.iterdir() if ".regions." in path.name}
-    assert written == {f"{name}.regions.{kind}" for name in ("a", "b", "a-2") for kind in ("png", "safetensors")}
+    written = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if ".regions." in path.name}
+    assert written == {f"{name}.regions.{kind}" for name in ("a", "b", "other/a") for kind in ("png", "safetensors")}
 
 
 def test_patch_source_keeps_padding_when_asked(photos, tmp_path):
@@ -140,14 +140,14 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
     [
         (["--encoder", "clip"], "there is no encoder 'clip'"),
         (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
-        (["--tokens", "0"], "num_regions must be at least 1; got 0"),
+        (["--tokens", "0"], "--tokens must be at least 1; got 0"),
         (["--linkage", "ward"], "--linkage ward has no threshold. Say how many by --tokens or --explained-variance."),
         (["--linkage", "ward", "--threshold", "0.5"], "--linkage ward has no threshold."),
         (
             ["--linkage", "average", "--explained-variance", "0.5"],
             "--explained-variance is for --linkage ward; got average",
         ),
-        (["--explained-variance", "1.5"], "explained_variance must be in [0, 1]; got 1.5"),
+        (["--explained-variance", "1.5"], "--explained-variance must be in [0, 1]; got 1.5"),
         (["--source", "patch", "--linkage", "average"], "--linkage is for --source clustering"),
         (
             ["--source", "patch", "--threshold", "0.5"],
@@ -156,7 +156,7 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
         (["--source", "patch", "--tokens", "9"], "--tokens is for --source clustering"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
-        (["--out", "photos/a.png"], "--out must be a folder that can be made; got photos/a.png"),
+        (["--out", "photos/a.png"], "photos/a.png must be a folder that can be made (File exists)"),
     ],
 )
 def test_commands_that_cannot_run_say_why(photos, monkeypatch, capsys, arguments, message):

@@ -45,7 +45,7 @@ def read(path):
 @pytest.mark.parametrize("source", ["segmentation", "combined"])
 def test_tokenize_with_masks_writes_what_the_library_gives(photos, source):
     assert main(["tokenize", "photos/a.png", "--source", source, "--masks", "felzenszwalb", "--norm", "none"]) == 0
-    tensors, config = read("regiontok-out/a.regions.safetensors")
+    tensors, config = read("regiontok-out/photos/a.regions.safetensors")
     with Image.open(photos / "a.png") as photo:
         encoder = encoders.load("pixels")
         features, valid = encoder(photo)
@@ -61,7 +61,7 @@ def test_tokenize_with_masks_writes_what_the_library_gives(photos, source):
     assert config["dropped"] == [
         {"mask_index": one.mask_index, "reason": one.reason} for one in expected.regions.dropped
     ]
-    with Image.open("regiontok-out/a.regions.png") as picture:
+    with Image.open("regiontok-out/photos/a.regions.png") as picture:
         assert picture.size == (2 * 160 + 16, 107)
 
 
@@ -83,7 +83,7 @@ def test_masks_of_a_real_model_are_kept_and_read_back(photos, sam, capsys):
         assert main(["tokenize", "photos/b.jpg", "--source", "segmentation", "--out", out, "--masks", *chosen]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[3:] == ["read", "encode", "masks", "normalize", "group", "pool", "write", "ms"]
-    (file, _), (direct, _) = (read(f"{out}/b.regions.safetensors") for out in ("file", "direct"))
+    (file, _), (direct, _) = (read(f"{out}/photos/b.regions.safetensors") for out in ("file", "direct"))
     assert abs(len(file["tokens"]) - len(direct["tokens"])) <= 3
     covered = [tensors["masks"].float().mean(0) for tensors in (file, direct)]
     assert (covered[0] - covered[1]).abs().mean() < 0.1
@@ -95,14 +95,14 @@ def test_every_option_of_masks_reaches_the_regions(photos):
     combined = ["--eps", "0.3", "--min-samples", "2", "--split-min-patches", "4", "--noise", "drop"]
     base = ["tokenize", "photos/a.png", "--masks", "felzenszwalb", "--source"]
     assert main([*base, "combined", *options, *combined]) == 0
-    config = read("regiontok-out/a.regions.safetensors")[1]["regionizer"]
+    config = read("regiontok-out/photos/a.regions.safetensors")[1]["regionizer"]
     given = {
         "coverage": 0.5, "downsampling": "two_step", "uncovered": "background", "overlap": "smallest", "order": "area",
         "eps": 0.3, "min_samples": 2, "split_min_patches": 4, "noise": "drop",
     }  # fmt: skip
     assert {name: config[name] for name in given} == given
     assert main([*base, "segmentation", "--uncovered", "cluster", "--threshold", "0.4", "--out", "o"]) == 0
-    assert read("o/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
+    assert read("o/photos/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
 
 
 def test_what_became_of_masks_is_told(photos, capsys):
@@ -114,11 +114,11 @@ def test_what_became_of_masks_is_told(photos, capsys):
     assert "photos/a.png: 1 mask became no region: covers no patch by more than 0.07" in printed
     assert "photos/a.png: 1 mask became no region: covers nothing of what the encoder sees" in printed
     assert "photos/a.png: no mask is left; one region of the whole photo" in printed
-    assert read("regiontok-out/a.regions.safetensors")[1]["fallback"] is True
+    assert read("regiontok-out/photos/a.regions.safetensors")[1]["fallback"] is True
 
 
 def test_photos_whose_masks_are_missing_or_of_another_size_fail_alone(photos, capsys):
-    assert main(["masks", "photos/a.png", "photos/b.jpg", "--generator", "felzenszwalb", "--out", "m.parquet"]) == 0
+    assert main(["masks", "photos/a.png", "photos/b.jpg", "--masks", "felzenszwalb", "--out", "m.parquet"]) == 0
     shutil.copy(photos / "inner" / "c.png", photos / "a.png")
     arguments = [f"photos/{name}" for name in ("a.png", "b.jpg", "inner/c.png")]
     assert main(["tokenize", *arguments, "--source", "segmentation", "--masks", "m.parquet"]) == 1
@@ -128,7 +128,7 @@ def test_photos_whose_masks_are_missing_or_of_another_size_fail_alone(photos, ca
     )
     assert "photos/inner/c.png: masks of photos/inner/c.png: m.parquet has no such photo" in told
     assert "2 of 3 photos failed" in told
-    assert read("regiontok-out/b.regions.safetensors")
+    assert read("regiontok-out/photos/b.regions.safetensors")
 
 
 def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, capsys):
@@ -141,7 +141,7 @@ def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, 
         return generate(self, given)
 
     monkeypatch.setattr(FelzenszwalbMasks, "__call__", fail)
-    assert main(["masks", "photos", "--generator", "felzenszwalb", "--out", "m.parquet"]) == 1
+    assert main(["masks", "photos", "--masks", "felzenszwalb", "--out", "m.parquet"]) == 1
     told = capsys.readouterr().err
     assert "photos/b.jpg: this photo cannot be segmented" in told
     assert "photos/broken.jpg: damaged or cut short" in told
@@ -150,7 +150,7 @@ def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, 
 
 
 def test_a_file_of_masks_and_photos_are_not_lost(photos, capsys):
-    base = ["--generator", "felzenszwalb", "--out"]
+    base = ["--masks", "felzenszwalb", "--out"]
     assert main(["masks", "photos/a.png", "photos", *base, "m.parquet"]) == 0
     assert len(MaskStore("m.parquet")) == 3
     (photos / "broken.png").write_bytes(b"no photo")
@@ -159,7 +159,7 @@ def test_a_file_of_masks_and_photos_are_not_lost(photos, capsys):
     assert len(MaskStore("m.parquet")) == 3
     before = (photos / "a.png").read_bytes()
     assert main(["masks", "photos/a.png", *base, "photos/a.png"]) == 2
-    assert "--out must not be one of the photos" in capsys.readouterr().err
+    assert "photos/a.png is read here and would be written over" in capsys.readouterr().err
     assert (photos / "a.png").read_bytes() == before
 
 
@@ -223,19 +223,19 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
         (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder is for making masks, not for a file of them"),
         (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of the ladder"),
         (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "padding='keep' is not for source='combined'"),
-        (["masks", "a.png", "--out", "m.parquet", "--generator", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
+        (["masks", "a.png", "--out", "m.parquet", "--masks", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
         (["tokenize", "a.png", "--masks", "sam2"], "--masks is for --source segmentation and combined"),
         (["masks", "a.png", "--out", "m.parquet", "--batch", "0"], "--batch must be at least 1; got 0"),
-        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam9"], "name must be one of 'sam2'"),
-        (["masks", "empty", "--out", "m.parquet", "--generator", "felzenszwalb"], "empty: there is no photo in this folder"),
-        (["masks", "a.png", "--out", "no/m.parquet", "--generator", "felzenszwalb"], "masks cannot be written to no/m.parquet"),
+        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam9"], "name must be one of 'sam2'"),
+        (["masks", "empty", "--out", "m.parquet", "--masks", "felzenszwalb"], "empty: there is no photo in this folder"),
+        (["masks", "a.png", "--out", "no/m.parquet", "--masks", "felzenszwalb"], "no/m.parquet cannot be written: there is no folder no"),
         (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
         (["count", "a.png", "--out", "c.xyz"], "c.xyz: a figure must be one of .*png"),
-        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
-        (["masks", "a.png", "--out", "m.parquet", "--generator", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
+        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
+        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
         (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
         (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
-        (["count", "a.png", "--out", "no/c.png"], "no/c.png: the figure cannot be written"),
+        (["count", "a.png", "--out", "no/c.png"], "no/c.png cannot be written: there is no folder no"),
     ],
 )  # fmt: skip
 def test_commands_that_cannot_run_say_why(photos, capsys, arguments, message):

@@ -333,7 +333,7 @@ ONE = np.ones((1, 9, 9), bool)
 @pytest.mark.parametrize(
     ("masks", "options", "error", "message"),
     [
-        ([ONE, {"size": [9, 9], "counts": [81]}], {}, DTypeError, r"masks\[1\]: a photo's masks must be"),
+        ([ONE, {"size": [9, 9], "counts": [81]}], {}, DTypeError, r"masks\[1\]: masks must be a list"),
         ([ONE, [{"size": [9, 9], "counts": [80]}]], {}, ValueRangeError, r"masks\[1\]: mask 0: the counts of an RLE must add up"),
         ([ONE, np.full((9, 9), -3)], {}, ValueRangeError, r"masks\[1\]: labels must be -1 \(no mask\) or from 0; got -3"),
         ([ONE[0]], {}, ShapeError, r"masks\[0\]: masks must be .* A single mask is masks\[None\]"),

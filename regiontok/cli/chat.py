@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from regiontok.cli.common import add_model_options, load_assistant, load_masks
+from regiontok.cli.output import as_path, as_text, shown
 from regiontok.evaluation.assistant import Question
 from regiontok.evaluation.prompts import short_answer, with_options
 from regiontok.photos import read_photo
@@ -18,10 +18,14 @@ def add_commands(commands: Any) -> None:
         help="ask a multimodal model about a photo",
         description="Print a model's answer to a question about a photo, decoded greedily.",
     )
-    chat.add_argument("photo", type=Path, metavar="IMAGE")
-    chat.add_argument("question", metavar="QUESTION")
+    chat.add_argument("photo", type=as_path, metavar="IMAGE")
+    chat.add_argument("question", type=as_text, metavar="QUESTION")
     chat.add_argument(
-        "--model", required=True, metavar="DIR", help="a trained region model, or a stock one by folder or name"
+        "--model",
+        required=True,
+        type=as_text,
+        metavar="DIR",
+        help="a region model, or a stock one: folder or name",
     )
     form = chat.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="ask for a word or phrase, as the paper does")
@@ -41,6 +45,6 @@ def _chat(options: argparse.Namespace) -> int:
     assistant = load_assistant(options.model, options)
     masks = [load_masks(options)(options.photo, photo)] if assistant.by_masks else None
     answer = assistant.answer([Question(text, [photo], masks)], max_new_tokens=options.max_new_tokens)[0]
-    print(f"{options.photo}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}", file=sys.stderr)
+    print(f"{shown(options.photo)}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}", file=sys.stderr)
     print(answer.text)
     return 0

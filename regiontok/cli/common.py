@@ -4,20 +4,25 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from regiontok import encoders, masks
+from regiontok._files import is_same
+from regiontok.cli.output import as_path, as_text, warn
 from regiontok.clustering import LINKAGES, default_linkage
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.evaluation.assistant import Assistant, stock_regions
+from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
+from regiontok.photos import read_size
+from regiontok.viewing import is_figure
 
 _T = TypeVar("_T")
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
@@ -47,33 +52,42 @@ class Stopwatch:
         return result
 
 
-def explain(path: Path, error: BaseException) -> str:
-    """Why a photo failed, with its name in front."""
-    told = str(error) or "not enough memory"
-    return told if told.startswith(f"{path}:") else f"{path}: {told}"
-
-
 def progress(items: Sequence[_T]) -> Any:
     """The same items, with a bar where there are several."""
     return tqdm(items, unit="photo", disable=len(items) == 1)
 
 
-def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """Photos as they are named, and all of those in folders, by name, but for pictures of regions that we drew."""
+class Found(NamedTuple):
+    """A photo, and where it lies in what was named: as it was given, or below its folder."""
+
+    path: Path
+    name: PurePath
+
+
+def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
+    """Photos as they are named, and all of those in folders, by name.
+
+    Pictures of regions that we drew are passed over in folders, and so is an earlier figure where an output is to be.
+    """
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: list[Path] = []
+    drawn = [path for path in outputs if path.is_file() and is_figure(path)]
+    found: list[Found] = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            inside = () if path.is_absolute() else [part for part in path.parts if part != ".."]
+            found.append(Found(path, PurePath(*inside) if inside else PurePath(path.name)))
             continue
-        inside = sorted(
+        inside_folder = sorted(
             one
             for one in path.rglob("*")
-            if one.suffix.lower() in known and not one.name.endswith(".regions.png") and one.is_file()
+            if one.suffix.lower() in known
+            and not one.name.endswith(".regions.png")
+            and one.is_file()
+            and not any(is_same(one, figure) for figure in drawn)
         )
-        if not inside:
+        if not inside_folder:
             raise RegiontokError(f"{path}: there is no photo in this folder.")
-        found += inside
+        found += [Found(one, one.relative_to(path)) for one in inside_folder]
     return found
 
 
@@ -90,7 +104,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
         default="pixels",
         help=ENCODER_NAMES,
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file with the encoder's weights")
+    parser.add_argument("--weights", type=as_path, metavar="FILE", help="safetensors file with the encoder's weights")
     parser.add_argument("--img-size", type=int, metavar="N", help="input side in pixels; default: the encoder's own")
     add_layer_options(parser)
     add_placing_options(parser)
@@ -179,20 +193,20 @@ def named_amounts(options: argparse.Namespace) -> list[str]:
 
 
 def add_mask_options(
-    parser: argparse.ArgumentParser, *, name: str, files: bool, default: str | None = None, shown: str | None = None
+    parser: argparse.ArgumentParser, *, files: bool, default: str | None = None, shown: str | None = None
 ) -> None:
-    """Options that choose a mask generator; where ``files``, a file of masks may be named in its place."""
+    """Options that choose masks: a generator and, where ``files``, a file of masks or annotations in its place."""
     group = parser.add_argument_group("masks")
     told = f"{', '.join(masks.GENERATORS)}" + (", or a file that regiontok masks wrote" if files else "")
     group.add_argument(
-        name,
-        dest="masks",
+        "--masks",
+        type=as_text,
         default=default,
         metavar="GENERATOR|FILE" if files else "GENERATOR",
         help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
     )
     group.add_argument(
-        "--sam-model", metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
+        "--sam-model", type=as_text, metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
     )
     cheap = masks.CHEAP
     for setting, kind in (
@@ -209,6 +223,44 @@ def add_mask_options(
     )
 
 
+def add_annotation_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name masks which people made."""
+    group = parser.add_argument_group("annotated masks, in place of --masks")
+    group.add_argument("--coco", type=as_path, metavar="FILE.json", help="COCO annotations, such as instances_val2017")
+    group.add_argument("--no-crowds", action="store_true", help="leave annotations of crowds out")
+    group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the photos' names, as VOC's")
+    group.add_argument("--ignore", nargs="+", type=int, metavar="N", help="labels of no mask, such as 0 255")
+    group.add_argument(
+        "--stored-pixels",
+        action="store_true",
+        help="made on photos as stored, before EXIF turns them",
+    )
+
+
+def annotated(options: argparse.Namespace) -> str | None:
+    """The option of annotated masks that was given; refuses those that do not go together."""
+    given = [f"--{name.replace('_', '-')}" for name in ("coco", "label_maps") if getattr(options, name, None)]
+    given += ["--masks"] * bool(getattr(options, "masks", None))
+    if len(given) > 1:
+        raise RegiontokError(f"{given[0]} and {given[1]} both name masks. Leave one out.")
+    source = given[0] if given and given[0] != "--masks" else None
+    if source and uses_masks(options):
+        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, and {source} has them. Leave it out.")
+    for name, wanted in (("no_crowds", "--coco"), ("ignore", "--label-maps"), ("stored_pixels", None)):
+        if getattr(options, name, None) and source != (wanted or source or ""):
+            needs = wanted or "--coco and --label-maps"
+            raise RegiontokError(f"--{name.replace('_', '-')} is for {needs}. Leave it out.")
+    return source
+
+
+def has_masks(options: argparse.Namespace) -> bool:
+    """Whether any masks are named; refuses options of masks where none are."""
+    named = bool(annotated(options) or options.masks)
+    if not named and uses_masks(options):
+        raise RegiontokError(f"{uses_masks(options)[0]} is for --masks. Leave it out, or name a generator.")
+    return named
+
+
 def uses_masks(options: argparse.Namespace) -> list[str]:
     """The mask options that were given."""
     names = ("sam_model", "points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
@@ -218,12 +270,13 @@ def uses_masks(options: argparse.Namespace) -> list[str]:
 
 def choose_sources(options: argparse.Namespace) -> list[str]:
     """The sources that ``--sources`` names, or all that can be had, as Table 1 lists them; refuses masks that miss."""
-    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or options.masks]
+    named = bool(annotated(options) or options.masks)
+    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or named]
     sources = [source for source in TABLE_ORDER if source in wanted]
     with_masks = [source for source in sources if source in MASK_SOURCES]
-    if with_masks and not options.masks:
+    if with_masks and not named:
         raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
-    if not with_masks and (options.masks or uses_masks(options)):
+    if not with_masks and (named or uses_masks(options)):
         raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
     return sources
 
@@ -259,6 +312,8 @@ def _set(settings: masks.MaskSettings, options: argparse.Namespace) -> masks.Mas
 
 def load_masks(options: argparse.Namespace, encoder: Encoder | None = None) -> MaskSource:
     """Masks of photos, made by a generator or read from a file; on an encoder's grid where that is quicker."""
+    if annotated(options):
+        return _checked(load_annotations(options), options)
     if options.masks in masks.GENERATORS:
         generator = load_generator(options)
         if encoder is not None and hasattr(generator, "on_grid"):
@@ -271,18 +326,48 @@ def load_masks(options: argparse.Namespace, encoder: Encoder | None = None) -> M
             f"--masks must be one of {', '.join(masks.GENERATORS)}, or a file that regiontok masks wrote; there is no "
             f"file {options.masks}."
         )
-    store = masks.MaskStore(options.masks)
+    return _checked(masks.MaskStore(options.masks).__getitem__, options)
 
-    def read(path: Path, photo: Image.Image) -> MaskSet:
-        found = store[path]
-        if found.size != (photo.height, photo.width):
-            raise CheckpointError(
-                f"masks in {store.path} are of a photo of {found.size[0]} x {found.size[1]}; this one is of "
-                f"{photo.height} x {photo.width}. Make them again."
-            )
-        return found
+
+def load_annotations(options: argparse.Namespace) -> Callable[[Path], MaskSet]:
+    """The annotated masks that the options name, by photo: turned upright, and of one photo each."""
+    source: Any
+    if options.coco:
+        source = masks.CocoMasks(options.coco, iscrowd="drop" if options.no_crowds else "keep")
+        if source.unplaced:
+            warn(f"{options.coco}: {len(source.unplaced)} annotations name no image of the file and are left out.")
+    else:
+        source = masks.LabelMaps(options.label_maps, ignore=options.ignore or ())
+    claimed: dict[Any, Path] = {}
+
+    def read(path: Path) -> MaskSet:
+        name = source.find(path)
+        if is_same(path, name):
+            raise CheckpointError(f"{name} is the photo itself. Name the folder of its label map.")
+        if claimed.setdefault(name, path) != path:
+            raise CheckpointError(f"{name} is of {claimed[name]} already. Photos need names that tell them apart.")
+        found: MaskSet = source[path]
+        return found.upright(read_size(path)[1]) if options.stored_pixels else found
 
     return read
+
+
+def check_photo_size(found: MaskSet, path: Path, size: Size, options: argparse.Namespace) -> MaskSet:
+    """The same masks; refuses those of a photo of another size."""
+    if found.size == size:
+        return found
+    kind = annotated(options)
+    source = {"--coco": "coco", "--label-maps": "label_maps"}.get(kind or "", "masks")
+    own, (height, width) = f"{found.size[0]} x {found.size[1]}", size
+    told = f"masks in {getattr(options, source)} are of a photo of {own}; this one is of {height} x {width}"
+    if not kind:
+        raise CheckpointError(f"{told}. Make them again.")
+    turned = read_size(path)[1] != 1 and not options.stored_pixels
+    raise CheckpointError(f"{told}." + turned * " It is turned by its EXIF orientation: try --stored-pixels.")
+
+
+def _checked(read: Callable[[Path], MaskSet], options: argparse.Namespace) -> MaskSource:
+    return lambda path, photo: check_photo_size(read(path), path, (photo.height, photo.width), options)
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
@@ -292,7 +377,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) ->
     stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
     add_amount_options(stock)
     stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
-    add_mask_options(parser, name="--masks", files=files)
+    add_mask_options(parser, files=files)
 
 
 def told_apart(options: argparse.Namespace) -> dict[str, Any]:

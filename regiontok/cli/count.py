@@ -1,7 +1,6 @@
 """``regiontok count``: how many tokens photos get from each source."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,24 @@ import numpy as np
 from regiontok.cli.common import (
     FAILURES,
     add_amount_options,
+    add_annotation_options,
     add_encoder_options,
     add_mask_options,
     amount_of,
     choose_sources,
-    explain,
     find_photos,
     load_encoder,
     load_masks,
     named_amounts,
     progress,
+)
+from regiontok.cli.output import (
+    add_details_options,
+    as_path,
+    check_outputs,
+    explain,
+    report,
+    write_details,
 )
 from regiontok.errors import RegiontokError
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
@@ -38,19 +45,21 @@ def add_commands(commands: Any) -> None:
         description="Print the distribution of tokens per photo for each source, beside the mean in the paper's Table "
         "1, and draw a histogram. Sources of masks are counted where --masks is given.",
     )
-    count.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    count.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
     count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
     count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_amount_options(count)
     count.add_argument(
         "--out",
-        type=Path,
+        type=as_path,
         default=Path("regiontok-counts.png"),
         metavar="FILE",
         help="the histogram; default: %(default)s",
     )
     add_encoder_options(count)
-    add_mask_options(count, name="--masks", files=True)
+    add_mask_options(count, files=True)
+    add_annotation_options(count)
+    add_details_options(count)
     count.set_defaults(run=_count)
 
 
@@ -61,7 +70,8 @@ def _count(options: argparse.Namespace) -> int:
     if amount and "clustering" not in sources:
         raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     check_figure(options.out)
-    photos = [path for path in find_photos(options.photos) if path.resolve() != options.out.resolve()]
+    photos = [found.path for found in find_photos(options.photos, options.out)]
+    check_outputs(options, options.out, photos=photos)
     encoder = load_encoder(options)
     masks_of = load_masks(options, encoder) if with_masks else None
     regionizers = {
@@ -75,6 +85,7 @@ def _count(options: argparse.Namespace) -> int:
         for source in sources
     }
     counts: dict[str, list[int]] = {source: [] for source in sources}
+    details: list[dict[str, Any]] = []
     dropped, whole = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0)
     failed = []
     for path in progress(photos):
@@ -88,16 +99,18 @@ def _count(options: argparse.Namespace) -> int:
                 one[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
         except FAILURES as error:
             failed.append(explain(path, error))
+            details.append({"photo": str(path), "error": str(error)})
             continue
+        details.append({"photo": str(path), **{source: len(regions) for source, regions in one.items()}})
         for source, regions in one.items():
             counts[source].append(len(regions))
             dropped[source] += len(regions.dropped)
             whole[source] += int(regions.fallback.sum())
-    for message in failed:
-        print(f"regiontok: {message}", file=sys.stderr)
     done = len(photos) - len(failed)
+    write_details(options, details)
     if done:
         paper = {source: paper_tokens(options.encoder, source, options.norm) for source in sources}
+        save_figure(draw_counts(counts, paper=paper), options.out)
         print(f"Tokens per photo: {done} photo{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
         _print_table(counts, paper)
         for source in sources:
@@ -106,11 +119,8 @@ def _count(options: argparse.Namespace) -> int:
                     f"{source}: {dropped[source]} masks became no region; {whole[source]} photos were left without "
                     "any and got one of all their patches"
                 )
-        save_figure(draw_counts(counts, paper=paper), options.out)
         print(f"Histogram: {options.out}")
-    if failed:
-        print(f"regiontok: {len(failed)} of {len(photos)} photos failed and are named above.", file=sys.stderr)
-    return 1 if failed else 0
+    return report(failed, len(photos))
 
 
 def _print_table(counts: dict[str, list[int]], paper: dict[str, float | None]) -> None:

@@ -1,12 +1,12 @@
 """``regiontok evaluate``: the paper's seven benchmarks for a model."""
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
+from regiontok._files import make_folder
 from regiontok._require import require
 from regiontok.cli.common import add_model_options, amount_of, told_apart, uses_masks
+from regiontok.cli.output import as_path, as_text, warn
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import stock_regions
 from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
@@ -23,8 +23,8 @@ def add_commands(commands: Any) -> None:
         "of the paper's Table 1 beside the paper's. Scores are kept in --out, where what is there already is not run "
         "again. MM-Vet needs a judge: OPENAI_API_KEY, or what lmms-eval takes in its place.",
     )
-    evaluate.add_argument("model", metavar="DIR", help="a trained region model, or a stock one by folder or name")
-    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="for scores, answers, logs")
+    evaluate.add_argument("model", type=as_text, metavar="DIR", help="a region model, or a stock one: folder or name")
+    evaluate.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for scores, answers, logs")
     evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
     evaluate.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
     evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
@@ -64,6 +64,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for value in arguments.values():
         if "," in str(value) or "=" in str(value):
             raise RegiontokError(f"lmms-eval takes no comma and no equals sign in {value}. Rename it.")
+    make_folder(options.out)
     of = told_apart(options)
     kept = read_scores(options.out, of)
     setting = {"limit": options.limit, "masks": options.masks, "sam_model": options.sam_model}
@@ -104,7 +105,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name in unjudged:
         print(f"{name} was left out: it needs a judge, and there is no OPENAI_API_KEY.")
     for message in failed:
-        print(f"regiontok: {message}", file=sys.stderr)
+        warn(message)
     return 1 if failed else 0
 
 

@@ -12,6 +12,7 @@ from regiontok._require import require
 from regiontok.cli.common import (
     ENCODER_NAMES,
     add_amount_options,
+    add_annotation_options,
     add_encoder_options,
     add_layer_options,
     add_mask_options,
@@ -20,12 +21,14 @@ from regiontok.cli.common import (
     amount_of,
     choose_sources,
     find_photos,
+    has_masks,
     load_assistant,
     load_encoder,
     load_masks,
     named_amounts,
     progress,
 )
+from regiontok.cli.output import as_path, as_text, check_outputs
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
@@ -79,7 +82,8 @@ def add_commands(commands: Any) -> None:
     add_amount_options(regions)
     regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_encoder_options(regions)
-    add_mask_options(regions, name="--masks", files=True)
+    add_mask_options(regions, files=True)
+    add_annotation_options(regions)
     regions.set_defaults(run=_regions)
 
     attention = which.add_parser(
@@ -88,9 +92,9 @@ def add_commands(commands: Any) -> None:
         description="Draw where the answer to a question looks: a panel per model, or per source of a stock model.",
     )
     _add_photos(attention, several=False)
-    attention.add_argument("question", metavar="QUESTION")
+    attention.add_argument("question", type=as_text, metavar="QUESTION")
     attention.add_argument(
-        "--model", nargs="+", required=True, metavar="DIR", help="trained region models, or stock ones"
+        "--model", nargs="+", required=True, type=as_text, metavar="DIR", help="trained region models, or stock ones"
     )
     attention.add_argument(
         "--sources", nargs="+", choices=SOURCES, help="of one stock model, without training; default: patch"
@@ -106,10 +110,23 @@ def add_commands(commands: Any) -> None:
 
 def _add_photos(parser: argparse.ArgumentParser, *, several: bool) -> None:
     if several:
-        parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+        parser.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
     else:
-        parser.add_argument("photo", type=Path, metavar="PHOTO")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
+        parser.add_argument("photo", type=as_path, metavar="PHOTO")
+    parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
+
+
+def _check(options: argparse.Namespace, photos: Sequence[Path]) -> None:
+    """Refuse an output that could not be written or would replace a photo."""
+    check_figure(options.out)
+    check_outputs(options, options.out, photos=photos)
+
+
+def _photos(options: argparse.Namespace) -> list[Image.Image]:
+    """The photos that are named, read."""
+    paths = [found.path for found in find_photos(options.photos, options.out)]
+    _check(options, paths)
+    return [read_photo(path) for path in paths]
 
 
 def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[str, list[Seen]]:
@@ -131,33 +148,31 @@ def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[st
 
 
 def _norms(options: argparse.Namespace) -> int:
-    check_figure(options.out)
+    _check(options, [options.photo])
     views = _view(options, [read_photo(options.photo)])
     return _save(draw_norms({name: seen[0] for name, seen in views.items()}), options)
 
 
 def _features(options: argparse.Namespace) -> int:
-    check_figure(options.out)
-    photos = [read_photo(path) for path in find_photos(options.photos)]
+    photos = _photos(options)
     return _save(draw_features(_view(options, photos)), options)
 
 
 def _encoders(options: argparse.Namespace) -> int:
     amount = amount_of(options)
-    check_figure(options.out)
-    photos = [read_photo(path) for path in find_photos(options.photos)]
+    photos = _photos(options)
     figure = draw_encoders(_view(options, photos), norm=options.norm, **amount)
     return _save(figure, options)
 
 
 def _regions(options: argparse.Namespace) -> int:
-    check_figure(options.out)
+    _check(options, [options.photo])
     sources, amount = choose_sources(options), amount_of(options)
     if amount and "clustering" not in sources:
         raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
-    masks = [load_masks(options, encoder)(options.photo, photo)] if options.masks else None
+    masks = [load_masks(options, encoder)(options.photo, photo)] if has_masks(options) else None
     features, valid = encoder(photo)
     regions = {}
     for source in sources:
@@ -174,11 +189,11 @@ def _regions(options: argparse.Namespace) -> int:
 
 
 def _attention(options: argparse.Namespace) -> int:
-    check_figure(options.out)
+    _check(options, [options.photo])
     if options.sources and len(options.model) > 1:
         raise RegiontokError("--sources is for one stock model; several models are a panel each. Leave one out.")
     photo = read_photo(options.photo)
-    panels, found = {}, None
+    panels, said_by, found = {}, {}, None
     for name, assistant in _assistants(options):
         if assistant.by_masks and found is None:
             found = [load_masks(options)(options.photo, photo)]
@@ -188,13 +203,16 @@ def _attention(options: argparse.Namespace) -> int:
             tokens, told = said.tokens, said.text
         else:
             tokens, told = assistant.tokens(options.answer), options.answer
-        print(f"{name}: {told}")
+        said_by[name] = told
         attention = assistant.attend(asked, [tokens], query=options.query)
         weights = attention.weights[0] if options.layers is None else attention.weights[0][options.layers]
         placement = assistant.geometry.place((photo.height, photo.width))
         panels[name] = Attention(attention.regions, weights.mean((0, 1)), placement)
-    figure = draw_attention(photo, panels, question=options.question, spread=options.spread)
-    return _save(figure, options)
+    save_figure(draw_attention(photo, panels, question=options.question, spread=options.spread), options.out)
+    for name, told in said_by.items():
+        print(f"{name}: {told}")
+    print(f"Figure: {options.out}")
+    return 0
 
 
 def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:

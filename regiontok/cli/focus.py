@@ -1,11 +1,12 @@
 """``regiontok focus``: the focus metric on PixCV-Bench for a model."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from regiontok._files import make_folder, write_json
 from regiontok.cli.common import add_model_options, load_assistant, load_masks, told_apart
+from regiontok.cli.output import as_path, as_text
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.focus import QUERIES
 from regiontok.evaluation.pixcv import ANSWERS, measure_focus, read_objects, read_questions
@@ -21,15 +22,15 @@ def add_commands(commands: Any) -> None:
         description="Ask CV-Bench's questions, and print how much of the answers' attention goes to region tokens of "
         "the object, beside the paper's Focus. What cannot be counted is skipped, counted and named in --out.",
     )
-    focus.add_argument("model", metavar="DIR", help="a trained region model, or a stock one by folder or name")
+    focus.add_argument("model", type=as_text, metavar="DIR", help="a region model, or a stock one: folder or name")
     focus.add_argument(
-        "--annotations", type=Path, required=True, metavar="DIR|FILE", help="PixCV-Bench's folder, or COCO's JSON"
+        "--annotations", type=as_path, required=True, metavar="DIR|FILE", help="PixCV-Bench's folder, or COCO's JSON"
     )
     focus.add_argument(
-        "--questions", type=Path, required=True, metavar="FILE", help="CV-Bench's test_2d.parquet or test_2d.jsonl"
+        "--questions", type=as_path, required=True, metavar="FILE", help="CV-Bench's test_2d.parquet or test_2d.jsonl"
     )
-    focus.add_argument("--images", type=Path, metavar="DIR", help="where the photos of a jsonl file are")
-    focus.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the scores and what was skipped")
+    focus.add_argument("--images", type=as_path, metavar="DIR", help="where the photos of a jsonl file are")
+    focus.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for the scores and what was skipped")
     focus.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
     focus.add_argument("--answers", default="generated", choices=ANSWERS, help="default: %(default)s")
     focus.add_argument("--query", default="answer", choices=QUERIES, help="whose rows of attention; default: answer")
@@ -47,6 +48,7 @@ def _focus(options: argparse.Namespace) -> int:
     objects = read_objects(options.annotations)
     if not options.questions.is_file():
         raise RegiontokError(f"--questions: there is no file {options.questions}.")
+    make_folder(options.out)
     scores = read_scores(options.out, told_apart(options))
     assistant = load_assistant(options.model, options)
     masks_of = load_masks(options) if assistant.by_masks else None
@@ -66,7 +68,7 @@ def _focus(options: argparse.Namespace) -> int:
     scores["figures"] = {"tokens": result.tokens} | scores["figures"] | {"focus": 100 * result.focus.focus}
     scores["row"] = row
     write_scores(options.out, scores)
-    (options.out / "focus.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(options.out / "focus.json", result.to_dict())
     print(beside_the_paper(options.model, scores["figures"], row))
     by_source = ", ".join(f"{source or 'all'} {100 * value:.2f}" for source, value in result.by_source.items())
     print(f"Focus of {result.focus.questions} questions; by source: {by_source}.")

@@ -1,7 +1,6 @@
-"""``regiontok masks``: make the masks of photos once, and keep them in a file."""
+"""``regiontok masks``: make the masks of photos once, or bring annotated ones, and keep them in a file."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,58 +9,97 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from regiontok.cli.common import FAILURES, add_mask_options, explain, find_photos, load_generator
+from regiontok.cli.common import (
+    FAILURES,
+    add_annotation_options,
+    add_mask_options,
+    annotated,
+    check_photo_size,
+    find_photos,
+    load_annotations,
+    load_generator,
+    progress,
+)
+from regiontok.cli.output import as_path, check_outputs, explain, report
 from regiontok.errors import RegiontokError
-from regiontok.masks import write_masks
+from regiontok.masks import check_key, write_masks
 from regiontok.maskset import MaskSet
-from regiontok.photos import read_photo
+from regiontok.photos import read_photo, read_size
 
 
 def add_commands(commands: Any) -> None:
     """Add ``masks`` to the parser."""
     masks = commands.add_parser(
         "masks",
-        help="make masks of photos and keep them in a file",
+        help="make masks of photos, or take annotated ones, and keep them in a file",
         description="Write masks to a Parquet file, one row per photo: key (its path as given), height, width, COCO "
-        "RLE, scores, stability. tokenize and count read it back with --masks FILE.",
+        "RLE, scores, stability, ids, categories. Other commands read it back with --masks FILE.",
     )
-    masks.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
-    masks.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    masks.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
+    masks.add_argument("--out", type=as_path, required=True, metavar="FILE.parquet")
     masks.add_argument("--batch", type=int, default=4, metavar="N", help="photos per call of the generator; default: 4")
-    add_mask_options(masks, name="--generator", files=False, default="sam2", shown="sam2")
+    add_mask_options(masks, files=False, shown="sam2")
     masks.add_argument(
         "--mosaic", type=int, metavar="N", help="N x N photos in one input of SAM: faster, with worse masks"
     )
     masks.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+    add_annotation_options(masks)
     masks.set_defaults(run=_masks)
 
 
 def _masks(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise RegiontokError(f"--batch must be at least 1; got {options.batch}.")
-    photos = list(dict.fromkeys(find_photos(options.photos)))  # each once, however often it is named
-    if options.out.resolve() in {photo.resolve() for photo in photos}:
-        raise RegiontokError(f"--out must not be one of the photos; got {options.out}. Name a file of its own.")
-    generator = load_generator(options, **({} if options.mosaic is None else {"mosaic": options.mosaic}))
+    every = list(dict.fromkeys(found.path for found in find_photos(options.photos)))  # each once, however often named
+    check_outputs(options, options.out, photos=every)
     failed: list[str] = []
+    photos = []
+    for path in every:
+        try:
+            check_key(path.as_posix())
+            photos.append(path)
+        except RegiontokError as error:
+            failed.append(explain(path, error))
+    if annotated(options):
+        if options.mosaic is not None:
+            raise RegiontokError(f"--mosaic is for making masks, and {annotated(options)} has them. Leave it out.")
+        made_by = _annotations_of(options)
+        pairs = _read(options, photos, failed)
+    else:
+        options.masks = options.masks or "sam2"
+        generator = load_generator(options, **({} if options.mosaic is None else {"mosaic": options.mosaic}))
+        made_by = generator.describe()
+        pairs = _generate(generator, photos, options.batch, failed)
     counts: list[int] = []
 
     def made() -> Iterator[tuple[str, MaskSet]]:
-        for path, masks in _generate(generator, photos, options.batch, failed):
+        for path, masks in pairs:
             counts.append(len(masks))
             yield path.as_posix(), masks
         if not counts:  # leave a file that is there as it is
-            raise RegiontokError("; ".join([*failed, f"every photo failed, so {options.out} is not written"]))
+            raise RegiontokError("\n".join([*failed, f"every photo failed, so {options.out} is not written."]))
 
-    write_masks(options.out, made(), made_by=generator.describe())
-    for message in failed:
-        print(f"regiontok: {message}", file=sys.stderr)
-    if counts:
-        mean = sum(counts) / len(counts)
-        print(f"{len(counts)} photos, {mean:.0f} masks each ({min(counts)} to {max(counts)}) -> {options.out}")
-    if failed:
-        print(f"regiontok: {len(failed)} of {len(photos)} photos failed and are named above.", file=sys.stderr)
-    return 1 if failed else 0
+    write_masks(options.out, made(), made_by=made_by)
+    mean = sum(counts) / len(counts)
+    print(f"{len(counts)} photos, {mean:.0f} masks each ({min(counts)} to {max(counts)}) -> {options.out}")
+    return report(failed, len(every))
+
+
+def _annotations_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Where annotated masks come from, as plain values."""
+    if options.coco:
+        return {"annotations": "coco", "file": options.coco.name, "iscrowd": "drop" if options.no_crowds else "keep"}
+    return {"annotations": "label maps", "folder": options.label_maps.name, "ignore": options.ignore or []}
+
+
+def _read(options: argparse.Namespace, photos: list[Path], failed: list[str]) -> Iterator[tuple[Path, MaskSet]]:
+    """Annotated masks of every photo, whose pixels are not read."""
+    read = load_annotations(options)
+    for path in progress(photos):
+        try:
+            yield path, check_photo_size(read(path), path, read_size(path)[0], options)
+        except FAILURES as error:
+            failed.append(explain(path, error))
 
 
 def _generate(generator: Any, photos: list[Path], batch: int, failed: list[str]) -> Iterator[tuple[Path, MaskSet]]:

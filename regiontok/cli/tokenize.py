@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,24 +12,37 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_sample_image
 
 from regiontok import __version__, encoders
+from regiontok._files import make_folder, write_bytes, written
 from regiontok.cli.common import (
     FAILURES,
+    Found,
     Stopwatch,
     add_amount_options,
+    add_annotation_options,
     add_encoder_options,
     add_mask_options,
     amount_of,
-    explain,
+    annotated,
     find_photos,
     load_encoder,
     load_masks,
     named_amounts,
     progress,
     uses_masks,
+)
+from regiontok.cli.output import (
+    add_details_options,
+    as_path,
+    check_outputs,
+    explain,
+    report,
+    shown,
+    write_details,
 )
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import METHODS, OVERLAPS, UNCOVERED
@@ -46,6 +58,8 @@ from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES
 from regiontok.viewing import draw_regions
 
+_MOST_LINES = 10
+"""Photos that are listed one by one; of more there is a summary."""
 _STAGES = ("read", "encode", "masks", "normalize", "group", "pool", "write")
 
 
@@ -58,6 +72,17 @@ class Row(NamedTuple):
     seconds: dict[str, float]
     notes: list[str]
 
+    def details(self) -> dict[str, Any]:
+        """As a row of a table of every photo."""
+        times = {f"{stage}_ms": round(1000 * value, 3) for stage, value in self.seconds.items()}
+        return {
+            "photo": self.photo,
+            "patches": self.patches,
+            "tokens": self.regions,
+            **times,
+            "notes": "; ".join(self.notes),
+        }
+
 
 def add_commands(commands: Any) -> None:
     """Add ``tokenize`` and ``demo`` to the parser."""
@@ -69,7 +94,7 @@ def add_commands(commands: Any) -> None:
         "for sources of masks, whose regions may overlap, masks (K, rows, cols) and mask_index (K). A token is its "
         "region's mean.",
     )
-    tokenize.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    tokenize.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
     add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
     add_amount_options(tokenize)
@@ -77,8 +102,16 @@ def add_commands(commands: Any) -> None:
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
-    tokenize.add_argument("--out", type=Path, default=Path("regiontok-out"), metavar="DIR", help="default: %(default)s")
-    add_mask_options(tokenize, name="--masks", files=True, shown="sam2")
+    tokenize.add_argument(
+        "--out",
+        type=as_path,
+        default=Path("regiontok-out"),
+        metavar="DIR",
+        help="for the files, each where its photo lies below the folder that was named; default: %(default)s",
+    )
+    add_details_options(tokenize)
+    add_mask_options(tokenize, files=True, shown="sam2")
+    add_annotation_options(tokenize)
     regions = tokenize.add_argument_group("regions of masks")
     regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
     regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
@@ -91,15 +124,19 @@ def add_commands(commands: Any) -> None:
     tokenize.set_defaults(run=_tokenize)
 
     demo = commands.add_parser("demo", help="cut scikit-learn's sample photo into region tokens, offline, in seconds")
-    demo.add_argument("--out", type=Path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--out", type=as_path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
     demo.set_defaults(run=_demo)
 
 
 def _tokenize(options: argparse.Namespace) -> int:
     _check(options)
     photos = find_photos(options.photos)
+    check_outputs(options, photos=[found.path for found in photos])
+    out = make_folder(options.out)
+    targets = _targets(photos, out)
     encoder = load_encoder(options)
-    options.masks = options.masks or "sam2"
+    if not annotated(options):
+        options.masks = options.masks or "sam2"
     masks_of = load_masks(options, encoder) if options.source in MASK_SOURCES else None
     given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
     regionizer = Regionizer(
@@ -113,24 +150,25 @@ def _tokenize(options: argparse.Namespace) -> int:
         geometry=encoder.geometry if masks_of else None,
         **given,
     )
-    out = _make_folder(options.out)
     _warm_up(options.source)
-    rows, failed = [], []
-    names = _output_names(photos, out)
-    for path, name in progress(list(zip(photos, names, strict=True))):
+    rows: list[Row] = []
+    details: list[dict[str, Any]] = []
+    failed = []
+    for found, target in progress(list(zip(photos, targets, strict=True))):
+        path = found.path
         find = partial(masks_of, path) if masks_of else None
         try:
-            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, out / name, find))
+            make_folder(target.parent)
+            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, target, find))
+            details.append(rows[-1].details())
         except FAILURES as error:
             failed.append(explain(path, error))
+            details.append({"photo": str(path), "error": str(error)})
+    write_details(options, details)
     if rows:
         _print_table(rows)
-        print(f"Pictures and tokens are in {out}{os.sep}")
-    for message in failed:
-        print(f"regiontok: {message}", file=sys.stderr)
-    if failed:
-        print(f"regiontok: {len(failed)} of {len(names)} photos failed and are named above.", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"Pictures and tokens are in {shown(out)}{os.sep}")
+    return report(failed, len(photos))
 
 
 _COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
@@ -151,7 +189,9 @@ def _check(options: argparse.Namespace) -> None:
         raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
     if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
         raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
-    of_masks = given + uses_masks(options) + ["--masks"] * (options.masks is not None)
+    of_masks = (
+        given + uses_masks(options) + [name for name in (annotated(options), options.masks and "--masks") if name]
+    )
     if options.source not in MASK_SOURCES and of_masks:
         name = of_masks[0]
         raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
@@ -163,7 +203,7 @@ def _demo(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     encoder = encoders.load("pixels")
     regionizer = Regionizer(pool="mean")
-    out = _make_folder(options.out)
+    out = make_folder(options.out)
     compiling = _warm_up()
     row = _tokenize_photo(
         "china.jpg", lambda: Image.fromarray(load_sample_image("china.jpg")), encoder, regionizer, out / "china"
@@ -211,7 +251,8 @@ def _write(
 ) -> None:
     regions = tokens.regions
     placement = encoder.geometry.place((image.height, image.width))
-    draw_regions(image, regions, placement).save(_picture(target))
+    with written(_picture(target)) as picture:
+        draw_regions(image, regions, placement).save(picture, "PNG")
     description = {
         "regiontok": __version__,
         "photo": photo,
@@ -227,7 +268,7 @@ def _write(
     else:
         tensors["labels"] = regions.labels()[0].int()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    _tensors(target).write_bytes(save(tensors, metadata={"config": json.dumps(description)}))
+    write_bytes(_tensors(target), save(tensors, metadata={"config": json.dumps(description)}))
 
 
 def _warm_up(source: str = "clustering") -> float:
@@ -248,36 +289,63 @@ def _tensors(target: Path) -> Path:
     return target.with_name(target.name + ".regions.safetensors")
 
 
-def _output_names(photos: Sequence[Path], out: Path) -> list[str]:
-    """A name per photo: its stem, with a number where that would write over another's output, or over a photo."""
-    kept = {photo.resolve() for photo in photos}
+def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
+    """Where each photo's files go, but for their endings: as it lies below its folder.
+
+    With a number where that is another photo's of this run or of one before, or would write over a photo.
+    """
+    kept = {found.path.resolve() for found in photos}
     taken: set[str] = set()
-    names = []
-    for photo in photos:
-        name, number = photo.stem, 2
-        while name.lower() in taken or _picture(out / name).resolve() in kept:
-            name, number = f"{photo.stem}-{number}", number + 1
-        taken.add(name.lower())
-        names.append(name)
-    return names
+    targets = []
+    for found in photos:
+        target, number = out / found.name.with_suffix(""), 2
+        while (
+            str(target).lower() in taken
+            or _picture(target).resolve() in kept
+            or _photo_of(_tensors(target)) not in (None, str(found.path))
+        ):
+            target, number = out / found.name.with_name(f"{found.name.stem}-{number}"), number + 1
+        taken.add(str(target).lower())
+        targets.append(target)
+    return targets
 
 
-def _make_folder(folder: Path) -> Path:
+def _photo_of(file: Path) -> str | None:
+    """The photo that a file of tokens is of; None where there is no such file, empty where it is not ours."""
+    if not file.is_file():
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RegiontokError(f"--out must be a folder that can be made; got {folder} ({error.strerror}).") from error
-    return folder
+        with safe_open(file, "pt") as opened:
+            return str(json.loads(opened.metadata()["config"])["photo"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    width = min(40, max(5, *(len(row.photo) for row in rows)))
+    """A line per photo where these are few, and the mean where there are several."""
+    lines = list(rows) if len(rows) <= _MOST_LINES else []
+    width = min(40, max(5, *(len(shown(row.photo)) for row in rows)))
     stages = [stage for stage in _STAGES if stage in rows[0].seconds]
     print(f"{'photo':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in stages) + "  ms")
-    for row in rows:
-        name = row.photo if len(row.photo) <= width else "..." + row.photo[3 - width :]
-        times = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in stages)
-        print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {times}")
-    for row in rows:
-        for note in row.notes:
-            print(f"{row.photo}: {note}")
+    if len(rows) > 1:
+        times = {stage: sum(row.seconds[stage] for row in rows) / len(rows) for stage in stages}
+        patches = sum(row.patches for row in rows) / len(rows)
+        regions = sum(row.regions for row in rows) / len(rows)
+        lines.append(Row("mean", round(patches), round(regions), times, []))
+    for row in lines:
+        name = shown(row.photo)
+        name = name if len(name) <= width else "..." + name[3 - width :]
+        columns = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in stages)
+        print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {columns}")
+    if len(rows) > 1:
+        least, most = min(row.regions for row in rows), max(row.regions for row in rows)
+        print(f"{len(rows)} photos of {least} to {most} regions.")
+    if len(rows) <= _MOST_LINES:
+        for row in rows:
+            for note in row.notes:
+                print(f"{shown(row.photo)}: {note}")
+        return
+    photos = Counter(note.partition(": ")[2] or note for row in rows for note in row.notes)
+    for note, count in photos.items():
+        print(f"{count} photos: {note}")
+    print("--csv FILE or --json FILE has every photo.")

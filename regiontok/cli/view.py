@@ -4,8 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from regiontok.cli.common import add_encoder_options, add_mask_options, load_encoder, load_masks, uses_masks
-from regiontok.errors import RegiontokError
+from regiontok.cli.common import (
+    add_annotation_options,
+    add_encoder_options,
+    add_mask_options,
+    has_masks,
+    load_encoder,
+    load_masks,
+)
+from regiontok.cli.output import as_path, check_outputs, shown
 from regiontok.options import NORMS
 from regiontok.photos import read_photo
 from regiontok.viewing.page import write_page
@@ -20,8 +27,8 @@ def add_commands(commands: Any) -> None:
         "and number of tokens, switches of rule and source, and similarities of regions. Sources of masks are there "
         "with --masks.",
     )
-    view.add_argument("photo", type=Path, metavar="PHOTO")
-    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: the photo's name in this folder")
+    view.add_argument("photo", type=as_path, metavar="PHOTO")
+    view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: the photo's name in this folder")
     start = view.add_mutually_exclusive_group()
     start.add_argument(
         "--threshold",
@@ -34,29 +41,28 @@ def add_commands(commands: Any) -> None:
     view.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     view.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     add_encoder_options(view)
-    add_mask_options(view, name="--masks", files=True)
+    add_mask_options(view, files=True)
+    add_annotation_options(view)
     view.set_defaults(run=_view)
 
 
 def _view(options: argparse.Namespace) -> int:
     out = options.out or Path(f"{options.photo.stem}.html")
-    if not out.parent.is_dir():
-        raise RegiontokError(f"{out}: the page cannot be written (there is no such folder).")
-    if uses_masks(options) and not options.masks:
-        raise RegiontokError(f"{uses_masks(options)[0]} is for --masks. Leave it out, or name a generator.")
+    check_outputs(options, out)
+    with_masks = has_masks(options)
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
-    masks = load_masks(options, encoder)(options.photo, photo) if options.masks else None
+    masks = load_masks(options, encoder)(options.photo, photo) if with_masks else None
     write_page(
         out,
         photo,
         encoder,
-        title=options.photo.name,
+        title=shown(options.photo.name),
         masks=masks,
         threshold=options.threshold,
         num_regions=options.tokens,
         norm=options.norm,
         connectivity=options.connectivity,
     )
-    print(f"Open {out} in a browser ({out.stat().st_size / 1e6:.1f} MB).")
+    print(f"Open {shown(out)} in a browser ({out.stat().st_size / 1e6:.1f} MB).")
     return 0

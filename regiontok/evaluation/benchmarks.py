@@ -1,7 +1,6 @@
 """The paper's seven benchmarks: which task of lmms-eval each is, and which of its results is the paper's figure."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from regiontok._files import make_folder, read_json
 from regiontok.errors import CheckpointError, MissingDependencyError
 
 TASKS = Path(__file__).parent / "tasks"
@@ -95,7 +95,7 @@ def run(
             "lmms-eval is needed here and is not installed. It pins what sam2 needs otherwise, so give it an "
             "environment of its own: python3 -m venv .venv-eval && .venv-eval/bin/pip install 'regiontok[eval]'"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for old in [*out.rglob("*_results.json"), *out.glob("counts-*.json")]:
         old.unlink()
     launch = ["-m", "lmms_eval"]
@@ -118,7 +118,7 @@ def run(
         for wanted, found in ((benchmark.figures, figures), (benchmark.details, details)):
             for figure, (metric, unit) in wanted.items():
                 found[figure] = unit * _metric(results[benchmark.task], name, metric)
-    counts = [json.loads(file.read_text(encoding="utf-8")) for file in out.glob("counts-*.json")]
+    counts = [read_json(file) for file in out.glob("counts-*.json")]
     photos = sum(one["photos"] for one in counts)
     return Measured(figures, details, sum(one["tokens"] for one in counts) / max(photos, 1))
 
@@ -126,7 +126,7 @@ def run(
 def _results(out: Path) -> dict[str, Any] | None:
     """Those of lmms-eval itself: tasks write files of like names beside them."""
     for file in out.rglob("*_results.json"):
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = read_json(file)
         if "results" in written and "configs" in written:
             return dict(written["results"])
     return None

@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,20 +154,17 @@ def target_regions(
     for image, (masks, grid) in enumerate(zip(objects, regions.grids.tolist(), strict=True)):
         downsampler = MaskDownsampler((grid[0], grid[1]), geometry=geometry, rescale=sizes is not None)
         size = None if sizes is None else sizes[image]
-        covered = downsampler.coverage(_together(masks), size=size)
+        covered = downsampler.coverage(_together(masks, size), size=size)
         shares.append((covered.amax(0) if len(covered) else covered.new_zeros(grid)).flatten())
     share = torch.cat(shares).to(regions.device)[regions.flat_patch]
     total = share.new_zeros(len(regions)).index_add_(0, regions.region, share)
     return total > threshold * regions.areas()
 
 
-def _together(masks: Masks) -> Masks:
+def _together(masks: Masks, size: Size | None) -> Masks:
     """All of an object's masks as one, so that none of their area counts twice, and parts of it add up."""
-    if isinstance(masks, np.ndarray | Tensor):
-        masks = MaskSet.from_masks(masks) if masks.ndim == 3 else MaskSet.from_labels(masks)
-    elif not isinstance(masks, MaskSet) and len(masks):
-        masks = MaskSet.from_coco(masks)
-    if not isinstance(masks, MaskSet) or masks.coverage is not None or len(masks) < 2:
+    masks = MaskSet.of(masks, size=size)
+    if masks.coverage is not None or len(masks) < 2:
         return masks
     return masks.masks().any(0, keepdim=True)
 

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,7 @@ from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import QUERIES, FocusMeter, FocusResult, target_regions
 from regiontok.evaluation.prompts import OPTIONS, with_options
 from regiontok.geometry import Size
+from regiontok.masks import CocoMasks
 from regiontok.maskset import MaskSet
 from regiontok.photos import as_rgb, read_photo
 
@@ -69,10 +70,7 @@ class Objects:
         """
         union = np.zeros(size, bool)
         for one in segmentations:
-            if isinstance(one, list):
-                coco = require("pycocotools.mask", extra="focus", distribution="pycocotools")
-                one = coco.merge(coco.frPyObjects(one, *size))
-            mask = MaskSet.from_coco([one]).masks()[0].numpy()
+            mask = MaskSet.from_coco([one], size=None if isinstance(one, Mapping) else size).masks()[0].numpy()
             if mask.shape != tuple(size):
                 picture = Image.fromarray(mask.view(np.uint8))
                 mask = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(bool)
@@ -96,40 +94,27 @@ def read_objects(path: str | Path) -> Objects:
         raise CheckpointError(f"{path}: there is no {_ANNOTATIONS} in its folders, and it is no file of annotations.")
     objects = Objects({})
     for source, file in files.items():
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            names = {image["id"]: PurePosixPath(image["file_name"]).name for image in data["images"]}
-            annotations = [(one["image_id"], one["segmentation"]) for one in data["annotations"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is no file of COCO annotations: {error!r}.") from error
-        for number, (image, segmentation) in enumerate(annotations):
-            name = names.get(image)
-            told = f"{source or file.name}, annotation {number}" + (f" of {name}" if name else "")
-            problem = "it names no image of the file" if name is None else _problem(segmentation)
-            if problem or name is None:
-                objects.skipped.append(Skipped(told, problem))
-            else:
-                objects.segmentations.setdefault((source, name), []).append(segmentation)
+        found = CocoMasks(file)
+        told = source or file.name
+        for name in found:
+            photo = PurePosixPath(name).name
+            for number, annotation in found.annotations(name).items():
+                segmentation = annotation["segmentation"]
+                try:  # polygons are filled at the photo's size, which the file need not tell
+                    MaskSet.from_coco([segmentation], size=None if isinstance(segmentation, dict) else (1, 1))
+                except RegiontokError as error:
+                    objects.skipped.append(Skipped(f"{told}, annotation {number} of {photo}", _reason(error)))
+                else:
+                    objects.segmentations.setdefault((source, photo), []).append(segmentation)
+        objects.skipped += [
+            Skipped(f"{told}, annotation {number}", "it names no image of the file") for number in found.unplaced
+        ]
     return objects
 
 
-def _problem(segmentation: Any) -> str:
-    """Why a segmentation cannot be used; empty where it can."""
-    if isinstance(segmentation, dict):
-        try:
-            MaskSet.from_coco([segmentation])
-        except RegiontokError as error:
-            return str(error)
-        return ""
-    if not isinstance(segmentation, list) or not segmentation:
-        return "its segmentation is neither an RLE nor polygons"
-    for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(isinstance(one, int | float) for one in polygon)
-        if not numbers or len(polygon) % 2:
-            return "a polygon must be a list of x, y, x, y ..."
-        if len(polygon) < 6:
-            return f"a polygon needs three points; it has {len(polygon) // 2}"
-    return ""
+def _reason(error: RegiontokError) -> str:
+    """What is wrong, without the place of the mask, so that like faults are counted together."""
+    return str(error).removeprefix("mask 0: ").removeprefix("mask 0 ")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """A model's figures as a row of the paper's Table 1, beside the paper's own."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from regiontok._files import is_same, make_folder, read_json, write_json
 from regiontok.errors import CheckpointError
 from regiontok.presets import FIGURES, TABLE_1
 
@@ -82,13 +82,14 @@ def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         return {"of": dict(of), "figures": {}, "details": {}}
     try:
-        scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        scores: dict[str, Any] = dict(read_json(file))
         known = dict(scores["of"])
         scores["figures"], scores["details"] = dict(scores["figures"]), dict(scores["details"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error!r}). Move it away, or give another folder.") from error
     for name in of:
-        if known.get(name) != of[name]:
+        same = name == "model" and is_same(str(known.get(name)), of[name])  # a folder, however it is spelt
+        if known.get(name) != of[name] and not same:
             raise CheckpointError(
                 f"{file} has scores of {name} {known.get(name)}, and this is {of[name]}. Give another folder."
             )
@@ -97,11 +98,7 @@ def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_scores(folder: str | Path, scores: Mapping[str, Any]) -> None:
     """Write a model's scores into a folder, as ``scores.json``."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{SCORES_FILE}.part"
-    temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / SCORES_FILE)
+    write_json(make_folder(folder) / SCORES_FILE, scores)
 
 
 def beside_the_paper(name: str, scores: Scores, row: str | None) -> str:

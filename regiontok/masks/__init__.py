@@ -4,7 +4,7 @@
     masks = generate([photo, ...])               # a list with one MaskSet per photo
 
 Any callable of this shape is a generator: what it returns may also be what `MaskDownsampler` takes. `MaskStore` and
-`write_masks` keep masks in a file.
+`write_masks` keep masks in a file; `CocoMasks` and `LabelMaps` read those that people have.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ from torch import nn
 from regiontok._checks import check_choice, check_device
 from regiontok._require import require
 from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.masks.annotated import CocoMasks, LabelMaps
 from regiontok.masks.felzenszwalb import FelzenszwalbMasks
 from regiontok.masks.granularity import BOUND, CHEAP, LADDER, MaskSettings
 from regiontok.masks.package import PackageMasks
 from regiontok.masks.pipeline import PipelineMasks
 from regiontok.masks.sam2 import Sam2Masks
-from regiontok.masks.store import MaskStore, write_masks
+from regiontok.masks.store import MaskStore, check_key, write_masks
 from regiontok.maskset import MaskSet
 
 __all__ = [
@@ -31,13 +32,16 @@ __all__ = [
     "CHEAP",
     "GENERATORS",
     "LADDER",
+    "CocoMasks",
     "FelzenszwalbMasks",
+    "LabelMaps",
     "MaskGenerator",
     "MaskSettings",
     "MaskStore",
     "PackageMasks",
     "PipelineMasks",
     "Sam2Masks",
+    "check_key",
     "load",
     "write_masks",
 ]

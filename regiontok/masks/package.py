@@ -87,12 +87,7 @@ class PackageMasks:
     def _climb(self, photo: np.ndarray) -> MaskSet:
         def run(step: MaskSettings) -> MaskSet:
             records = self._generators[step].generate(photo)
-            return MaskSet.from_coco(
-                [record["segmentation"] for record in records],
-                size=(photo.shape[0], photo.shape[1]),
-                scores=[record["predicted_iou"] for record in records],
-                stability=[record["stability_score"] for record in records],
-            )
+            return MaskSet.from_sam(records, size=(photo.shape[0], photo.shape[1]))
 
         return climb(run, self.steps, self.bound)
 

@@ -1,19 +1,20 @@
 """Masks on disk: one Parquet file, a row per photo, readable by pycocotools, datasets and DuckDB alike.
 
 Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
-and ``stability`` (list of float32). The file's metadata has ``regiontok`` (version) and ``masks`` (how they were made,
-as JSON).
+and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none. The file's
+metadata has ``regiontok`` (version) and ``masks`` (how they were made, as JSON).
 """
 
 import json
-import os
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from regiontok._files import written
 from regiontok._require import require
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.maskset import MaskSet
@@ -36,8 +37,8 @@ def write_masks(
         The number of photos.
 
     Raises:
-        CheckpointError: A file that cannot be written.
-        ValueRangeError: A key that comes twice.
+        OutputError: A file that cannot be written.
+        ValueRangeError: A key that comes twice, or is no text.
         MissingDependencyError: pyarrow is not installed.
     """
     pa, pq = _pyarrow()
@@ -50,39 +51,49 @@ def write_masks(
             ("counts", pa.list_(pa.binary())),
             ("scores", pa.list_(pa.float32())),
             ("stability", pa.list_(pa.float32())),
+            ("ids", pa.list_(pa.int64())),
+            ("categories", pa.list_(pa.int64())),
         ],
         metadata={"regiontok": version("regiontok"), "masks": json.dumps(made_by or {})},
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     keys: set[str] = set()
     rows: list[dict[str, Any]] = []
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for key, one in masks:
-                if key in keys:
-                    raise ValueRangeError(f"masks of {key} come twice; every photo needs a key of its own.")
-                keys.add(key)
-                rows.append(
-                    {
-                        "key": key,
-                        "height": one.size[0],
-                        "width": one.size[1],
-                        "counts": [mask["counts"] for mask in one.to_coco()],
-                        "scores": one.scores,
-                        "stability": one.stability,
-                    }
-                )
-                if len(rows) == _ROWS:
-                    writer.write_table(pa.Table.from_pylist(rows, schema))
-                    rows.clear()
-            if rows:
+    with written(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for key, one in masks:
+            if key in keys:
+                raise ValueRangeError(f"masks of {key} come twice; every photo needs a key of its own.")
+            check_key(key)
+            keys.add(key)
+            rows.append(
+                {
+                    "key": key,
+                    "height": one.size[0],
+                    "width": one.size[1],
+                    "counts": [mask["counts"] for mask in one.to_coco()],
+                    "scores": one.scores,
+                    "stability": one.stability,
+                    "ids": one.ids,
+                    "categories": one.categories,
+                }
+            )
+            if len(rows) == _ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"masks cannot be written to {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+                rows.clear()
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
     return len(keys)
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that no file can hold: a file name that is not UTF-8.
+
+    Raises:
+        ValueRangeError: Such a key.
+    """
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueRangeError(f"{key!r} is not UTF-8, and keys of masks are. Rename the photo.") from None
 
 
 class MaskStore:
@@ -153,10 +164,17 @@ class MaskStore:
         size = (table.column("height")[row].as_py(), table.column("width")[row].as_py())
         masks = [{"size": size, "counts": counts} for counts in table.column("counts")[row].as_py()]
         scores, stability = (np.array(table.column(name)[row].as_py(), np.float32) for name in ("scores", "stability"))
+        more: dict[str, Any] = {}
+        for name in ("ids", "categories"):  # a file of before has none
+            if name in table.column_names and (values := table.column(name)[row].as_py()) is not None:
+                more[name] = np.array(values, np.int64)
         try:
-            return MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
+            made = MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
+            if any(len(values) != len(made) for values in more.values()):
+                raise ValueRangeError("there must be as many ids and categories as masks.")
         except ValueError as error:
             raise CheckpointError(f"masks of {key} in {self.path}: {error}") from error
+        return replace(made, **more)
 
     def count(self, key: str | Path) -> int:
         """The number of a photo's masks, found as in ``store[key]`` but without reading them.

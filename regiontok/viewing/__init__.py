@@ -9,7 +9,7 @@
 Figures are matplotlib's: show them in a notebook, or write them with `save_figure`.
 """
 
-from regiontok.viewing._canvas import check_figure, save_figure
+from regiontok.viewing._canvas import check_figure, is_figure, save_figure
 from regiontok.viewing.counts import draw_counts
 from regiontok.viewing.figures import (
     Attention,
@@ -37,6 +37,7 @@ __all__ = [
     "draw_partitions",
     "draw_regions",
     "draw_sources",
+    "is_figure",
     "make_page",
     "save_figure",
     "see",

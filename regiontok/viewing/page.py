@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from regiontok._checks import check_integer, check_number
+from regiontok._files import write_bytes
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
-from regiontok.errors import PhotoError, ShapeError
+from regiontok.errors import ShapeError
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES
 from regiontok.photos import as_rgb
@@ -50,13 +51,10 @@ def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title:
         options: Further options of `make_page`.
 
     Raises:
-        PhotoError: A file that cannot be written, or what `make_page` raises.
+        OutputError: A file that cannot be written; and what `make_page` raises.
     """
     text = make_page(photo, encoder, title=title, **options)
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PhotoError(f"{path}: the page cannot be written ({error.strerror}).") from error
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a title may be a file name that is not UTF-8
 
 
 def make_page(

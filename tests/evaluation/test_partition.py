@@ -274,7 +274,7 @@ def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china,
         (source, count) for count in ("16", "64") for source in ("grid", "centroid", "average", "ward")
     ]
     assert {"segmentation", "combined"} <= {name for name, _ in table}
-    told = json.loads((tmp_path / "c.json").read_text())
+    told = json.loads((tmp_path / "c.svg.json").read_text())
     assert list(told["photos"]) == ["photos/a.png", "photos/b.png"]
     rows = [
         next(one for one in rows if (one["source"], one["tokens"]) == ("ward", 16)) for rows in told["photos"].values()
@@ -288,9 +288,9 @@ def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china,
     [
         (["--tokens", "0"], "--tokens must be from 1; got 0"),
         (["--ladder"], "--ladder is for --masks. Leave it out, or name a generator."),
-        (["--out", "none/x.png"], "the figure cannot be written (there is no such folder)"),
+        (["--out", "none/x.png"], "none/x.png cannot be written: there is no folder none"),
         (["--out", "x.abc"], "a figure must be one of"),
-        (["--out", "a.png"], "a.png is the only photo named, and the figure would write over it."),
+        (["--out", "a.png"], "a.png is read here and would be written over. Name another output."),
         (["--layer", "3"], "encoder 'pixels' takes no layer; got 3"),
     ],
 )

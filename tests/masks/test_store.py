@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco
 
 from regiontok import MaskSet
-from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, OutputError, ShapeError, ValueRangeError
 from regiontok.masks import MaskStore, write_masks
 
 
@@ -51,7 +51,7 @@ def test_others_can_read_it(tmp_path):
     masks = random_masks(1)
     write_masks(path, [("a.jpg", masks)])
     table = pq.read_table(path)
-    assert table.column_names == ["key", "height", "width", "counts", "scores", "stability"]
+    assert table.column_names == ["key", "height", "width", "counts", "scores", "stability", "ids", "categories"]
     row = table.to_pylist()[0]
     decoded = coco.area([{"size": [row["height"], row["width"]], "counts": counts} for counts in row["counts"]])
     assert decoded.tolist() == masks.areas().tolist()
@@ -90,7 +90,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="masks cannot be written to .*No such file"):
+    with pytest.raises(OutputError, match="m.parquet cannot be written .*No such file"):
         write_masks(tmp_path / "no" / "m.parquet", [("a.jpg", random_masks(0))])
 
 

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from regiontok import ImageGeometry, Regionizer, Regions, encoders
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import main
-from regiontok.errors import PhotoError, ShapeError, ValueRangeError
+from regiontok.errors import OutputError, ShapeError, ValueRangeError
 from regiontok.viewing import (
     Attention,
     Seen,
@@ -165,11 +165,11 @@ def test_figures_are_saved_or_refused(tmp_path, china):
     save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as saved:
         assert np.asarray(saved)[0, 0, 3] == 0, "the ground is transparent"
-    with pytest.raises(PhotoError, match="the figure cannot be written"):
+    with pytest.raises(OutputError, match="a.png cannot be written"):
         save_figure(figure, tmp_path / "none" / "a.png")
-    with pytest.raises(PhotoError, match=r"a figure must be one of .*png.*; got xyz"):
+    with pytest.raises(OutputError, match=r"a figure must be one of .*png.*; got xyz"):
         check_figure(tmp_path / "a.xyz")
-    with pytest.raises(PhotoError, match="there is no such folder"):
+    with pytest.raises(OutputError, match="there is no folder"):
         check_figure(tmp_path / "none" / "a.png")
 
 

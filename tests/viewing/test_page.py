@@ -13,7 +13,7 @@ from benchmarks.page import QUIET
 from regiontok import ImageGeometry, Regionizer, UnionFindClusterer, encoders, masks
 from regiontok.cli import main
 from regiontok.encoders import Encoder
-from regiontok.errors import PhotoError, ShapeError, ValueRangeError
+from regiontok.errors import OutputError, ShapeError, ValueRangeError
 from regiontok.viewing import make_page, write_page
 from regiontok.viewing.page import _compact
 from tests.conftest import smooth_features
@@ -365,7 +365,7 @@ def test_the_command_writes_a_page(tmp_path, capsys, china, monkeypatch):
     assert "<h1>a&amp;b.png</h1>" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text), "nothing is fetched"
     assert main(["view", "a&b.png", "--out", "none/x.html"]) == 2
-    assert "the page cannot be written (there is no such folder)" in capsys.readouterr().err
+    assert "cannot be written: there is no folder none" in capsys.readouterr().err
     assert main(["view", "none.png"]) == 2
     assert main(["view", "a&b.png", "--ladder"]) == 2
     assert "--ladder is for --masks. Leave it out, or name a generator." in capsys.readouterr().err
@@ -379,5 +379,5 @@ def test_what_cannot_be_is_refused(tmp_path, china):
         make_page(china, encoder, num_regions=0)
     with pytest.raises(ShapeError, match="a page holds at most 65535 patches; got 256 x 256. Take a smaller img_size"):
         make_page(china, encoders.load("pixels", img_size=256 * 16))
-    with pytest.raises(PhotoError, match="the page cannot be written"):
+    with pytest.raises(OutputError, match="x.html cannot be written"):
         write_page(tmp_path / "none" / "x.html", china, encoder)

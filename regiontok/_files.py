@@ -1,0 +1,99 @@
+"""Files in and out: JSON that may be damaged, and outputs that are whole or not there."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from regiontok.errors import CheckpointError, OutputError
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """A name to write a file under; it becomes ``path`` when the block ends, and is removed where it fails.
+
+    Raises:
+        OutputError: The file cannot be written: no such folder, a full disk, a name that is not a file's.
+    """
+    target = Path(os.path.realpath(path))  # through a link, and not in its place
+    temporary = target.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} is no ordinary file and cannot be written. Name another.")
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        raise OutputError(f"{path} cannot be written ({why}).") from error
+    finally:
+        with suppress(OSError):  # where the folder is not there, as the error says
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file; errors are those of `written`."""
+    with written(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a file of JSON; errors are those of `written`."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def make_folder(path: str | Path) -> Path:
+    """A folder, made where it is not there.
+
+    Raises:
+        OutputError: It cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} must be a folder that can be made ({error.strerror}).") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} must be a folder that can be written to.")
+    return path
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse an output that could not be written, or would replace an input: to be called before the work.
+
+    Raises:
+        OutputError: A folder of that name, no folder that it could be in, or a file that is also read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, and a file is to be written there. Name a file in it.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {path.parent} is a folder that cannot be written to.")
+    if path.exists() and any(is_same(path, one) for one in inputs):
+        raise OutputError(f"{path} is read here and would be written over. Name another output.")
+
+
+def is_same(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file or folder that is there."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a file of JSON.
+
+    Raises:
+        CheckpointError: No such file, or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON, or damaged: {error}.") from error

@@ -1,0 +1,99 @@
+"""What commands print and write: names that any terminal can show, files that replace no input, details per photo."""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from regiontok._files import check_output, is_same, write_bytes, write_json
+from regiontok.errors import OutputError
+
+_OUTPUTS = ("out", "csv", "json")
+"""Options that name what is written; all other paths are read."""
+
+
+def as_path(text: str) -> Path:
+    """A path of the command line; an empty one would be the folder that one is in."""
+    return Path(as_text(text))
+
+
+def as_text(text: str) -> str:
+    """A text of the command line that is not empty, as a variable of a script may be that was never set."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def shown(name: object) -> str:
+    """A name as one line that any terminal can show: what is not printable is escaped, as in ``repr``."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(name))
+
+
+def explain(path: Path, error: BaseException) -> str:
+    """Why a photo failed, with its name in front."""
+    told = str(error) or "not enough memory"
+    if told.startswith(f"{path}:"):
+        told = told[len(str(path)) + 1 :].strip()
+    return f"{shown(path)}: {told}"
+
+
+def warn(message: object) -> None:
+    """Tell something on stderr."""
+    lines = str(message).splitlines() or [""]
+    print("regiontok:", "\n".join(map(shown, lines)), file=sys.stderr)
+
+
+def report(failed: Sequence[str], photos: int) -> int:
+    """Name what failed; returns the exit code."""
+    for message in failed:
+        warn(message)
+    if failed:
+        warn(f"{len(failed)} of {photos} photos failed and are named above.")
+    return 1 if failed else 0
+
+
+def check_outputs(options: argparse.Namespace, *outputs: Path, photos: Iterable[Path] = ()) -> None:
+    """Refuse, before any work, outputs that could not be written, would replace what is read, or are the same file.
+
+    Raises:
+        OutputError: Such an output; see `regiontok._files.check_output`.
+    """
+    inputs = [*photos, *_inputs(options)]
+    every = [*outputs, *(one for one in (getattr(options, "csv", None), getattr(options, "json", None)) if one)]
+    for number, path in enumerate(every):
+        check_output(path, inputs)
+        if any(path.absolute() == other.absolute() or is_same(path, other) for other in every[:number]):
+            raise OutputError(f"{path} would be written twice. Give each output a name of its own.")
+
+
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    """Files that options name to be read; a text that is no file's is passed over."""
+    given = []
+    for name, value in vars(options).items():
+        if name not in _OUTPUTS:
+            given += [
+                Path(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str | Path)
+            ]
+    return given
+
+
+def add_details_options(parser: Any) -> None:
+    """Options of files with every photo."""
+    parser.add_argument("--csv", type=as_path, metavar="FILE", help="write a row per photo")
+    parser.add_argument("--json", type=as_path, metavar="FILE", help="the same as a list of objects")
+
+
+def write_details(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what is known of every photo to the files that were asked for; rows may differ in what they have."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if options.csv:
+        text = io.StringIO()
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows(rows)
+        write_bytes(options.csv, text.getvalue().encode(errors="backslashreplace"))
+    if options.json:
+        write_json(options.json, [dict(row) for row in rows])

@@ -1,0 +1,210 @@
+"""Masks that people have: a file of COCO annotations, or a folder of label maps, by photo.
+
+Which photo annotations are of is told by names: a photo's path ends in the name that the file gives it, or in that of
+its label map but for the suffix.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from regiontok._checks import check_choice, check_size
+from regiontok._files import read_json
+from regiontok.annotations import CROWDS, name_format
+from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.geometry import Size
+from regiontok.maskset import MaskSet
+from regiontok.photos import explain_photo, one_frame
+
+_MAPS = (".png", ".tif", ".tiff", ".bmp")
+
+
+class CocoMasks:
+    """Masks of photos in a file of COCO annotations, such as ``instances_val2017.json``, by file name.
+
+    Args:
+        path: A JSON file with ``images``, ``annotations`` and perhaps ``categories``.
+        iscrowd: ``keep``, or ``drop`` to leave crowds out.
+
+    Attributes:
+        categories: Names by id, where the file has them.
+        unplaced: Annotations of images that the file does not have, which are no photo's: their numbers in the file.
+
+    Raises:
+        CheckpointError: No such file, no COCO annotations, or an image twice, of two sizes.
+
+    Example:
+        >>> masks = CocoMasks("instances_val2017.json")  # doctest: +SKIP
+        >>> masks["val2017/000000000139.jpg"]  # doctest: +SKIP
+        MaskSet(20 masks of 426 x 640 pixels)
+    """
+
+    def __init__(self, path: str | Path, *, iscrowd: str = "keep") -> None:
+        check_choice("iscrowd", iscrowd, CROWDS)
+        self.path = Path(path)
+        self.iscrowd = iscrowd
+        images, annotations, self.categories = _read(self.path)
+        self.unplaced: list[int] = []
+        self._images: dict[str, _Image] = {}
+        by_id: dict[Any, _Image] = {}
+        for image in images:
+            known = self._images.setdefault(image.name, image)
+            if known.size != image.size:
+                raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
+            by_id[image.id] = known
+        for number, annotation in enumerate(annotations):
+            if annotation["image_id"] in by_id:
+                by_id[annotation["image_id"]].annotations[number] = annotation
+            else:
+                self.unplaced.append(number)
+        self._by_end: dict[str, list[str]] = {}
+        for name in self._images:
+            self._by_end.setdefault(PurePosixPath(name).name, []).append(name)
+
+    def __repr__(self) -> str:
+        return f"CocoMasks({str(self.path)!r}, {len(self)} photo{'s' * (len(self) != 1)})"
+
+    def __len__(self) -> int:
+        """The number of photos, with annotations or without."""
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[str]:
+        """The file's names of photos."""
+        return iter(self._images)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the file has a photo, found as ``masks[key]`` finds it."""
+        try:
+            self.find(str(key))
+        except CheckpointError:
+            return False
+        return True
+
+    def find(self, key: str | Path) -> str:
+        """The file's name of a photo: the longest one that ends its path.
+
+        Raises:
+            CheckpointError: No such photo.
+        """
+        parts = PurePosixPath(Path(key).as_posix()).parts
+        ends = [PurePosixPath(name).parts for name in self._by_end.get(parts[-1] if parts else "", ())]
+        ends = [one for one in ends if parts[-len(one) :] == one]
+        if not ends:
+            raise CheckpointError(f"{self.path} has no image {key}.")
+        return str(PurePosixPath(*max(ends, key=len)))
+
+    def __getitem__(self, key: str | Path) -> MaskSet:
+        """The masks of a photo, by its name in the file, or a path that ends in it; there may be none.
+
+        Raises:
+            CheckpointError: No such photo, or a damaged annotation, which is named.
+        """
+        image = self._images[self.find(key)]
+        try:
+            return MaskSet.from_coco([*image.annotations.values()], size=image.size, iscrowd=self.iscrowd)
+        except RegiontokError as error:
+            raise CheckpointError(f"{self.path}, {image.name}: {error}") from error
+
+    def annotations(self, key: str | Path) -> dict[int, Mapping[str, Any]]:
+        """The annotations of a photo as they are, by their numbers in the file; found as ``masks[key]`` finds them."""
+        return dict(self._images[self.find(key)].annotations)
+
+    def size(self, key: str | Path) -> Size | None:
+        """A photo's height and width as the file tells them, if it does; found as ``masks[key]`` finds it."""
+        return self._images[self.find(key)].size
+
+
+class LabelMaps:
+    """Masks of photos in a folder of label maps: PNG, TIFF or BMP of the photos' names, of palettes or integers.
+
+    Args:
+        folder: With ``a/b.png`` for a photo whose path ends in ``a/b`` and any suffix; the longest such name counts.
+        ignore: Labels that are no masks, such as ``(0, 255)`` in VOC.
+
+    Raises:
+        CheckpointError: No such folder.
+    """
+
+    def __init__(self, folder: str | Path, *, ignore: Sequence[int] = ()) -> None:
+        self.folder = Path(folder)
+        self.ignore = tuple(ignore)
+        if not self.folder.is_dir():
+            raise CheckpointError(f"there is no folder {folder} of label maps.")
+
+    def __repr__(self) -> str:
+        return f"LabelMaps({str(self.folder)!r}, ignore={self.ignore})"
+
+    def find(self, key: str | Path) -> Path:
+        """A photo's label map.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        parts = [part for part in Path(key).parts if part not in (Path(key).anchor, "..")]
+        for start in range(len(parts)):
+            stem = self.folder.joinpath(*parts[start:]).with_suffix("")
+            for suffix in _MAPS:
+                file = stem.with_name(stem.name + suffix)
+                if file.is_file():
+                    return file
+        raise CheckpointError(f"{self.folder} has no label map of {key}, such as {Path(key).stem}.png.")
+
+    def __getitem__(self, key: str | Path) -> MaskSet:
+        """The masks of a photo.
+
+        Raises:
+            CheckpointError: It has no label map, or one that is damaged or of colours.
+        """
+        file = self.find(key)
+        try:
+            with Image.open(file) as picture:
+                one_frame(picture)
+                return MaskSet.from_labels(picture, ignore=self.ignore)
+        except RegiontokError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+        except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
+            raise CheckpointError(str(explain_photo(str(file), error))) from error
+
+
+class _Image(NamedTuple):
+    """An image of a file of annotations, and those that are its own."""
+
+    id: Any
+    name: str
+    size: Size | None
+    annotations: dict[int, Mapping[str, Any]]
+
+
+def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[int, str]]:
+    """Images, annotations and categories of a file, checked for what tells them apart."""
+    if path.is_file():
+        with path.open("rb") as file:
+            try:
+                name_format(file.read(100).decode(errors="replace"))
+            except RegiontokError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+    data = read_json(path)
+    try:
+        if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
+            name_format(data[0] if isinstance(data, list) and data else data)
+            raise KeyError("images and annotations")
+        images = [_Image(one["id"], str(one["file_name"]), _size_of(one), {}) for one in data["images"]]
+        for one in [*data["images"], *data["annotations"]]:
+            hash(one["id"] if "image_id" not in one else one["image_id"])
+        annotations = [dict(one) for one in data["annotations"]]
+        if any("image_id" not in one or "segmentation" not in one for one in annotations):
+            raise KeyError("image_id or segmentation")
+        categories = {int(one["id"]): str(one["name"]) for one in data.get("categories") or ()}
+    except RegiontokError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is no file of COCO annotations: {error!r}.") from error
+    return images, annotations, categories
+
+
+def _size_of(image: Mapping[str, Any]) -> Size | None:
+    if image.get("height") is None or image.get("width") is None:
+        return None
+    return check_size(f"image {image.get('file_name')}: size", (image["height"], image["width"]))

@@ -1,0 +1,247 @@
+"""What no command may do: lose work, write over what it reads, or end in a traceback."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regiontok.cli import main
+from regiontok.cli.output import shown
+from regiontok.masks import MaskStore
+
+COMMAND = [sys.executable, "-m", "regiontok"]
+FELZENSZWALB = ["--masks", "felzenszwalb"]
+
+
+def draw(path, size=(48, 32), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "p.png")
+    return tmp_path
+
+
+def run(arguments, **environment):
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+WRITING = [
+    ["view", "p.png", "--out"],
+    ["figures", "norms", "p.png", "--out"],
+    ["figures", "features", "p.png", "--out"],
+    ["figures", "encoders", "p.png", "--out"],
+    ["figures", "regions", "p.png", "--out"],
+    ["count", "p.png", "--out"],
+    ["count", "p.png", "--csv"],
+    ["compare", "p.png", "--out"],
+    ["tokenize", "p.png", "--json"],
+    ["masks", "p.png", *FELZENSZWALB, "--out"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRITING, ids=lambda words: " ".join([*words[:2], words[-1]]))
+def test_no_command_writes_over_an_input(arguments, here, capsys):
+    before = (here / "p.png").read_bytes()
+    os.link("p.png", "link.png")
+    for name in ("p.png", "./p.png", "link.png"):
+        assert main([*arguments, name]) == 2
+        assert f"{name.removeprefix('./')} is read here and would be written over" in capsys.readouterr().err
+    assert (here / "p.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", WRITING, ids=lambda words: " ".join([*words[:2], words[-1]]))
+def test_outputs_are_checked_before_any_work(arguments, here, capsys, monkeypatch):
+    for module in ("view", "figures", "count", "compare", "tokenize", "masks"):
+        for work in ("load_encoder", "load_generator", "read_photo"):
+            monkeypatch.setattr(f"regiontok.cli.{module}.{work}", None, raising=False)
+    (here / "folder.png").mkdir()
+    for name, message in (
+        ("folder.png", "folder.png is a folder, and a file is to be written there"),
+        ("none/x.png", "none/x.png cannot be written: there is no folder none"),
+    ):
+        assert main([*arguments, name]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_two_outputs_are_not_one_file(here, capsys):
+    assert main(["count", "p.png", "--csv", "x", "--json", "./x"]) == 2
+    assert "x would be written twice" in capsys.readouterr().err
+
+
+def test_a_file_of_weights_or_masks_is_an_input_too(here, capsys):
+    assert main(["masks", "p.png", *FELZENSZWALB, "--out", "m.parquet"]) == 0
+    assert main(["count", "p.png", "--masks", "m.parquet", "--csv", "m.parquet"]) == 2
+    assert "m.parquet is read here" in capsys.readouterr().err
+    assert len(MaskStore("m.parquet")) == 1
+
+
+def test_an_earlier_figure_in_the_folder_is_no_photo_and_a_photo_no_earlier_figure(here, capsys):
+    for _ in range(2):
+        assert main(["count", ".", "--out", "counts.png"]) == 0
+        assert "1 photo," in capsys.readouterr().out
+    draw(here / "holiday.png", seed=1)
+    assert main(["count", ".", "--out", "holiday.png"]) == 2
+    assert "holiday.png is read here" in capsys.readouterr().err
+
+
+def test_subfolders_are_kept_and_tokens_of_another_photo_never_replaced(here):
+    draw(here / "sub" / "p.png", seed=1)
+    draw(here / "else" / "p.png", seed=2)
+
+    def files():
+        return sorted(one.relative_to(here / "out").as_posix() for one in (here / "out").rglob("*.safetensors"))
+
+    assert main(["tokenize", "p.png", "--out", "out"]) == 0
+    first = (here / "out" / "p.regions.safetensors").read_bytes()
+    assert main(["tokenize", "sub/p.png", "--out", "out"]) == 0
+    assert files() == ["p.regions.safetensors", "sub/p.regions.safetensors"]
+    assert main(["tokenize", "else", "--out", "out"]) == 0
+    assert files() == ["p-2.regions.safetensors", "p.regions.safetensors", "sub/p.regions.safetensors"]
+    assert (here / "out" / "p.regions.safetensors").read_bytes() == first
+    for _ in range(2):
+        assert main(["tokenize", "p.png", "--out", "out"]) == 0
+    assert len(files()) == 3
+
+
+def test_details_of_every_photo_are_written_and_a_summary_is_printed(here, capsys):
+    for number in range(12):
+        draw(here / "many" / f"{number:02}.png", seed=number)
+    (here / "many" / "broken.png").write_bytes(b"no photo")
+    assert main(["tokenize", "many", "--out", "out", "--csv", "d.csv", "--json", "d.json"]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("mean ")
+    assert told[2].startswith("12 photos of ")
+    assert len(told) == 5
+    rows = list(csv.DictReader((here / "d.csv").read_text().splitlines()))
+    assert [row["photo"] for row in rows] == [f"many/{number:02}.png" for number in range(12)] + ["many/broken.png"]
+    assert all(int(row["tokens"]) > 0 and float(row["group_ms"]) > 0 for row in rows[:12])
+    assert "not an image" in rows[12]["error"]
+    assert [row["photo"] for row in json.loads((here / "d.json").read_text())] == [row["photo"] for row in rows]
+    assert main(["count", "many", "--csv", "c.csv"]) == 1
+    counted = list(csv.DictReader((here / "c.csv").read_text().splitlines()))
+    assert [row["clustering"] for row in counted[:12]] == [row["tokens"] for row in rows[:12]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["tokenize", ""], ["count", "p.png", "--out", ""], ["view", ""], ["masks", "p.png", "--out", "m", "--masks", ""],
+     ["chat", "p.png", "Who?", "--model", ""], ["focus", "", "--annotations", "a", "--questions", "q", "--out", "o"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_empty_name_is_not_the_folder_one_is_in(arguments, here, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "it is empty" in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == ["p.png"]
+
+
+STRANGE = "caf\u00e9\n\x1b[31m.png"
+
+
+def test_names_reach_the_terminal_printable(here, capfd):
+    assert shown(STRANGE) == "caf\u00e9\\n\\x1b[31m.png"
+    assert shown(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"
+    draw(here / STRANGE)
+    (here / f"{STRANGE[:-4]}.jpg").write_bytes(b"no photo")
+    names = [name for name in os.listdir(here) if name != "p.png"]  # noqa: PTH208
+    for command in ("tokenize", "count"):
+        assert main([command, *names]) == 1
+        told = capfd.readouterr()
+        assert "\x1b" not in told.out + told.err.replace("\x1b[A", "")
+        assert "caf\u00e9\\n\\x1b[31m.jpg: not an image" in told.err
+    assert main(["view", STRANGE, "--out", "x.html"]) == 0
+    assert "caf\u00e9\\n\\x1b[31m.png" in (here / "x.html").read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_not_utf_8_fails_alone(here, capfd):
+    name = b"\xff\xfe.png".decode("utf-8", "surrogateescape")
+    draw(here / "in" / name)
+    draw(here / "in" / "q.png", seed=1)
+    assert main(["masks", "in", *FELZENSZWALB, "--out", "m.parquet"]) == 1
+    assert "is not UTF-8, and keys of masks are. Rename the photo" in capfd.readouterr().err
+    assert MaskStore("m.parquet").keys() == ["in/q.png"]
+    assert main(["view", f"in/{name}", "--out", "x.html"]) == 0
+    assert (here / "x.html").stat().st_size > 10000
+    assert main(["tokenize", "in", "--csv", "d.csv"]) == 0
+    assert len((here / "d.csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_stream_that_takes_ascii_alone_loses_nothing(here):
+    draw(here / "caf\u00e9.png")
+    done = run(["tokenize", "caf\u00e9.png"], PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf\\xe9.png" in done.stdout
+
+
+def test_nobody_reading_is_no_error(here):
+    for number in range(30):
+        draw(here / "many" / f"{number}.png", size=(16, 16))
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*COMMAND, "count", "many", "--out", "c.png"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 141
+    assert "Error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (here / "c.png").is_file()  # what was made is written before it is told
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_keeps_what_is_whole_and_leaves_no_parts(here, number, code):
+    for photo in range(300):
+        draw(here / "many" / f"{photo:03}.png", size=(64, 64), seed=photo)
+    started = subprocess.Popen([*COMMAND, "tokenize", "many"], stderr=subprocess.PIPE, text=True)
+    out = here / "regiontok-out"
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.safetensors"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started.send_signal(number)
+    told = started.communicate(timeout=60)[1]
+    assert started.returncode == code
+    assert "what was finished before is kept" in told
+    assert "Traceback" not in told
+    whole = list(out.glob("*.safetensors"))
+    assert 5 <= len(whole) < 300
+    assert not list(out.rglob("*.part"))
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+from regiontok.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["tokenize", "p.png"], ["view", "p.png"], ["count", "p.png"], ["figures", "norms", "p.png", "--out", "n.png"]],
+    ids=lambda words: words[0],
+)
+def test_a_full_disk_leaves_no_part_of_a_file(arguments, here):
+    draw(here / "p.png", size=(200, 200))
+    run(["tokenize", "p.png", "--out", "warm"])  # compiled before the disk is full
+    done = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert "cannot be written (File too large)" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in here.rglob("*") if path.is_file() and "warm" not in path.parts}
+    assert left == {"p.png"}
