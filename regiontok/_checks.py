@@ -75,7 +75,22 @@ def check_features(features: Features) -> Tensor:
                 f"({first.shape[2]}, {first.dtype}, {first.device}), features[{image}] has "
                 f"({grid.shape[2]}, {grid.dtype}, {grid.device})."
             )
+    _refuse_hidden_states(features)
     return torch.tensor([grid.shape[:2] for grid in features], device="cpu")
+
+
+def _refuse_hidden_states(features: Sequence[Tensor]) -> None:
+    """Refuse what a model returns of all its layers: each of them is a batch of tokens and no image."""
+    batch, tokens, dim = features[0].shape
+    side = math.isqrt(tokens)
+    alike = len(features) > 1 and all(grid.shape == features[0].shape for grid in features)
+    if alike and side >= 12 and 0 < tokens - side**2 <= _MOST_PREFIX_TOKENS and 8 * batch <= tokens:
+        extra = tokens - side**2
+        raise ShapeError(
+            f"features of {len(features)} times {(batch, tokens, dim)} look like the hidden states of a model, and not "
+            f"like images of {batch} x {tokens} patches. Take those of one layer, as in features[-2][:, {extra}:]"
+            f".reshape({batch}, {side}, {side}, {dim}); images of these grids go into one tensor."
+        )
 
 
 def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:

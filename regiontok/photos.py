@@ -14,6 +14,9 @@ from regiontok.errors import DTypeError, PhotoError
 Size = tuple[int, int]
 """Height and width."""
 
+Photos = Image.Image | str | Path | np.ndarray | Sequence[Image.Image | str | Path | np.ndarray]
+"""One photo or several: Pillow images, paths, or arrays of uint8."""
+
 _ORIENTATION = 0x0112
 _SINGLE_PICTURE_FORMATS = ("MPO",)
 """Formats whose further frames are previews or depth of the same photo, as phones write them."""
@@ -22,8 +25,9 @@ _SINGLE_PICTURE_FORMATS = ("MPO",)
 def read_photo(path: str | Path) -> Image.Image:
     """Read a photo from a file.
 
-    Turned upright by its EXIF orientation; CMYK, palette and grey converted to RGB; 16-bit grey scaled to 8;
-    transparency laid over white. A damaged EXIF block is passed over: it says nothing of the pixels.
+    Turned upright by its EXIF orientation; CMYK, palette and grey converted to RGB; 16-bit grey scaled to 8, or 12-bit
+    grey where no pixel needs more; transparency laid over white. A damaged EXIF block is passed over: it says nothing
+    of the pixels.
 
     Raises:
         PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
@@ -33,7 +37,6 @@ def read_photo(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.load()
                 return as_rgb(image)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error
@@ -51,13 +54,19 @@ def as_rgb(image: Image.Image) -> Image.Image:
             f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo."
         )
     one_frame(image)
+    wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps 8 of 16 bits of a colour
     image.load()  # a file cut short must show here, not be taken for a damaged EXIF block
     with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        image = _from_wide_grey(image)
+        image = _from_wide_grey(np.asarray(image))
     elif image.mode == "F":
         raise PhotoError("its pixels are floating point and do not say what white is. Convert it to 8 bits first.")
+    elif wide and 0 < np.asarray(image.convert("RGB")).max() < 16:
+        raise PhotoError(
+            "its colours of 16 bits are all below a sixteenth of full brightness, as those of 12 bits are. Scale them "
+            "to 16 bits, or convert it to 8."
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -98,26 +107,45 @@ def read_size(path: str | Path) -> tuple[Size, int]:
     return (size if orientation < 5 else size[::-1]), orientation
 
 
-def as_photos(photos: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
-    """One photo or several as a list of upright RGB pictures."""
-    if isinstance(photos, Image.Image):
+def as_photos(photos: Photos) -> list[Image.Image]:
+    """One photo or several as a list of upright RGB pictures; see `Encoder.preprocess` for what they may be.
+
+    Raises:
+        DTypeError, PhotoError: Something else, nothing, or a picture that cannot be one RGB photo.
+    """
+    if isinstance(photos, Image.Image | str | Path) or (isinstance(photos, np.ndarray) and photos.ndim != 4):
         photos = [photos]
-    if isinstance(photos, str | Path) or not isinstance(photos, Sequence):
+    if not isinstance(photos, Sequence | np.ndarray):
         raise DTypeError(
-            f"photos must be a PIL image or a list of them; got {type(photos).__name__}. "
-            "Read files with regiontok.read_photo."
+            f"photos must be a PIL image, a path or an array, or a list of them; got {type(photos).__name__}."
         )
-    if not photos:
+    if not len(photos):
         raise PhotoError("photos must hold at least one; got an empty list.")
     result = []
     for index, photo in enumerate(photos):
+        if isinstance(photo, str | Path):
+            result.append(read_photo(photo))
+            continue
         try:
-            result.append(as_rgb(photo))
+            result.append(as_rgb(_from_array(photo) if isinstance(photo, np.ndarray) else photo))
         except DTypeError:
             raise
         except Exception as error:  # a file opened lazily is decoded only here
             raise explain_photo(f"photo {index}", error) from error
     return result
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """A picture of ``(height, width, 3)`` RGB or ``(height, width)`` grey, of 8 bits or grey of 16."""
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        raise PhotoError(f"an array must be (height, width, 3); got {array.shape}. Use array.transpose(1, 2, 0).")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
+        raise PhotoError(f"an array must be (height, width, 3) of RGB or (height, width) of grey; got {array.shape}.")
+    if array.dtype == np.uint16 and array.ndim == 2:
+        return _from_wide_grey(array)
+    if array.dtype != np.uint8:
+        raise PhotoError(f"an array must be of uint8, from 0 to 255; got {array.dtype}. Scale it and convert it first.")
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def explain_photo(photo: str, error: Exception) -> PhotoError:
@@ -140,10 +168,12 @@ def explain_photo(photo: str, error: Exception) -> PhotoError:
     return PhotoError(f"{photo}: damaged or cut short ({error}).")
 
 
-def _from_wide_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+def _from_wide_grey(values: np.ndarray) -> Image.Image:
+    """Grey of 16 bits as one of 8, or of 12 bits where none of it is brighter: at 16 it would be all but black."""
+    values = values.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise PhotoError(
             f"its pixels go from {values.min()} to {values.max()}, beyond 16 bits. Convert it to 8 bits first."
         )
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+    white = 4095 if values.max() <= 4095 else 65535
+    return Image.fromarray((values * 255 / white).round().astype(np.uint8))

@@ -127,6 +127,13 @@ class Regionizer(nn.Module):
             first = features.shape[1] if isinstance(features, Tensor) else features[0].shape[0]
             hint = " Channels come last: features.permute(0, 2, 3, 1)." if first == self.config["dim"] else ""
             raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.{hint}")
+        if self.config["dim"] is None and isinstance(features, Tensor):
+            _, rows, cols, _ = features.shape
+            if dim == cols and rows >= max(64, 4 * cols):
+                raise ShapeError(
+                    f"features of {tuple(features.shape)} look like channels first: features.permute(0, 2, 3, 1). If "
+                    f"they are {rows} x {cols} patches, make this Regionizer with dim={dim}."
+                )
         return rms_normalize(features) if self.config["norm"] == "rms" else features
 
     def group(
@@ -274,12 +281,10 @@ class Regionizer(nn.Module):
             )
         saved_by = config.pop("regiontok", "unknown")
         try:
-            regionizer = cls.from_config(config)
-            dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-            if len(dtypes) == 1:
-                regionizer.to(dtypes.pop())
-            regionizer.load_state_dict(state)
-        except (TypeError, ValueError, RuntimeError) as error:
+            with torch.device("meta"):  # no memory for what a damaged config asks for, and weights keep their dtype
+                regionizer = cls.from_config(config)
+            regionizer.load_state_dict(state, assign=True)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(
                 f"{folder}, saved by regiontok {saved_by}, does not fit this version: {error}"
             ) from error

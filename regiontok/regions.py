@@ -349,6 +349,9 @@ class RegionTokens:
         return RegionTokens(self.values.to(device=device, dtype=dtype), regions)
 
 
+torch.serialization.add_safe_globals([Regions, RegionTokens, Dropped])  # what torch.save wrote of them is only tensors
+
+
 def _offsets(grids: Tensor, device: torch.device) -> Tensor:
     """``(B,)``: where each image's patches begin when the batch is laid flat."""
     sizes = grids.prod(1)

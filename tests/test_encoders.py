@@ -352,11 +352,41 @@ def test_bad_frames_are_refused(options, error, message):
 
 
 @pytest.mark.parametrize(
-    ("photos", "error"), [([], PhotoError), (["a.jpg"], DTypeError), (np.zeros((3, 4, 4)), DTypeError)]
+    ("photos", "error"), [([], PhotoError), (["a.jpg"], PhotoError), (np.zeros((3, 4, 4)), PhotoError), (7, DTypeError)]
 )
 def test_what_is_not_a_photo_is_refused(photos, error):
-    with pytest.raises(error, match="photo"):
+    with pytest.raises(error, match=r"photo|a\.jpg"):
         load("pixels")(photos)
+
+
+def test_paths_and_arrays_are_photos_too(tmp_path, china):
+    encoder = load("pixels")
+    expected = encoder(china).features
+    china.save(tmp_path / "china.png")
+    array = np.asarray(china)
+    for photo in (tmp_path / "china.png", str(tmp_path / "china.png"), array, [array], array[None], array[::-1][::-1]):
+        assert torch.equal(encoder(photo).features, expected)
+    mixed = encoder([tmp_path / "china.png", array, china]).features
+    assert torch.equal(mixed, expected.expand(3, -1, -1, -1))
+    grey = np.asarray(china.convert("L"))
+    assert torch.equal(encoder(grey).features, encoder(china.convert("L")).features)
+
+
+@pytest.mark.parametrize("name", ["pixels", "timm:vit_tiny_patch16_224", "timm:resnet18"])
+def test_an_input_may_be_a_rectangle(name, china):
+    encoder = load(name, pretrained=False, img_size=(96, 224))
+    features, valid = encoder(china)
+    patch = encoder.patch_size
+    assert features.shape[1:3] == valid.shape[1:] == (96 // patch, 224 // patch) == encoder.grid
+    assert encoder.options["img_size"] == [96, 224]
+    square = load(name, pretrained=False, img_size=(96, 96))
+    assert square.options["img_size"] == 96
+
+
+def test_a_model_that_takes_no_rectangle_is_named():
+    for name in ("efficientformer_l1", "mvitv2_tiny"):  # one when it is run, one when it is made
+        with pytest.raises(ValueRangeError, match=f"timm model '{name}' cannot take photos of 256 x 448"):
+            load(f"timm:{name}", pretrained=False, img_size=(256, 448), final_norm=False)
 
 
 def test_the_pixel_descriptor_cuts_ordinary_photos_into_50_to_300_regions(china):

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from PIL import Image
 
 from regiontok import read_photo
 from regiontok.errors import DTypeError, PhotoError
-from regiontok.photos import as_photos, as_rgb
+from regiontok.photos import as_photos, as_rgb, read_size
 
 
 @pytest.fixture
@@ -153,12 +155,72 @@ def test_huge_photos_are_refused(save, monkeypatch, limit):
     ("photos", "error", "message"),
     [
         ([], PhotoError, "at least one; got an empty list"),
-        ("a.jpg", DTypeError, "must be a PIL image or a list of them; got str. Read files with regiontok.read_photo"),
-        (np.zeros((4, 4, 3)), DTypeError, "got ndarray"),
-        ([red, np.zeros((4, 4, 3))], DTypeError, "a photo must be a PIL image; got ndarray"),
+        (7, DTypeError, "must be a PIL image, a path or an array, or a list of them; got int"),
+        ([red, None], DTypeError, "a photo must be a PIL image; got NoneType"),
+        ("a.jpg", PhotoError, "a.jpg: there is no such file"),
+        (np.zeros((4, 4, 3)), PhotoError, "photo 0: an array must be of uint8, from 0 to 255; got float64"),
+        (
+            [red, np.zeros((3, 4, 4), np.uint8)],
+            PhotoError,
+            r"photo 1: an array must be \(height, width, 3\); got \(3, 4, 4\). Use array.transpose\(1, 2, 0\)",
+        ),
+        (
+            np.zeros((4, 4, 2), np.uint8),
+            PhotoError,
+            r"must be \(height, width, 3\) of RGB or \(height, width\) of grey",
+        ),
+        (np.zeros((4, 0, 3), np.uint8), PhotoError, r"must be \(height, width, 3\) of RGB"),
         ([red, Image.new("F", (2, 2))], PhotoError, "photo 1: its pixels are floating point"),
     ],
 )
 def test_what_is_not_a_photo_is_refused(photos, error, message):
     with pytest.raises(error, match=message):
         as_photos(photos)
+
+
+def test_pictures_of_12_bits_in_files_of_16_come_at_full_brightness(tmp_path):
+    values = np.linspace(0, 4095, 4 * 256).reshape(4, 256).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    read = np.asarray(read_photo(tmp_path / "grey.tif"))
+    assert (read.min(), read.max()) == (0, 255)
+    np.testing.assert_array_equal(read[..., 0], (values / 4095 * 255).round())
+    np.testing.assert_array_equal(np.asarray(as_photos(values)[0]), read)
+    Image.fromarray(values * 16).save(tmp_path / "wide.png")
+    assert np.abs(np.asarray(read_photo(tmp_path / "wide.png"))[..., 0].astype(int) - read[..., 0]).max() <= 1
+
+
+def png_of_16_bits(path, values):
+    """RGB of 16 bits, which Pillow reads and does not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]  # fmt: skip
+    whole = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
+
+
+def test_colours_of_12_bits_in_16_are_told_and_not_read_as_black(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, 3))
+    png_of_16_bits(tmp_path / "dark.png", values)
+    with pytest.raises(
+        PhotoError, match="dark.png: its colours of 16 bits are all below a sixteenth of full brightness"
+    ):
+        read_photo(tmp_path / "dark.png")
+    png_of_16_bits(tmp_path / "full.png", values * 16)
+    assert np.asarray(read_photo(tmp_path / "full.png")).max() > 200
+    png_of_16_bits(tmp_path / "black.png", values * 0)
+    assert np.asarray(read_photo(tmp_path / "black.png")).max() == 0
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9), 77])
+def test_sizes_are_read_without_pixels(tmp_path, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    upright = read_photo(tmp_path / "a.jpg")
+    told = orientation if orientation in range(1, 9) else 1
+    assert read_size(tmp_path / "a.jpg") == ((upright.height, upright.width), told)
+    with pytest.raises(PhotoError, match="no.jpg: there is no such file"):
+        read_size(tmp_path / "no.jpg")

@@ -482,3 +482,49 @@ def test_sizes_may_be_lists_arrays_and_tensors_of_any_integers(sizes):
     regionizer = Regionizer(source="patch", geometry=ImageGeometry.letterbox(96))
     assert regionizer(features[:1], sizes=sizes).counts.tolist() == [28]
     assert regionizer.num_patches([(6, 7)], sizes) == [28]
+
+
+def test_channels_first_and_hidden_states_are_told_from_patches():
+    wide = torch.randn(1, 1024, 24, 24)
+    with pytest.raises(ShapeError, match=r"look like channels first: features.permute\(0, 2, 3, 1\).*with dim=24"):
+        Regionizer(pool="mean")(wide)
+    assert Regionizer(pool="mean", dim=24, threshold=-1)(wide).counts.tolist() == [1]
+    states = [torch.randn(2, 257, 32) for _ in range(3)]
+    for given in (states, tuple(states)):
+        with pytest.raises(
+            ShapeError,
+            match=r"look like the hidden states of a model.*features\[-2\]\[:, 1:\].reshape\(2, 16, 16, 32\)",
+        ):
+            Regionizer(pool="mean")(given)
+    assert len(Regionizer(source="patch")(states[:1]).counts) == 1
+
+
+def test_saved_regions_are_read_with_weights_only(tmp_path):
+    tokens = Regionizer(pool="mean")(features)
+    torch.save(tokens, tmp_path / "t.pt")
+    again = torch.load(tmp_path / "t.pt", weights_only=True)
+    assert torch.equal(again.values, tokens.values)
+    assert torch.equal(again.regions.labels(), tokens.regions.labels())
+    masks = [torch.zeros(2, 6, 7, dtype=torch.bool), *(torch.ones(1, 6, 7, dtype=torch.bool) for _ in range(2))]
+    torch.save(Regions.from_masks(masks), tmp_path / "r.pt")
+    assert torch.load(tmp_path / "r.pt", weights_only=True).dropped == Regions.from_masks(masks).dropped
+
+
+def test_a_config_of_any_depth_or_size_is_refused_by_name(tmp_path):
+    Regionizer(dim=32, num_heads=4).save_pretrained(tmp_path)
+    file = tmp_path / "regionizer.json"
+    whole = json.loads(file.read_text())
+    for text in ("[" * 200_000, '{"a":' * 100_000, "\ud800", "\xff"):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(CheckpointError, match="regionizer.json is no JSON, or damaged"):
+            Regionizer.from_pretrained(tmp_path)
+    for name, value in (
+        ("num_heads", 10**20),
+        ("dim", 10**20),
+        ("num_heads", 10**7),
+        ("geometry", {"mode": 1}),
+        ("eps", None),
+    ):
+        file.write_text(json.dumps(whole | {name: value}))
+        with pytest.raises(CheckpointError):
+            Regionizer.from_pretrained(tmp_path)

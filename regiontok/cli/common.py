@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok import encoders, masks
+from regiontok._checks import check_size
 from regiontok._files import is_same
 from regiontok.cli.output import as_path, as_text, warn
 from regiontok.clustering import LINKAGES, default_linkage
@@ -105,7 +106,13 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
         help=ENCODER_NAMES,
     )
     parser.add_argument("--weights", type=as_path, metavar="FILE", help="safetensors file with the encoder's weights")
-    parser.add_argument("--img-size", type=int, metavar="N", help="input side in pixels; default: the encoder's own")
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="input side in pixels, or height and width; default: the encoder's own",
+    )
     add_layer_options(parser)
     add_placing_options(parser)
 
@@ -144,10 +151,17 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
         weights=options.weights,
         layer=options.layer,
         final_norm=options.final_norm,
-        img_size=options.img_size,
+        img_size=_side(options.img_size),
         geometry=options.geometry,
         device=options.device,
     )
+
+
+def _side(given: list[int] | None) -> int | Size | None:
+    """One side, or height and width."""
+    if given is None:
+        return None
+    return given[0] if len(given) == 1 else check_size("img_size", given)
 
 
 AMOUNTS = ("threshold", "tokens", "explained_variance", "linkage")

@@ -31,6 +31,7 @@ from regiontok.cli.common import (
 from regiontok.cli.output import as_path, as_text, check_outputs
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
+from regiontok.evaluation.focus import check_attention
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
@@ -195,6 +196,7 @@ def _attention(options: argparse.Namespace) -> int:
     photo = read_photo(options.photo)
     panels, said_by, found = {}, {}, None
     for name, assistant in _assistants(options):
+        check_attention(assistant.model.config, options.layers, None)
         if assistant.by_masks and found is None:
             found = [load_masks(options)(options.photo, photo)]
         asked = [Question(options.question, [photo], found if assistant.by_masks else None)]

@@ -6,17 +6,18 @@
 Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that are known.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from regiontok._checks import check_choice, check_device, check_integer
+from regiontok._checks import check_choice, check_device, check_integer, check_size
 from regiontok.encoders import huggingface, open_clip, timm
-from regiontok.encoders.base import Encoded, Encoder
+from regiontok.encoders.base import Encoded, Encoder, LoadOptions
 from regiontok.encoders.pixels import PixelDescriptor
 from regiontok.errors import ValueRangeError
-from regiontok.geometry import ImageGeometry
+from regiontok.geometry import ImageGeometry, Size
 
 __all__ = ["ENCODERS", "Encoded", "Encoder", "PixelDescriptor", "load"]
 
@@ -50,7 +51,7 @@ def load(
     device: torch.device | str | None = None,
     layer: int | None = None,
     final_norm: bool | None = None,
-    img_size: int | None = None,
+    img_size: int | Size | None = None,
     geometry: str = "letterbox",
 ) -> Encoder:
     """Load an encoder by name.
@@ -64,7 +65,8 @@ def load(
         layer: Block or stage whose features to take, counted from 0, or negative from the end. By default the second
             to last for ``clip-336``, as LLaVA does, and the last for all others.
         final_norm: Apply the model's last norm to them. By default not for ``clip-336``, but for all others.
-        img_size: Input side in pixels, where it should not be the model's own; the named encoders have theirs.
+        img_size: Input side in pixels, or height and width, where it should not be the model's own; the named encoders
+            have theirs.
         geometry: How photos are placed: ``letterbox``, ``squash`` or ``center_crop``.
 
     Returns:
@@ -87,18 +89,20 @@ def load(
         (Table 1, Figure 2). Which layer is taken the paper does not say.
     """
     check_choice("geometry", geometry, ("letterbox", "squash", "center_crop"))
-    if img_size is not None:
-        check_integer("img_size", img_size)
+    size = img_size if img_size is None or isinstance(img_size, Sequence) else (img_size, img_size)
+    size = None if size is None else check_size("img_size", size)
     if layer is not None:
         check_integer("layer", layer, minimum=-1000)
     check_device(device)
-    given = {"layer": layer, "final_norm": final_norm, "img_size": img_size, "weights": weights and str(weights)}
+    given: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "weights": weights and str(weights)}
+    if size is not None:
+        given["img_size"] = size[0] if size[0] == size[1] else list(size)
     if name == "pixels":
         _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
-        side = img_size or 24 * PixelDescriptor.patch_size
+        side = 24 * PixelDescriptor.patch_size
         encoder = Encoder(
             PixelDescriptor(),
-            geometry=ImageGeometry(geometry, (side, side)),
+            geometry=ImageGeometry(geometry, size or (side, side)),
             patch_size=PixelDescriptor.patch_size,
             fill="edge",
             name=name,
@@ -108,26 +112,29 @@ def load(
     recipe = ENCODERS.get(name)
     if recipe is not None:
         _refuse(name, img_size=img_size)
-        library, model, img_size = "timm", recipe.timm_model, recipe.img_size
-    if library not in ("timm", "open_clip", "hf") or not model:
+        library, model, size = "timm", recipe.timm_model, (recipe.img_size, recipe.img_size)
+    builders: dict[str, Callable[[str, LoadOptions], Encoder]] = {
+        "timm": timm.build, "open_clip": open_clip.build, "hf": huggingface.build
+    }  # fmt: skip
+    if library not in builders or not model:
         raise ValueRangeError(
             f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
             "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap a model of your own in regiontok.encoders.Encoder."
         )
-    default = recipe or Recipe(model, 0)
-    options: dict[str, Any] = {
-        "name": name,
-        "pretrained": pretrained,
-        "device": device,
-        "img_size": img_size,
-        "layer": default.layer if layer is None else layer,
-        "final_norm": default.final_norm if final_norm is None else final_norm,
-        "geometry": geometry,
-    }
     if library == "hf":
         _refuse(name, weights=weights)
-        return _tell(huggingface.build(model, **options), given)
-    return _tell((timm if library == "timm" else open_clip).build(model, weights=weights, **options), given)
+    default = recipe or Recipe(model, 0)
+    options = LoadOptions(
+        name=name,
+        pretrained=pretrained,
+        weights=weights,
+        device=device or "cpu",
+        size=size,
+        layer=default.layer if layer is None else layer,
+        final_norm=default.final_norm if final_norm is None else final_norm,
+        geometry=geometry,
+    )
+    return _tell(builders[library](model, options), given)
 
 
 def _tell(encoder: Encoder, given: dict[str, Any]) -> Encoder:

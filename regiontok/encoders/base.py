@@ -1,12 +1,12 @@
 """The frame around every encoder: photos in, patch features and valid patches out, with one geometry."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regiontok._checks import check_choice, check_integer
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
-from regiontok.photos import as_photos
+from regiontok.photos import Photos, as_photos
 
 RGB = tuple[float, float, float]
 
@@ -146,11 +146,15 @@ class Encoder(nn.Module):
         """The arguments, for ``repr``."""
         return f"name={self.name!r}, geometry={self.geometry}, patch_size={self.patch_size}"
 
-    def preprocess(self, photos: Image.Image | Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    def preprocess(self, photos: Photos) -> tuple[Tensor, Tensor]:
         """Place photos on the input and normalise them: pixels ``(B, 3, height, width)`` and ``valid (B, rows, cols)``.
 
+        Args:
+            photos: One or a list: Pillow images, paths of files, or arrays ``(height, width, 3)`` of RGB or ``(height,
+                width)`` of grey, uint8; or one array ``(B, height, width, 3)``.
+
         Raises:
-            DTypeError, PhotoError: Not Pillow images, none at all, or pictures that cannot be one RGB photo.
+            DTypeError, PhotoError: Not such photos, none at all, or pictures that cannot be one RGB photo.
         """
         fill = self._colour if self.fill == "mean" else None
         pixels, valid = [], []
@@ -164,7 +168,7 @@ class Encoder(nn.Module):
         return (batch / 255 - mean) / std, torch.stack(valid).to(self.device)
 
     @torch.no_grad()
-    def forward(self, photos: Image.Image | Sequence[Image.Image]) -> Encoded:
+    def forward(self, photos: Photos) -> Encoded:
         """Encode one photo or several; see `Encoded` for what comes back and `preprocess` for errors."""
         pixels, valid = self.preprocess(photos)
         return Encoded(self.encode(pixels), valid)
@@ -192,6 +196,33 @@ class Encoder(nn.Module):
             f"for its {rows} x {cols} patches; got {got}. Check patch_size and the geometry's size, or wrap the model "
             "in a function that returns its patch tokens."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How an encoder is to be loaded, see `regiontok.encoders.load`; ``size`` is ``img_size`` as height and width."""
+
+    name: str
+    pretrained: bool
+    weights: str | Path | None
+    device: torch.device | str
+    size: Size | None
+    layer: int
+    final_norm: bool
+    geometry: str
+
+    def frame(
+        self, model: nn.Module, *, size: Size, patch_size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> Encoder:
+        """The encoder around a model that was built by these options; the rest is the model's own."""
+        return Encoder(
+            model,
+            geometry=ImageGeometry(self.geometry, size),
+            patch_size=patch_size,
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+            name=self.name,
+        ).to(self.device)
 
 
 def read_weights(file: str | Path, *, name: str) -> dict[str, Tensor]:

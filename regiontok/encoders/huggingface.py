@@ -8,9 +8,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.encoders.base import Encoder
+from regiontok.encoders.base import Encoder, LoadOptions
 from regiontok.errors import CheckpointError, ValueRangeError
-from regiontok.geometry import ImageGeometry
 
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 """What vision transformers call their last norm."""
@@ -49,23 +48,14 @@ class HuggingfaceFeatures(nn.Module):
         return tokens if self._norm is None else getattr(self.model, self._norm)(tokens)
 
 
-def build(
-    source: str,
-    *,
-    name: str,
-    pretrained: bool,
-    device: torch.device | str | None,
-    img_size: int | None,
-    layer: int,
-    final_norm: bool,
-    geometry: str,
-) -> Encoder:
-    """Build the vision model of a hub's repository or a folder; arguments as of `regiontok.encoders.load`."""
+def build(source: str, options: LoadOptions) -> Encoder:
+    """Build the vision model of a hub's repository or a folder as an `Encoder`."""
+    name = options.name
     transformers = require("transformers", extra="hf")
     try:
         config = transformers.AutoConfig.from_pretrained(source)
         images = transformers.AutoImageProcessor.from_pretrained(source)
-        if pretrained:
+        if options.pretrained:
             model, told = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
             _check_loaded(name, source, told)
         else:
@@ -85,20 +75,18 @@ def build(
             "input size. Wrap it in regiontok.encoders.Encoder."
         )
     normalized = getattr(images, "do_normalize", True) and images.image_mean and images.image_std
-    sides: Any = img_size or side
-    size = (sides, sides) if isinstance(sides, int) else tuple(sides)
-    encoder = Encoder(
-        HuggingfaceFeatures(model, layer=layer, final_norm=final_norm),
-        geometry=ImageGeometry(geometry, size),
+    size = options.size or ((side, side) if isinstance(side, int) else tuple(side))
+    encoder = options.frame(
+        HuggingfaceFeatures(model, layer=options.layer, final_norm=options.final_norm),
+        size=size,
         patch_size=patch,
-        mean=tuple(images.image_mean) if normalized else (0.0, 0.0, 0.0),
-        std=tuple(images.image_std) if normalized else (1.0, 1.0, 1.0),
-        name=name,
-    ).to(device or "cpu")
+        mean=images.image_mean if normalized else (0.0, 0.0, 0.0),
+        std=images.image_std if normalized else (1.0, 1.0, 1.0),
+    )
     try:
-        encoder.encode(torch.zeros(1, 3, *size, device=device or "cpu"))
+        encoder.encode(torch.zeros(1, 3, *size, device=options.device))
     except (RuntimeError, ValueError, TypeError) as error:  # how transformers says that positions do not fit
-        advice = "Leave img_size out." if img_size else "Wrap the model in regiontok.encoders.Encoder."
+        advice = "Leave img_size out." if options.size else "Wrap the model in regiontok.encoders.Encoder."
         raise ValueRangeError(
             f"encoder {name!r} cannot take photos of {size[0]} x {size[1]}: {_brief(error)} {advice}"
         ) from error

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.encoders.base import Encoder, read_weights
+from regiontok.encoders.base import Encoder, LoadOptions, read_weights
 from regiontok.errors import CheckpointError, ValueRangeError
-from regiontok.geometry import ImageGeometry
+from regiontok.geometry import Size
 
 
 class TimmFeatures(nn.Module):
@@ -41,19 +41,8 @@ class TimmFeatures(nn.Module):
         return layers[0].permute(0, 2, 3, 1)
 
 
-def build(
-    model_name: str,
-    *,
-    name: str,
-    pretrained: bool,
-    weights: str | Path | None,
-    device: torch.device | str | None,
-    img_size: int | None,
-    layer: int,
-    final_norm: bool,
-    geometry: str,
-) -> Encoder:
-    """Build a timm model as an `Encoder`; arguments as of `regiontok.encoders.load`."""
+def build(model_name: str, options: LoadOptions) -> Encoder:
+    """Build a timm model as an `Encoder`."""
     timm = require("timm", extra="encoders")
     if not timm.is_model(model_name):
         similar = timm.list_models(f"*{model_name.partition('.')[0][:12]}*")[:3]
@@ -61,39 +50,51 @@ def build(
             f"timm {timm.__version__} has no model {model_name!r}."
             + (f" Similar: {', '.join(similar)}." if similar else " See timm.list_models().")
         )
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained and weights is None}
-    with torch.device(device or "cpu"):
+    given: dict[str, Any] = {"num_classes": 0, "pretrained": options.pretrained and options.weights is None}
+    with torch.device(options.device):
         try:
-            model = _create(timm, model_name, img_size, options)
+            model = _create(timm, model_name, options.size, given)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the weights of encoder {name!r} (timm {model_name}, {_hub_name(timm, model_name)}) could not be had: "
-                f"{_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', which "
-                "needs none."
+                f"the weights of encoder {options.name!r} (timm {model_name}, {_hub_name(timm, model_name)}) could not "
+                f"be had: {_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', "
+                "which needs none."
             ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueRangeError(
             f"timm model {model_name!r} has no forward_intermediates and so no patch features to take."
         )
-    if weights is not None:
-        load_weights(model, weights, name=name)
+    if options.weights is not None:
+        load_weights(model, options.weights, name=options.name)
     config = timm.data.resolve_model_data_config(model)
-    size = (img_size, img_size) if img_size else config["input_size"][1:]
     info: Any = model.feature_info
     stages = info if isinstance(info, list) else info.info
+    layer = options.layer
     if not -len(stages) <= layer < len(stages):
         raise ValueRangeError(
             f"layer must be from {-len(stages)} to {len(stages) - 1} for {model_name!r}; got {layer}."
         )
-    encoder = Encoder(
-        TimmFeatures(model, layer=layer, final_norm=final_norm),
-        geometry=ImageGeometry(geometry, size),
+    encoder = options.frame(
+        TimmFeatures(model, layer=layer, final_norm=options.final_norm),
+        size=options.size or config["input_size"][1:],
         patch_size=stages[layer]["reduction"],
         mean=config["mean"],
         std=config["std"],
-        name=name,
     )
-    return encoder.to(device or "cpu")
+    if options.size and options.size[0] != options.size[1]:
+        _try(encoder, model_name)
+    return encoder
+
+
+def _try(encoder: Encoder, model_name: str) -> None:
+    """Refuse a rectangle that a model takes when it is made and not when it is run."""
+    height, width = encoder.geometry.size
+    try:
+        encoder.encode(torch.zeros(1, 3, height, width, device=encoder.device))
+    except (RuntimeError, AssertionError, ValueError) as error:  # how timm says that a size does not fit
+        raise ValueRangeError(
+            f"timm model {model_name!r} cannot take photos of {height} x {width}: {_first_line(error)} Give one side."
+        ) from error
 
 
 def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
@@ -117,15 +118,19 @@ def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
         )
 
 
-def _create(timm: Any, model_name: str, img_size: int | None, options: dict[str, Any]) -> nn.Module:
-    if img_size is None:
-        return timm.create_model(model_name, **options)
+def _create(timm: Any, model_name: str, size: Size | None, given: dict[str, Any]) -> nn.Module:
+    if size is None:
+        return timm.create_model(model_name, **given)
     try:
-        return timm.create_model(model_name, img_size=img_size, **options)
+        return timm.create_model(model_name, img_size=size, **given)
+    except AssertionError as error:  # how some models say that a size does not fit
+        raise ValueRangeError(
+            f"timm model {model_name!r} cannot take photos of {size[0]} x {size[1]}. Try another img_size."
+        ) from error
     except TypeError as error:  # a convolutional network: takes any size and has no such argument
         if "img_size" not in str(error):
             raise
-        return timm.create_model(model_name, **options)
+        return timm.create_model(model_name, **given)
 
 
 def _hub_name(timm: Any, model_name: str) -> str:

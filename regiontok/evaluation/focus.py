@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regiontok._checks import check_choice, check_number
+from regiontok._checks import check_choice, check_integer, check_number
 from regiontok._require import require
 from regiontok.downsample import MaskDownsampler, Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
@@ -112,6 +112,26 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
             image += 1
         images.append(own)
     return RegionAttention(capture.stacked(), prepared.regions, images, query)
+
+
+def check_attention(config: Any, layers: Sequence[int] | None, heads: Sequence[int] | None) -> None:
+    """Refuse layers and heads that a model has not, before it is asked.
+
+    Args:
+        config: Of the model, as transformers has it.
+        layers: Which of its layers of attention, counted from 0 or negative from the end; None for all.
+        heads: Which heads, likewise.
+
+    Raises:
+        ValueRangeError: One that is not there.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["attention"] * text.num_hidden_layers
+    attending = sum("linear" not in kind and "attention" in kind for kind in kinds)  # others have no rows to look at
+    for name, given, count in (("layers", layers, attending), ("heads", heads, text.num_attention_heads)):
+        for one in given or ():
+            if not -count <= check_integer(name, one, minimum=-count) < count:
+                raise ValueRangeError(f"{name} must be from {-count} to {count - 1} for this model; got {one}.")
 
 
 def target_regions(

@@ -27,7 +27,7 @@ from regiontok._require import require
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, PhotoError, RegiontokError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
-from regiontok.evaluation.focus import QUERIES, FocusMeter, FocusResult, target_regions
+from regiontok.evaluation.focus import QUERIES, FocusMeter, FocusResult, check_attention, target_regions
 from regiontok.evaluation.prompts import OPTIONS, with_options
 from regiontok.geometry import Size
 from regiontok.masks import CocoMasks
@@ -269,6 +269,7 @@ def measure_focus(
     check_choice("answers", answers, ANSWERS)
     check_choice("query", query, QUERIES)
     check_integer("batch_size", batch_size)
+    check_attention(assistant.model.config, layers, heads)
     meters: defaultdict[str, FocusMeter] = defaultdict(lambda: FocusMeter(layers, heads, threshold))
     every = FocusMeter(layers, heads, threshold)
     skipped = list(objects.skipped)
