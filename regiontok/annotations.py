@@ -209,7 +209,7 @@ def _label_map(labels: Any) -> np.ndarray:
         if labels.mode not in ("1", "L", "P") and not labels.mode.startswith("I"):
             raise DTypeError(_COLOURS.format(got=f"a picture of mode {labels.mode}"))
         labels = np.asarray(labels)
-        labels = labels.view(np.uint8) if labels.dtype == np.bool_ else labels
+        labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
     array = to_numpy("labels", labels)
     if array.ndim == 3 and array.shape[2] in (3, 4):
         raise ShapeError(_COLOURS.format(got=array.shape))

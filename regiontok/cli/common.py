@@ -356,7 +356,7 @@ def load_annotations(options: argparse.Namespace) -> Callable[[Path], MaskSet]:
 
     def read(path: Path) -> MaskSet:
         name = source.find(path)
-        if is_same(path, name):
+        if isinstance(name, Path) and is_same(path, name):
             raise CheckpointError(f"{name} is the photo itself. Name the folder of its label map.")
         if claimed.setdefault(name, path) != path:
             raise CheckpointError(f"{name} is of {claimed[name]} already. Photos need names that tell them apart.")

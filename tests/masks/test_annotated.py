@@ -1,0 +1,209 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regiontok.cli import main
+from regiontok.errors import CheckpointError
+from regiontok.masks import CocoMasks, LabelMaps, MaskStore
+
+HALF = [[0.0, 0.0, 24.0, 0.0, 24.0, 32.0, 0.0, 32.0]]
+
+
+def coco_file(path, images, annotations):
+    data = {
+        "images": [{"id": number, "file_name": name, "height": size[0], "width": size[1]} for number, (name, size) in enumerate(images)],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "cat"}],
+    }  # fmt: skip
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Two photos of 32 x 48, one of which is a quarter turned as stored; annotations and label maps of both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photos/a.png")
+    Image.fromarray(pixels[::-1]).save("photos/sub/b.png")
+    coco_file(
+        tmp_path / "instances.json",
+        [("a.png", (32, 48)), ("sub/b.png", (32, 48)), ("empty.png", (32, 48))],
+        [
+            {"id": 70, "image_id": 0, "category_id": 3, "segmentation": HALF, "iscrowd": 0},
+            {"id": 71, "image_id": 1, "category_id": 3, "segmentation": HALF, "iscrowd": 0},
+            {"id": 72, "image_id": 0, "category_id": 3, "segmentation": {"size": [32, 48], "counts": [0, 1536]}, "iscrowd": 1},
+            {"id": 73, "image_id": 9, "category_id": 3, "segmentation": HALF},
+        ],
+    )  # fmt: skip
+    labels = np.zeros((32, 48), np.uint8)
+    labels[:, :24] = 7
+    labels[0] = 255
+    for name in ("maps/a.png", "maps/sub/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(name)
+    return tmp_path
+
+
+def test_masks_of_photos_by_name(here):
+    masks = CocoMasks("instances.json")
+    assert (len(masks), list(masks)) == (3, ["a.png", "sub/b.png", "empty.png"])
+    assert masks.categories == {3: "cat"}
+    assert masks.unplaced == [3]
+    assert repr(masks) == "CocoMasks('instances.json', 3 photos)"
+    for key in ("a.png", "photos/a.png", here / "photos" / "a.png"):
+        assert masks[key].ids.tolist() == [70, 72]
+        assert key in masks
+    assert masks["photos/sub/b.png"].masks()[0].sum() == 24 * 32
+    assert (len(masks["empty.png"]), masks["empty.png"].size) == (0, (32, 48))
+    assert "b.png" not in masks
+    assert masks.size("a.png") == (32, 48)
+    assert CocoMasks("instances.json", iscrowd="drop")["a.png"].ids.tolist() == [70]
+    with pytest.raises(CheckpointError, match=r"instances.json has no image x/b.png"):
+        masks["x/b.png"]
+
+
+def test_a_damaged_annotation_fails_its_photo_alone(here):
+    coco_file(
+        here / "i.json",
+        [("a.png", (32, 48)), ("b.png", (32, 48))],
+        [{"id": 5, "image_id": 0, "segmentation": [[1, 2, 3, 4]]}],
+    )
+    masks = CocoMasks("i.json")
+    assert len(masks["b.png"]) == 0
+    with pytest.raises(CheckpointError, match=r"i.json, a.png: mask 0 \(annotation 5\): 4 numbers are a box"):
+        masks["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "i.json is no JSON"),
+        ("[" * 99999, "i.json is no JSON"),
+        ("[]", "no file of COCO annotations"),
+        ('{"images": 3, "annotations": 4}', "no file of COCO annotations"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "annotations": []}', "no file of COCO annotations"),
+        ('{"images": [], "annotations": [{"image_id": 3}]}', "no file of COCO annotations"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 1e9, "width": 1}], "annotations": []}', "whole number"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 1, "width": 1}, {"id": 2, "file_name": "a", "height": 1, "width": 2}], "annotations": []}', "two images a, of"),
+        ('<?xml version="1.0"?><annotations/>', "CVAT's XML"),
+        ('[{"id": 1, "annotations": [{"result": []}]}]', "a task of Label Studio"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_annotations_is_refused(here, text, message):
+    (here / "i.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        CocoMasks("i.json")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        CocoMasks("nowhere.json")
+
+
+def test_label_maps_are_found_by_the_longest_name(here):
+    Image.fromarray(np.full((4, 4), 9, np.uint8)).save("maps/b.tif")
+    maps = LabelMaps("maps", ignore=(0, 255))
+    assert maps["photos/a.png"].ids.tolist() == [7]
+    assert maps["photos/sub/b.jpg"].size == (32, 48)
+    assert maps["b.jpg"].size == (4, 4)
+    assert LabelMaps("maps")["a.png"].ids.tolist() == [0, 7, 255]
+    with pytest.raises(CheckpointError, match="maps has no label map of c.png, such as c.png"):
+        maps["c.png"]
+    Image.new("RGB", (4, 4)).save("maps/c.png")
+    with pytest.raises(CheckpointError, match=r"maps/c.png: a label map must be .* colours are ids"):
+        maps["c.png"]
+    (here / "maps" / "d.png").write_bytes(b"no picture")
+    with pytest.raises(CheckpointError, match="maps/d.png: not an image"):
+        maps["d.png"]
+    with pytest.raises(CheckpointError, match="there is no folder none"):
+        LabelMaps("none")
+
+
+COCO, MAPS = ["--coco", "instances.json"], ["--label-maps", "maps", "--ignore", "0", "255"]
+
+
+@pytest.mark.parametrize("named", [COCO, [*COCO, "--no-crowds"], MAPS], ids=" ".join)
+def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, capsys):
+    assert main(["masks", "photos", *named, "--out", "m.parquet"]) == 0
+    store = MaskStore("m.parquet")
+    assert store.keys() == ["photos/a.png", "photos/sub/b.png"]
+    source = LabelMaps("maps", ignore=(0, 255)) if named is MAPS else CocoMasks("instances.json", iscrowd="drop" if len(named) == 3 else "keep")  # fmt: skip
+    for key in store.keys():  # noqa: SIM118
+        assert store[key].to_coco() == source[key].to_coco()
+        assert store[key].ids.tolist() == source[key].ids.tolist()
+    assert store.made_by["annotations"] == ("label maps" if named is MAPS else "coco")
+    if named is not MAPS:
+        assert store["photos/a.png"].categories.tolist() == [3] * len(source["photos/a.png"])
+        assert "1 annotations name no image" in capsys.readouterr().err
+    arguments = ["tokenize", "photos", "--source", "segmentation"]
+    assert main([*arguments, *named, "--out", "direct"]) == 0
+    assert main([*arguments, "--masks", "m.parquet", "--out", "stored"]) == 0
+    for name in ("a", "sub/b"):
+        direct, stored = ((here / out / f"{name}.regions.safetensors").read_bytes() for out in ("direct", "stored"))
+        assert direct == stored
+    for command in (
+        ["view", "photos/a.png", "--out", "v.html"],
+        ["count", "photos"],
+        ["figures", "regions", "photos/a.png", "--out", "f.png"],
+    ):
+        assert main([*command, *named]) == 0
+    assert "combined" in (here / "v.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("named", [[*COCO, "--no-crowds"], MAPS], ids=" ".join)
+def test_compare_tells_how_well_regions_keep_to_objects(here, named, capsys):
+    assert main(["compare", "photos", "--tokens", "4", *named, "--out", "c.png"]) == 0
+    header = next(line for line in capsys.readouterr().out.splitlines() if "regions" in line)
+    assert header.split() == ["regions", "kept", "single", "largest", "mIoU", "recall"]
+    rows = json.loads((here / "c.png.json").read_text())["mean"]
+    told = {row["source"]: row for row in rows}
+    assert told["segmentation"]["miou"] > 0.9
+    assert told["segmentation"]["miou"] >= told["grid"]["miou"] > told["ward"]["miou"]  # the photo is noise
+
+
+def test_photos_that_share_annotations_or_are_of_another_size_fail_by_name(here, capsys):
+    (here / "more").mkdir()
+    Image.new("RGB", (48, 32)).save("more/a.png")
+    Image.new("RGB", (30, 30)).save("empty.png")
+    assert main(["masks", "photos/a.png", "more/a.png", "empty.png", "photos/sub", *COCO, "--out", "m.parquet"]) == 1
+    told = capsys.readouterr().err
+    assert "more/a.png: a.png is of photos/a.png already. Photos need names that tell them apart" in told
+    assert "empty.png: masks in instances.json are of a photo of 32 x 48; this one is of 30 x 30." in told
+    assert MaskStore("m.parquet").keys() == ["photos/a.png", "photos/sub/b.png"]
+    assert main(["masks", "maps/a.png", "--label-maps", "maps", "--out", "n.parquet"]) == 2
+    assert "maps/a.png is the photo itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (48, 32), "teal").save("photos/a.jpg", exif=exif)
+    coco_file(here / "i.json", [("a.jpg", (32, 48))], [{"id": 1, "image_id": 0, "segmentation": HALF}])
+    arguments = ["masks", "photos/a.jpg", "--coco", "i.json", "--out", "m.parquet"]
+    if orientation == 6:
+        assert main(arguments) == 2
+        assert "It is turned by its EXIF orientation: try --stored-pixels" in capsys.readouterr().err
+    assert main([*arguments, "--stored-pixels"]) == 0
+    mask = MaskStore("m.parquet")["photos/a.jpg"].masks()[0]
+    shown = mask[:, 24:] if orientation == 3 else mask[:24]
+    assert (mask.sum(), shown.all()) == (24 * 32, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*COCO, "--label-maps", "maps"], "--coco and --label-maps both name masks"),
+        ([*COCO, "--masks", "felzenszwalb"], "--coco and --masks both name masks"),
+        ([*COCO, "--ladder"], "--ladder is for making masks, and --coco has them"),
+        ([*COCO, "--ignore", "0"], "--ignore is for --label-maps"),
+        (["--masks", "felzenszwalb", "--no-crowds"], "--no-crowds is for --coco"),
+        (["--masks", "felzenszwalb", "--stored-pixels"], "--stored-pixels is for --coco and --label-maps"),
+        ([*COCO, "--mosaic", "2"], "--mosaic is for making masks, and --coco has them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_do_not_go_together_are_refused(here, arguments, message, capsys):
+    assert main(["masks", "photos", *arguments, "--out", "m.parquet"]) == 2
+    assert message in capsys.readouterr().err
