@@ -358,6 +358,9 @@ class _Stop(NamedTuple):
     explained_variance: float | None = None
 
 
+torch.serialization.add_safe_globals([MergeTree])  # what torch.save wrote of it is tensors and numbers
+
+
 def _check_stop(threshold: Any, num_regions: Any, explained_variance: Any) -> _Stop:
     """Check each of the three, and that there is at most one."""
     given = {"threshold": threshold, "num_regions": num_regions, "explained_variance": explained_variance}

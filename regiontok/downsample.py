@@ -111,7 +111,8 @@ class MaskDownsampler:
     def __repr__(self) -> str:
         return (
             f"MaskDownsampler(grid={self.grid}, geometry={self.geometry}, threshold={self.threshold}, "
-            f"method={self.method!r}, uncovered={self.uncovered!r}, overlap={self.overlap!r}, rescale={self.rescale})"
+            f"method={self.method!r}, uncovered={self.uncovered!r}, overlap={self.overlap!r}, "
+            f"clusterer={self.clusterer}, rescale={self.rescale})"
         )
 
     def __call__(

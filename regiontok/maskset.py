@@ -136,7 +136,7 @@ class MaskSet:
             >>> triangle = {"id": 7, "category_id": 3, "segmentation": [[0, 0, 4, 0, 0, 4]]}
             >>> masks = MaskSet.from_coco([triangle], size=(4, 4))
             >>> masks.ids, masks.areas()
-            (array([7]), array([10]))
+            (array([7]), array([6]))
 
         Source:
             COCO's annotation format, and ``pycocotools`` for what it means.

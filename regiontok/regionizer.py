@@ -272,7 +272,7 @@ class Regionizer(nn.Module):
                 raise CheckpointError(f"{folder} has no {name}. Give a folder that Regionizer.save_pretrained wrote.")
         config = read_json(folder / _CONFIG_FILE)
         try:
-            state = load_file(folder / _WEIGHTS_FILE)
+            state = {name: tensor.clone() for name, tensor in load_file(folder / _WEIGHTS_FILE).items()}  # off the file
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder / _WEIGHTS_FILE} is damaged: {error}") from error
         if not isinstance(config, dict):

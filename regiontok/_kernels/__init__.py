@@ -20,6 +20,23 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
         return lambda function: compiled(function, reassociate=reassociate)
     options: dict[str, Any] = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
     try:
-        return numba.njit(cache=True, **options)(function)
+        kernel = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache; compile in memory
         return numba.njit(**options)(function)
+    cache = getattr(kernel, "_cache", None)  # none where NUMBA_DISABLE_JIT leaves the loop as it is
+    if cache is not None:
+        cache.load_overload = _or_none(cache.load_overload)
+        cache.save_overload = _or_none(cache.save_overload)
+    return kernel
+
+
+def _or_none(access: Callable[..., Any]) -> Callable[..., Any]:
+    """An access to the cache that fails as if nothing were there: a full disk or a damaged file costs only time."""
+
+    def attempt(*args: Any) -> Any:
+        try:
+            return access(*args)
+        except Exception:  # unpickling damaged bytes raises all kinds
+            return None
+
+    return attempt

@@ -330,6 +330,8 @@ def test_bad_settings_are_refused(options, error, message):
 
 def test_a_photo_that_is_none_is_named(model, china):
     with pytest.raises(DTypeError, match="a photo must be a PIL image"):
+        Sam2Masks(model)([china, None])
+    with pytest.raises(PhotoError, match="b.jpg: there is no such file"):
         Sam2Masks(model)([china, "b.jpg"])
     with pytest.raises(PhotoError, match="at least one"):
         Sam2Masks(model)([])

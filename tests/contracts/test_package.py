@@ -15,7 +15,7 @@ import regiontok
 from regiontok import errors
 from tests.conftest import assert_close
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OPTIONAL = (
     "timm", "open_clip", "sam2", "transformers", "matplotlib", "skimage", "torchvision", "higra", "pyarrow", "pycocotools", "peft", "accelerate", "tokenizers",
     "lmms_eval",
