@@ -73,6 +73,8 @@ def from_sam(masks: Any, size: Size | None) -> Runs:
     """See `MaskSet.from_sam`."""
     if isinstance(masks, Mapping) and "masks" in masks:
         found, scores = masks["masks"], masks.get("scores")
+        if not isinstance(found, Sequence | np.ndarray | Tensor) or isinstance(found, str | bytes):
+            raise DTypeError(f"masks of the pipeline must be a list, an array or a tensor; got {_told(found)}.")
         some = len(found) > 0
         dense = as_bytes(found) if some else np.empty((0, *_size_of_none(size)), np.uint8)
         known = {} if scores is None else {"scores": numbers("scores", scores)}
@@ -172,8 +174,9 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
 def numbers(name: str, values: Any) -> np.ndarray:
     """``(M,)`` float32."""
     try:
-        array = np.asarray(to_numpy(name, values) if isinstance(values, Tensor) else values, np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            array = np.asarray(to_numpy(name, values) if isinstance(values, Tensor) else values, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DTypeError(f"{name} must be numbers, one per mask; got {_told(values)}.") from error
     return array
 
@@ -354,7 +357,7 @@ def _fill(masks: Sequence[_Annotation], size: Size) -> tuple[np.ndarray, np.ndar
     bounds = np.cumsum([0, *(len(one) // 2 for one in flat)])
     try:
         corners = np.array(list(chain.from_iterable(flat)))
-        if corners.dtype.kind not in "iuf":
+        if corners.ndim != 1 or corners.dtype.kind not in "iuf":
             raise ValueError
     except (ValueError, TypeError):
         raise _which(masks, size, "a polygon must be a list of numbers, [x, y, x, y, ...]") from None

@@ -118,17 +118,18 @@ class MaskStore:
                 f"masks: there is no file {path}. Make one with regiontok masks PHOTO... --out {path}"
             )
         try:
-            self._file = pq.ParquetFile(self.path, memory_map=True)
+            self._file = pq.ParquetFile(self.path)  # no memory map: a file that is cut short would end the process
             metadata = self._file.schema_arrow.metadata or {}
             self.made_by: dict[str, Any] = json.loads(metadata.get(b"masks", b"{}"))
-            keys = [
-                self._file.read_row_group(group, columns=["key"]).column("key").to_pylist()
-                for group in range(self._file.num_row_groups)
-            ]
+            keys = [self._read(group, ["key"]).column("key").to_pylist() for group in range(self._file.num_row_groups)]
             for column in ("height", "width", "counts", "scores", "stability"):
                 self._file.schema_arrow.field(column)
-        except (pa.ArrowException, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(f"masks: {path} is not a whole Parquet file of masks ({error}).") from error
+        if not all(isinstance(key, str) for some in keys for key in some):
+            raise CheckpointError(f"masks: {path} has rows without a key.")
+        if len({key for some in keys for key in some}) != sum(map(len, keys)):
+            raise CheckpointError(f"masks: {path} has a key that comes twice.")
         self._place = {key: (group, row) for group, some in enumerate(keys) for row, key in enumerate(some)}
         self._by_name: dict[str, list[str]] = {}
         for key in self._place:
@@ -159,22 +160,37 @@ class MaskStore:
         """
         group, row = self._place[self._find(key)]
         if self._group[0] != group:
-            self._group = (group, self._file.read_row_group(group))
+            self._group = (group, self._read(group))
         table = self._group[1]
-        size = (table.column("height")[row].as_py(), table.column("width")[row].as_py())
-        masks = [{"size": size, "counts": counts} for counts in table.column("counts")[row].as_py()]
-        scores, stability = (np.array(table.column(name)[row].as_py(), np.float32) for name in ("scores", "stability"))
-        more: dict[str, Any] = {}
-        for name in ("ids", "categories"):  # a file of before has none
-            if name in table.column_names and (values := table.column(name)[row].as_py()) is not None:
-                more[name] = np.array(values, np.int64)
+
+        def value(name: str) -> Any:  # a file of before has no ids
+            return table.column(name)[row].as_py() if name in table.column_names else None
+
         try:
+            size = (value("height"), value("width"))
+            masks = [{"size": size, "counts": counts} for counts in value("counts")]
+            scores, stability = (np.array(value(name), np.float32) for name in ("scores", "stability"))
+            more: dict[str, Any] = {
+                name: np.array(found, np.int64) for name in ("ids", "categories") if (found := value(name)) is not None
+            }
             made = MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
-            if any(len(values) != len(made) for values in more.values()):
+            if any(found.shape != (len(made),) for found in more.values()):
                 raise ValueRangeError("there must be as many ids and categories as masks.")
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise CheckpointError(f"masks of {key} in {self.path}: {error}") from error
         return replace(made, **more)
+
+    def _read(self, group: int, columns: list[str] | None = None) -> Any:
+        """A group of rows.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        pa, _ = _pyarrow()
+        try:
+            return self._file.read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CheckpointError(f"masks: {self.path} is damaged ({error}).") from error
 
     def count(self, key: str | Path) -> int:
         """The number of a photo's masks, found as in ``store[key]`` but without reading them.
@@ -184,10 +200,11 @@ class MaskStore:
         """
         if self._counts is None:
             columns = (
-                self._file.read_row_group(group, columns=["scores"]).column("scores").to_pylist()
-                for group in range(self._file.num_row_groups)
+                self._read(group, ["scores"]).column("scores").to_pylist() for group in range(self._file.num_row_groups)
             )
-            self._counts = dict(zip(self._place, (len(scores) for some in columns for scores in some), strict=True))
+            self._counts = dict(
+                zip(self._place, (len(scores or ()) for some in columns for scores in some), strict=True)
+            )
         return self._counts[self._find(key)]
 
     def _find(self, key: str | Path) -> str:
