@@ -13,6 +13,7 @@ The way of the data, and where each step lives:
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
     masks         photos to masks, and masks on disk                           regiontok.masks.load, MaskStore
+    annotations   what others call masks: COCO, SAM, label maps                MaskSet.from_coco
     maskset       the masks of one photo                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
     splitting     masks split by what is in them                               split_regions
@@ -21,6 +22,7 @@ The way of the data, and where each step lives:
     pooling       one token per region                                         CrossAttnPool, MeanPool
     options       every option, checked and saved                              RegionizerOptions
     regionizer    all of it, saved and loaded                                  Regionizer
+    token_files   tokens of a photo on disk                                    save_tokens, load_tokens
     presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
     adapters      tokens in whole multimodal models                            regiontok.adapters
@@ -45,6 +47,7 @@ from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Dropped, Regions, RegionTokens
 from regiontok.splitting import split_regions
+from regiontok.token_files import load_tokens, save_tokens
 
 __version__ = _version("regiontok")
 
@@ -64,9 +67,11 @@ __all__ = [
     "RegiontokError",
     "UnionFindClusterer",
     "encoders",
+    "load_tokens",
     "masks",
     "order_regions",
     "read_photo",
     "rms_normalize",
+    "save_tokens",
     "split_regions",
 ]

@@ -55,7 +55,7 @@ def test_tokenize_with_masks_writes_what_the_library_gives(photos, source):
     assert (tensors["tokens"] == expected.values).all()
     assert (tensors["masks"] == expected.regions.masks()[0]).all()
     assert (tensors["mask_index"] == expected.regions.mask_index).all()
-    assert set(tensors) == {"tokens", "masks", "mask_index"}
+    assert set(tensors) == {"tokens", "masks", "mask_index", "scores"}
     again = Regionizer(**config["regionizer"])(features, masks=found, valid=valid)
     assert (again.values == expected.values).all()
     assert config["dropped"] == [

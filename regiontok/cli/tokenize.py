@@ -1,7 +1,6 @@
 """``regiontok tokenize`` and ``demo``: cut photos into region tokens."""
 
 import argparse
-import json
 import os
 import time
 from collections import Counter
@@ -12,12 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from sklearn.datasets import load_sample_image
 
 from regiontok import __version__, encoders
-from regiontok._files import make_folder, write_bytes, written
+from regiontok._files import make_folder, written
 from regiontok.cli.common import (
     FAILURES,
     Found,
@@ -47,7 +44,7 @@ from regiontok.cli.output import (
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import METHODS, OVERLAPS, UNCOVERED
 from regiontok.encoders import Encoder
-from regiontok.errors import RegiontokError
+from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.geometry import ImageGeometry
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
@@ -56,6 +53,7 @@ from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES
+from regiontok.token_files import read_config, save_tokens
 from regiontok.viewing import draw_regions
 
 _MOST_LINES = 10
@@ -91,8 +89,8 @@ def add_commands(commands: Any) -> None:
         help="cut photos into region tokens",
         description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
         "NAME.regions.safetensors: tokens (K, dim), the options as JSON, and labels (rows, cols; -1 in no region), or "
-        "for sources of masks, whose regions may overlap, masks (K, rows, cols) and mask_index (K). A token is its "
-        "region's mean.",
+        "for sources of masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K). A token is "
+        "its region's mean. regiontok.load_tokens reads it back.",
     )
     tokenize.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
     add_encoder_options(tokenize)
@@ -259,16 +257,8 @@ def _write(
         "photo_size": [image.height, image.width],
         **encoder.describe(),
         "regionizer": regionizer.config,
-        "dropped": [{"mask_index": one.mask_index, "reason": one.reason} for one in regions.dropped],
-        "fallback": bool(regions.fallback.any()),
     }
-    tensors = {"tokens": tokens.values}
-    if regionizer.config["source"] in MASK_SOURCES:
-        tensors |= {"masks": regions.masks()[0], "mask_index": regions.mask_index.int()}
-    else:
-        tensors["labels"] = regions.labels()[0].int()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(_tensors(target), save(tensors, metadata={"config": json.dumps(description)}))
+    save_tokens(_tensors(target), tokens, config=description)
 
 
 def _warm_up(source: str = "clustering") -> float:
@@ -315,9 +305,8 @@ def _photo_of(file: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(file, "pt") as opened:
-            return str(json.loads(opened.metadata()["config"])["photo"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return str(read_config(file).get("photo"))
+    except CheckpointError:
         return ""
 
 

@@ -89,11 +89,11 @@ class CocoMasks:
             CheckpointError: No such photo.
         """
         parts = PurePosixPath(Path(key).as_posix()).parts
-        ends = [PurePosixPath(name).parts for name in self._by_end.get(parts[-1] if parts else "", ())]
-        ends = [one for one in ends if parts[-len(one) :] == one]
-        if not ends:
+        ends = {name: PurePosixPath(name).parts for name in self._by_end.get(parts[-1] if parts else "", ())}
+        fitting = [name for name, own in ends.items() if parts[-len(own) :] == own]
+        if not fitting:
             raise CheckpointError(f"{self.path} has no image {key}.")
-        return str(PurePosixPath(*max(ends, key=len)))
+        return max(fitting, key=lambda name: len(ends[name]))
 
     def __getitem__(self, key: str | Path) -> MaskSet:
         """The masks of a photo, by its name in the file, or a path that ends in it; there may be none.

@@ -19,6 +19,8 @@ from regiontok._require import require
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.maskset import MaskSet
 
+_MOST_VALUES = 4096
+"""Per byte of a file; equal masks and scores that are missing are compressed to a fiftieth of a byte."""
 _ROWS = 200
 """Photos that are compressed together, and read together."""
 
@@ -119,6 +121,7 @@ class MaskStore:
             )
         try:
             self._file = pq.ParquetFile(self.path)  # no memory map: a file that is cut short would end the process
+            _check_counts(self._file.metadata, self.path.stat().st_size)
             metadata = self._file.schema_arrow.metadata or {}
             self.made_by: dict[str, Any] = json.loads(metadata.get(b"masks", b"{}"))
             keys = [self._read(group, ["key"]).column("key").to_pylist() for group in range(self._file.num_row_groups)]
@@ -217,6 +220,19 @@ class MaskStore:
                 raise CheckpointError(f"masks of {key}: {self.path} {why}.")
             return same[0]
         return text
+
+
+def _check_counts(metadata: Any, size: int) -> None:
+    """Refuse numbers of rows and values that a file of so many bytes cannot have, before memory is asked for them.
+
+    Raises:
+        ValueRangeError: Such a number.
+    """
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    values = [group.column(column).num_values for group in groups for column in range(group.num_columns)]
+    if sum(rows) != metadata.num_rows or min([*rows, *values, 0]) < 0 or max([*rows, *values, 0]) > _MOST_VALUES * size:
+        raise ValueRangeError("its numbers of rows are damaged")
 
 
 def _one_ends_the_other(key: str, path: str) -> bool:

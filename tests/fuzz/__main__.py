@@ -73,7 +73,7 @@ def main() -> int:
             print(f"{name:14} {tried:>9} inputs  {'ok' if code == 0 and tried else 'FOUND'}", flush=True)
             if code or not tried:
                 failed += 1
-                print(told[-6000:], flush=True)
+                print(f"exit code {code}\n{told[-6000:]}", flush=True)
     print(f"{total} inputs" + (f"; what was found is in {findings}" if failed else "; nothing was found"))
     return 1 if failed else 0
 

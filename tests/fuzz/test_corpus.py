@@ -10,6 +10,11 @@ from tests.fuzz.targets import TARGETS, attempt
 
 FOUND = {
     ("masks_of_json", b'{"masks":0.5, "scores": []}'): "TypeError of len()",
+    ("masks_of_json", b"[[[[],[],[],[],[],[]]]]"): "IndexError of corners that are lists",
+    (
+        "annotations",
+        b'{"images":[{"id":1,"file_name":"a.jp//g","height":9,"width":9}],"annotations":[]}',
+    ): "KeyError of a name with two slashes",
     ("masks_of_json", b'[{"segmentation":[[1,1,5,1,5,5]],"score":1e39}]'): "a warning of an overflow",
 }
 """Inputs that once raised something else than an error of regiontok, and what."""

@@ -140,3 +140,73 @@ def test_masks_on_a_grid_are_not_kept(tmp_path):
 
     with pytest.raises((ValueRangeError, ShapeError), match="their pixels are not known"):
         write_masks(tmp_path / "m.parquet", [("a", MaskSet.on_grid(torch.ones(1, 2, 2)))])
+
+
+def damaged(path, change):
+    """A file of masks whose rows are changed before they are written again."""
+    write_masks(path, [("a.jpg", random_masks(0)), ("b.jpg", random_masks(1))])
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[0].update(key=None), "rows without a key"),
+        (lambda rows: rows[0].update(key="b.jpg"), "a key that comes twice"),
+        (lambda rows: rows[0].update(counts=None), "masks of a.jpg"),
+        (lambda rows: rows[0].update(counts=[None] * 3), "masks of a.jpg.*counts must be bytes"),
+        (lambda rows: rows[0].update(height=None), "masks of a.jpg"),
+        (lambda rows: rows[0].update(scores=[0.5]), "masks of a.jpg"),
+        (lambda rows: rows[0].update(ids=[1]), "masks of a.jpg.*as many ids"),
+    ],
+)
+def test_nulls_and_keys_that_are_not_alone_are_named(tmp_path, change, message):
+    damaged(tmp_path / "m.parquet", change)
+    with pytest.raises(CheckpointError, match=message):
+        MaskStore(tmp_path / "m.parquet")["a.jpg"]
+
+
+def test_damaged_bytes_are_named_and_take_no_memory(tmp_path):
+    path = tmp_path / "m.parquet"
+    write_masks(path, ((f"{number}.jpg", random_masks(number)) for number in range(30)))
+    whole, generator, named = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        raw = bytearray(whole)
+        for place in generator.integers(4, len(raw), 5):
+            raw[place] = generator.integers(0, 256)
+        path.write_bytes(raw)
+        try:
+            store = MaskStore(path)
+            for key in store.keys():  # noqa: SIM118
+                store[key]
+        except CheckpointError:
+            named += 1
+    assert named > 20
+
+
+def test_a_file_that_is_cut_while_it_is_open_does_not_end_the_process(tmp_path):
+    path = tmp_path / "m.parquet"
+    write_masks(path, ((f"{number}.jpg", random_masks(number)) for number in range(300)))
+    store = MaskStore(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"m.parquet is damaged|m.parquet"):
+        store["299.jpg"]
+
+
+def test_ids_and_categories_are_kept(tmp_path):
+    runs = random_masks(2).to_coco()
+    masks = MaskSet.from_coco([{"id": 2**40 + n, "category_id": n, "segmentation": one} for n, one in enumerate(runs)])
+    write_masks(tmp_path / "m.parquet", [("a.jpg", masks), ("b.jpg", random_masks(3))])
+    store = MaskStore(tmp_path / "m.parquet")
+    assert store["a.jpg"].ids.tolist() == masks.ids.tolist()
+    assert store["a.jpg"].categories.tolist() == [0, 1, 2]
+    assert store["b.jpg"].ids is store["b.jpg"].categories is None
+
+
+def test_a_key_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(ValueRangeError, match="is not UTF-8, and keys of masks are. Rename the photo"):
+        write_masks(tmp_path / "m.parquet", [("\udcff.jpg", random_masks(0))])
+    assert not list(tmp_path.iterdir())
