@@ -19,6 +19,7 @@ FOLDER = Path("tiny-llava")
 def find_model() -> Path:
     """The trained model's folder."""
     if not list(FOLDER.glob("runs/*/instruct/model")):
+        print("training the model of 05_train_tiny.py first, some minutes", flush=True)
         runpy.run_path(str(Path(__file__).with_name("05_train_tiny.py")))["main"]()
     return next(FOLDER.glob("runs/*/instruct/model"))
 
@@ -44,6 +45,7 @@ def main() -> None:
     model = find_model()
     store = MaskStore(FOLDER / "data" / "masks.parquet")
     questions = write_annotations(FOLDER / "annotations.json", store)
+    print(f"asking {len(questions)} questions, about a minute", flush=True)
     result = measure_focus(
         Assistant.load(model),
         questions,

@@ -232,7 +232,7 @@ def draw_attention(
     """Where an answer looks, over patches or irregular regions, side by side.
 
     A patch glows by the attention of its region, the smallest where several overlap. Each panel has a scale of its
-    own, and tells how many tokens there are and how much of the answer's attention goes to the photo at all.
+    own, which a colour bar tells, and says how many tokens there are and how much attention the photo gets at all.
 
     Args:
         photo: Upright RGB.
@@ -274,12 +274,25 @@ def draw_attention(
             edge = edges(label)
             shown[edge] = 0.7 * shown[edge] + 0.3
         _show(axes, shown.clip(0, 1))
+        _attention_bar(figure, axes, 100 * float(heat.max()), spread=spread)
         total = 100 * float(one.weights.sum())
         axes.set_title(f"{name}: {len(one.regions)} tokens", color=GREY, fontsize=10)
-        axes.set_xlabel(f"{total:.0f} % of attention", color=GREY, fontsize=8)
+        axes.set_xlabel(f"{total:.0f} % of attention to the photo", color=GREY, fontsize=8)
     if question is not None:
         figure.suptitle(question, color=GREY, fontsize=11, wrap=True)
     return figure
+
+
+def _attention_bar(figure: Any, axes: Any, most: float, *, spread: bool) -> None:
+    """What the colours of a panel mean, in percent of all attention."""
+    colours = require("matplotlib.colors", extra="viz", distribution="matplotlib")
+    mappable = require("matplotlib.cm", extra="viz", distribution="matplotlib").ScalarMappable(
+        colours.Normalize(0, max(most, 1e-9)), _HEAT
+    )
+    bar = figure.colorbar(mappable, ax=axes, fraction=0.046, pad=0.02)
+    bar.set_label("% of attention per patch" if spread else "% of attention per token", color=GREY, fontsize=8)
+    bar.ax.tick_params(colors=GREY, labelsize=7)
+    bar.outline.set_visible(False)
 
 
 def patch_attention(regions: Regions, weights: Tensor, *, spread: bool = False) -> np.ndarray:

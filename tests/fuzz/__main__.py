@@ -1,7 +1,7 @@
 """Run the fuzzers: ``python -m tests.fuzz [TARGET ...] [--seconds 30] [--jobs 2] [--findings DIR]``.
 
 Each target has a process of its own. The exit code is 1 where one of them found something: an error that is not
-regiontok's, an answer that takes more than 2 s, or a gigabyte.
+regiontok's, an answer that takes more than 2 s, or a gigabyte asked for at once.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def run(name: str, seconds: int, findings: Path) -> tuple[str, int, int, str]:
         done = subprocess.run(
             [
                 sys.executable, "-m", "tests.fuzz", "--child", name, grown, str(CORPUS / name),
-                f"-max_total_time={seconds}", "-timeout=2", "-rss_limit_mb=3072", "-malloc_limit_mb=1024",
+                f"-max_total_time={seconds}", "-timeout=2", "-rss_limit_mb=6144", "-malloc_limit_mb=1024",
                 "-max_len=8192", "-print_final_stats=1", *_DICTIONARY.get(name, ()), f"-artifact_prefix={findings}/{name}-",
             ],
             capture_output=True, text=True, errors="replace", check=False,
