@@ -127,7 +127,11 @@ def test_attention_glows_where_the_weights_are(china):
     )  # fmt: skip
     assert titles(figure) == ["regions: 2 tokens", "patches: 16 tokens"]
     assert figure.get_suptitle() == "Where?"
-    assert [axes.get_xlabel() for axes in figure.axes[1:]] == ["60 % of attention", "80 % of attention"]
+    told = [axes.get_xlabel() for axes in figure.axes[1:3]]
+    assert told == ["60 % of attention to the photo", "80 % of attention to the photo"]
+    bars = figure.axes[3:]  # each panel's own scale
+    assert [axes.get_ylabel() for axes in bars] == ["% of attention per token"] * 2
+    assert all(axes.get_ylim()[1] > 0 for axes in bars)
     _, shown, _ = pictures(figure)
     quarter = shown.shape[1] // 4
     assert shown[:, 3 * quarter].mean() > shown[:, quarter].mean() + 0.1
