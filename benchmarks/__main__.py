@@ -2,13 +2,26 @@
 
 import argparse
 
-from benchmarks import clustering, downsampling, generators, memory, page, partition, pooling, sources, splitting, steps
+from benchmarks import (
+    annotations,
+    clustering,
+    downsampling,
+    generators,
+    memory,
+    page,
+    partition,
+    pooling,
+    sources,
+    splitting,
+    steps,
+)
 
 QUESTIONS = {
     "clustering": clustering.main,
     "partition": partition.main,
     "pooling": pooling.main,
     "memory": memory.main,
+    "annotations": annotations.main,
     "downsampling": downsampling.main,
     "splitting": splitting.main,
     "generators": generators.main,

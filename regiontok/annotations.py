@@ -48,7 +48,7 @@ def from_coco(masks: Sequence[Mapping[str, Any] | Sequence[Any]], size: Size | N
         raise DTypeError(
             f"masks must be a list with one COCO RLE, polygons or annotation per mask; got {_told(masks)}."
         )
-    whole = [_Annotation.of(index, one) for index, one in enumerate(masks)]
+    whole = [_annotation(place, one) for place, one in enumerate(masks)]
     if iscrowd == "drop":
         whole = [one for one in whole if not one.crowd]
     size = _one_size(whole, size)
@@ -114,8 +114,11 @@ def from_labels(labels: Any, ignore: Sequence[int]) -> Runs:
     if values[-1] > _MOST_LABELS:
         raise ValueRangeError(f"labels must be below 2**63; got {values[-1]}.")
     kept = ~np.isin(values.astype(np.int64), list(left_out))
-    number = np.where(kept, kept.cumsum() - 1, -1)
-    numbered = number[numbered.reshape(array.shape)]
+    numbered = numbered.reshape(array.shape)
+    if not kept[1:].all():
+        numbered = np.where(kept, kept.cumsum() - 1, -1)[numbered]
+    elif not kept[0]:
+        numbered = numbered - 1
     count = int(kept.sum())
     offsets = np.empty(count + 1, np.int64)
     rle.count_label_changes(numbered, count, offsets)
@@ -235,27 +238,7 @@ class _Annotation(NamedTuple):
     place: int
     annotation: Mapping[str, Any]
     segmentation: Any
-
-    @classmethod
-    def of(cls, index: int, one: Any) -> "_Annotation":
-        if isinstance(one, Mapping) and "segmentation" in one:
-            made = cls(index, one, one["segmentation"])
-        else:
-            made = cls(index, {}, one)
-        if made.is_rle:
-            if {"size", "counts"} <= set(made.segmentation):
-                return made
-        elif isinstance(made.segmentation, Sequence) and not isinstance(made.segmentation, str | bytes):
-            return made
-        name_format(one)
-        raise DTypeError(
-            f'{made.name} must be a COCO RLE, {{"size": [height, width], "counts": ...}}, a list of polygons, or an '
-            f"annotation with segmentation; got {_told(one)}."
-        )
-
-    @property
-    def is_rle(self) -> bool:
-        return isinstance(self.segmentation, Mapping)
+    is_rle: bool
 
     @property
     def crowd(self) -> bool:
@@ -267,6 +250,30 @@ class _Annotation(NamedTuple):
         return f"mask {self.place}" + (f" (annotation {own})" if own is not None else "")
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _annotation(place: int, one: Any) -> _Annotation:
+    """One mask, by its form."""
+    if type(one) is dict or isinstance(one, Mapping):
+        if "counts" in one and "size" in one:
+            return _Annotation(place, _NOTHING, one, True)
+        segmentation = one.get("segmentation")
+        if isinstance(segmentation, Mapping):
+            if "counts" in segmentation and "size" in segmentation:
+                return _Annotation(place, one, segmentation, True)
+        elif isinstance(segmentation, Sequence) and not isinstance(segmentation, str | bytes):
+            return _Annotation(place, one, segmentation, False)
+    elif isinstance(one, Sequence) and not isinstance(one, str | bytes):
+        return _Annotation(place, _NOTHING, one, False)
+    name_format(one)
+    named = _Annotation(place, one if isinstance(one, Mapping) else _NOTHING, None, False).name
+    raise DTypeError(
+        f'{named} must be a COCO RLE, {{"size": [height, width], "counts": ...}}, a list of polygons, or an '
+        f"annotation with segmentation; got {_told(one)}."
+    )
+
+
 def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
     """The size that all masks share."""
     given = size
@@ -274,10 +281,14 @@ def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
         size = check_size("size", size)
         if _is_no_photo(size):
             raise ValueRangeError(f"there is no photo of {size[0]} x {size[1]} pixels. The size is damaged.")
+    last: list[int] | None = None
     for one in masks:
         if not one.is_rle:
             continue
-        own = check_size(f"{one.name}: size", one.segmentation["size"])
+        told = one.segmentation["size"]
+        if type(told) is list and told == last:  # most often all are alike
+            continue
+        own = check_size(f"{one.name}: size", told)
         if _is_no_photo(own):
             raise ValueRangeError(f"{one.name}: there is no photo of {own[0]} x {own[1]} pixels. Its size is damaged.")
         if size is None:
@@ -285,6 +296,7 @@ def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
         if own != size:
             of = "the photo's" if given is not None else "that of mask 0"
             raise ShapeError(f"{one.name}: size must be {of}, {size}; got {own}.")
+        last = [*own]
     if size is None:
         what = "polygons do not tell" if masks else "there is no mask to tell"
         raise ShapeError(f"{what} the photo's size; pass size=(height, width).")
@@ -303,7 +315,8 @@ def _size_of_none(size: Size | None) -> Size:
 
 def _read_runs(masks: Sequence[_Annotation], size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Runs and offsets of RLE that is compressed, or not, or a mix."""
-    texts = [_text(one.name, one.segmentation["counts"]) for one in masks]
+    texts = [one.segmentation["counts"] for one in masks]
+    texts = [text if type(text) is bytes else _text(one.name, text) for one, text in zip(masks, texts, strict=True)]
     text = np.frombuffer(b"".join(texts), np.uint8)
     bounds = np.concatenate([[0], np.cumsum([len(one) for one in texts], dtype=np.int64)]).astype(np.int64)
     wrong = np.flatnonzero((text < 48) | (text > 111))

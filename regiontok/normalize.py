@@ -39,7 +39,9 @@ def _rms(features: Tensor, eps: float) -> Tensor:
     check_floating(features)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     scale = wide.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # so that no square leaves float32
-    if wide.requires_grad and torch.is_grad_enabled():  # a patch that is not finite, as padding may be, gets none
-        wide = torch.where(scale.isfinite(), wide, wide.detach())
+    if wide.requires_grad and torch.is_grad_enabled():
+        finite = scale.isfinite()
+        if torch.compiler.is_compiling() or not finite.all():  # such as padding: those vectors get no gradient
+            wide = torch.where(finite, wide, wide.detach())
     scaled = wide / scale
     return (scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps / scale.square())).to(features.dtype)

@@ -308,7 +308,8 @@ def _check_used(features: Features, regions: Regions) -> None:
 def _check_tokens(tokens: RegionTokens) -> None:
     """Refuse tokens that left the range of their dtype; under autocast that is for a gradient scaler to see."""
     values = tokens.values.detach()
-    if values.sum(dtype=torch.float64).isfinite() or torch.is_autocast_enabled(values.device.type):
+    wide = torch.promote_types(values.dtype, torch.float32)
+    if values.sum(dtype=wide).isfinite() or torch.is_autocast_enabled(values.device.type):  # most often one pass is all
         return
     wrong = (~values.isfinite().all(1)).nonzero()
     if len(wrong):

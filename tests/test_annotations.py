@@ -324,3 +324,10 @@ def test_masks_of_stored_pixels_turn_as_the_photo_does(orientation):
     assert masks.scores.tolist() == [0.5, 0.25]
     with pytest.raises(ValueRangeError, match="orientation must be one of 1, 2"):
         masks.upright(9)
+
+
+def test_sizes_may_be_arrays():
+    given = [{"size": np.array([6, 8]), "counts": [48]}, {"size": (6, 8), "counts": [48]}, RLE]
+    assert MaskSet.from_coco(given).size == (6, 8)
+    with pytest.raises(ShapeError, match=r"mask 2: size must be that of mask 0, \(6, 8\); got \(8, 6\)"):
+        MaskSet.from_coco([*given[:2], {"size": [8, 6], "counts": [48]}])
