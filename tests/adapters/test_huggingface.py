@@ -13,6 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
     DynamicCache,
@@ -320,6 +321,31 @@ def test_masks_become_the_tokens_of_their_images(stock):
             masks=[left, top],
             image_sizes=torch.tensor([[30, 40], [20, 21]]),
         )
+
+
+def test_masks_of_padded_photos_need_sizes(stock):
+    geometry = ImageGeometry.letterbox(56)
+    model = with_regions(stock, Regionizer(source="segmentation", pool="mean", geometry=geometry))
+    half = np.zeros((1, 20, 40), bool)
+    half[:, :, :20] = True
+    with pytest.raises(ValueRangeError, match="masks of photos that are padded need image_sizes"):
+        model.encode_regions(PIXELS[:1], masks=[half])
+    assert model.encode_regions(PIXELS[:1], masks=[half], image_sizes=[(20, 40)]).counts.tolist() == [1]
+    assert model.encode_regions(PIXELS[:1], masks=[MaskSet.on_grid(torch.ones(2, 4, 4))]).counts.tolist() == [2]
+
+
+def test_a_count_of_draws_that_an_earlier_version_saved_is_passed_over(stock, tmp_path):
+    model = with_regions(stock, Regionizer(pool="mean", order="random"))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["regiontok"]["seed"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "model.safetensors") | {"regionizer.draws": torch.tensor(7)}
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, report = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.regionizer.config == model.regionizer.config
 
 
 def test_sizes_of_photos_keep_padding_out_of_regions(stock):

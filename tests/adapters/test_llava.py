@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from regiontok import ImageGeometry, Regionizer
+from regiontok import ImageGeometry, MaskSet, Regionizer
 from regiontok.adapters.llava import RegionProjector, add_regions, load_regions, remove_regions
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 
@@ -67,6 +67,14 @@ def test_masks_and_sizes_are_given_for_the_calls_inside_a_with():
         assert [len(one) for one in model.encode_images(IMAGES)] == [2, 1]
     with pytest.raises(ValueRangeError, match="needs masks"):
         model.encode_images(IMAGES)
+    with (
+        pytest.raises(ValueRangeError, match="masks of photos that are padded need image_sizes"),
+        regions.seeing(masks=[halves] * 2),
+    ):
+        pass
+    on_grid = MaskSet.on_grid(torch.ones(1, 4, 4))
+    with regions.seeing(masks=[on_grid] * 2):  # nothing is placed any more
+        assert [len(one) for one in model.encode_images(IMAGES)] == [1, 1]
     remove_regions(model)
     regions = add_regions(model, Regionizer(**IDENTITY, geometry=ImageGeometry.letterbox(56)))
     with regions.seeing(image_sizes=[(20, 40), (30, 30)]):

@@ -18,6 +18,7 @@ from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import FocusMeter, target_regions
 from regiontok.evaluation.pixcv import Objects, Skipped, measure_focus, read_objects, read_questions
 from regiontok.evaluation.prompts import OPTIONS
+from regiontok.evaluation.table import read_scores, write_scores
 from tests.models import IMAGE, tiny_clip, tiny_llava, tiny_processor
 
 SIZES = {"a.jpg": (60, 80), "b.jpg": (90, 70), "c.jpg": (56, 56)}
@@ -366,6 +367,28 @@ def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
     assert scores["figures"] == pytest.approx({"tokens": 8.0, "focus": 100 * expected.focus.focus})
     assert main(["focus", *given[:-1], str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
     assert "--questions: there is no file" in capsys.readouterr().err
+
+
+def test_layers_and_heads_that_are_not_there_are_refused_before_the_model_is_asked(tmp_path, monkeypatch):
+    file = prepared(tmp_path)
+    assistant = assistant_of()
+    monkeypatch.setattr(assistant, "answer", None)
+    for options, message in (
+        ({"layers": [0, 99]}, "layers must be from -2 to 1 for this model; got 99"),
+        ({"heads": [-5]}, "heads must be at least -4|heads must be from -4 to 3 for this model; got -5"),
+    ):
+        with pytest.raises(ValueRangeError, match=message):
+            measure_focus(assistant, read_questions(file, tmp_path), read_objects(tmp_path / "pix"), **options)
+
+
+def test_a_model_is_the_same_however_its_folder_is_spelt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    write_scores("out", {"of": {"model": "model", "tokens": 8}, "figures": {"pope": 1.0}, "details": {}})
+    for name in ("./model", "model/", str(tmp_path / "model"), "../" + tmp_path.name + "/model"):
+        assert read_scores("out", {"model": name, "tokens": 8})["figures"] == {"pope": 1.0}
+    with pytest.raises(CheckpointError, match="has scores of model model, and this is other"):
+        read_scores("out", {"model": "other", "tokens": 8})
 
 
 def test_dense_and_rle_targets_agree():
