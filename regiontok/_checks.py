@@ -84,12 +84,13 @@ def _refuse_hidden_states(features: Sequence[Tensor]) -> None:
     batch, tokens, dim = features[0].shape
     side = math.isqrt(tokens)
     alike = len(features) > 1 and all(grid.shape == features[0].shape for grid in features)
-    if alike and side >= 12 and 0 < tokens - side**2 <= _MOST_PREFIX_TOKENS and 8 * batch <= tokens:
-        extra = tokens - side**2
+    extra = tokens - side**2
+    narrow = 8 * batch <= tokens if extra else batch <= 4
+    if alike and side >= 12 and 0 <= extra <= _MOST_PREFIX_TOKENS and narrow:
         raise ShapeError(
-            f"features of {len(features)} times {(batch, tokens, dim)} look like the hidden states of a model, and not "
-            f"like images of {batch} x {tokens} patches. Take those of one layer, as in features[-2][:, {extra}:]"
-            f".reshape({batch}, {side}, {side}, {dim}); images of these grids go into one tensor."
+            f"features of {len(features)} times {(batch, tokens, dim)} look like the hidden states of a model. Take "
+            f"those of one layer, as in features[-2]{f'[:, {extra}:]' if extra else ''}.reshape({batch}, {side}, "
+            f"{side}, {dim}). If they are {len(features)} images of {batch} x {tokens} patches: torch.stack(features)."
         )
 
 
@@ -167,7 +168,9 @@ def check_size(name: str, size: Any) -> tuple[int, int]:
 
 
 def check_grid(grid: Any) -> tuple[int, int]:
-    """Rows and columns, as Python's own integers."""
+    """Rows and columns, likewise."""
+    if isinstance(grid, Tensor | np.ndarray):
+        grid = grid.tolist()
     if not isinstance(grid, Sequence) or isinstance(grid, str | bytes) or len(grid) != 2:
         raise ShapeError(f"grid must be (rows, cols); got {grid!r}.")
     return check_integer("grid", grid[0]), check_integer("grid", grid[1])

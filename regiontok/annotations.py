@@ -21,6 +21,8 @@ CROWDS = ("keep", "drop")
 
 _MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
 """No photo is larger; an RLE that says so would have memory asked for that nothing needs."""
+_MOST_LAST, _LEAST_SIDE = 8, 64
+"""No photo is so narrow where there are so many masks: these are masks that come last."""
 _MOST_LABELS = 2**63 - 1
 
 
@@ -61,7 +63,7 @@ def from_coco(masks: Sequence[Mapping[str, Any] | Sequence[Any]], size: Size | N
         runs, offsets = take(runs, np.concatenate([parts[0][1], parts[0][1][-1] + parts[1][1][1:]]), order)
     known = {}
     for name, key in (("ids", "id"), ("categories", "category_id")):
-        given = [one.annotation.get(key) for one in whole]
+        given = [_whole(one.annotation.get(key)) for one in whole]
         if given and all(value is not None for value in given):
             known[name] = _integers(key, given)
     if any("score" in one.annotation for one in whole):
@@ -78,7 +80,7 @@ def from_sam(masks: Any, size: Size | None) -> Runs:
         some = len(found) > 0
         dense = as_bytes(found) if some else np.empty((0, *_size_of_none(size)), np.uint8)
         known = {} if scores is None else {"scores": numbers("scores", scores)}
-        return _dense(dense)._replace(known=known)
+        return _of_size(_dense(dense)._replace(known=known), size)
     if not isinstance(masks, Sequence) or isinstance(masks, str | bytes):
         raise DTypeError(
             "masks must be the list of dicts of SAM2AutomaticMaskGenerator, or the dict with masks and scores of "
@@ -96,19 +98,27 @@ def from_sam(masks: Any, size: Size | None) -> Runs:
     for name, key in (("scores", "predicted_iou"), ("stability", "stability_score")):
         if any(key in one for one in masks):
             known[name] = numbers(key, [one.get(key, np.nan) for one in masks])
-    return made._replace(known=known)
+    return _of_size(made._replace(known=known), size)
 
 
-def from_labels(labels: Any, ignore: Sequence[int]) -> Runs:
+def _of_size(made: Runs, size: Size | None) -> Runs:
+    """The same masks; refuses those of another size than the photo's."""
+    if size is not None and made.size != check_size("size", size):
+        raise ShapeError(f"masks must be of the photo's size, {tuple(size)}; got {made.size}.")
+    return made
+
+
+def from_labels(labels: Any, ignore: int | Sequence[int]) -> Runs:
     """See `MaskSet.from_labels`; labels are the ``ids``."""
     array = _label_map(labels)
+    none = [ignore] if isinstance(ignore, int | np.integer) else list(ignore)
     values, numbered = np.unique(array, return_inverse=True)
-    if array.dtype == np.uint8 and values.tolist() == [0, 255] and not len(ignore):
+    if array.dtype == np.uint8 and values.tolist() == [0, 255] and not none:
         raise ValueRangeError(
-            "a uint8 map of 0 and 255 is one mask and no label map; pass it as mask[None], or say which labels are "
-            "none, as in ignore=(0, 255)."
+            "a uint8 map of 0 and 255 is one mask and no label map; pass it as mask[None], or say that 0 is none by "
+            "ignore=(0,), --ignore 0 on the command line."
         )
-    left_out = {-1, *_integers("ignore", list(ignore)).tolist()}
+    left_out = {-1, *_integers("ignore", none).tolist()}
     if values[0] < -1 and int(values[0]) not in left_out:
         raise ValueRangeError(f"labels must be -1 (no mask) or from 0; got {values[0]}. Leave it out by ignore.")
     if values[-1] > _MOST_LABELS:
@@ -146,6 +156,10 @@ def as_bytes(masks: Any) -> np.ndarray:
     if array.ndim != 3 or 0 in array.shape[1:]:
         hint = " A single mask is masks[None]." if array.ndim == 2 else ""
         raise ShapeError(f"masks must be (masks, height, width) of a photo that is not empty; got {array.shape}.{hint}")
+    if array.shape[2] <= _MOST_LAST and min(array.shape[:2]) >= _LEAST_SIDE:
+        raise ShapeError(
+            f"masks of {array.shape} look like (height, width, masks). Masks come first: masks.transpose(2, 0, 1)."
+        )
     if array.dtype == np.bool_:
         return np.ascontiguousarray(array).view(np.uint8)
     if array.dtype != np.uint8:
@@ -213,21 +227,23 @@ def _dense(dense: np.ndarray) -> Runs:
 def _label_map(labels: Any) -> np.ndarray:
     if isinstance(labels, Image.Image):
         if labels.mode not in ("1", "L", "P") and not labels.mode.startswith("I"):
-            raise DTypeError(_COLOURS.format(got=f"a picture of mode {labels.mode}"))
+            hint = _COLOURS if labels.mode in ("RGB", "RGBA") else ""
+            raise DTypeError(f"{_LABELS}; got a picture of mode {labels.mode}.{hint}")
         labels = np.asarray(labels)
         labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
     array = to_numpy("labels", labels)
-    if array.ndim == 3 and array.shape[2] in (3, 4):
-        raise ShapeError(_COLOURS.format(got=array.shape))
     if array.ndim != 2 or 0 in array.shape:
-        raise ShapeError(f"a label map must be (height, width) and not empty; got {array.shape}.")
+        colours = array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[0] > 1
+        hint = _COLOURS if colours else " A single map of a batch is labels[0]." if array.shape[:1] == (1,) else ""
+        raise ShapeError(f"{_LABELS} and not empty; got {array.shape}.{hint}")
     if not np.issubdtype(array.dtype, np.integer):
         raise DTypeError(f"a label map must be of integers; got {array.dtype}. A single mask is masks[None].")
     return array
 
 
+_LABELS = "a label map must be (height, width) of integers"
 _COLOURS = (
-    "a label map must be (height, width) of integers; got {got}. Where colours are ids, as in COCO's panoptic PNG: "
+    " Where colours are ids, as in COCO's panoptic PNG: "
     "rgb = np.asarray(image).astype(int); labels = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]."
 )
 
@@ -299,7 +315,7 @@ def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
         last = [*own]
     if size is None:
         what = "polygons do not tell" if masks else "there is no mask to tell"
-        raise ShapeError(f"{what} the photo's size; pass size=(height, width).")
+        raise ShapeError(f"{what} the photo's size; pass size=(height, width), or sizes with several photos.")
     return size
 
 
@@ -395,9 +411,8 @@ def _polygons(mask: _Annotation) -> Sequence[Sequence[float]]:
     if not given:
         raise ShapeError(f"{mask.name} has no polygon: its segmentation is empty. Leave it out.")
     for one in given:
-        if isinstance(one, np.ndarray) and one.ndim == 1:
-            continue
-        if not isinstance(one, Sequence) or isinstance(one, str | bytes):
+        flat = isinstance(one, np.ndarray) and one.ndim == 1
+        if not flat and (not isinstance(one, Sequence) or isinstance(one, str | bytes)):
             raise DTypeError(
                 f"{mask.name}: its polygons must be a list of lists, [[x, y, x, y, ...]]; got {_told(given)}. One "
                 "polygon is a list of one."
@@ -407,8 +422,10 @@ def _polygons(mask: _Annotation) -> Sequence[Sequence[float]]:
                 f"{mask.name}: 4 numbers are a box or two points, and no polygon, which has three points or more."
             )
         if len(one) < 6 or len(one) % 2:
+            pairs = " Points of a polygon come in one flat list, not in pairs." if len(one) == 2 else ""
             raise ShapeError(
                 f"{mask.name}: a polygon needs three points or more, [x, y, x, y, x, y, ...]; got {len(one)} numbers."
+                + pairs
             )
     return given
 
@@ -452,6 +469,13 @@ def _told(value: Any) -> str:
         return f"a dict of {', '.join(map(str, list(value)[:6]))}" if value else "an empty dict"
     text = repr(value)
     return f"{type(value).__name__} {text[:60]}{'...' * (len(text) > 60)}"
+
+
+def _whole(value: Any) -> Any:
+    """An id as a whole number, also one that a table wrote as a float; None for text and the like."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
 def _integers(name: str, values: Sequence[Any]) -> np.ndarray:

@@ -154,7 +154,7 @@ class MaskDownsampler:
         if sizes is None and valid is not shown:
             for image, (own, given, size) in enumerate(zip(shown, valid, told, strict=True)):
                 if size is not None:
-                    _check_place(image, own, given.cpu(), size)
+                    _check_place(image, own, given.cpu(), size, slack=int(self.rescale))
         kept = [self._keep(covered, ok.to(device)) for covered, ok in zip(coverages, valid, strict=True)]
         count = [len(mask) for mask in kept]
         scores = [
@@ -333,18 +333,33 @@ class MaskDownsampler:
         return dropped._replace(reason=reason)
 
 
-def _check_place(image: int, own: Tensor, valid: Tensor, size: Size) -> None:
-    """Refuse masks that lie elsewhere on the input than ``valid`` says their photo does: they are of another size."""
-    lines = [(own.any(axis).nonzero()[[0, -1], 0], valid.any(axis).nonzero()[[0, -1], 0]) for axis in (1, 0)]
-    if all(torch.equal(*line) for line in lines) and not (valid & ~own).any():
+def _check_place(image: int, own: Tensor, valid: Tensor, size: Size, slack: int) -> None:
+    """Refuse masks that lie elsewhere on the input than ``valid`` shows their photo: they are of another size.
+
+    ``valid`` tells where a photo lies if it is a rectangle in the middle that fills the grid in one direction at least,
+    as a geometry places photos. Anything else, such as patches that were left out, tells nothing of it.
+    """
+    (top, bottom), (left, right) = _span(valid.any(1)), _span(valid.any(0))
+    rows, cols = valid.shape
+    whole = bool(valid[top : bottom + 1, left : right + 1].all())
+    down, across = abs(top - (rows - 1 - bottom)), abs(left - (cols - 1 - right))
+    fills = bottom - top + 1 == rows or right - left + 1 == cols
+    if not (whole and fills and max(down, across) <= 1):
         return
-    (rows, valid_rows), (cols, valid_cols) = ([one.tolist() for one in line] for line in lines)
+    lies = (*_span(own.any(1)), *_span(own.any(0)))
+    if max(abs(one - other) for one, other in zip(lies, (top, bottom, left, right), strict=True)) <= slack:
+        return
     raise ShapeError(
-        f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {rows[0]} to {rows[1]} and columns "
-        f"{cols[0]} to {cols[1]} of the grid; valid shows the photo in rows {valid_rows[0]} to {valid_rows[1]} and "
-        f"columns {valid_cols[0]} to {valid_cols[1]}. Masks must be (masks, height, width) of their photo. Pass sizes "
-        "too where valid leaves out parts of the photo."
+        f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {lies[0]} to {lies[1]} and columns "
+        f"{lies[2]} to {lies[3]} of the grid; valid shows the photo in rows {top} to {bottom} and columns {left} to "
+        f"{right}. Masks must be (masks, height, width) of their photo. Pass sizes too where valid is right."
     )
+
+
+def _span(line: Tensor) -> tuple[int, int]:
+    """The first and the last true place of a line."""
+    places = line.nonzero()
+    return int(places[0]), int(places[-1])
 
 
 def _is_turned(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:

@@ -18,6 +18,9 @@ from regiontok.geometry import Size
 
 Scores = Sequence[float] | np.ndarray | Tensor
 
+_MOST_AT_ONCE = 2**26
+"""Pixels of masks that are decoded together to be turned."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
@@ -114,7 +117,8 @@ class MaskSet:
         """Masks as COCO has them, in any mix.
 
         Polygons are filled to the pixel as pycocotools fills them; several of one mask are joined, so that none of them
-        cuts a hole. Ids and categories of annotations are kept where all have one, and a ``score`` where any has.
+        cuts a hole. Ids and categories of annotations are kept where all have one that is a whole number, and a
+        ``score`` where any has.
 
         Args:
             masks: Per mask an RLE ``{"size": [height, width], "counts": ...}``, compressed (bytes or str) or not (a
@@ -188,7 +192,7 @@ class MaskSet:
         cls,
         labels: np.ndarray | Tensor | Image.Image,
         *,
-        ignore: Sequence[int] = (),
+        ignore: int | Sequence[int] = (),
         scores: Scores | None = None,
         stability: Scores | None = None,
     ) -> "MaskSet":
@@ -234,12 +238,8 @@ class MaskSet:
         Raises:
             ShapeError, DTypeError, ValueRangeError: Not such an array, or another number of scores.
         """
-        if isinstance(coverage, np.ndarray):
-            coverage = torch.tensor(coverage)
-        if isinstance(valid, np.ndarray):
-            valid = torch.tensor(valid)
-        if not isinstance(coverage, Tensor):
-            raise DTypeError(f"coverage must be an array or a tensor; got {type(coverage).__name__}.")
+        coverage = _as_tensor("coverage", coverage)
+        valid = None if valid is None else _as_tensor("valid", valid)
         if coverage.ndim != 3 or 0 in coverage.shape[1:]:
             raise ShapeError(f"coverage must be (masks, rows, cols) with a grid; got {tuple(coverage.shape)}.")
         if coverage.dtype != torch.bool and not coverage.is_floating_point():
@@ -312,7 +312,9 @@ class MaskSet:
         """
         try:
             given = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-            chosen = np.arange(len(self))[given if len(index) else np.empty(0, np.int64)]
+            chosen = np.arange(len(self))[given if given.size else np.empty(0, np.int64)]
+            if chosen.ndim != 1:
+                raise IndexError("it must be a list of integers, or of bool")
         except IndexError as error:
             raise ValueRangeError(f"index must choose from {len(self)} masks: {error}.") from error
         runs, offsets = annotations.take(self.runs, self.offsets, chosen)
@@ -346,12 +348,16 @@ class MaskSet:
         check_choice("orientation", orientation, range(1, 9))
         if orientation == 1:
             return self
-        dense = self.masks()
-        if orientation >= 5:
-            dense = dense.transpose(1, 2)
         axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
-        made = annotations.from_masks(dense.flip(axes))
-        return replace(self, size=made.size, runs=made.runs, offsets=made.offsets)
+        step = max(1, _MOST_AT_ONCE // (self.size[0] * self.size[1]))
+        turned = []
+        for start in range(0, len(self), step):  # some at a time, for memory's sake
+            dense = self.select(range(start, min(start + step, len(self)))).masks()
+            dense = dense.transpose(1, 2) if orientation >= 5 else dense
+            turned.append(type(self).from_masks(dense.flip(axes)))
+        size = self.size if orientation < 5 else self.size[::-1]
+        made = join(turned, size)
+        return replace(self, size=size, runs=made.runs, offsets=made.offsets)
 
     def _need_pixels(self) -> None:
         if self.coverage is not None:
@@ -367,6 +373,16 @@ def join(
     ends = [part.offsets[1:] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
     offsets = np.concatenate([np.zeros(1, np.int64), *ends])
     return MaskSet(size, runs, offsets, *_check_scores(len(offsets) - 1, scores, stability))
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """An array as a tensor of its own, whatever its strides and order of bytes; a tensor as it is."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        kinds = {"b": np.bool_, "f": np.float32}
+        return torch.from_numpy(value.astype(kinds.get(value.dtype.kind, np.int64)))
+    raise DTypeError(f"{name} must be an array or a tensor; got {type(value).__name__}.")
 
 
 def _check_scores(count: int, scores: Scores | None, stability: Scores | None) -> tuple[np.ndarray, np.ndarray]:

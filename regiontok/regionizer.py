@@ -16,6 +16,7 @@ from regiontok._checks import (
     Valid,
     check_features,
     check_finite,
+    check_grid,
     check_integer,
     check_sizes,
     flatten_features,
@@ -183,6 +184,7 @@ class Regionizer(nn.Module):
             [144]
         """
         geometry = self.options.geometry
+        grids = [check_grid(grid) for grid in grids]
         sizes = None if sizes is None else check_sizes("sizes", sizes, len(grids))
         if sizes is None or geometry is None or self.config["padding"] == "keep":
             return [rows * cols for rows, cols in grids]

@@ -98,7 +98,10 @@ BAD = [
     ([{"id": 4, "segmentation": "abc"}], DTypeError, r"mask 0 \(annotation 4\) must be a COCO RLE, .* a list of polygons"),
     ([{"id": 4, "segmentation": None}], DTypeError, r"mask 0 \(annotation 4\) must be a COCO RLE"),
     ([{"bbox": [1, 2, 3, 4]}], DTypeError, "mask 0 must be a COCO RLE, .*; got a dict of bbox"),
-    ([{"id": "x", "segmentation": SQUARE}], DTypeError, "id must be whole numbers of 64 bits; got list"),
+    ([[np.array([1.0, 2, 3, 4])]], ShapeError, "mask 0: 4 numbers are a box"),
+    ([SQUARE, [np.arange(7.0)], SQUARE], ShapeError, "mask 1: a polygon needs three points or more, .*; got 7 numbers"),
+    ([[np.empty(0)]], ShapeError, "mask 0: a polygon needs three points or more"),
+    ([[[1, 1], [5, 1], [5, 5]]], ShapeError, "got 2 numbers. Points of a polygon come in one flat list, not in pairs"),
     ([{"id": 2**70, "segmentation": SQUARE}], DTypeError, "id must be whole numbers of 64 bits"),
     ([{"score": "x", "segmentation": SQUARE}], DTypeError, "score must be numbers, one per mask"),
     ([{"id": 3, "segmentation": {"size": [6, 8], "counts": "11"}}], ValueRangeError, r"mask 0 \(annotation 3\): the counts of an RLE must add up"),
@@ -219,7 +222,7 @@ def test_nothing_but_ignored_labels_is_no_mask():
     masks = MaskSet.from_labels(np.full((4, 5), 255, np.uint8), ignore=(255,))
     assert (len(masks), masks.size) == (0, (4, 5))
     two = np.array([[0, 255]], np.uint8)
-    with pytest.raises(ValueRangeError, match=r"is one mask and no label map; .* as in ignore=\(0, 255\)"):
+    with pytest.raises(ValueRangeError, match=r"is one mask and no label map; .* by ignore=\(0,\), --ignore 0"):
         MaskSet.from_labels(two)
     assert MaskSet.from_labels(two, ignore=[0]).ids.tolist() == [255]
     with pytest.raises(ValueRangeError, match=r"labels must be below 2\*\*63"):
@@ -331,3 +334,55 @@ def test_sizes_may_be_arrays():
     assert MaskSet.from_coco(given).size == (6, 8)
     with pytest.raises(ShapeError, match=r"mask 2: size must be that of mask 0, \(6, 8\); got \(8, 6\)"):
         MaskSet.from_coco([*given[:2], {"size": [8, 6], "counts": [48]}])
+
+
+def test_ids_may_be_whole_floats_and_are_left_out_where_they_are_text():
+    def masks(**known):
+        return MaskSet.from_coco([{"segmentation": SQUARE, **known}], size=(6, 8))
+
+    assert masks(id=7.0, category_id=np.int16(3)).ids.tolist() == [7]
+    assert masks(id=7.0, category_id=np.int16(3)).categories.tolist() == [3]
+    assert masks(id="a7", category_id=3).ids is None
+    assert masks(id=True).ids is None
+
+
+def test_ignore_may_be_one_label():
+    assert MaskSet.from_labels(np.array([[0, 3, 255]], np.uint8), ignore=255).ids.tolist() == [0, 3]
+
+
+def test_masks_that_come_last_are_told():
+    for given in (np.ones((64, 80, 3), bool), torch.ones(100, 64, 8, dtype=torch.uint8)):
+        with pytest.raises(ShapeError, match=r"look like \(height, width, masks\). Masks come first: masks.transpose"):
+            MaskSet.from_masks(given)
+        with pytest.raises(ShapeError, match=r"look like \(height, width, masks\)"):
+            MaskDownsampler((4, 4), geometry=ImageGeometry.squash(16))([given])
+    assert len(MaskSet.from_masks(np.ones((63, 80, 3), bool))) == 63
+
+
+def test_sams_masks_are_compared_with_the_photos_size():
+    records = sam_records("binary_mask", np.ones((2, 5, 5), bool))
+    for given in (records, {"masks": np.ones((2, 5, 5), bool), "scores": [1, 1]}):
+        with pytest.raises(ShapeError, match=r"masks must be of the photo's size, \(50, 50\); got \(5, 5\)"):
+            MaskSet.from_sam(given, size=(50, 50))
+
+
+def test_arrays_on_the_grid_may_have_any_strides_and_order_of_bytes():
+    coverage = np.random.default_rng(7).random((2, 3, 4))
+    for given in (coverage[:, ::-1][:, ::-1], coverage.astype(">f8"), np.asfortranarray(coverage)):
+        assert torch.equal(MaskSet.on_grid(given).coverage, torch.from_numpy(coverage).float())
+    with pytest.raises(DTypeError, match="coverage must be floating point or bool; got torch.int64"):
+        MaskSet.on_grid(np.ones((1, 2, 2), int))
+
+
+def test_masks_are_chosen_by_lists_alone():
+    with pytest.raises(ValueRangeError, match="index must choose from 1 masks: it must be a list of integers"):
+        MaskSet.from_coco([RLE]).select(0)
+
+
+def test_pictures_without_colours_are_not_told_of_colours():
+    for given in (Image.new("F", (3, 3)), Image.new("LA", (3, 3)), np.ones((1, 4, 4), int), np.ones((3, 4, 9), int)):
+        with pytest.raises(RegiontokError, match=r"a label map must be \(height, width\) of integers") as caught:
+            MaskSet.from_labels(given)
+        assert "panoptic" not in str(caught.value)
+    with pytest.raises(ShapeError, match=r"A single map of a batch is labels\[0\]"):
+        MaskSet.from_labels(np.ones((1, 4, 4), int))

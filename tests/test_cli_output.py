@@ -125,7 +125,7 @@ def test_details_of_every_photo_are_written_and_a_summary_is_printed(here, capsy
     assert main(["tokenize", "many", "--out", "out", "--csv", "d.csv", "--json", "d.json"]) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[1].startswith("mean ")
-    assert told[2].startswith("12 photos of ")
+    assert told[2].startswith("12 photos, ")
     assert len(told) == 5
     rows = list(csv.DictReader((here / "d.csv").read_text().splitlines()))
     assert [row["photo"] for row in rows] == [f"many/{number:02}.png" for number in range(12)] + ["many/broken.png"]

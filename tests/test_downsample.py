@@ -439,3 +439,30 @@ def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
     top = valid.clone()
     top[0, 2] = False
     assert len(downsampler([right], valid=top, sizes=[(30, 60)])) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patches_that_are_left_out_do_not_look_like_another_size(seed):
+    """``valid`` may be cut or thinned at will: only where a photo could lie so does it tell of another size."""
+    geometry = ImageGeometry.letterbox(96)
+    placed = geometry.place((30, 60)).valid((12, 12))
+    masks = [torch.ones(1, 30, 60, dtype=torch.bool)]
+    downsampler = MaskDownsampler((12, 12), geometry=geometry)
+    cut, top, thinned = (
+        placed.clone(),
+        placed.clone(),
+        placed & (torch.rand(12, 12, generator=torch.Generator().manual_seed(seed)) > 0.25),
+    )
+    cut[:, :3] = False
+    top[6:] = False
+    for valid in (cut, top, thinned):
+        assert downsampler(masks, valid=valid[None]).areas().tolist() == [int(valid.sum())]
+
+
+def test_masks_that_are_stretched_may_lie_a_patch_off():
+    geometry = ImageGeometry.letterbox(384)
+    valid = geometry.place((427, 640)).valid((24, 24))[None]
+    low = torch.ones(1, 53, 80, dtype=torch.bool)
+    assert len(MaskDownsampler((24, 24), geometry=geometry, rescale=True)([low], valid=valid)) == 1
+    with pytest.raises(ShapeError, match="valid shows the photo in rows 4 to 19"):
+        MaskDownsampler((24, 24), geometry=geometry, rescale=True)([low[:, :40]], valid=valid)

@@ -529,3 +529,15 @@ def test_a_config_of_any_depth_or_size_is_refused_by_name(tmp_path):
         file.write_text(json.dumps(whole | {name: value}))
         with pytest.raises(CheckpointError):
             Regionizer.from_pretrained(tmp_path)
+
+
+def test_grids_of_small_integers_do_not_wrap():
+    regionizer = Regionizer(pool="mean")
+    for grids in ([(np.uint8(24), np.uint8(24))], torch.tensor([[24, 24]]), np.array([[24, 24]], np.int8)):
+        assert regionizer.num_patches(grids) == [576]
+    states = [torch.randn(1, 729, 32)] * 5
+    with pytest.raises(
+        ShapeError,
+        match=r"features\[-2\].reshape\(1, 27, 27, 32\). If they are 5 images of 1 x 729 patches: torch.stack",
+    ):
+        regionizer(states)

@@ -328,7 +328,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {columns}")
     if len(rows) > 1:
         least, most = min(row.regions for row in rows), max(row.regions for row in rows)
-        print(f"{len(rows)} photos of {least} to {most} regions.")
+        print(f"{len(rows)} photos, {least if least == most else f'{least} to {most}'} regions each")
     if len(rows) <= _MOST_LINES:
         for row in rows:
             for note in row.notes:
