@@ -10,6 +10,8 @@ from typing import Any
 
 from regiontok.errors import CheckpointError, OutputError
 
+_STREAMS = ("stdout", "stderr", "fd")
+
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
@@ -18,11 +20,12 @@ def written(path: str | Path) -> Iterator[Path]:
     Raises:
         OutputError: The file cannot be written: no such folder, a full disk, a name that is not a file's.
     """
+    refuse_devices(path)
     target = Path(os.path.realpath(path))  # through a link, and not in its place
     temporary = target.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        if target.exists() and not target.is_file():
-            raise OutputError(f"{path} is no ordinary file and cannot be written. Name another.")
+        if target.is_dir():
+            raise OutputError(f"{path} is a folder, and a file is to be written there. Name a file in it.")
         yield temporary
         temporary.replace(target)
     except OSError as error:
@@ -67,6 +70,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         OutputError: A folder of that name, no folder that it could be in, or a file that is also read.
     """
     path = Path(path)
+    refuse_devices(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder, and a file is to be written there. Name a file in it.")
     if not path.parent.is_dir():
@@ -75,6 +79,18 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         raise OutputError(f"{path} cannot be written: {path.parent} is a folder that cannot be written to.")
     if path.exists() and any(is_same(path, one) for one in inputs):
         raise OutputError(f"{path} is read here and would be written over. Name another output.")
+
+
+def refuse_devices(path: str | Path) -> None:
+    """Refuse what is no ordinary file: renaming another over it would end it, or what stdout is sent to.
+
+    Raises:
+        OutputError: Such a path.
+    """
+    path = Path(path)
+    stream = path.parts[:2] == ("/", "proc") or path.parts[:3] in [("/", "dev", one) for one in _STREAMS]
+    if stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise OutputError(f"{path} is no ordinary file. Name one, and print it from there.")
 
 
 def is_same(path: str | Path, other: str | Path) -> bool:

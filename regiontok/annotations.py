@@ -55,8 +55,8 @@ def from_coco(masks: Sequence[Mapping[str, Any] | Sequence[Any]], size: Size | N
         whole = [one for one in whole if not one.crowd]
     size = _one_size(whole, size)
     encoded, drawn = ([one for one in whole if one.is_rle == wanted] for wanted in (True, False))
-    parts = [_read_runs(encoded, size)] * bool(encoded or not drawn) + [_fill(drawn, size)] * bool(drawn)
-    runs, offsets = parts[0]
+    parts = [read(some, size) for read, some in ((_read_runs, encoded), (_fill, drawn)) if some]
+    runs, offsets = parts[0] if parts else (np.empty(0, np.uint32), np.zeros(1, np.int64))
     if len(parts) == 2:
         order = np.argsort([one.place for one in encoded + drawn])
         runs = np.concatenate([part[0] for part in parts])

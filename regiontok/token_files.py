@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from regiontok._files import write_bytes
 from regiontok.errors import CheckpointError, ShapeError
@@ -67,22 +67,23 @@ def load_tokens(path: str | Path) -> RegionTokens:
         >>> torch.equal(load_tokens(file).values, tokens.values)
         True
     """
-    config = read_config(path)
+    found, config = _read(path)
     try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  it is no mapping
-        if "labels" in found:
-            return RegionTokens(found["tokens"], Regions.from_labels(found["labels"][None].long()))
-        fallback = bool(config["fallback"])
-        masks, index = found["masks"], found["mask_index"].long()
-        scores = found.get("scores", torch.full((len(masks),), torch.nan))
-        regions = Regions.from_masks([masks], scores=[scores], mask_index=[index])
-        if len(regions) != len(masks):
-            raise ShapeError("every region must have a patch.")
+        tokens = found["tokens"]
+        if not tokens.is_floating_point():
+            raise ShapeError(f"tokens must be floating point; these are {tokens.dtype}.")
         dropped = tuple(Dropped(0, int(one["mask_index"]), str(one["reason"])) for one in config["dropped"])
-        made = Regions(**vars(regions) | {"fallback": torch.tensor([fallback]), "dropped": dropped})
-        return RegionTokens(found["tokens"], made)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        told = {"fallback": torch.tensor([bool(config["fallback"])]), "dropped": dropped}
+        if "labels" in found:
+            regions = Regions.from_labels(found["labels"][None].long())
+        else:
+            masks, index = found["masks"], found["mask_index"].long()
+            scores = found.get("scores", torch.full((len(masks),), torch.nan))
+            regions = Regions.from_masks([masks], scores=[scores], mask_index=[index])
+            if len(regions) != len(masks):
+                raise ShapeError("every region must have a patch.")
+        return RegionTokens(tokens, Regions(**vars(regions) | told))
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} is no whole file of tokens: {error}") from error
 
 
@@ -92,8 +93,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: No such file, or not one of tokens.
     """
+    return _read(path)[1]
+
+
+def _read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and config of a file; by its bytes, since a name that is not UTF-8 may be none to safetensors."""
     try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads((file.metadata() or {})["config"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        data = Path(path).read_bytes()
+        found = load(data)
+        length = int.from_bytes(data[:8], "little")
+        config = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["config"])
+        if not isinstance(config, dict):
+            raise TypeError("its config is no object")
+        return found, config
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no whole file of tokens: {error}") from error

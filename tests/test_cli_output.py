@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regiontok import load_tokens
 from regiontok.cli import main
 from regiontok.cli.output import shown
 from regiontok.masks import MaskStore
@@ -215,7 +216,7 @@ def test_an_interrupted_command_says_so_keeps_what_is_whole_and_leaves_no_parts(
     started.send_signal(number)
     told = started.communicate(timeout=60)[1]
     assert started.returncode == code
-    assert "what was finished before is kept" in told
+    assert "files that were finished are kept" in told
     assert "Traceback" not in told
     whole = list(out.glob("*.safetensors"))
     assert 5 <= len(whole) < 300
@@ -226,6 +227,7 @@ FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+from regiontok import load_tokens
 from regiontok.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -245,3 +247,46 @@ def test_a_full_disk_leaves_no_part_of_a_file(arguments, here):
     assert "Traceback" not in done.stderr
     left = {path.name for path in here.rglob("*") if path.is_file() and "warm" not in path.parts}
     assert left == {"p.png"}
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_output_is_an_ordinary_file(name, here, capsys):
+    assert main(["tokenize", "p.png", "--json", name]) == 2
+    assert f"{name} is no ordinary file" in capsys.readouterr().err
+    assert not list((here / "regiontok-out").iterdir())
+
+
+def test_details_may_lie_beside_the_tokens(here):
+    assert main(["tokenize", "p.png", "--out", "new", "--csv", "new/rows.csv"]) == 0
+    assert (here / "new" / "rows.csv").is_file()
+
+
+def test_a_photo_of_the_same_name_elsewhere_is_another_photo(here, monkeypatch):
+    out = str(here / "out")
+    for folder in ("one", "two"):
+        draw(here / folder / "x.png", seed=len(folder + folder[0]))
+        monkeypatch.chdir(here / folder)
+        for _ in range(2):
+            assert main(["tokenize", "x.png", "--out", out]) == 0
+    assert len(list((here / "out").glob("*.safetensors"))) == 2
+
+
+def test_streams_and_names_that_the_system_refuses_end_in_a_word(here):
+    long = "a" * 300
+    done = run(["tokenize", long])
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0)
+    assert "File name too long" in done.stderr
+    for redirection in (">&-", "> /dev/full"):
+        done = subprocess.run(
+            f"{sys.executable} -m regiontok env {redirection}", shell=True, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr
+
+
+def test_tokens_of_a_name_that_is_not_utf_8_are_read_back(here):
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    draw(here / name)
+    for _ in range(2):
+        assert main(["tokenize", name, "--out", "out"]) == 0
+    (file,) = (here / "out").glob("*.safetensors")
+    assert len(load_tokens(file)) > 0

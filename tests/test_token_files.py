@@ -63,6 +63,8 @@ def damage(folder, change):
         lambda tensors, config: tensors.update(masks=torch.zeros_like(tensors["masks"])),
         lambda tensors, config: config.pop("fallback"),
         lambda tensors, config: config.update(dropped=3),
+        lambda tensors, config: config.update(dropped=[{"mask_index": float("inf"), "reason": "x"}]),
+        lambda tensors, config: tensors.update(tokens=tensors["tokens"].long()),
         lambda tensors, config: tensors.update(labels=torch.zeros(2)),
     ],
 )  # fmt: skip
@@ -78,3 +80,13 @@ def test_what_is_no_file_of_tokens_is_named(tmp_path):
     for name in ("a", "b", "none"):
         with pytest.raises(CheckpointError, match=f"{name} is no whole file of tokens"):
             load_tokens(tmp_path / name)
+
+
+def test_what_was_dropped_is_kept_where_no_region_has_a_mask(tmp_path):
+    given = batch()[[0]]
+    tiny = MaskSet.from_coco([{"size": list(given.masks[0].size), "counts": [0, 1, 40 * 56 - 1]}])
+    regionizer = Regionizer(source="segmentation", pool="mean", geometry=GEOMETRY, uncovered="background")
+    tokens = regionizer(given.features, masks=[tiny])
+    assert tokens.regions.dropped
+    save_tokens(tmp_path / "t.safetensors", tokens)
+    same(load_tokens(tmp_path / "t.safetensors"), tokens)

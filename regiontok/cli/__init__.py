@@ -34,30 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = _on_terminate(_terminate)
     try:
         code = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # none where it was closed before
+            sys.stdout.flush()
         return code
     except RegiontokError as error:
         warn(_in_words_of(options, str(error)))
         return 2
     except _Terminated:
-        warn("ended by a signal; what was finished before is kept.")
+        warn("ended by a signal; files that were finished are kept.")
         return 143
     except KeyboardInterrupt:
-        warn("interrupted; what was finished before is kept.")
+        warn("interrupted; files that were finished are kept.")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries to write once more
-        return 141
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _unread()
+        warn(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+        return 2
     finally:
         _on_terminate(before)
 
 
+def _unread() -> int:
+    """Leave when nobody reads what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries to write once more
+    return 141
+
+
 def _in_words_of(options: argparse.Namespace, message: str) -> str:
-    """An error that begins with the name of an argument, with that of the command line's option."""
-    word, space, rest = message.partition(" ")
+    """An error of an argument's value, with the name of the command line's option in place of the argument's."""
+    word, must, rest = message.partition(" must be ")
     name = {"num_regions": "tokens"}.get(word, word)
-    known = name in vars(options) and name not in ("photo", "photos", "question", "run")
-    return f"--{name.replace('_', '-')}{space}{rest}" if known else message
+    known = must and name in vars(options) and name not in ("photo", "photos", "question", "run", "masks")
+    return f"--{name.replace('_', '-')}{must}{rest}" if known else message
 
 
 class _Terminated(BaseException):

@@ -1,6 +1,7 @@
 """What the commands share: photos, encoders, masks, and how long things take."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -74,7 +75,7 @@ def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
     drawn = [path for path in outputs if path.is_file() and is_figure(path)]
     found: list[Found] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
             inside = () if path.is_absolute() else [part for part in path.parts if part != ".."]
             found.append(Found(path, PurePath(*inside) if inside else PurePath(path.name)))
             continue
@@ -243,6 +244,9 @@ def add_annotation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coco", type=as_path, metavar="FILE.json", help="COCO annotations, such as instances_val2017")
     group.add_argument("--no-crowds", action="store_true", help="leave annotations of crowds out")
     group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the photos' names, as VOC's")
+    group.add_argument(
+        "--replace", nargs=2, metavar=("OLD", "NEW"), help="in photos' names, such as _leftImg8bit _gtFine_labelIds"
+    )
     group.add_argument("--ignore", nargs="+", type=int, metavar="N", help="labels of no mask, such as 0 255")
     group.add_argument(
         "--stored-pixels",
@@ -260,7 +264,12 @@ def annotated(options: argparse.Namespace) -> str | None:
     source = given[0] if given and given[0] != "--masks" else None
     if source and uses_masks(options):
         raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, and {source} has them. Leave it out.")
-    for name, wanted in (("no_crowds", "--coco"), ("ignore", "--label-maps"), ("stored_pixels", None)):
+    for name, wanted in (
+        ("no_crowds", "--coco"),
+        ("ignore", "--label-maps"),
+        ("replace", "--label-maps"),
+        ("stored_pixels", None),
+    ):
         if getattr(options, name, None) and source != (wanted or source or ""):
             needs = wanted or "--coco and --label-maps"
             raise RegiontokError(f"--{name.replace('_', '-')} is for {needs}. Leave it out.")
@@ -348,10 +357,11 @@ def load_annotations(options: argparse.Namespace) -> Callable[[Path], MaskSet]:
     source: Any
     if options.coco:
         source = masks.CocoMasks(options.coco, iscrowd="drop" if options.no_crowds else "keep")
-        if source.unplaced:
-            warn(f"{options.coco}: {len(source.unplaced)} annotations name no image of the file and are left out.")
+        for some, what in ((source.unplaced, "name no image of the file"), (source.bare, "have no segmentation")):
+            if some:
+                warn(f"{options.coco}: {len(some)} annotations {what} and are left out.")
     else:
-        source = masks.LabelMaps(options.label_maps, ignore=options.ignore or ())
+        source = masks.LabelMaps(options.label_maps, ignore=options.ignore or (), replace=options.replace)
     claimed: dict[Any, Path] = {}
 
     def read(path: Path) -> MaskSet:

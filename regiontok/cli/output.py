@@ -62,9 +62,12 @@ def check_outputs(options: argparse.Namespace, *outputs: Path, photos: Iterable[
         OutputError: Such an output; see `regiontok._files.check_output`.
     """
     inputs = [*photos, *_inputs(options)]
+    maps = getattr(options, "label_maps", None)
     every = [*outputs, *(one for one in (getattr(options, "csv", None), getattr(options, "json", None)) if one)]
     for number, path in enumerate(every):
         check_output(path, inputs)
+        if maps and path.exists() and path.resolve().is_relative_to(maps.resolve()):
+            raise OutputError(f"{path} is one of the label maps and would be written over. Name another output.")
         if any(path.absolute() == other.absolute() or is_same(path, other) for other in every[:number]):
             raise OutputError(f"{path} would be written twice. Give each output a name of its own.")
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,8 +130,8 @@ def add_commands(commands: Any) -> None:
 def _tokenize(options: argparse.Namespace) -> int:
     _check(options)
     photos = find_photos(options.photos)
-    check_outputs(options, photos=[found.path for found in photos])
     out = make_folder(options.out)
+    check_outputs(options, photos=[found.path for found in photos])
     targets = _targets(photos, out)
     encoder = load_encoder(options)
     if not annotated(options):
@@ -254,6 +255,7 @@ def _write(
     description = {
         "regiontok": __version__,
         "photo": photo,
+        "photo_id": _identity(photo),
         "photo_size": [image.height, image.width],
         **encoder.describe(),
         "regionizer": regionizer.config,
@@ -292,7 +294,7 @@ def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
         while (
             str(target).lower() in taken
             or _picture(target).resolve() in kept
-            or _photo_of(_tensors(target)) not in (None, str(found.path))
+            or _photo_of(_tensors(target)) not in (None, _identity(found.path))
         ):
             target, number = out / found.name.with_name(f"{found.name.stem}-{number}"), number + 1
         taken.add(str(target).lower())
@@ -300,12 +302,17 @@ def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
     return targets
 
 
+def _identity(photo: str | Path) -> str:
+    """What tells a photo from others, wherever it is named from, and tells nobody where it lies."""
+    return blake2b(os.path.realpath(photo).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
 def _photo_of(file: Path) -> str | None:
-    """The photo that a file of tokens is of; None where there is no such file, empty where it is not ours."""
-    if not file.is_file():
+    """The identity of a token file's photo; None where there is no such file, empty where it does not tell."""
+    if not os.path.isfile(file):  # noqa: PTH113  a name that is too long is none
         return None
     try:
-        return str(read_config(file).get("photo"))
+        return str(read_config(file).get("photo_id"))
     except CheckpointError:
         return ""
 

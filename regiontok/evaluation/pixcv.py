@@ -107,7 +107,12 @@ def read_objects(path: str | Path) -> Objects:
                 else:
                     objects.segmentations.setdefault((source, photo), []).append(segmentation)
         objects.skipped += [
-            Skipped(f"{told}, annotation {number}", "it names no image of the file") for number in found.unplaced
+            Skipped(f"{told}, annotation {number}", reason)
+            for some, reason in (
+                (found.bare, "it has no segmentation"),
+                (found.unplaced, "it names no image of the file"),
+            )
+            for number in some
         ]
     return objects
 

@@ -1,7 +1,7 @@
 """Masks that people have: a file of COCO annotations, or a folder of label maps, by photo.
 
-Which photo annotations are of is told by names: a photo's path ends in the name that the file gives it, or in that of
-its label map but for the suffix.
+Which photo annotations are of is told by names: of a photo's path and the name that the file gives it one ends in the
+other, and of no other name; or the path ends in that of its label map but for the suffix.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +31,7 @@ class CocoMasks:
     Attributes:
         categories: Names by id, where the file has them.
         unplaced: Annotations of images that the file does not have, which are no photo's: their numbers in the file.
+        bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
 
     Raises:
         CheckpointError: No such file, no COCO annotations, or an image twice, of two sizes.
@@ -47,6 +48,7 @@ class CocoMasks:
         self.iscrowd = iscrowd
         images, annotations, self.categories = _read(self.path)
         self.unplaced: list[int] = []
+        self.bare: list[int] = []
         self._images: dict[str, _Image] = {}
         by_id: dict[Any, _Image] = {}
         for image in images:
@@ -55,13 +57,15 @@ class CocoMasks:
                 raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
             by_id[image.id] = known
         for number, annotation in enumerate(annotations):
-            if annotation["image_id"] in by_id:
+            if annotation.get("segmentation") in (None, []):
+                self.bare.append(number)
+            elif annotation["image_id"] in by_id:
                 by_id[annotation["image_id"]].annotations[number] = annotation
             else:
                 self.unplaced.append(number)
         self._by_end: dict[str, list[str]] = {}
         for name in self._images:
-            self._by_end.setdefault(PurePosixPath(name).name, []).append(name)
+            self._by_end.setdefault(_parts(name)[-1], []).append(name)
 
     def __repr__(self) -> str:
         return f"CocoMasks({str(self.path)!r}, {len(self)} photo{'s' * (len(self) != 1)})"
@@ -83,17 +87,20 @@ class CocoMasks:
         return True
 
     def find(self, key: str | Path) -> str:
-        """The file's name of a photo: the longest one that ends its path.
+        """The file's name of a photo: the longest one that ends its path, or else the only one that its path ends.
 
         Raises:
-            CheckpointError: No such photo.
+            CheckpointError: No such photo, or several.
         """
-        parts = PurePosixPath(Path(key).as_posix()).parts
-        ends = {name: PurePosixPath(name).parts for name in self._by_end.get(parts[-1] if parts else "", ())}
-        fitting = [name for name, own in ends.items() if parts[-len(own) :] == own]
-        if not fitting:
-            raise CheckpointError(f"{self.path} has no image {key}.")
-        return max(fitting, key=lambda name: len(ends[name]))
+        parts = _parts(str(key))
+        ends = {name: _parts(name) for name in self._by_end.get(parts[-1] if parts else "", ())}
+        exact = [name for name, own in ends.items() if parts[-len(own) :] == own]
+        fitting = [max(exact, key=lambda name: len(ends[name]))] if exact else []
+        fitting = fitting or [name for name, own in ends.items() if own[-len(parts) :] == parts]
+        if len(fitting) != 1:
+            several = f"{len(fitting)} images of that name: {', '.join(fitting[:3])}" if fitting else f"no image {key}"
+            raise CheckpointError(f"{self.path} has {several}.")
+        return fitting[0]
 
     def __getitem__(self, key: str | Path) -> MaskSet:
         """The masks of a photo, by its name in the file, or a path that ends in it; there may be none.
@@ -122,19 +129,24 @@ class LabelMaps:
     Args:
         folder: With ``a/b.png`` for a photo whose path ends in ``a/b`` and any suffix; the longest such name counts.
         ignore: Labels that are no masks, such as ``(0, 255)`` in VOC.
+        replace: A part of photos' names and what label maps have in its place, such as ``("_leftImg8bit",
+            "_gtFine_labelIds")`` for Cityscapes.
 
     Raises:
         CheckpointError: No such folder.
     """
 
-    def __init__(self, folder: str | Path, *, ignore: Sequence[int] = ()) -> None:
+    def __init__(
+        self, folder: str | Path, *, ignore: int | Sequence[int] = (), replace: Sequence[str] | None = None
+    ) -> None:
         self.folder = Path(folder)
-        self.ignore = tuple(ignore)
+        self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
+        self.replace = None if replace is None else (replace[0], replace[1])
         if not self.folder.is_dir():
             raise CheckpointError(f"there is no folder {folder} of label maps.")
 
     def __repr__(self) -> str:
-        return f"LabelMaps({str(self.folder)!r}, ignore={self.ignore})"
+        return f"LabelMaps({str(self.folder)!r}, ignore={self.ignore}, replace={self.replace})"
 
     def find(self, key: str | Path) -> Path:
         """A photo's label map.
@@ -145,6 +157,8 @@ class LabelMaps:
         parts = [part for part in Path(key).parts if part not in (Path(key).anchor, "..")]
         for start in range(len(parts)):
             stem = self.folder.joinpath(*parts[start:]).with_suffix("")
+            if self.replace is not None:
+                stem = stem.with_name(stem.name.replace(*self.replace))
             for suffix in _MAPS:
                 file = stem.with_name(stem.name + suffix)
                 if file.is_file():
@@ -189,22 +203,42 @@ def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[int, str
     try:
         if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
             name_format(data[0] if isinstance(data, list) and data else data)
-            raise KeyError("images and annotations")
-        images = [_Image(one["id"], str(one["file_name"]), _size_of(one), {}) for one in data["images"]]
-        for one in [*data["images"], *data["annotations"]]:
-            hash(one["id"] if "image_id" not in one else one["image_id"])
+            raise CheckpointError("it must be an object with images and annotations.")
+        images = [_Image(one["id"], _name_of(one), _size_of(one), {}) for one in data["images"]]
         annotations = [dict(one) for one in data["annotations"]]
-        if any("image_id" not in one or "segmentation" not in one for one in annotations):
-            raise KeyError("image_id or segmentation")
+        for number, one in enumerate(annotations):
+            if "image_id" not in one:
+                raise CheckpointError(f"annotation {number} has no image_id.")
+        for value in [*(one.id for one in images), *(one["image_id"] for one in annotations)]:
+            hash(value)
         categories = {int(one["id"]): str(one["name"]) for one in data.get("categories") or ()}
     except RegiontokError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no file of COCO annotations: {error!r}.") from error
+        raise CheckpointError(f"{path} is no file of COCO annotations: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no file of COCO annotations: an entry lacks {error}.") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is no file of COCO annotations: {error}.") from error
     return images, annotations, categories
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path, also of one that was written on Windows."""
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _name_of(image: Mapping[str, Any]) -> str:
+    """The name of an image; LVIS has its address alone, whose end is COCO's folder and name."""
+    name = str(image["file_name"]) if "file_name" in image else "/".join(str(image["coco_url"]).split("/")[-2:])
+    if not _parts(name):
+        raise CheckpointError(f"image {image['id']} has an empty file_name.")
+    return name
 
 
 def _size_of(image: Mapping[str, Any]) -> Size | None:
     if image.get("height") is None or image.get("width") is None:
         return None
-    return check_size(f"image {image.get('file_name')}: size", (image["height"], image["width"]))
+    sides = [
+        int(side) if isinstance(side, float) and side.is_integer() else side
+        for side in (image["height"], image["width"])
+    ]
+    return check_size(f"image {image.get('file_name')}: size", sides)

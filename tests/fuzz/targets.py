@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps, MaskStore
@@ -121,6 +121,15 @@ def store(data: bytes) -> None:
             continue
 
 
+def tokens(data: bytes) -> None:
+    """A file of tokens."""
+    file = _FOLDER / "a.safetensors"
+    file.write_bytes(data)
+    found = load_tokens(file)
+    assert len(found.values) == len(found.regions)
+    assert found.regions.areas().sum() == len(found.regions.patch)
+
+
 def options(data: bytes) -> None:
     """A config of a Regionizer; what is taken is saved and read as the same."""
     try:
@@ -173,7 +182,7 @@ def model_config(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
     for one in (
-        rle, polygons, annotations, masks_of_json, label_map, store, options, regionizer, model_config
+        rle, polygons, annotations, masks_of_json, label_map, store, tokens, options, regionizer, model_config
     )
 }  # fmt: skip
 

@@ -59,7 +59,8 @@ def test_masks_of_photos_by_name(here):
         assert key in masks
     assert masks["photos/sub/b.png"].masks()[0].sum() == 24 * 32
     assert (len(masks["empty.png"]), masks["empty.png"].size) == (0, (32, 48))
-    assert "b.png" not in masks
+    assert masks.find("b.png") == "sub/b.png"  # in its own folder
+    assert "other/b.png" not in masks
     assert masks.size("a.png") == (32, 48)
     assert CocoMasks("instances.json", iscrowd="drop")["a.png"].ids.tolist() == [70]
     with pytest.raises(CheckpointError, match=r"instances.json has no image x/b.png"):
@@ -86,8 +87,9 @@ def test_a_damaged_annotation_fails_its_photo_alone(here):
         ("[]", "no file of COCO annotations"),
         ('{"images": 3, "annotations": 4}', "no file of COCO annotations"),
         ('{"images": [{"id": [1], "file_name": "a"}], "annotations": []}', "no file of COCO annotations"),
-        ('{"images": [], "annotations": [{"image_id": 3}]}', "no file of COCO annotations"),
-        ('{"images": [{"id": 1, "file_name": "a", "height": 1e9, "width": 1}], "annotations": []}', "whole number"),
+        ('{"images": [], "annotations": [{"segmentation": []}]}', "annotation 0 has no image_id"),
+        ('{"images": [{"id": 1}], "annotations": []}', "no file of COCO annotations: an entry lacks 'coco_url'"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}], "annotations": []}', "whole number"),
         ('{"images": [{"id": 1, "file_name": "a", "height": 1, "width": 1}, {"id": 2, "file_name": "a", "height": 1, "width": 2}], "annotations": []}', "two images a, of"),
         ('<?xml version="1.0"?><annotations/>', "CVAT's XML"),
         ('[{"id": 1, "annotations": [{"result": []}]}]', "a task of Label Studio"),
@@ -207,3 +209,49 @@ def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
 def test_options_that_do_not_go_together_are_refused(here, arguments, message, capsys):
     assert main(["masks", "photos", *arguments, "--out", "m.parquet"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_annotations_without_a_segmentation_are_counted_and_left_out(here, capsys):
+    boxes = [
+        {"id": n, "image_id": 0, "bbox": [1, 2, 3, 4], **more}
+        for n, more in enumerate(({}, {"segmentation": []}, {"segmentation": None}))
+    ]
+    coco_file(here / "i.json", [("a.png", (32, 48))], [*boxes, {"id": 9, "image_id": 0, "segmentation": HALF}])
+    masks = CocoMasks("i.json")
+    assert masks.bare == [0, 1, 2]
+    assert masks["a.png"].ids.tolist() == [9]
+    assert main(["masks", "photos/a.png", "--coco", "i.json", "--out", "m.parquet"]) == 0
+    assert "i.json: 3 annotations have no segmentation and are left out" in capsys.readouterr().err
+
+
+def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
+    images = [("photos\\a.png", (32, 48)), ("train/x/c.png", (1, 2)), ("val/x/c.png", (3, 4))]
+    coco_file(here / "i.json", images, [])
+    data = json.loads((here / "i.json").read_text())
+    data["images"].append(
+        {"id": 7, "coco_url": "http://images.cocodataset.org/val2017/000000397133.jpg", "height": 5.0, "width": 6}
+    )
+    (here / "i.json").write_text(json.dumps(data))
+    masks = CocoMasks("i.json")
+    assert masks["photos/a.png"].size == masks["a.png"].size == (32, 48)
+    assert masks["val/x/c.png"].size == (3, 4)
+    assert masks["/data/val2017/000000397133.jpg"].size == (5, 6)
+    with pytest.raises(CheckpointError, match=r"i.json has 2 images of that name: train/x/c.png, val/x/c.png"):
+        masks["c.png"]
+
+
+def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
+    for folder, suffix in (("photos", "leftImg8bit"), ("maps", "gtFine_labelIds")):
+        (here / folder / "ulm").mkdir()
+        (here / folder / "a.png").rename(here / folder / "ulm" / f"ulm_0_{suffix}.png")
+    arguments = ["masks", "photos/ulm", "--label-maps", "maps", "--ignore", "0", "255", "--out", "m.parquet"]
+    assert main(arguments) == 2
+    assert main([*arguments, "--replace", "_leftImg8bit", "_gtFine_labelIds"]) == 0
+    assert MaskStore("m.parquet")["photos/ulm/ulm_0_leftImg8bit.png"].ids.tolist() == [7]
+
+
+def test_no_label_map_is_written_over(here, capsys):
+    before = (here / "maps" / "a.png").read_bytes()
+    assert main(["count", "photos", *MAPS, "--out", "maps/a.png"]) == 2
+    assert "maps/a.png is one of the label maps and would be written over" in capsys.readouterr().err
+    assert (here / "maps" / "a.png").read_bytes() == before
