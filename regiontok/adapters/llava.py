@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regiontok._checks import check_sizes
+from regiontok.adapters._sizes import need_sizes
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.maskset import MaskSet
 from regiontok.regionizer import Regionizer
 
 
@@ -94,18 +94,6 @@ class RegionProjector(nn.Module):
         grid = features.unflatten(1, (self.side, self.side))
         tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes, num_regions=self._budget)
         return tokens.map(self.projector).split()
-
-
-def need_sizes(regionizer: Regionizer, masks: Sequence[Masks] | None, sizes: Sequence[Size] | None) -> None:
-    """Refuse masks of photos that were padded, where nothing tells how: of another size they would lie elsewhere."""
-    geometry = regionizer.options.geometry
-    if masks is None or sizes is not None or geometry is None or geometry.mode != "letterbox":
-        return
-    if not all(isinstance(one, MaskSet) and one.coverage is not None for one in masks):
-        raise ValueRangeError(
-            "masks of photos that are padded need image_sizes, the height and width of each photo before "
-            "preprocessing, as image processors give them. Pass image_sizes too."
-        )
 
 
 def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:

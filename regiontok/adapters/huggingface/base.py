@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
+from regiontok.adapters._sizes import need_sizes
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
-from regiontok.adapters.llava import need_sizes
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
