@@ -22,6 +22,7 @@ _COMPILED = [f"regiontok._kernels.{name}" for name in ("dbscan", "logits", "merg
 """Loops that numba compiles, which cannot be instrumented; the branches of all else guide the fuzzer."""
 _MOST_SECONDS = 2
 """For an answer. libFuzzer's own alarm ends the process now and then without a word, so it is left off."""
+_MOST_RUNS = 3
 _DICTIONARY = dict.fromkeys(
     ("annotations", "masks_of_json", "options", "regionizer", "model_config"),
     (f"-dict={CORPUS.with_name('json.dict')}",),
@@ -56,21 +57,44 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def run(name: str, seconds: int, findings: Path) -> tuple[str, int, int, str]:
-    """Run one target in a process of its own: its name, inputs tried, exit code, and what it said."""
-    with tempfile.TemporaryDirectory() as grown:
-        command = [
-            sys.executable, "-m", "tests.fuzz", "--child", name, grown, str(CORPUS / name),
-            f"-max_total_time={seconds}", "-timeout=0", "-rss_limit_mb=6144", "-malloc_limit_mb=1024",
-            "-max_len=8192", "-print_final_stats=1", *_DICTIONARY.get(name, ()), f"-artifact_prefix={findings}/{name}-",
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds + 180
-            )
-        except subprocess.TimeoutExpired as error:
-            return name, 0, 1, f"an answer never came: {error}"
-    tried = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
-    return name, int(tried[1]) if tried else 0, done.returncode, done.stdout + done.stderr
+    """Run one target in a process of its own: its name, inputs tried, exit code, and what it said.
+
+    A finding is an input that fails alone, too. atheris itself ends the process now and then, and is then run again.
+    """
+    total = 0
+    for _ in range(_MOST_RUNS):
+        before = set(findings.iterdir())
+        with tempfile.TemporaryDirectory() as grown:
+            arguments = [
+                grown,
+                str(CORPUS / name),
+                f"-max_total_time={seconds}",
+                f"-artifact_prefix={findings}/{name}-",
+            ]
+            code, told = _child(name, [*arguments, *_DICTIONARY.get(name, ())], seconds)
+        tried = re.search(r"stat::number_of_executed_units: *(\d+)", told)
+        total += int(tried[1]) if tried else 0
+        if code == 0:
+            return name, total, 0, told
+        for file in set(findings.iterdir()) - before:
+            alone, said = _child(name, [str(file)], 0)
+            if alone:
+                return name, total, alone, said
+            file.unlink()
+    return name, total, code, told
+
+
+def _child(name: str, arguments: list[str], seconds: int) -> tuple[int, str]:
+    """The exit code and words of a process that fuzzes, or tries a single input."""
+    limits = ["-timeout=0", "-rss_limit_mb=6144", "-malloc_limit_mb=1024", "-max_len=8192", "-print_final_stats=1"]
+    command = [sys.executable, "-m", "tests.fuzz", "--child", name, *arguments, *limits]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds + 180
+        )
+    except subprocess.TimeoutExpired as error:
+        return 1, f"an answer never came: {error}"
+    return done.returncode, done.stdout + done.stderr
 
 
 def main() -> int:
