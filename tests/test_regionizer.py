@@ -4,6 +4,8 @@ import functools
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -541,3 +543,15 @@ def test_grids_of_small_integers_do_not_wrap():
         match=r"features\[-2\].reshape\(1, 27, 27, 32\). If they are 5 images of 1 x 729 patches: torch.stack",
     ):
         regionizer(states)
+
+
+def test_a_full_disk_is_told_and_leaves_no_part(tmp_path):
+    code = (
+        "import resource, signal\nfrom pathlib import Path\n"
+        "from regiontok import Regionizer\nfrom regiontok.errors import OutputError\n"
+        "regionizer = Regionizer(dim=64)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    regionizer.save_pretrained('x')\nexcept OutputError as error:\n    print(error, list(Path('x').iterdir()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "x/regionizer.safetensors cannot be written (File too large). []\n", done.stderr
