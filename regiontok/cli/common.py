@@ -207,16 +207,13 @@ def named_amounts(options: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
 
 
-def add_mask_options(
-    parser: argparse.ArgumentParser, *, files: bool, default: str | None = None, shown: str | None = None
-) -> None:
+def add_mask_options(parser: argparse.ArgumentParser, *, files: bool, shown: str | None = None) -> None:
     """Options that choose masks: a generator and, where ``files``, a file of masks or annotations in its place."""
     group = parser.add_argument_group("masks")
     told = f"{', '.join(masks.GENERATORS)}" + (", or a file that regiontok masks wrote" if files else "")
     group.add_argument(
         "--masks",
         type=as_text,
-        default=default,
         metavar="GENERATOR|FILE" if files else "GENERATOR",
         help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
     )

@@ -34,7 +34,7 @@ class CocoMasks:
         bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
 
     Raises:
-        CheckpointError: No such file, no COCO annotations, or an image twice, of two sizes.
+        CheckpointError: No such file, no COCO annotations, an image twice, of two sizes, or two images of one id.
 
     Example:
         >>> masks = CocoMasks("instances_val2017.json")  # doctest: +SKIP
@@ -55,7 +55,11 @@ class CocoMasks:
             known = self._images.setdefault(image.name, image)
             if known.size != image.size:
                 raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
-            by_id[image.id] = known
+            if by_id.setdefault(image.id, known) is not known:
+                raise CheckpointError(
+                    f"{self.path} has two images of id {image.id}, {by_id[image.id].name} and {image.name}: whose its "
+                    "annotations are cannot be told."
+                )
         for number, annotation in enumerate(annotations):
             if annotation.get("segmentation") in (None, []):
                 self.bare.append(number)
@@ -158,7 +162,7 @@ class LabelMaps:
         for start in range(len(parts)):
             stem = self.folder.joinpath(*parts[start:]).with_suffix("")
             if self.replace is not None:
-                stem = stem.with_name(stem.name.replace(*self.replace))
+                stem = stem.with_name(stem.name.replace(*self.replace) or stem.name)
             for suffix in _MAPS:
                 file = stem.with_name(stem.name + suffix)
                 if file.is_file():
@@ -191,7 +195,7 @@ class _Image(NamedTuple):
     annotations: dict[int, Mapping[str, Any]]
 
 
-def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[int, str]]:
+def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[Any, str]]:
     """Images, annotations and categories of a file, checked for what tells them apart."""
     if path.is_file():
         with path.open("rb") as file:
@@ -211,7 +215,7 @@ def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[int, str
                 raise CheckpointError(f"annotation {number} has no image_id.")
         for value in [*(one.id for one in images), *(one["image_id"] for one in annotations)]:
             hash(value)
-        categories = {int(one["id"]): str(one["name"]) for one in data.get("categories") or ()}
+        categories = {one["id"]: str(one["name"]) for one in data.get("categories") or () if "name" in one}
     except RegiontokError as error:
         raise CheckpointError(f"{path} is no file of COCO annotations: {error}") from error
     except KeyError as error:

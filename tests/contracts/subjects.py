@@ -26,8 +26,8 @@ from regiontok import (
     rms_normalize,
     split_regions,
 )
-from regiontok.encoders import Encoder, PixelDescriptor
-from regiontok.evaluation.partition import compare_partitions, grid_regions, mean_partitions, measure_partition
+from regiontok.encoders import PixelDescriptor
+from regiontok.evaluation.partition import compare_partitions, mean_partitions, measure_partition
 from regiontok.masks import FelzenszwalbMasks, MaskSettings
 from tests.conftest import smooth_features
 
@@ -120,7 +120,6 @@ class Subject:
         make: Makes the object that is called; module-level functions are their own.
         call: Calls it on a batch: one result per image, of tensors, arrays and containers.
         differentiable: Whether gradients go back to features.
-        exact: Whether results do not depend on features' dtype, such as those of labels.
     """
 
     name: str
@@ -229,6 +228,3 @@ def same(one: Any, other: Any, close: Callable[[torch.Tensor, torch.Tensor], Non
         same(vars(one), vars(other), close)
     else:
         assert one == other
-
-
-__all__ = ["EVALUABLE", "SUBJECTS", "Batch", "Encoder", "Subject", "batch", "grid_regions", "lively", "same", "values"]

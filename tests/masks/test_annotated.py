@@ -255,3 +255,26 @@ def test_no_label_map_is_written_over(here, capsys):
     assert main(["count", "photos", *MAPS, "--out", "maps/a.png"]) == 2
     assert "maps/a.png is one of the label maps and would be written over" in capsys.readouterr().err
     assert (here / "maps" / "a.png").read_bytes() == before
+
+
+def test_two_images_of_one_id_are_refused(here):
+    """Or the later one would have the annotations of both."""
+    data = json.loads((here / "instances.json").read_text())
+    data["images"][1]["id"] = 0
+    (here / "i.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="two images of id 0, a.png and sub/b.png: whose its annotations are"):
+        CocoMasks("i.json")
+    data["images"][1] = data["images"][0]  # the same one twice says nothing new
+    (here / "i.json").write_text(json.dumps(data))
+    assert CocoMasks("i.json")["a.png"].ids.tolist() == [70, 72]
+
+
+def test_categories_may_be_called_anything(here):
+    data = json.loads((here / "instances.json").read_text())
+    data["categories"] = [{"id": "cat", "name": "cat"}, {"id": 4}]
+    (here / "i.json").write_text(json.dumps(data))
+    assert CocoMasks("i.json").categories == {"cat": "cat"}
+
+
+def test_a_name_of_which_nothing_is_left_stays_as_it_is(here):
+    assert LabelMaps("maps", replace=("a", "")).find("photos/a.png").name == "a.png"
