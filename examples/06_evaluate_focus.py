@@ -11,7 +11,7 @@ from pathlib import Path
 
 from regiontok.evaluation.assistant import Assistant
 from regiontok.evaluation.pixcv import BenchmarkQuestion, measure_focus, read_objects
-from regiontok.masks import MaskStore
+from regiontok.store import MaskStore
 
 FOLDER = Path("tiny-llava")
 

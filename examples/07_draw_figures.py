@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 
 from regiontok import Regionizer, encoders, masks, read_photo
 from regiontok.evaluation.assistant import Assistant, Question
-from regiontok.masks import MaskStore
+from regiontok.store import MaskStore
 from regiontok.viewing import (
     Attention,
     draw_attention,

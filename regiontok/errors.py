@@ -29,6 +29,12 @@ class CheckpointError(RegiontokError, ValueError):
     """Weights or a saved folder cannot be found, reached or matched."""
 
 
+class MissingKeyError(CheckpointError, KeyError):
+    """A store has no photo of this key."""
+
+    __str__ = Exception.__str__  # and not the quoted form of `KeyError`
+
+
 class MissingDependencyError(RegiontokError, ImportError):
     """An optional package is not installed."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from regiontok import load_tokens
 from regiontok.cli import main
 from regiontok.cli.output import shown
-from regiontok.masks import MaskStore
+from regiontok.store import MaskStore
 
 COMMAND = [sys.executable, "-m", "regiontok"]
 FELZENSZWALB = ["--masks", "felzenszwalb"]

@@ -26,7 +26,7 @@ from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError
-from regiontok.masks import MaskStore, write_masks
+from regiontok.store import MaskStore, write_masks
 from regiontok.presets import TABLE_1, Row
 
 FOLDER = Path(__file__).parent.parent / "examples" / "train_llava"

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from regiontok import MaskSet, masks, read_photo
 from regiontok.adapters.huggingface import EncoderImageProcessor
 from regiontok.errors import RegiontokError
-from regiontok.masks import MaskStore
+from regiontok.store import MaskStore
 
 IMAGE = "<image>"
 

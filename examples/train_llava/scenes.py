@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok import MaskSet
-from regiontok.masks import write_masks
+from regiontok.store import write_masks
 
 SIDE = 192
 SHAPES = ("circle", "square", "triangle", "cross")

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
-from regiontok.masks import MaskStore
+from regiontok.store import MaskStore
 from regiontok.options import MASK_SOURCES
 
 STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}

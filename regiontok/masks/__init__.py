@@ -24,7 +24,6 @@ from regiontok.masks.granularity import BOUND, CHEAP, LADDER, MaskSettings
 from regiontok.masks.package import PackageMasks
 from regiontok.masks.pipeline import PipelineMasks
 from regiontok.masks.sam2 import Sam2Masks
-from regiontok.masks.store import MaskStore, check_key, write_masks
 from regiontok.maskset import MaskSet
 
 __all__ = [
@@ -37,13 +36,10 @@ __all__ = [
     "LabelMaps",
     "MaskGenerator",
     "MaskSettings",
-    "MaskStore",
     "PackageMasks",
     "PipelineMasks",
     "Sam2Masks",
-    "check_key",
     "load",
-    "write_masks",
 ]
 
 GENERATORS = ("sam2", "sam3", "sam2-pipeline", "sam2-package", "felzenszwalb")

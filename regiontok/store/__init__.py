@@ -1,0 +1,24 @@
+"""Masks and tokens of any number of photos, on a disk or elsewhere: a folder of Parquet shards.
+
+    store = MaskStore("masks")                   # or "s3://bucket/masks"
+    masks = store["train2017/000000000009.jpg"]  # a mapping from keys
+
+``regiontok masks`` and ``regiontok tokenize --store`` write stores of folders of photos, and go on where they stopped;
+`write_masks` and `write_tokens` write what a program makes.
+
+A store is a folder with
+
+    store.json                    what it holds, made by which options, of which photos
+    part-WRITER-NUMBER.parquet    shards, a row per photo: see `regiontok.store.masks` and `regiontok.store.tokens`
+    failed-WRITER-NUMBER.parquet  photos that failed: key and reason
+
+Each file appears whole or not at all, and each writer has numbers of its own, so that many may share a folder.
+"""
+
+from regiontok.store.keys import check_key
+from regiontok.store.manifest import Manifest
+from regiontok.store.masks import MaskStore, write_masks
+from regiontok.store.tokens import TokenStore, write_tokens
+from regiontok.store.writer import StoreWriter
+
+__all__ = ["Manifest", "MaskStore", "StoreWriter", "TokenStore", "check_key", "write_masks", "write_tokens"]

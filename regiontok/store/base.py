@@ -1,0 +1,282 @@
+"""A store as a mapping from keys to what it holds; `MaskStore` and `TokenStore` say how a row is read."""
+
+import os
+import threading
+import warnings
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from regiontok.errors import CheckpointError, MissingKeyError
+from regiontok.store.keys import as_key
+from regiontok.store.manifest import NAME, Manifest, read_manifest
+from regiontok.store.places import Address, Place
+from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys, shards_of
+
+_T = TypeVar("_T")
+_OPEN_FILES = 32
+_KEPT_GROUPS = 4
+_OPENERS = 8
+"""Threads that read footers: a remote filesystem answers slowly, and many at once."""
+
+
+class Store(Mapping[str, _T]):
+    """Rows by key, in the order of the shards; see `MaskStore` and `TokenStore`."""
+
+    kind: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    """Columns that every shard must have, beside ``key``."""
+
+    def __init__(self, path: Address, *, shards: slice | None = None) -> None:
+        pyarrow()
+        self.path = os.fspath(path)
+        self.shards: list[str] = []
+        self.damaged: dict[str, str] = {}
+        self._slice = shards
+        self._start(self._open(shards))
+
+    def _open(self, chosen: slice | None) -> list[str]:
+        """Find the shards and the manifest."""
+        self._place = Place.of(self.path)
+        if self._place.is_file():  # the form of before: one file
+            whole = PurePath(self.path)
+            self._place = Place.of(whole.parent)
+            self.manifest = self._manifest_of_file(whole.name)
+            return [whole.name]
+        found = read_manifest(self._place)
+        if found is None:
+            raise CheckpointError(
+                f"there is no store of {self.kind} in {self.path}: it has no {NAME}. Make one with regiontok "
+                f"{'masks PHOTO... --out' if self.kind == 'masks' else 'tokenize PHOTO... --store'} {self.path}"
+            )
+        if found.kind != self.kind:
+            raise CheckpointError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
+        self.manifest = found
+        names = [shard.name for shard in shards_of(self._place, "part")]
+        return names if chosen is None else names[chosen]
+
+    @abstractmethod
+    def _manifest_of_file(self, name: str) -> Manifest:
+        """How the rows of a single file were made."""
+
+    def _start(self, names: list[str]) -> None:
+        """Read the keys of all shards; those that are damaged are named, and the others served."""
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._files: OrderedDict[int, Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._rows: dict[str, int] = {}
+        starts: list[int] = []
+        self._ends: list[np.ndarray] = []
+        total = 0
+        for name, found in zip(names, self._read_all(names), strict=True):
+            if isinstance(found, CheckpointError):
+                self.damaged[name] = str(found)
+                continue
+            keys, ends = found
+            self._rows.update(zip(keys, range(total, total + len(keys)), strict=True))  # of two rows the later counts
+            self.shards.append(name)
+            starts.append(total)
+            self._ends.append(ends)
+            total += len(keys)
+        self._starts = np.array([*starts, total], np.int64)
+        self.repeated = total - len(self._rows)
+        if self.damaged and not self.shards and not os.path.isdir(self.path) and len(names) == 1:  # noqa: PTH112
+            raise CheckpointError(next(iter(self.damaged.values())))
+        for why in self.damaged.values():
+            warnings.warn(f"a shard is damaged and left out: {why}", stacklevel=4)
+
+    def _read_all(self, names: list[str]) -> Iterator[tuple[list[str], np.ndarray] | CheckpointError]:
+        if len(names) < 2:
+            return iter([self._read_shard(name) for name in names])
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            return iter(list(pool.map(self._read_shard, names)))
+
+    def _read_shard(self, name: str) -> tuple[list[str], np.ndarray] | CheckpointError:
+        """The keys of a shard and the ends of its row groups, or why it cannot be read."""
+        pa, _ = pyarrow()
+        try:
+            with open_shard(self._place, name) as file:
+                for column in self.columns:
+                    file.schema_arrow.field(column)
+                return read_keys(file), group_ends(file)
+        except CheckpointError as error:
+            return error
+        except damage(pa) as error:
+            return CheckpointError(f"{self._place.address}/{name} is no whole shard of {self.kind} ({error}).")
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """How the rows were made."""
+        return self.manifest.made_by
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Photos that are not in the store since they failed, and why.
+
+        Raises:
+            CheckpointError: A damaged table of failures.
+        """
+        return {key: why for key, why in read_failures(self._place).items() if key not in self._rows}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew where it is unpickled, as in a spawned worker."""
+        return _reopen, (type(self), self.path, self._slice)
+
+    def __repr__(self) -> str:
+        shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
+        damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
+        return f"{type(self).__name__}({self.path!r}, {len(self)} photo{'s' * (len(self) != 1)}{shards}{damaged})"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return (as_key(key) if isinstance(key, PurePath) else key) in self._rows
+
+    def __getitem__(self, key: str | PurePath) -> _T:
+        """What the store holds of a photo.
+
+        Raises:
+            MissingKeyError: No such photo.
+            CheckpointError: A damaged row, or shard.
+        """
+        table, row = self._row(as_key(key))
+        try:
+            return self._value(table, row)
+        except (ValueError, TypeError, OverflowError, KeyError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{self.kind} of {key} in {self.path} are damaged: {error}") from error
+
+    @abstractmethod
+    def _value(self, table: Any, row: int) -> _T:
+        """A row as what it stands for."""
+
+    @abstractmethod
+    def count(self, key: str | PurePath) -> int:
+        """How many masks or tokens a photo has, without reading them."""
+
+    def rows(self) -> Dataset[dict[str, Any]]:
+        """The same as a torch dataset of ``{"key": ..., "masks" or "tokens": ...}``, by number."""
+        return _Rows(self)
+
+    def _row(self, key: str) -> tuple[Any, int]:
+        """The group of rows that a key's is in, and its place there."""
+        shard, row = self._find(key)
+        group = int(np.searchsorted(self._ends[shard], row, side="right"))
+        with self._alone():
+            table = self._group(shard, group)
+        return table, row - (0 if group == 0 else int(self._ends[shard][group - 1]))
+
+    def _find(self, key: str) -> tuple[int, int]:
+        """The shard of a key and its row there."""
+        row = self._rows.get(key)
+        if row is None:
+            like = f" Its keys are such as {next(iter(self._rows))!r}." if self._rows else " It is empty."
+            lost = f" {len(self.damaged)} of its shards are damaged and may have it." if self.damaged else ""
+            raise MissingKeyError(f"{self.path} has no {self.kind} of {key!r}.{self._failure(key) or like}{lost}")
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return shard, row - int(self._starts[shard])
+
+    def _failure(self, key: str) -> str:
+        """Why a photo failed, if the store tells."""
+        try:
+            why = read_failures(self._place).get(key)
+        except CheckpointError:
+            return ""
+        return f" It failed: {why}" if why else ""
+
+    def _column(self, name: str) -> Iterator[Any]:
+        """A column over all rows, a shard at a time."""
+        pa, _ = pyarrow()
+        for shard in range(len(self.shards)):
+            with self._alone():
+                try:
+                    yield self._file(shard).read([name], use_threads=False).column(name).combine_chunks()
+                except damage(pa) as error:
+                    raise CheckpointError(f"{self._name(shard)} is damaged ({error}).") from error
+
+    def _joined(self, lengths: Iterable[Any]) -> np.ndarray:
+        """Numbers of all rows, a shard's at a time, as one array; null is 0."""
+        return np.concatenate([*(one.fill_null(0).to_numpy() for one in lengths), np.empty(0, np.int64)])
+
+    def _alone(self) -> threading.Lock:
+        """A Parquet file is one thread's at a time; a forked process has files and a lock of its own."""
+        if self._process != os.getpid():
+            self._lock = threading.Lock()
+            self._files = OrderedDict()
+            self._process = os.getpid()
+        return self._lock
+
+    def _group(self, shard: int, group: int) -> Any:
+        """A group of rows; the last ones that were read are kept."""
+        pa, _ = pyarrow()
+        known = self._groups.get((shard, group))
+        if known is None:
+            try:
+                known = self._file(shard).read_row_group(group, use_threads=False).combine_chunks()
+            except damage(pa) as error:
+                raise CheckpointError(f"{self._name(shard)} is damaged ({error}).") from error
+            self._groups[shard, group] = known
+            if len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        return known
+
+    def _file(self, shard: int) -> Any:
+        """An open shard."""
+        if shard not in self._files:
+            self._files[shard] = open_shard(self._place, self.shards[shard])
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _name(self, shard: int) -> str:
+        return f"{self._place.address}/{self.shards[shard]}"
+
+
+class _Rows(Dataset[dict[str, Any]]):
+    """A store by number."""
+
+    def __init__(self, store: Store[Any]) -> None:
+        self.store = store
+        self.keys = list(store)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        key = self.keys[index]
+        return {"key": key, self.store.kind: self.store[key]}
+
+
+def read_failures(place: Place, *, writer: int | None = None) -> dict[str, str]:
+    """The photos of a store's tables of failures, or of one writer's, and why they failed, the last reason of each.
+
+    Raises:
+        CheckpointError: A damaged table.
+    """
+    pa, _ = pyarrow()
+    found: dict[str, str] = {}
+    for shard in shards_of(place, "failed"):
+        if writer is not None and shard.writer != writer:
+            continue
+        try:
+            with open_shard(place, shard.name) as file:
+                table = file.read(["key", "reason"], use_threads=False)
+            found |= zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True)
+        except damage(pa) as error:
+            raise CheckpointError(f"{place.address}/{shard.name} is damaged ({error}).") from error
+    return found
+
+
+def _reopen(kind: type[Store[Any]], path: str, shards: slice | None) -> Store[Any]:
+    return kind(path, shards=shards)

@@ -1,0 +1,193 @@
+"""Masks in a store, a row per photo: COCO's RLE, readable by pycocotools, datasets and DuckDB alike.
+
+Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
+and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.maskset import MaskSet
+from regiontok.store.base import Store
+from regiontok.store.keys import as_key, check_key
+from regiontok.store.manifest import Manifest
+from regiontok.store.places import Address
+from regiontok.store.shards import damage, open_shard, pyarrow
+from regiontok.store.writer import StoreWriter, keys_in
+
+_ROWS = 50
+
+
+class MaskStore(Store[MaskSet]):
+    """Masks of photos by key, read from a store that `write_masks` or ``regiontok masks`` wrote.
+
+    A mapping: ``store[key]``, ``key in store``, ``len(store)``, iteration over keys, ``store.items()``. Keys are
+    photos' paths below the folder that was named when masks were made, and match whole. It may be used by many threads,
+    and in forked and spawned workers.
+
+    Args:
+        path: The folder, or an address of fsspec such as ``s3://bucket/masks``; or a single Parquet file.
+        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``.
+
+    Attributes:
+        made_by: How the masks were made.
+        shards: The names of the shards.
+        damaged: Shards that cannot be read, and why; there is a warning too, and the others are served.
+        failures: Photos that have no masks since they failed, and why.
+        repeated: Rows whose key another has too; the later one counts.
+
+    Raises:
+        CheckpointError: No store, or not one of masks.
+        MissingDependencyError: pyarrow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp() + "/masks"
+        >>> write_masks(folder, [("a.jpg", MaskSet.from_masks(np.ones((2, 4, 6), bool)))])
+        1
+        >>> store = MaskStore(folder)
+        >>> store
+        MaskStore('...masks', 1 photo)
+        >>> store["a.jpg"], "b.jpg" in store
+        (MaskSet(2 masks of 4 x 6 pixels), False)
+    """
+
+    kind = "masks"
+    columns = ("height", "width", "counts", "scores", "stability")
+
+    def _start(self, names: list[str]) -> None:
+        super()._start(names)
+        self._counted: np.ndarray | None = None
+
+    def _manifest_of_file(self, name: str) -> Manifest:
+        pa, _ = pyarrow()
+        try:
+            with open_shard(self._place, name) as file:
+                metadata = file.schema_arrow.metadata or {}
+            made_by = json.loads(metadata.get(b"masks", b"{}"))
+            if not isinstance(made_by, dict):
+                raise ValueRangeError("what it tells of how masks were made is no object")
+            return Manifest(kind="masks", made_by=made_by)
+        except CheckpointError:
+            raise
+        except damage(pa) as error:
+            raise CheckpointError(f"{self.path} is no whole file of masks ({error}).") from error
+
+    def _value(self, table: Any, row: int) -> MaskSet:
+        def value(name: str) -> Any:  # a file of before has no ids
+            return table.column(name)[row].as_py() if name in table.column_names else None
+
+        size = (value("height"), value("width"))
+        masks = [{"size": size, "counts": counts} for counts in value("counts")]
+        scores, stability = (np.array(value(name), np.float32) for name in ("scores", "stability"))
+        made = MaskSet.from_coco(masks, size=size, scores=scores, stability=stability)
+        more: dict[str, Any] = {
+            name: np.array(found, np.int64) for name in ("ids", "categories") if (found := value(name)) is not None
+        }
+        if any(found.shape != (len(made),) for found in more.values()):
+            raise ValueRangeError("there must be as many ids and categories as masks.")
+        return replace(made, **more)
+
+    def count(self, key: str | PurePath) -> int:
+        """The number of a photo's masks, without reading them.
+
+        Raises:
+            MissingKeyError: No such photo.
+            CheckpointError: A damaged shard.
+        """
+        shard, row = self._find(as_key(key))
+        if self._counted is None:
+            self._counted = self._joined(column.value_lengths() for column in self._column("scores"))
+        return int(self._counted[self._starts[shard] + row])
+
+
+def write_masks(
+    path: Address,
+    masks: Iterable[tuple[str, MaskSet]],
+    *,
+    made_by: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    shard_size: int = 1000,
+) -> int:
+    """Write masks to a store, in addition to those that it has.
+
+    Args:
+        path: The folder, or an address of fsspec; made where it is not there.
+        masks: Pairs of a photo's key and its masks; taken one by one, so that they may be a generator.
+        made_by: How they were made, such as ``generator.describe()``; plain values for JSON. A store has one such way.
+        overwrite: Remove what the store has, first.
+        shard_size: Photos per shard.
+
+    Returns:
+        The number of photos.
+
+    Raises:
+        OutputError: A place that cannot be written to, or is no store.
+        ValueRangeError: A key that the store has, or is no path below a folder; a store made in another way.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    manifest = Manifest(kind="masks", made_by=made_by or {})
+    with StoreWriter(path, manifest, overwrite=overwrite, shard_size=shard_size, shard_minutes=None) as writer:
+        add_new(writer, path, masks, masks_table)
+        return writer.rows
+
+
+def add_new(writer: StoreWriter, path: Address, pairs: Iterable[tuple[str, Any]], as_table: Any) -> None:
+    """Write pairs of keys and values, a few rows at a time; refuse keys that the store has.
+
+    Raises:
+        ValueRangeError: Such a key.
+    """
+    known = keys_in(path).keys
+    waiting: list[tuple[str, Any]] = []
+    for key, value in pairs:
+        check_key(key)
+        if key in known:
+            raise ValueRangeError(
+                f"{writer.manifest.kind} of {key} are there already, or come twice; every photo needs a key of its own."
+            )
+        known.add(key)
+        waiting.append((key, value))
+        if len(waiting) == min(_ROWS, writer.shard_size):
+            writer.write(as_table(*zip(*waiting, strict=True)))
+            waiting = []
+    if waiting:
+        writer.write(as_table(*zip(*waiting, strict=True)))
+
+
+def masks_table(keys: Sequence[str], masks: Sequence[MaskSet]) -> Any:
+    """Rows of a store of masks, as a table of pyarrow.
+
+    Raises:
+        ValueRangeError: Masks on the grid, whose pixels are not known.
+    """
+    pa, _ = pyarrow()
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("counts", pa.list_(pa.binary())),
+            ("scores", pa.list_(pa.float32())),
+            ("stability", pa.list_(pa.float32())),
+            ("ids", pa.list_(pa.int64())),
+            ("categories", pa.list_(pa.int64())),
+        ]
+    )
+    columns = {
+        "key": list(keys),
+        "height": [one.size[0] for one in masks],
+        "width": [one.size[1] for one in masks],
+        "counts": [[mask["counts"] for mask in one.to_coco()] for one in masks],
+        "scores": [one.scores for one in masks],
+        "stability": [one.stability for one in masks],
+        "ids": [one.ids for one in masks],
+        "categories": [one.categories for one in masks],
+    }
+    return pa.table(columns, schema)
