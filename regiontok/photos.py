@@ -1,6 +1,7 @@
 """Reading photos: one upright RGB picture of 8 bits, or an error that says why not."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ _SINGLE_PICTURE_FORMATS = ("MPO",)
 """Formats whose further frames are previews or depth of the same photo, as phones write them."""
 
 
-def read_photo(path: str | Path) -> Image.Image:
-    """Read a photo from a file.
+def read_photo(path: str | Path, data: bytes | None = None) -> Image.Image:
+    """Read a photo from a file, or from its bytes where these are given.
 
     Turned upright by its EXIF orientation; CMYK, palette and grey converted to RGB; 16-bit grey scaled to 8, or 12-bit
     grey where no pixel needs more; transparency laid over white. A damaged EXIF block is passed over: it says nothing
@@ -36,7 +37,7 @@ def read_photo(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 return as_rgb(image)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error
@@ -88,14 +89,16 @@ def one_frame(image: Image.Image) -> None:
         )
 
 
-def read_size(path: str | Path) -> tuple[Size, int]:
+def read_size(path: str | Path, data: bytes | None = None) -> tuple[Size, int]:
     """A photo's height and width, upright, and its EXIF orientation; its pixels are not read.
+
+    From a file, or from its bytes where these are given.
 
     Raises:
         PhotoError: No such file, or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
             orientation = 1
             with contextlib.suppress(Exception):  # a damaged EXIF block says nothing, as for `as_rgb`
                 orientation = image.getexif().get(_ORIENTATION, 1)

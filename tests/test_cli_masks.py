@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from regiontok import MaskSet, Regionizer, encoders, masks, read_photo
 from regiontok.cli import main
-from regiontok.masks import FelzenszwalbMasks, MaskStore, Sam2Masks
+from regiontok.masks import FelzenszwalbMasks, Sam2Masks
+from regiontok.store import MaskStore, write_masks
 from tests.models import tiny_sam2
 
 FAST = ["--points-per-side", "3", "--stability-score-thresh", "0", "--pred-iou-thresh", "0", "--box-nms-thresh", "1"]
@@ -66,20 +67,20 @@ def test_tokenize_with_masks_writes_what_the_library_gives(photos, source):
 
 
 def test_masks_of_a_real_model_are_kept_and_read_back(photos, sam, capsys):
-    assert main(["masks", "photos", "--out", "m.parquet", "--batch", "2", *sam]) == 0
+    assert main(["masks", "photos", "--out", "m", "--batch", "2", *sam]) == 0
     assert "3 photos, " in capsys.readouterr().out
-    store = MaskStore("m.parquet")
-    assert store.keys() == ["photos/a.png", "photos/b.jpg", "photos/inner/c.png"]
+    store = MaskStore("m")
+    assert list(store) == ["a.png", "b.jpg", "inner/c.png"]
     assert store.made_by["generator"] == "sam2"
     assert store.made_by["settings"][0]["points_per_side"] == 3
     generate = Sam2Masks(tiny_sam2(2), settings=masks.MaskSettings(3, 0, 0, 1))
     _, expected = generate([read_photo(photos / name) for name in ("a.png", "b.jpg")])  # the batch it was in
-    assert store["photos/b.jpg"].size == (160, 107)
-    kept, made = (one.masks().flatten(1).float() for one in (store["photos/b.jpg"], expected))
+    assert store["b.jpg"].size == (160, 107)
+    kept, made = (one.masks().flatten(1).float() for one in (store["b.jpg"], expected))
     different = torch.cdist(kept, made, p=1).amin(1)  # in pixels; random weights blow some roundings up
     assert different.median() < 0.02 * 160 * 107
 
-    for out, chosen in (("file", ["m.parquet"]), ("direct", ["sam2", *sam])):
+    for out, chosen in (("file", ["m"]), ("direct", ["sam2", *sam])):
         assert main(["tokenize", "photos/b.jpg", "--source", "segmentation", "--out", out, "--masks", *chosen]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[3:] == ["read", "encode", "masks", "normalize", "group", "pool", "write", "ms"]
@@ -108,8 +109,8 @@ def test_every_option_of_masks_reaches_the_regions(photos):
 def test_what_became_of_masks_is_told(photos, capsys):
     masks_of_a = np.zeros((2, 107, 160), bool)
     masks_of_a[0, 0, 0] = True
-    masks.write_masks("m.parquet", [("photos/a.png", MaskSet.from_masks(masks_of_a))])
-    assert main(["tokenize", "photos/a.png", "--source", "segmentation", "--masks", "m.parquet"]) == 0
+    write_masks("m", [("a.png", MaskSet.from_masks(masks_of_a))])
+    assert main(["tokenize", "photos/a.png", "--source", "segmentation", "--masks", "m"]) == 0
     printed = capsys.readouterr().out
     assert "photos/a.png: 1 mask became no region: covers no patch by more than 0.07" in printed
     assert "photos/a.png: 1 mask became no region: covers nothing of what the encoder sees" in printed
@@ -118,15 +119,15 @@ def test_what_became_of_masks_is_told(photos, capsys):
 
 
 def test_photos_whose_masks_are_missing_or_of_another_size_fail_alone(photos, capsys):
-    assert main(["masks", "photos/a.png", "photos/b.jpg", "--masks", "felzenszwalb", "--out", "m.parquet"]) == 0
+    assert main(["masks", "photos/a.png", "photos/b.jpg", "--masks", "felzenszwalb", "--out", "m"]) == 0
     shutil.copy(photos / "inner" / "c.png", photos / "a.png")
     arguments = [f"photos/{name}" for name in ("a.png", "b.jpg", "inner/c.png")]
-    assert main(["tokenize", *arguments, "--source", "segmentation", "--masks", "m.parquet"]) == 1
+    assert main(["tokenize", *arguments, "--root", "photos", "--source", "segmentation", "--masks", "m"]) == 1
     told = capsys.readouterr().err
     assert (
-        "photos/a.png: masks in m.parquet are of a photo of 107 x 160; this one is of 60 x 60. Make them again." in told
+        "photos/a.png: masks in m are of a photo of 107 x 160; this one is of 60 x 60. Make them again." in told
     )
-    assert "photos/inner/c.png: masks of photos/inner/c.png: m.parquet has no such photo" in told
+    assert "photos/inner/c.png: m has no masks of 'inner/c.png'. Its keys are such as 'a.png'." in told
     assert "2 of 3 photos failed" in told
     assert read("regiontok-out/photos/b.regions.safetensors")
 
@@ -141,33 +142,34 @@ def test_one_photo_of_a_batch_that_fails_leaves_the_others(photos, monkeypatch, 
         return generate(self, given)
 
     monkeypatch.setattr(FelzenszwalbMasks, "__call__", fail)
-    assert main(["masks", "photos", "--masks", "felzenszwalb", "--out", "m.parquet"]) == 1
+    assert main(["masks", "photos", "--masks", "felzenszwalb", "--out", "m"]) == 1
     told = capsys.readouterr().err
-    assert "photos/b.jpg: this photo cannot be segmented" in told
-    assert "photos/broken.jpg: damaged or cut short" in told
+    assert "b.jpg: this photo cannot be segmented" in told
+    assert "broken.jpg: damaged or cut short" in told
     assert "2 of 4 photos failed" in told
-    assert MaskStore("m.parquet").keys() == ["photos/a.png", "photos/inner/c.png"]
+    assert list(MaskStore("m")) == ["a.png", "inner/c.png"]
 
 
-def test_a_file_of_masks_and_photos_are_not_lost(photos, capsys):
+def test_a_store_and_photos_are_not_lost(photos, capsys):
     base = ["--masks", "felzenszwalb", "--out"]
-    assert main(["masks", "photos/a.png", "photos", *base, "m.parquet"]) == 0
-    assert len(MaskStore("m.parquet")) == 3
+    assert main(["masks", "photos/a.png", "photos", *base, "m"]) == 0
+    assert len(MaskStore("m")) == 3
     (photos / "broken.png").write_bytes(b"no photo")
-    assert main(["masks", "photos/broken.png", *base, "m.parquet"]) == 2
-    assert "photos/broken.png: not an image" in capsys.readouterr().err
-    assert len(MaskStore("m.parquet")) == 3
+    assert main(["masks", "photos/broken.png", *base, "m"]) == 1
+    assert "broken.png: not an image" in capsys.readouterr().err
+    assert len(MaskStore("m")) == 3
     before = (photos / "a.png").read_bytes()
-    assert main(["masks", "photos/a.png", *base, "photos/a.png"]) == 2
-    assert "photos/a.png is read here and would be written over" in capsys.readouterr().err
+    for out, told in (("photos/a.png", "photos/a.png is a file, and a store is a folder"), ("photos", "photos is a folder of other things")):  # fmt: skip
+        assert main(["masks", "photos/a.png", *base, out]) == 2
+        assert told in capsys.readouterr().err
     assert (photos / "a.png").read_bytes() == before
 
 
 def test_a_mosaic_of_photos(photos, sam):
-    assert main(["masks", "photos", "--out", "m.parquet", "--mosaic", "2", *sam]) == 0
-    store = MaskStore("m.parquet")
+    assert main(["masks", "photos", "--out", "m", "--mosaic", "2", *sam]) == 0
+    store = MaskStore("m")
     assert store.made_by["mosaic"] == 2
-    assert [store[key].size for key in store.keys()] == [(107, 160), (160, 107), (60, 60)]  # noqa: SIM118
+    assert [store[key].size for key in store] == [(107, 160), (160, 107), (60, 60)]
 
 
 def test_count_prints_the_distribution_beside_the_papers_and_draws_it(photos, capsys, monkeypatch):
@@ -187,13 +189,13 @@ def test_count_prints_the_distribution_beside_the_papers_and_draws_it(photos, ca
 
 def test_count_tells_lost_masks_and_does_not_count_its_own_pictures(photos, capsys, monkeypatch):
     nothing = [
-        (f"photos/{name}", MaskSet.from_masks(np.zeros((2, *size), bool)))
+        (name, MaskSet.from_masks(np.zeros((2, *size), bool)))
         for name, size in (("a.png", (107, 160)), ("b.jpg", (160, 107)), ("inner/c.png", (60, 60)))
     ]
-    masks.write_masks("m.parquet", nothing)
+    write_masks("m", nothing)
     Image.new("RGB", (9, 9)).save(photos / "a.regions.png")
     for _ in range(2):
-        assert main(["count", "photos", "--masks", "m.parquet", "--out", "photos/counts.png"]) == 0
+        assert main(["count", "photos", "--masks", "m", "--out", "photos/counts.png"]) == 0
         printed = capsys.readouterr().out
         assert "Tokens per photo: 3 photos" in printed
         assert "segmentation: 6 masks became no region; 3 photos were left without any" in printed
@@ -212,27 +214,27 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
     ("arguments", "message"),
     [
         (["tokenize", "a.png", "--source", "segmentation"], "SAM weights 'facebook/sam2.1-hiera-large' cannot be reached"),
-        (["tokenize", "a.png", "--masks", "m.parquet"], "--masks is for --source segmentation and combined"),
+        (["tokenize", "a.png", "--masks", "m"], "--masks is for --source segmentation and combined"),
         (["tokenize", "a.png", "--uncovered", "background"], "--uncovered is for --source segmentation and combined"),
         (["tokenize", "a.png", "--points-per-side", "9"], "--points-per-side is for --source segmentation and combined"),
         (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--eps", "0.5"], "--eps is for --source combined"),
         (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--ladder"], "--ladder is for SAM's masks"),
         (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--threshold", "0.5"], "--threshold is for --source clustering, or for --uncovered cluster"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "sam9"], "--masks must be one of sam2, .*there is no file sam9"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "a.png"], "a.png is not a whole Parquet file of masks"),
-        (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder is for making masks, not for a file of them"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "sam9"], "--masks must be one of sam2, .*there is no sam9"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "a.png"], "a.png is not a whole Parquet file"),
+        (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder is for making masks, not for a store of them"),
         (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of the ladder"),
         (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "padding='keep' is not for source='combined'"),
-        (["masks", "a.png", "--out", "m.parquet", "--masks", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
+        (["masks", "a.png", "--out", "m", "--masks", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
         (["tokenize", "a.png", "--masks", "sam2"], "--masks is for --source segmentation and combined"),
-        (["masks", "a.png", "--out", "m.parquet", "--batch", "0"], "--batch must be at least 1; got 0"),
-        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam9"], "name must be one of 'sam2'"),
-        (["masks", "empty", "--out", "m.parquet", "--masks", "felzenszwalb"], "empty: there is no photo in this folder"),
-        (["masks", "a.png", "--out", "no/m.parquet", "--masks", "felzenszwalb"], "no/m.parquet cannot be written: there is no folder no"),
+        (["masks", "a.png", "--out", "m", "--batch", "0"], "--batch must be at least 1; got 0"),
+        (["masks", "a.png", "--out", "m", "--masks", "sam9"], "name must be one of 'sam2'"),
+        (["masks", "empty", "--out", "m", "--masks", "felzenszwalb"], "empty: there is no photo in it"),
+        (["masks", "a.png", "--out", "a.png/m", "--masks", "felzenszwalb"], "a.png/m must be a folder that can be made"),
         (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
         (["count", "a.png", "--out", "c.xyz"], "c.xyz: a figure must be one of .*png"),
-        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
-        (["masks", "a.png", "--out", "m.parquet", "--masks", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
+        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
+        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
         (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
         (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
         (["count", "a.png", "--out", "no/c.png"], "no/c.png cannot be written: there is no folder no"),

@@ -26,8 +26,8 @@ from regiontok import Regionizer, read_photo
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError
-from regiontok.store import MaskStore, write_masks
 from regiontok.presets import TABLE_1, Row
+from regiontok.store import MaskStore, write_masks
 
 FOLDER = Path(__file__).parent.parent / "examples" / "train_llava"
 sys.path.insert(0, str(FOLDER))

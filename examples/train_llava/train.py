@@ -17,8 +17,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
-from regiontok.store import MaskStore
 from regiontok.options import MASK_SOURCES
+from regiontok.store import MaskStore
 
 STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from regiontok import __version__
-from regiontok.cli import chat, compare, count, env, evaluate, figures, focus, masks, tokenize, view
+from regiontok.cli import chat, compare, count, env, evaluate, figures, focus, masks, store, tokenize, view
 from regiontok.cli.output import warn
 from regiontok.errors import RegiontokError
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="regiontok", description="Region tokenizers for multimodal language models.")
     parser.add_argument("--version", action="version", version=f"regiontok {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (tokenize, masks, count, compare, view, figures, chat, evaluate, focus, env):
+    for module in (tokenize, masks, store, count, compare, view, figures, chat, evaluate, focus, env):
         module.add_commands(commands)
     options = parser.parse_args(arguments)
     before = _on_terminate(_terminate)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from regiontok.cli.common import add_model_options, load_assistant, load_masks
+from regiontok.cli.common import add_model_options, load_assistant, load_masks, roots_of
 from regiontok.cli.output import as_path, as_text, shown
 from regiontok.evaluation.assistant import Question
 from regiontok.evaluation.prompts import short_answer, with_options
@@ -43,7 +43,11 @@ def _chat(options: argparse.Namespace) -> int:
     elif options.options:
         text = with_options(text, options.options)
     assistant = load_assistant(options.model, options)
-    masks = [load_masks(options)(options.photo, photo)] if assistant.by_masks else None
+    masks = (
+        [load_masks(options, roots=roots_of(options, [options.photo]))(options.photo, photo)]
+        if assistant.by_masks
+        else None
+    )
     answer = assistant.answer([Question(text, [photo], masks)], max_new_tokens=options.max_new_tokens)[0]
     print(f"{shown(options.photo)}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}", file=sys.stderr)
     print(answer.text)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,9 @@ from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_size
+from regiontok.pipeline import KeyFinder, Roots
+from regiontok.store import MaskStore
+from regiontok.store.places import is_remote
 from regiontok.viewing import is_figure
 
 _T = TypeVar("_T")
@@ -33,7 +37,7 @@ FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of 
 TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
 """Sources as the paper's Table 1 lists them."""
 
-MaskSource = Callable[[Path, Image.Image], MaskSet]
+MaskSource = Callable[[Path | str, Image.Image], MaskSet]
 """Masks of a photo that was read from a path."""
 
 
@@ -210,13 +214,20 @@ def named_amounts(options: argparse.Namespace) -> list[str]:
 def add_mask_options(parser: argparse.ArgumentParser, *, files: bool, shown: str | None = None) -> None:
     """Options that choose masks: a generator and, where ``files``, a file of masks or annotations in its place."""
     group = parser.add_argument_group("masks")
-    told = f"{', '.join(masks.GENERATORS)}" + (", or a file that regiontok masks wrote" if files else "")
+    told = f"{', '.join(masks.GENERATORS)}" + (", or a store that regiontok masks wrote" if files else "")
     group.add_argument(
         "--masks",
         type=as_text,
-        metavar="GENERATOR|FILE" if files else "GENERATOR",
+        metavar="GENERATOR|STORE" if files else "GENERATOR",
         help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
     )
+    if files:
+        add_root_option(group)
+        group.add_argument(
+            "--missing",
+            choices=masks.GENERATORS,
+            help="makes the masks of photos that the store has not; default: none",
+        )
     group.add_argument(
         "--sam-model", type=as_text, metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
     )
@@ -273,6 +284,13 @@ def annotated(options: argparse.Namespace) -> str | None:
     return source
 
 
+def annotations_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Where annotated masks come from, as plain values."""
+    if options.coco:
+        return {"annotations": "coco", "file": options.coco.name, "iscrowd": "drop" if options.no_crowds else "keep"}
+    return {"annotations": "label maps", "folder": options.label_maps.name, "ignore": options.ignore or []}
+
+
 def has_masks(options: argparse.Namespace) -> bool:
     """Whether any masks are named; refuses options of masks where none are."""
     named = bool(annotated(options) or options.masks)
@@ -299,6 +317,16 @@ def choose_sources(options: argparse.Namespace) -> list[str]:
     if not with_masks and (named or uses_masks(options)):
         raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
     return sources
+
+
+def add_root_option(parser: Any) -> None:
+    """The option that says where keys begin."""
+    parser.add_argument(
+        "--root",
+        type=as_text,
+        metavar="DIR",
+        help="the folder that keys of a store are below; default: the folder that is named",
+    )
 
 
 def load_generator(options: argparse.Namespace, **more: Any) -> Any:
@@ -330,27 +358,78 @@ def _set(settings: masks.MaskSettings, options: argparse.Namespace) -> masks.Mas
     return replace(settings, **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
 
 
-def load_masks(options: argparse.Namespace, encoder: Encoder | None = None) -> MaskSource:
-    """Masks of photos, made by a generator or read from a file; on an encoder's grid where that is quicker."""
+def load_masks(
+    options: argparse.Namespace, encoder: Encoder | None = None, *, roots: Roots | None = None
+) -> MaskSource:
+    """Masks of photos, made by a generator or read from a store; on an encoder's grid where that is quicker.
+
+    Args:
+        options: Of the command.
+        encoder: Whose grid it is.
+        roots: The folders that keys of a store are below; without them photos' names are keys as they are.
+    """
     if annotated(options):
-        return _checked(load_annotations(options), options)
+        read = load_annotations(options)
+
+        def find(path: Path | str, photo: Image.Image) -> MaskSet:
+            orientation = read_size(path)[1] if options.stored_pixels else 1
+            return check_photo_size(read(path, orientation), path, (photo.height, photo.width), orientation, options)
+
+        return find
     if options.masks in masks.GENERATORS:
+        if options.missing is not None:
+            raise RegiontokError("--missing is for --masks STORE, which may lack some. Leave it out.")
         generator = load_generator(options)
         if encoder is not None and hasattr(generator, "on_grid"):
             return lambda _, photo: generator.on_grid(photo, geometry=encoder.geometry, grid=encoder.grid)[0]
         return lambda _, photo: generator(photo)[0]
-    if uses_masks(options):
-        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, not for a file of them. Leave it out.")
-    if not Path(options.masks).is_file():
+    return _stored(options, encoder, roots)
+
+
+def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots | None) -> MaskSource:
+    """Masks of a store; those that it has not may be made by a generator."""
+    if not is_remote(options.masks) and not os.path.exists(options.masks):  # noqa: PTH110  a name may be too long
         raise CheckpointError(
-            f"--masks must be one of {', '.join(masks.GENERATORS)}, or a file that regiontok masks wrote; there is no "
-            f"file {options.masks}."
+            f"--masks must be one of {', '.join(masks.GENERATORS)}, or a store that regiontok masks wrote; there is "
+            f"no {options.masks}."
         )
-    return _checked(masks.MaskStore(options.masks).__getitem__, options)
+    if uses_masks(options) and options.missing is None:
+        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, not for a store of them. Leave it out.")
+    make = None
+    if options.missing is not None:
+        make = load_masks(argparse.Namespace(**vars(options) | {"masks": options.missing, "missing": None}), encoder)
+    store = MaskStore(options.masks)
+    if roots is None and options.root is not None:
+        roots = Roots([options.root])
+    key_of = None if roots is None else KeyFinder(store.manifest.photos, roots, given=options.root is not None)
+    told, alone = False, threading.Lock()
+
+    def find(path: Path | str, photo: Image.Image) -> MaskSet:
+        nonlocal told
+        key = os.fspath(path) if key_of is None else key_of(path)
+        if key_of is not None and key_of.elsewhere and not told:
+            told = True
+            warn(
+                f"{options.masks} was made of photos in another folder; {path} is taken for its {key!r}. Give --root "
+                "to say that it is, or that keys begin elsewhere."
+            )
+        if make is not None and key not in store:
+            with alone:  # readers may be many, and the device is one
+                return make(path, photo)
+        return check_photo_size(store[key], path, (photo.height, photo.width), None, options)
+
+    return find
 
 
-def load_annotations(options: argparse.Namespace) -> Callable[[Path], MaskSet]:
-    """The annotated masks that the options name, by photo: turned upright, and of one photo each."""
+def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Roots:
+    """The folders that keys of photos are below: ``--root``, or what is named, or is around it."""
+    if options.root is not None:
+        return Roots([options.root])
+    return Roots([path if path.is_dir() else path.parent for path in named])
+
+
+def load_annotations(options: argparse.Namespace) -> Callable[[Path | str, int], MaskSet]:
+    """The annotated masks that the options name, by photo and how EXIF turns it: upright, and of one photo each."""
     source: Any
     if options.coco:
         source = masks.CocoMasks(options.coco, iscrowd="drop" if options.no_crowds else "keep")
@@ -359,22 +438,24 @@ def load_annotations(options: argparse.Namespace) -> Callable[[Path], MaskSet]:
                 warn(f"{options.coco}: {len(some)} annotations {what} and are left out.")
     else:
         source = masks.LabelMaps(options.label_maps, ignore=options.ignore or (), replace=options.replace)
-    claimed: dict[Any, Path] = {}
+    claimed: dict[Any, Path | str] = {}
 
-    def read(path: Path) -> MaskSet:
+    def read(path: Path | str, orientation: int) -> MaskSet:
         name = source.find(path)
         if isinstance(name, Path) and is_same(path, name):
             raise CheckpointError(f"{name} is the photo itself. Name the folder of its label map.")
         if claimed.setdefault(name, path) != path:
             raise CheckpointError(f"{name} is of {claimed[name]} already. Photos need names that tell them apart.")
         found: MaskSet = source[path]
-        return found.upright(read_size(path)[1]) if options.stored_pixels else found
+        return found.upright(orientation) if options.stored_pixels else found
 
     return read
 
 
-def check_photo_size(found: MaskSet, path: Path, size: Size, options: argparse.Namespace) -> MaskSet:
-    """The same masks; refuses those of a photo of another size."""
+def check_photo_size(
+    found: MaskSet, path: Path | str, size: Size, orientation: int | None, options: argparse.Namespace
+) -> MaskSet:
+    """The same masks; refuses those of a photo of another size, which EXIF may turn."""
     if found.size == size:
         return found
     kind = annotated(options)
@@ -383,12 +464,8 @@ def check_photo_size(found: MaskSet, path: Path, size: Size, options: argparse.N
     told = f"masks in {getattr(options, source)} are of a photo of {own}; this one is of {height} x {width}"
     if not kind:
         raise CheckpointError(f"{told}. Make them again.")
-    turned = read_size(path)[1] != 1 and not options.stored_pixels
+    turned = (read_size(path)[1] if orientation is None else orientation) != 1 and not options.stored_pixels
     raise CheckpointError(f"{told}." + turned * " It is turned by its EXIF orientation: try --stored-pixels.")
-
-
-def _checked(read: Callable[[Path], MaskSet], options: argparse.Namespace) -> MaskSource:
-    return lambda path, photo: check_photo_size(read(path), path, (photo.height, photo.width), options)
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) -> None:

@@ -16,6 +16,7 @@ from regiontok.cli.common import (
     load_encoder,
     load_masks,
     progress,
+    roots_of,
 )
 from regiontok.cli.output import as_path, check_outputs, explain, report
 from regiontok.encoders import Encoder
@@ -72,7 +73,7 @@ def _compare(options: argparse.Namespace) -> int:
     photos = [found.path for found in find_photos(options.photos, options.out)]
     check_outputs(options, options.out, details, photos=photos)
     encoder = load_encoder(options)
-    masks_of = load_masks(options, encoder) if with_masks else None
+    masks_of = load_masks(options, encoder, roots=roots_of(options, options.photos)) if with_masks else None
     regionizers = {
         source: Regionizer(source=source, norm=options.norm, pool="mean", geometry=encoder.geometry)
         for source in ("patch", *(MASK_SOURCES if masks_of else ()))

@@ -19,6 +19,7 @@ from regiontok.cli.common import (
     load_masks,
     named_amounts,
     progress,
+    roots_of,
 )
 from regiontok.cli.output import (
     add_details_options,
@@ -73,7 +74,7 @@ def _count(options: argparse.Namespace) -> int:
     photos = [found.path for found in find_photos(options.photos, options.out)]
     check_outputs(options, options.out, photos=photos)
     encoder = load_encoder(options)
-    masks_of = load_masks(options, encoder) if with_masks else None
+    masks_of = load_masks(options, encoder, roots=roots_of(options, options.photos)) if with_masks else None
     regionizers = {
         source: Regionizer(
             source=source,

@@ -27,6 +27,7 @@ from regiontok.cli.common import (
     load_masks,
     named_amounts,
     progress,
+    roots_of,
 )
 from regiontok.cli.output import as_path, as_text, check_outputs
 from regiontok.errors import RegiontokError
@@ -173,7 +174,11 @@ def _regions(options: argparse.Namespace) -> int:
         raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
-    masks = [load_masks(options, encoder)(options.photo, photo)] if has_masks(options) else None
+    masks = (
+        [load_masks(options, encoder, roots=roots_of(options, [options.photo]))(options.photo, photo)]
+        if has_masks(options)
+        else None
+    )
     features, valid = encoder(photo)
     regions = {}
     for source in sources:
@@ -198,7 +203,7 @@ def _attention(options: argparse.Namespace) -> int:
     for name, assistant in _assistants(options):
         check_attention(assistant.model.config, options.layers, None)
         if assistant.by_masks and found is None:
-            found = [load_masks(options)(options.photo, photo)]
+            found = [load_masks(options, roots=roots_of(options, [options.photo]))(options.photo, photo)]
         asked = [Question(options.question, [photo], found if assistant.by_masks else None)]
         if options.answer is None:
             said = assistant.answer(asked, max_new_tokens=options.max_new_tokens)[0]

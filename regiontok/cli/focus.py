@@ -1,7 +1,6 @@
 """``regiontok focus``: the focus metric on PixCV-Bench for a model."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from regiontok._files import make_folder, write_json
@@ -56,7 +55,7 @@ def _focus(options: argparse.Namespace) -> int:
         assistant,
         read_questions(options.questions, options.images),
         objects,
-        masks=None if masks_of is None else lambda file, photo: masks_of(Path(file), photo),
+        masks=None if masks_of is None else lambda file, photo: masks_of(file, photo),
         answers=options.answers,
         query=options.query,
         threshold=options.target_share,

@@ -6,15 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from regiontok import __version__, encoders
+from regiontok import __version__, encoders, masks
 from regiontok._files import make_folder, written
 from regiontok.cli.common import (
     FAILURES,
@@ -26,16 +25,21 @@ from regiontok.cli.common import (
     add_mask_options,
     amount_of,
     annotated,
+    annotations_of,
     find_photos,
     load_encoder,
+    load_generator,
     load_masks,
     named_amounts,
     progress,
+    roots_of,
     uses_masks,
 )
+from regiontok.cli.filling import FILLING, add_filling_options, add_listing_options, fill_store, lanes_on
 from regiontok.cli.output import (
     add_details_options,
     as_path,
+    as_text,
     check_outputs,
     explain,
     report,
@@ -51,12 +55,19 @@ from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
 from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
+from regiontok.pipeline import MakeTokens, Roots, Work
+from regiontok.pipeline.roots import identity
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES
+from regiontok.store import MaskStore
+from regiontok.store.places import is_remote
+from regiontok.store.tokens import DTYPES
 from regiontok.token_files import read_config, save_tokens
 from regiontok.viewing import draw_regions
 
+_OUT = "regiontok-out"
+_BATCH = 4
 _MOST_LINES = 10
 """Photos that are listed one by one; of more there is a summary."""
 _STAGES = ("read", "encode", "masks", "normalize", "group", "pool", "write")
@@ -93,7 +104,9 @@ def add_commands(commands: Any) -> None:
         "for sources of masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K). A token is "
         "its region's mean. regiontok.load_tokens reads it back.",
     )
-    tokenize.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
+    tokenize.add_argument(
+        "photos", nargs="+", type=as_text, metavar="PHOTO|FOLDER", help="with --store also a pattern or a list"
+    )
     add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
     add_amount_options(tokenize)
@@ -101,13 +114,26 @@ def add_commands(commands: Any) -> None:
     tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
     tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
-    tokenize.add_argument(
+    out = tokenize.add_mutually_exclusive_group()
+    out.add_argument(
         "--out",
         type=as_path,
-        default=Path("regiontok-out"),
         metavar="DIR",
-        help="for the files, each where its photo lies below the folder that was named; default: %(default)s",
+        help=f"for the files, each where its photo lies below the folder that was named; default: {_OUT}",
     )
+    out.add_argument(
+        "--store",
+        type=as_text,
+        metavar="DIR",
+        help="write a store of tokens instead, for many photos: a folder of Parquet files, which goes on where it "
+        "stopped; on a disk, or where fsspec reaches, such as s3://bucket/tokens",
+    )
+    tokenize.add_argument(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        help="draw the regions; default: yes, but with --store, where they come into its folder pictures, no",
+    )
+    tokenize.add_argument("--dtype", choices=DTYPES, help="of the tokens in a store; default: float16")
     add_details_options(tokenize)
     add_mask_options(tokenize, files=True, shown="sam2")
     add_annotation_options(tokenize)
@@ -120,6 +146,8 @@ def add_commands(commands: Any) -> None:
     regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
     regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
     regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
+    add_listing_options(tokenize, root=False, title="photos of a store")
+    add_filling_options(tokenize, batch=_BATCH, of="the encoder")
     tokenize.set_defaults(run=_tokenize)
 
     demo = commands.add_parser("demo", help="cut scikit-learn's sample photo into region tokens, offline, in seconds")
@@ -129,26 +157,21 @@ def add_commands(commands: Any) -> None:
 
 def _tokenize(options: argparse.Namespace) -> int:
     _check(options)
-    photos = find_photos(options.photos)
-    out = make_folder(options.out)
+    if options.source in MASK_SOURCES and not annotated(options):
+        options.masks = options.masks or "sam2"
+    if options.store is not None:
+        return _fill(options)
+    given = [name for name in (*FILLING, "dtype") if getattr(options, name)]
+    if given:
+        raise RegiontokError(f"--{given[0].replace('_', '-')} is for --store. Leave it out, or name a store.")
+    named = [Path(one) for one in options.photos]
+    photos = find_photos(named)
+    out = make_folder(options.out or _OUT)
     check_outputs(options, photos=[found.path for found in photos])
     targets = _targets(photos, out)
     encoder = load_encoder(options)
-    if not annotated(options):
-        options.masks = options.masks or "sam2"
-    masks_of = load_masks(options, encoder) if options.source in MASK_SOURCES else None
-    given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
-    regionizer = Regionizer(
-        source=options.source,
-        norm=options.norm,
-        pool="mean",  # what an untrained cross-attention pool gives
-        order=options.order,
-        **amount_of(options),
-        connectivity=options.connectivity,
-        padding=options.padding,
-        geometry=encoder.geometry if masks_of else None,
-        **given,
-    )
+    masks_of = load_masks(options, encoder, roots=roots_of(options, named)) if options.source in MASK_SOURCES else None
+    regionizer = _regionizer(options, encoder)
     _warm_up(options.source)
     rows: list[Row] = []
     details: list[dict[str, Any]] = []
@@ -158,7 +181,10 @@ def _tokenize(options: argparse.Namespace) -> int:
         find = partial(masks_of, path) if masks_of else None
         try:
             make_folder(target.parent)
-            rows.append(_tokenize_photo(str(path), partial(read_photo, path), encoder, regionizer, target, find))
+            row = _tokenize_photo(
+                str(path), partial(read_photo, path), encoder, regionizer, target, find, options.pictures is not False
+            )
+            rows.append(row)
             details.append(rows[-1].details())
         except FAILURES as error:
             failed.append(explain(path, error))
@@ -166,8 +192,74 @@ def _tokenize(options: argparse.Namespace) -> int:
     write_details(options, details)
     if rows:
         _print_table(rows)
-        print(f"Pictures and tokens are in {shown(out)}{os.sep}")
+        what = "Tokens are" if options.pictures is False else "Pictures and tokens are"
+        print(f"{what} in {shown(out)}{os.sep}")
     return report(failed, len(photos))
+
+
+def _regionizer(options: argparse.Namespace, encoder: Encoder) -> Regionizer:
+    given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
+    return Regionizer(
+        source=options.source,
+        norm=options.norm,
+        pool="mean",  # what an untrained cross-attention pool gives
+        order=options.order,
+        **amount_of(options),
+        connectivity=options.connectivity,
+        padding=options.padding,
+        geometry=encoder.geometry if options.source in MASK_SOURCES else None,
+        **given,
+    )
+
+
+def _fill(options: argparse.Namespace) -> int:
+    """Tokens of many photos to a store."""
+    for name in ("csv", "json"):
+        if getattr(options, name):
+            raise RegiontokError(f"--{name} is for --out; a store tells by regiontok store {options.store} --stats.")
+    if options.pictures and is_remote(options.store):
+        raise RegiontokError("--pictures are files on a disk, and this store is none. Leave it out.")
+    return fill_store(options, options.store, _work, batch=_BATCH)
+
+
+def _work(options: argparse.Namespace, roots: Roots) -> Work:
+    """What makes the tokens."""
+    encoder = load_encoder(options)
+    work = MakeTokens(
+        encoder,
+        _regionizer(options, encoder),
+        dtype=options.dtype or "float16",
+        lanes=lanes_on(options.device, order=options.order),
+        draw=partial(_draw, Path(options.store), encoder.geometry) if options.pictures else None,
+    )
+    _warm_up(options.source)
+    if options.source in MASK_SOURCES:
+        masks_of = load_masks(options, encoder, roots=roots)
+        work.masks_told = _masks_told(options)
+        if options.masks in masks.GENERATORS:  # beside the encoder, and not in the threads that read
+            work.generator = lambda images: [masks_of("", image) for image in images]
+            work.lanes = work.lanes if options.masks == "felzenszwalb" else 1  # SAM takes all cores by itself
+        else:
+            work.masks = lambda photo, image: masks_of(photo.address, image)
+    return work
+
+
+def _masks_told(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the masks of a store's tokens are from, as plain values."""
+    if annotated(options):
+        return annotations_of(options)
+    if options.masks in masks.GENERATORS:
+        told: dict[str, Any] = load_generator(options).describe()
+        return told
+    return MaskStore(options.masks).made_by | ({"missing": options.missing} if options.missing else {})
+
+
+def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:
+    """Keep a picture of a photo's regions in a store's folder."""
+    target = store / "pictures" / f"{PurePath(key).with_suffix('')}.regions.png"
+    make_folder(target.parent)
+    with written(target) as picture:
+        draw_regions(image, regions, geometry.place((image.height, image.width))).save(picture, "PNG")
 
 
 _COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
@@ -224,8 +316,9 @@ def _tokenize_photo(
     regionizer: Regionizer,
     target: Path,
     find_masks: Callable[[Image.Image], MaskSet] | None = None,
+    picture: bool = True,
 ) -> Row:
-    """Run one photo through every stage and write its picture and tensors beside ``target``."""
+    """Run one photo through every stage and write its picture, if it is wanted, and tensors beside ``target``."""
     watch = Stopwatch(encoder.device)
     image = watch.time("read", read)
     features, valid = watch.time("encode", lambda: encoder(image))
@@ -233,7 +326,7 @@ def _tokenize_photo(
     features = watch.time("normalize", lambda: regionizer.normalize(features))
     regions = watch.time("group", lambda: regionizer.order(regionizer.group(features, masks=masks, valid=valid)))
     tokens = watch.time("pool", lambda: regionizer.pool(features, regions))
-    watch.time("write", lambda: _write(photo, image, encoder, regionizer, tokens, target))
+    watch.time("write", lambda: _write(photo, image, encoder, regionizer, tokens, target, picture))
     patches = int(valid.sum()) if regionizer.config["padding"] == "drop" else valid.numel()
     return Row(photo, patches, len(regions), watch.seconds, _notes(regions))
 
@@ -246,16 +339,22 @@ def _notes(regions: Regions) -> list[str]:
 
 
 def _write(
-    photo: str, image: Image.Image, encoder: Encoder, regionizer: Regionizer, tokens: RegionTokens, target: Path
+    photo: str,
+    image: Image.Image,
+    encoder: Encoder,
+    regionizer: Regionizer,
+    tokens: RegionTokens,
+    target: Path,
+    picture: bool,
 ) -> None:
-    regions = tokens.regions
-    placement = encoder.geometry.place((image.height, image.width))
-    with written(_picture(target)) as picture:
-        draw_regions(image, regions, placement).save(picture, "PNG")
+    if picture:
+        placement = encoder.geometry.place((image.height, image.width))
+        with written(_picture(target)) as file:
+            draw_regions(image, tokens.regions, placement).save(file, "PNG")
     description = {
         "regiontok": __version__,
         "photo": photo,
-        "photo_id": _identity(photo),
+        "photo_id": identity(photo),
         "photo_size": [image.height, image.width],
         **encoder.describe(),
         "regionizer": regionizer.config,
@@ -294,17 +393,12 @@ def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
         while (
             str(target).lower() in taken
             or _picture(target).resolve() in kept
-            or _photo_of(_tensors(target)) not in (None, _identity(found.path))
+            or _photo_of(_tensors(target)) not in (None, identity(found.path))
         ):
             target, number = out / found.name.with_name(f"{found.name.stem}-{number}"), number + 1
         taken.add(str(target).lower())
         targets.append(target)
     return targets
-
-
-def _identity(photo: str | Path) -> str:
-    """What tells a photo from others, wherever it is named from, and tells nobody where it lies."""
-    return blake2b(os.path.realpath(photo).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def _photo_of(file: Path) -> str | None:

@@ -11,6 +11,7 @@ from regiontok.cli.common import (
     has_masks,
     load_encoder,
     load_masks,
+    roots_of,
 )
 from regiontok.cli.output import as_path, check_outputs, shown
 from regiontok.options import NORMS
@@ -52,7 +53,11 @@ def _view(options: argparse.Namespace) -> int:
     with_masks = has_masks(options)
     photo = read_photo(options.photo)
     encoder = load_encoder(options)
-    masks = load_masks(options, encoder)(options.photo, photo) if with_masks else None
+    masks = (
+        load_masks(options, encoder, roots=roots_of(options, [options.photo]))(options.photo, photo)
+        if with_masks
+        else None
+    )
     write_page(
         out,
         photo,

@@ -1,6 +1,7 @@
 """Writing a store: rows gather in a shard, which appears under its name only when it is whole."""
 
 import json
+import os
 import time
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -62,7 +63,7 @@ class StoreWriter:
         self.manifest = manifest
         self.writer = writer
         self.shard_size = shard_size
-        self.shard_seconds = None if shard_minutes is None else 60 * shard_minutes
+        self.shard_minutes = shard_minutes
         self.rows = self.failed = 0
         self._in_hand = _InHand()
         self._stack = ExitStack()
@@ -113,7 +114,8 @@ class StoreWriter:
 
     def _cut_if_due(self) -> None:
         hand = self._in_hand
-        old = self.shard_seconds is not None and hand.started and time.monotonic() - hand.started > self.shard_seconds
+        minutes = (time.monotonic() - hand.started) / 60 if hand.started else 0
+        old = self.shard_minutes is not None and minutes > self.shard_minutes
         if old or len(hand.keys) + len(hand.failures) >= self.shard_size:
             self.cut()
 
@@ -231,18 +233,30 @@ def check_store(path: Address, manifest: Manifest, *, mixed: bool = False) -> No
         OutputError: A file, or a folder of other things.
         ValueRangeError: A store of other rows; the differences are named.
     """
+    found = check_place(path)
+    if found is not None:
+        found.check_more(manifest, os.fspath(path), mixed=mixed)
+
+
+def check_place(path: Address) -> Manifest | None:
+    """Refuse a place where no store can be; returns the manifest of the one that is there.
+
+    Raises:
+        OutputError: A file, or a folder of other things.
+        CheckpointError: A store with a damaged manifest.
+    """
     place = Place.of(path)
     if place.is_file():
         raise OutputError(f"{place.address} is a file, and a store is a folder. Name another, or remove the file.")
     found = read_manifest(place)
     if found is not None:
-        found.check_more(manifest, place.address, mixed=mixed)
-        return
+        return found
     others = [name for name in place.names() if not name.startswith(".") and Shard.of(name) is None]
     if others:
         raise OutputError(
             f"{place.address} is a folder of other things, such as {others[0]}, and no store. Name another folder."
         )
+    return None
 
 
 class Known(NamedTuple):

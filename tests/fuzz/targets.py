@@ -16,7 +16,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import RegiontokError
-from regiontok.masks import CocoMasks, LabelMaps, MaskStore
+from regiontok.masks import CocoMasks, LabelMaps
+from regiontok.store import MaskStore
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _MOST_DECODED = 2**22
@@ -110,11 +111,14 @@ def label_map(data: bytes) -> None:
 
 
 def store(data: bytes) -> None:
-    """A Parquet file of masks."""
-    file = _FOLDER / "masks.parquet"
+    """A Parquet file of masks, or of tokens."""
+    file = _FOLDER / "store.parquet"
     file.write_bytes(data)
-    opened = MaskStore(file)
-    for key in opened.keys()[:50]:
+    try:
+        opened: Any = MaskStore(file)
+    except RegiontokError:
+        opened = TokenStore(file)
+    for key in list(opened)[:50]:
         try:
             _use(opened[key])
         except RegiontokError:

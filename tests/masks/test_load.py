@@ -7,6 +7,7 @@ from PIL import Image
 from regiontok import masks
 from regiontok.errors import CheckpointError, MissingDependencyError, ValueRangeError
 from regiontok.masks import MaskSettings, PipelineMasks, Sam2Masks
+from regiontok.store import MaskStore
 from tests.models import tiny_sam2, tiny_sam3
 
 FEW = MaskSettings(2, 0, 0, 1)
@@ -118,4 +119,4 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(MissingDependencyError, match="scikit-image is needed here"):
         masks.load("felzenszwalb")([Image.new("RGB", (8, 8))])
     with pytest.raises(MissingDependencyError, match="pyarrow is needed here"):
-        masks.MaskStore("x.parquet")
+        MaskStore("x.parquet")

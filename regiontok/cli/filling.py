@@ -1,0 +1,289 @@
+"""Filling a store from the command line: options, checks before the first photo, progress, and what is told."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from regiontok.cli.common import add_root_option
+from regiontok.cli.output import warn
+from regiontok.errors import RegiontokError
+from regiontok.pipeline import Counter, Listing, Made, Photo, Roots, Stop, Work, fill, in_slice, ray
+from regiontok.pipeline.roots import describe_difference
+from regiontok.store import Manifest, StoreWriter
+from regiontok.store.keys import printable
+from regiontok.store.manifest import read_manifest
+from regiontok.store.places import Place
+from regiontok.store.writer import Known, check_place, keys_in
+
+_MOST_NAMED = 20
+"""Failures that are named; the store has them all."""
+_MOST_LANES = 8
+
+PHOTOS = "PHOTO|FOLDER|PATTERN|LIST"
+FILLING = (
+    "column",
+    "key_column",
+    "limit",
+    "slice",
+    "batch",
+    "workers",
+    "shard_size",
+    "shard_minutes",
+    "retry_failed",
+    "overwrite",
+    "mixed",
+    "engine",
+    "cpus",
+    "address",
+)
+"""Options that are for a store alone."""
+
+
+def add_listing_options(parser: Any, *, root: bool = True, title: str = "photos") -> None:
+    """Options of which photos are taken, and of their keys."""
+    group = parser.add_argument_group(title)
+    if root:
+        add_root_option(group)
+    group.add_argument("--column", metavar="NAME", help="of a folder of datasets: where its photos are")
+    group.add_argument("--key-column", metavar="NAME", help="and their keys; default: file names, or row numbers")
+    group.add_argument("--limit", type=int, metavar="N", help="make no more than N photos now")
+    group.add_argument(
+        "--slice",
+        metavar="R/N",
+        help="a part of the photos, R of N counted from 0, beside other processes with the same store; or torchrun or "
+        "slurm, whose numbers are taken",
+    )
+
+
+def add_filling_options(parser: Any, *, batch: int, of: str) -> None:
+    """Options of how a store is filled."""
+    group = parser.add_argument_group("filling a store")
+    group.add_argument("--batch", type=int, metavar="N", help=f"photos per call of {of}; default: {batch}")
+    group.add_argument("--workers", type=int, metavar="N", help="threads that read photos; default: one per core")
+    group.add_argument("--shard-size", type=int, metavar="N", help="photos per file; default: 1000")
+    group.add_argument("--shard-minutes", type=float, metavar="M", help="write a file at least so often; default: 5")
+    group.add_argument("--retry-failed", action="store_true", help="try photos again that failed before")
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="remove what the store has, and make it anew")
+    again.add_argument("--mixed", action="store_true", help="add to a store that was made by other options")
+    group.add_argument("--engine", choices=("here", "ray"), help="ray: on a cluster; default: here")
+    group.add_argument("--cpus", type=int, metavar="N", help="cores per actor of Ray; default: 1")
+    group.add_argument("--address", metavar="ADDR", help="of a Ray cluster, such as auto; default: this machine")
+
+
+def lanes_on(device: str, *, order: str = "raster") -> int:
+    """Batches to make at a time: one on a GPU, and on a CPU one per core, as far as memory should go."""
+    if device != "cpu" or order == "random":  # whose draws are from one generator
+        return 1
+    return min(cores(), _MOST_LANES)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fill_store(
+    options: argparse.Namespace, path: str, make_work: Callable[[argparse.Namespace, Roots], Work], *, batch: int
+) -> int:
+    """Fill a store with what is made of the photos that the options name; returns the exit code.
+
+    Everything is checked before the first photo; what the store has is not made again.
+
+    Args:
+        options: Of the command.
+        path: Of the store.
+        make_work: What makes the rows, by the options and the folders that keys are below.
+        batch: Photos that are made together, where the options do not say.
+    """
+    _check(options)
+    engine, shard_size = options.engine or "here", options.shard_size or 1000
+    minutes = 5 if options.shard_minutes is None else options.shard_minutes
+    rank, world_size = _slice(options)
+    check_place(path)
+    listing = Listing(options.photos, root=options.root, column=options.column, key_column=options.key_column)
+    work = make_work(options, listing.roots)
+    manifest = Manifest(kind=work.kind, made_by=work.describe(), photos=listing.roots.describe())
+    before = read_manifest(Place.of(path))
+    if before is not None and not options.overwrite:
+        before.check_more(manifest, path, mixed=options.mixed)
+        other = describe_difference(before.photos, manifest.photos)
+        if other is not None and options.root is None:
+            raise RegiontokError(
+                f"{path}: {other}. Keys would not tell them apart. Give --root DIR where it is the same folder in "
+                "another place, or name another store."
+            )
+    writer = StoreWriter(
+        path,
+        manifest,
+        writer=rank,
+        shared=world_size > 1,
+        shard_size=shard_size,
+        shard_minutes=minutes,
+        mixed=options.mixed,
+        overwrite=options.overwrite,
+    )
+    with writer:  # from here on nobody else writes
+        known = keys_in(path)
+        for name in known.damaged:
+            warn(f"{path}/{name} is damaged; its photos are made again.")
+        told = _Told(options, known, rank, world_size)
+        with Stop() as stop, _Progress(told, listing) as progress:
+            how: dict[str, Any] = {"batch": options.batch or batch, "stop": stop}
+            if engine == "here":
+                photos = told.pending(listing)
+                workers = options.workers or cores()
+                fill(writer, photos, listing, work, workers=workers, tick=progress.batch, **how)
+            else:
+                gpu = options.device != "cpu"
+                ray.fill(
+                    writer,
+                    told.pending(listing),
+                    listing.reader(),
+                    partial(make_work, options, listing.roots),
+                    workers=options.workers or options.cpus or 1,
+                    gpus=int(gpu),
+                    cpus=options.cpus or 1,
+                    address=options.address,
+                    tick=progress.tick,
+                    **how,
+                )
+    return told.report(path, work.kind, stop)
+
+
+class _Told:
+    """What is pending, what was made, and what is told of it at the end."""
+
+    def __init__(self, options: argparse.Namespace, known: Known, rank: int, world_size: int) -> None:
+        self.options = options
+        self.known = known
+        self.rank, self.world_size = rank, world_size
+        self.there = self.failed_before = 0
+        self.made = self.items = 0
+        self.least, self.most = sys.maxsize, 0
+        self.failures: list[tuple[str, str]] = []
+        self.failed = 0
+
+    def pending(self, listing: Listing, *, count: bool = True) -> Iterator[Photo]:
+        """Photos that are to be made now."""
+        left = self.options.limit
+        for photo in listing:
+            if self.world_size > 1 and not in_slice(photo.key, self.rank, self.world_size):
+                continue
+            if photo.key in self.known.keys:
+                self.there += count
+            elif not self.options.retry_failed and printable(photo.key) in self.known.failures:
+                self.failed_before += count
+            elif left == 0:
+                return
+            else:
+                left = None if left is None else left - 1
+                yield photo
+
+    def add(self, lengths: Any, failures: list[tuple[str, str]]) -> None:
+        """Count a batch: the numbers of masks or tokens of its photos, and its failures."""
+        if len(lengths):
+            self.made += len(lengths)
+            self.items += int(sum(lengths))
+            self.least, self.most = min(self.least, *lengths), max(self.most, *lengths)
+        self.failed += len(failures)
+        self.failures += failures[: _MOST_NAMED - len(self.failures)]
+
+    def report(self, path: str, kind: str, stop: Stop) -> int:
+        """Tell how it ended; returns the exit code."""
+        for key, reason in self.failures:
+            warn(f"{key}: {reason}")
+        if self.failed:
+            more = self.failed - len(self.failures)
+            named = f", {more} more of them in the store's table of failures" if more else ""
+            warn(f"{self.failed} of {self.made + self.failed} photos failed and are named above{named}.")
+        if self.failed_before:
+            warn(f"{self.failed_before} photos failed before and were not tried again; --retry-failed tries them.")
+        there = f"; {self.there} were there" if self.there else ""
+        if self.made:
+            each = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+            print(f"{self.made} photos, {self.items / self.made:.0f} {kind} each ({each}) -> {path}{there}")
+        elif not self.failed and stop.signal is None:
+            print(f"Nothing to make: all {self.there + self.failed_before} photos are in {path}.")
+        if stop.signal is not None:
+            warn(f"stopped; what was made is in {path}. Run the same command again to go on.")
+            return 128 + stop.signal
+        return 1 if self.failed or self.failed_before else 0
+
+
+class _Progress:
+    """A bar with rate, time left and failures, as far as photos have been listed."""
+
+    def __init__(self, told: _Told, listing: Listing) -> None:
+        self.told = told
+        self._counter = Counter(told.pending(listing, count=False))
+        interval = 0.2 if sys.stderr.isatty() else 10  # a log is not to fill up
+        self._bar = tqdm(unit="photo", mininterval=interval, delay=1, leave=False)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._counter.end()
+        self._bar.close()
+
+    def batch(self, made: Made) -> None:
+        """A batch is done."""
+        self.tick(made.lengths, made.failures)
+
+    def tick(self, lengths: list[int], failures: list[tuple[str, str]]) -> None:
+        """Photos are done, or failed."""
+        self.told.add(lengths, failures)
+        self._bar.total = self._counter.count
+        told: dict[str, Any] = {"failed": self.told.failed} if self.told.failed else {}
+        if not self._counter.whole:
+            told["listed"] = "so far"
+        self._bar.set_postfix(told, refresh=False)
+        self._bar.update(len(lengths) + len(failures))
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("batch", "shard_size", "workers", "limit", "cpus"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RegiontokError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+    if options.shard_minutes is not None and not options.shard_minutes > 0:
+        raise RegiontokError(f"--shard-minutes must be positive; got {options.shard_minutes}.")
+    for name in ("address", "cpus"):
+        if getattr(options, name) is not None and options.engine != "ray":
+            raise RegiontokError(f"--{name} is for --engine ray. Leave it out, or give that.")
+    if options.slice is not None and options.engine == "ray":
+        raise RegiontokError("--slice is for processes beside each other, and --engine ray shares photos itself.")
+    if options.slice is not None and options.overwrite:
+        raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
+
+
+def _slice(options: argparse.Namespace) -> tuple[int, int]:
+    """The rank and how many there are."""
+    if options.slice is None:
+        return 0, 1
+    names = {
+        "torchrun": [("RANK", "WORLD_SIZE")],
+        "slurm": [("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS")],
+    }
+    told = options.slice
+    try:
+        if told in names:
+            first, last = next(pair for pair in names[told] if pair[0] in os.environ)
+            rank, world_size = int(os.environ[first]), int(os.environ[last])
+            if first == "SLURM_ARRAY_TASK_ID":
+                rank -= int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        else:
+            rank, world_size = map(int, told.split("/"))
+    except (ValueError, KeyError, StopIteration):
+        raise RegiontokError(
+            f"--slice must be R/N such as 0/4, or torchrun or slurm under these; got {told}."
+        ) from None
+    if not 0 <= rank < world_size:
+        raise RegiontokError(f"--slice must be R/N with R from 0 to N - 1; got {rank}/{world_size}.")
+    return rank, world_size

@@ -1,0 +1,184 @@
+"""``regiontok store``: what a store has, whether it is whole, and its rows as other files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from tqdm import tqdm
+
+from regiontok._files import make_folder, write_bytes, written
+from regiontok.cli.output import as_text, warn
+from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.regions import RegionTokens
+from regiontok.store import MaskStore, TokenStore
+from regiontok.store.base import Store, read_failures
+from regiontok.store.manifest import read_manifest
+from regiontok.store.places import Place, is_remote
+from regiontok.token_files import save_tokens
+
+_MOST_NAMED = 20
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``store`` to the parser."""
+    store = commands.add_parser(
+        "store",
+        help="what a store has, whether it is whole, and its rows as other files",
+        description="Tell of a store that regiontok masks or regiontok tokenize --store wrote; without an option, what "
+        "it has and how it was made.",
+    )
+    store.add_argument(
+        "store", type=as_text, metavar="DIR", help="the store; also an address such as s3://bucket/masks"
+    )
+    what = store.add_mutually_exclusive_group()
+    what.add_argument("--verify", action="store_true", help="read every row; name what is damaged, and exit with 1")
+    what.add_argument("--stats", action="store_true", help="items per photo, sizes, shards and failures, as JSON")
+    what.add_argument(
+        "--export",
+        choices=("npz", "safetensors", "jsonl"),
+        help="write rows as files in --out: one per photo, or for jsonl (of masks) one of COCO's annotations",
+    )
+    store.add_argument("--out", type=as_text, metavar="DIR", help="of --export")
+    store.set_defaults(run=_store)
+
+
+def _store(options: argparse.Namespace) -> int:
+    if options.out is not None and options.export is None:
+        raise RegiontokError("--out is for --export. Leave it out.")
+    if options.export is not None and options.out is None:
+        raise RegiontokError("--export needs --out DIR.")
+    store = _open(options.store)
+    if options.verify:
+        return _verify(store)
+    if options.export is not None:
+        return _export(store, options.export, options.out)
+    if options.stats:
+        print(json.dumps(_stats(store), indent=2))
+        return 0
+    print(store)
+    for key, value in _stats(store).items():
+        if value not in (None, {}, [], 0) and key != "made_by":
+            print(f"{key.replace('_', ' ')}: {json.dumps(value) if isinstance(value, list | dict) else value}")
+    print(f"made by: {json.dumps(store.made_by)}")
+    return 0
+
+
+def _open(path: str) -> Store[Any]:
+    """The store of a folder, of whatever kind; its damaged shards are told where they are asked for."""
+    found = read_manifest(Place.of(path))
+    kind = TokenStore if found is not None and found.kind == TokenStore.kind else MaskStore
+    return kind(path)
+
+
+def _stats(store: Store[Any]) -> dict[str, Any]:
+    """What can be told of a store without reading its rows."""
+    sizes = Place.of(store.path).names()
+    counts = np.array([store.count(key) for key in store], np.int64)
+    failures = store.failures
+    each: dict[str, Any] = {}
+    if len(counts):
+        quartiles = np.quantile(counts, (0, 0.25, 0.5, 0.75, 1)).tolist()
+        each = dict(zip(("least", "quarter", "median", "three_quarters", "most"), quartiles, strict=True))
+        each["mean"] = float(counts.mean())
+    return {
+        "kind": store.kind,
+        "photos": len(store),
+        store.kind: int(counts.sum()),
+        f"{store.kind}_per_photo": each,
+        "shards": len(store.shards),
+        "bytes": sum(sizes.get(name, 0) for name in store.shards),
+        "failures": len(failures),
+        "first_failures": dict(list(failures.items())[:_MOST_NAMED]),
+        "damaged": store.damaged,
+        "repeated": store.repeated,
+        "photos_of": [one.get("name") for one in store.manifest.photos],
+        "made_by": store.made_by,
+    }
+
+
+def _verify(store: Store[Any]) -> int:
+    """Read every row."""
+    for why in store.damaged.values():
+        warn(why)
+    bad = 0
+    for key in _progress(store):
+        try:
+            store[key]
+        except CheckpointError as error:
+            bad += 1
+            if bad <= _MOST_NAMED:
+                warn(error)
+    failures = read_failures(Place.of(store.path)) if not store.path.endswith(".parquet") else {}
+    if store.repeated:
+        warn(f"{store.repeated} rows have a key that another has too; the later one counts.")
+    lost = f"{bad} rows and {len(store.damaged)} shards are damaged"
+    if bad or store.damaged:
+        warn(f"{lost}. Run the command that made the store again: it makes photos of damaged shards anew.")
+        return 1
+    print(f"{store!r} is whole; {len([key for key in failures if key not in store])} photos failed.")
+    return 0
+
+
+def _export(store: Store[Any], kind: str, out: str) -> int:
+    """Write every row as a file of its own, or all of them as lines."""
+    if is_remote(out):
+        raise RegiontokError(f"--out must be a folder on a disk; got {out}.")
+    folder = make_folder(out)
+    if kind == "jsonl":
+        if isinstance(store, TokenStore):
+            raise RegiontokError("--export jsonl is for masks; take npz or safetensors for tokens.")
+        with written(folder / "annotations.jsonl") as path, path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in _annotations(store))
+        print(f"{len(store)} photos -> {folder / 'annotations.jsonl'}")
+        return 0
+    for key in _progress(store):
+        target = folder / f"{key}.{kind}"
+        make_folder(target.parent)
+        value = store[key]
+        if kind == "safetensors" and isinstance(value, RegionTokens):
+            save_tokens(target, value, config={"photo": key, **store.made_by})
+            continue
+        arrays = _arrays(value)
+        if kind == "npz":
+            with written(target) as path, path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+        else:
+            write_bytes(target, save({name: torch.from_numpy(array) for name, array in arrays.items()}))
+    print(f"{len(store)} photos -> {folder}")
+    return 0
+
+
+def _arrays(value: Any) -> dict[str, np.ndarray]:
+    """Tokens with their regions, or masks, as arrays."""
+    if isinstance(value, RegionTokens):
+        regions = value.regions
+        made = {"tokens": value.values, "masks": regions.masks()[0], "mask_index": regions.mask_index}
+        return {name: tensor.numpy() for name, tensor in made.items()} | {"scores": regions.score.numpy()}
+    arrays = {"masks": np.ascontiguousarray(value.masks().numpy())}
+    for name in ("scores", "stability", "ids", "categories"):
+        if (found := getattr(value, name)) is not None:
+            arrays[name] = np.asarray(found)
+    return arrays
+
+
+def _annotations(store: Store[Any]) -> Iterator[dict[str, Any]]:
+    """Masks as COCO's annotations, with the photo's key as ``file_name``."""
+    for key in _progress(store):
+        masks = store[key]
+        for number, rle in enumerate(masks.to_coco()):
+            one = {"file_name": key, "id": number, "segmentation": rle | {"counts": rle["counts"].decode()}}
+            one["score"] = None if np.isnan(masks.scores[number]) else float(masks.scores[number])
+            if masks.ids is not None:
+                one["id"] = int(masks.ids[number])
+            if masks.categories is not None:
+                one["category_id"] = int(masks.categories[number])
+            yield one
+
+
+def _progress(store: Store[Any]) -> Any:
+    return tqdm(store, unit="photo", disable=len(store) < 1000 or not sys.stderr.isatty())

@@ -1,0 +1,387 @@
+"""Photos to take: of folders, patterns, lists, LLaVA's data and datasets, on a disk or elsewhere, one after another.
+
+Folders are listed as they are needed, one at a time and by name, so that a million photos cost the memory of the names
+in one folder. A list is read whole, and its names are checked before the first photo.
+"""
+
+import glob
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from regiontok._require import require
+from regiontok.errors import PhotoError, RegiontokError, ValueRangeError
+from regiontok.geometry import Size
+from regiontok.photos import as_rgb, explain_photo, read_photo, read_size
+from regiontok.pipeline.roots import Roots
+from regiontok.store.places import filesystem, is_remote
+
+LISTS = (".txt", ".json", ".jsonl")
+"""Files that list photos."""
+DRAWN = ".regions.png"
+"""What the pictures end in that ``regiontok tokenize`` draws; no photos."""
+
+
+class Photo(NamedTuple):
+    """A photo: its key, and the path or address it is read from."""
+
+    key: str
+    address: str
+
+
+class Reader:
+    """Reads photos, wherever they are."""
+
+    def __init__(self, datasets: Sequence["_Dataset"] = ()) -> None:
+        self._datasets = list(datasets)
+
+    def read(self, photo: Photo) -> Image.Image:
+        """A photo's pixels, upright and RGB.
+
+        Raises:
+            PhotoError: It cannot be read; see `regiontok.read_photo`.
+        """
+        for source in self._datasets:
+            if (found := source.image(photo.address)) is not None:
+                return found
+        if not is_remote(photo.address):
+            return read_photo(photo.address)
+        return read_photo(photo.address, read_bytes(photo.address))
+
+    def size(self, photo: Photo) -> tuple[Size, int]:
+        """A photo's height and width, upright, and its EXIF orientation, without its pixels.
+
+        Raises:
+            PhotoError: It cannot be read.
+        """
+        for source in self._datasets:
+            if (found := source.image(photo.address)) is not None:
+                return (found.height, found.width), 1
+        if not is_remote(photo.address):
+            return read_size(photo.address)
+        return read_size(photo.address, read_bytes(photo.address))
+
+
+class Listing(Reader):
+    """Photos by key; iterate over it for `Photo`, as often as needed.
+
+    Args:
+        named: Photos, folders, patterns such as ``photos/*.jpg``, lists (a text file with a path per line; JSON or
+            JSON lines of paths, or of objects with ``image``, as LLaVA's data are), or folders that ``datasets`` saved;
+            each on a disk, or where fsspec reaches, such as ``s3://bucket/photos``.
+        root: The folder that keys are below, and paths in lists are relative to; by default the folder that is named,
+            or that a photo or a list is in.
+        column: Of datasets: where their photos are.
+        key_column: Of datasets: what to take for keys; by default the photos' file names, or else row numbers.
+
+    Raises:
+        PhotoError: No photo at all, or a list that cannot be read.
+        ValueRangeError: A photo that is not below ``root``, a path with ``..``, or folders of one name.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (8, 8)).save(folder + "/b.png")
+        >>> Image.new("RGB", (8, 8)).save(folder + "/a.png")
+        >>> [photo.key for photo in Listing([folder])]
+        ['a.png', 'b.png']
+    """
+
+    def __init__(
+        self,
+        named: Sequence[str | Path],
+        *,
+        root: str | Path | None = None,
+        column: str | None = None,
+        key_column: str | None = None,
+    ) -> None:
+        self.named = [os.fspath(one) for one in named]
+        sources = [_source(one, None if root is None else os.fspath(root), column, key_column) for one in self.named]
+        self._sources = _joined(sources)
+        super().__init__([source for source in self._sources if isinstance(source, _Dataset)])
+        self.roots = Roots([root] if root is not None else [source.root for source in self._sources])
+        self.given = root is not None
+        for source in self._sources:
+            if next(iter(source), None) is None:
+                raise PhotoError(f"{source.named}: there is no photo in it.")
+            for address in source.paths if isinstance(source, _Files) else [f"{source.root.rstrip('/')}/any"]:
+                self.roots.key(address)  # or it is not below the root
+
+    def __iter__(self) -> Iterator[Photo]:
+        """Each photo once; whether its key is one that a store can have is not checked here."""
+        seen: set[str] | None = set() if len(self._sources) > 1 else None
+        for source in self._sources:
+            for address, key in source:
+                own = self.roots.key(address if key is None else f"{source.root}/{key}")
+                if seen is not None:
+                    if own in seen:
+                        continue
+                    seen.add(own)
+                yield Photo(own, address)
+
+    def reader(self) -> Reader:
+        """What reads the photos, without the names of all of them."""
+        return Reader(self._datasets)
+
+
+def in_slice(key: str, rank: int, world_size: int) -> bool:
+    """Whether a photo is a rank's, by a hash of its key: whatever else is listed, and whenever.
+
+    Example:
+        >>> [in_slice("a.jpg", rank, 3) for rank in range(3)]
+        [True, False, False]
+    """
+    return zlib.crc32(key.encode(errors="surrogateescape")) % world_size == rank
+
+
+def read_bytes(address: str) -> bytes:
+    """A remote file.
+
+    Raises:
+        PhotoError: It cannot be read.
+    """
+    files, path = filesystem(address)
+    try:
+        data: bytes = files.cat_file(path)
+        return data
+    except Exception as error:  # a client's errors are of all kinds
+        raise explain_photo(address, error) from error
+
+
+class _Source:
+    """What was named: pairs of an address and, where that does not tell it, a key below ``root``."""
+
+    root: str
+    named: str
+
+    def __iter__(self) -> Iterator[tuple[str, str | None]]:
+        raise NotImplementedError
+
+
+class _Files(_Source):
+    """Paths that are known."""
+
+    def __init__(self, named: str, root: str, paths: list[str]) -> None:
+        self.named = named
+        self.root = root
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[tuple[str, None]]:
+        return ((path, None) for path in self.paths)
+
+
+class _Folder(_Source):
+    """A folder and those in it, by name."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = self.named = folder
+
+    def __iter__(self) -> Iterator[tuple[str, None]]:
+        return ((path, None) for path in self._walk(self.root.rstrip("/") or "/"))
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError:
+            yield folder  # which fails as a photo, and so is counted and named
+            return
+        for name, is_folder in found:
+            path = f"{folder.rstrip('/')}/{name}"
+            if is_folder:
+                yield from self._walk(path)
+            elif _is_photo(name) and os.path.isfile(path):  # noqa: PTH113  a name that is too long is none
+                yield path
+
+
+class _RemoteFolder(_Source):
+    """The same elsewhere."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = self.named = folder.rstrip("/")
+        self.files, self.path = filesystem(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _RemoteFolder, (self.root,)
+
+    def __iter__(self) -> Iterator[tuple[str, None]]:
+        path = self.path.rstrip("/")
+        return ((self.root + one.removeprefix(path), None) for one in self._walk(path))
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        try:
+            found = sorted((one["name"].rstrip("/"), one["type"]) for one in self.files.ls(folder, detail=True))
+        except Exception as error:  # a client's errors are of all kinds
+            raise explain_photo(folder, error) from error
+        for name, kind in found:
+            path = name if name.startswith(folder) else "/" + name  # memory:// answers as it likes
+            if kind == "directory":
+                yield from self._walk(path)
+            elif _is_photo(path):
+                yield path
+
+
+class _Dataset(_Source):
+    """Photos in a column of a dataset that ``datasets`` saved."""
+
+    def __init__(self, folder: str, column: str | None, key_column: str | None) -> None:
+        self.root = self.named = folder
+        self.column = column
+        self.key_column = key_column
+        features = self._rows.features
+        images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+        if column is None and len(images) == 1:
+            self.column = images[0]
+        if self.column not in features:
+            raise PhotoError(f"{folder}: say which column has the photos (--column), one of {', '.join(features)}.")
+        if key_column is not None and key_column not in features:
+            raise PhotoError(f"{folder}: there is no column {key_column} of keys, but {', '.join(features)}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_rows"}
+
+    @cached_property
+    def _rows(self) -> Any:
+        datasets = require("datasets", extra="datasets")
+        rows = datasets.load_from_disk(self.root)
+        if not hasattr(rows, "features"):
+            raise PhotoError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
+        return rows
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        plain = self._rows.cast_column(self.column, require("datasets", extra="datasets").Image(decode=False))
+        width = len(str(max(0, len(plain) - 1)))
+        for number in range(len(plain)):
+            row = plain[number]
+            path = (row[self.column] or {}).get("path")
+            own = row[self.key_column] if self.key_column else path and Path(path).name
+            yield f"{self.root}#{number}", str(own) if own else f"{number:0{width}d}"
+
+    def image(self, address: str) -> Image.Image | None:
+        folder, _, number = address.rpartition("#")
+        if folder != self.root:
+            return None
+        try:
+            found = self._rows[int(number)][self.column]
+            if found is None:
+                raise PhotoError("the row has no photo.")
+            return as_rgb(found)
+        except RegiontokError:
+            raise
+        except Exception as error:
+            raise explain_photo(address, error) from error
+
+
+def _source(named: str, root: str | None, column: str | None, key_column: str | None) -> _Source:
+    if is_remote(named):
+        return _remote_source(named, root)
+    path = named.removeprefix("file://")
+    if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
+        if Path(path, "dataset_info.json").is_file() or Path(path, "dataset_dict.json").is_file():
+            return _Dataset(path, column, key_column)
+        return _Folder(path)
+    if Path(path).suffix.lower() in LISTS:
+        return _listed(path, root or str(Path(path).parent))
+    if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
+        fixed = _fixed_part(path)
+        found = sorted(one for one in glob.iglob(path, recursive=True) if _is_photo(one))  # noqa: PTH207
+        return _Files(named, fixed, found)
+    return _Files(named, str(Path(path).parent), [path])
+
+
+def _joined(sources: Sequence[_Source]) -> list[_Source]:
+    """The same, with photos that are named one after another in one folder as one source."""
+    joined: list[_Source] = []
+    for source in sources:
+        last = joined[-1] if joined else None
+        if isinstance(source, _Files) and isinstance(last, _Files) and source.root == last.root:
+            last.paths += source.paths
+        else:
+            joined.append(source)
+    return joined
+
+
+def _remote_source(named: str, root: str | None) -> _Source:
+    files, path = filesystem(named)
+    scheme = named.partition("://")[0]
+    if Path(path).suffix.lower() in LISTS:
+        return _listed(named, root or named.rpartition("/")[0])
+    if glob.has_magic(path):
+        found = [f"{scheme}://{one.lstrip('/')}" for one in sorted(files.glob(path)) if _is_photo(one)]
+        return _Files(named, _fixed_part(named), found)
+    try:
+        folder = files.isdir(path)
+    except Exception as error:  # a client's errors are of all kinds
+        raise explain_photo(named, error) from error
+    return _RemoteFolder(named) if folder else _Files(named, named.rpartition("/")[0], [named])
+
+
+def _listed(path: str, root: str) -> _Source:
+    """The photos that a list names, each once."""
+    try:
+        data = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
+        if path.endswith(".txt"):
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            entries = (
+                [json.loads(line) for line in text.splitlines() if line.strip()] if path.endswith(".jsonl") else None
+            )
+            names = [name for entry in (json.loads(text) if entries is None else entries) for name in _named_by(entry)]
+    except OSError as error:
+        raise PhotoError(f"{path}: the list cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PhotoError(f"{path}: it is no list of photos: {error}.") from error
+    found: dict[str, None] = {}
+    base = root.rstrip("/")
+    for name in names:
+        if ".." in name.split("/"):
+            raise ValueRangeError(f"{path} names {name!r}: a path with .. is no key. Give the folder above by --root.")
+        found[name if name.startswith("/") or "://" in name else f"{base}/{name}"] = None
+    return _Files(path, root, list(found))
+
+
+def _named_by(entry: Any) -> list[str]:
+    """The photos that an entry of JSON names: itself, or in LLaVA's data its ``image``, of which there may be none."""
+    if isinstance(entry, dict):
+        entry = entry.get("image") or []
+    names = [entry] if isinstance(entry, str) else entry
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"an entry must be a path or have one as image; got {str(entry)[:80]}")
+    return names
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder of a pattern before its first wildcard."""
+    parts = pattern.split("/")
+    fixed = list(islice((part for part in _until_magic(parts)), len(parts) - 1))
+    return "/".join(fixed) or ("/" if pattern.startswith("/") else ".")
+
+
+def _until_magic(parts: Sequence[str]) -> Iterator[str]:
+    for part in parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _is_photo(name: str) -> bool:
+    _, suffix = os.path.splitext(name)  # noqa: PTH122  a million times
+    return suffix.lower() in _suffixes() and not name.endswith(DRAWN)
+
+
+def _suffixes() -> frozenset[str]:
+    global _SUFFIXES  # Pillow's plugins are read once
+    if _SUFFIXES is None:
+        _SUFFIXES = frozenset(one for one, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    return _SUFFIXES
+
+
+_SUFFIXES: frozenset[str] | None = None

@@ -1,0 +1,259 @@
+"""Photos to a store: read by threads, made in batches, written shard by shard, in the order of the listing."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+
+from regiontok.errors import OutputError, RegiontokError
+from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.work import Work
+from regiontok.store.keys import check_key
+from regiontok.store.shards import pyarrow
+from regiontok.store.writer import StoreWriter
+
+FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
+"""What one photo can fail with, so that the others go on."""
+
+
+class Made(NamedTuple):
+    """What became of a batch."""
+
+    table: Any
+    """Rows, or None where every photo failed."""
+    failures: list[tuple[str, str]]
+    """Keys and reasons."""
+    ends_shard: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many masks or tokens each row has."""
+        if self.table is None:
+            return []
+        pa, _ = pyarrow()
+        column = self.table.column("counts" if "counts" in self.table.column_names else "patches")
+        lengths: list[int] = pa.compute.list_value_length(column).to_pylist()
+        return lengths
+
+
+class Stop:
+    """Whether to end soon: set by a signal while it is a context, or by hand.
+
+    Attributes:
+        signal: The number of the signal that came.
+    """
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether to end."""
+        return self.event.is_set()
+
+    def __enter__(self) -> "Stop":
+        self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Hear signals, again where another has taken them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, self._came)
+                self._before.setdefault(number, before)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _came(self, number: int, _: object) -> None:
+        if self.event.is_set():  # the second time, at once
+            raise KeyboardInterrupt
+        self.signal = number
+        self.event.set()
+
+
+def make_rows(
+    photos: Iterable[Photo],
+    reader: Reader,
+    work: Work,
+    *,
+    batch: int,
+    workers: int,
+    shard_size: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Generator[Made]:
+    """Make rows of photos, some at a time and in their order; a photo that fails costs no other.
+
+    Batches begin anew with every ``shard_size`` photos, so that a run that goes on after a shard makes the same ones.
+
+    Args:
+        photos: Which.
+        reader: What they are read by.
+        work: What is made of them.
+        batch: Photos that are made together.
+        workers: Threads that read.
+        shard_size: Photos per shard.
+        stop: Asked again and again; where it says so, what is not finished is given up.
+    """
+    groups = _batches(photos, batch, shard_size)
+    readers, makers = ThreadPoolExecutor(workers, "reader"), ThreadPoolExecutor(work.lanes, "maker")
+    making: deque[Future[Made]] = deque()
+    with _one_thread_each(work.lanes):
+        try:
+            while not stop():
+                while len(making) < work.lanes + 2 and (group := next(groups, None)) is not None:
+                    some, ends = group
+                    reading = [(photo, readers.submit(_read, work, reader, photo)) for photo in some]
+                    making.append(makers.submit(_make, work, reading, ends))
+                if not making:
+                    return
+                first = making.popleft()
+                while not first.done() and not stop():
+                    _wait(first)
+                if first.done():
+                    yield first.result()
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+            makers.shutdown(wait=False, cancel_futures=True)
+
+
+def fill(
+    writer: StoreWriter,
+    photos: Iterable[Photo],
+    reader: Reader,
+    work: Work,
+    *,
+    batch: int,
+    workers: int,
+    stop: Callable[[], bool] = lambda: False,
+    tick: Callable[[Made], None] = lambda _: None,
+) -> None:
+    """Make rows of photos and write them; where it is stopped, the rows in hand become a shard.
+
+    See `make_rows` for the arguments; ``tick`` is called after each batch.
+    """
+    made = make_rows(photos, reader, work, batch=batch, workers=workers, shard_size=writer.shard_size, stop=stop)
+    try:
+        for one in made:
+            if one.table is not None:
+                writer.write(one.table)
+            for key, reason in one.failures:
+                writer.fail(key, reason)
+            if one.ends_shard:
+                writer.cut()
+            tick(one)
+    except BaseException:
+        with contextlib.suppress(OutputError):  # which may be what ended it
+            writer.cut()
+        raise
+    finally:
+        made.close()
+    writer.cut()
+
+
+def _batches(photos: Iterable[Photo], batch: int, shard_size: int) -> Iterator[tuple[list[Photo], bool]]:
+    """Photos some at a time, and whether a shard ends with them."""
+    rest = iter(photos)
+    left = shard_size
+    while some := list(islice(rest, min(batch, left))):
+        left = left - len(some) or shard_size
+        yield some, left == shard_size
+
+
+def _read(work: Work, reader: Reader, photo: Photo) -> Any:
+    check_key(photo.key)
+    return work.read(reader, photo)
+
+
+def _make(work: Work, reading: list[tuple[Photo, Future[Any]]], ends_shard: bool) -> Made:
+    """Rows of a batch; where it fails, of its photos one by one to find those that do."""
+    failures: list[tuple[str, str]] = []
+    keys, items = [], []
+    for photo, future in reading:
+        try:
+            items.append(future.result())
+            keys.append(photo.key)
+        except FAILURES as error:
+            failures.append((photo.key, _reason(photo, error)))
+    if not keys:
+        return Made(None, failures, ends_shard)
+    try:
+        return Made(work.make(keys, items), failures, ends_shard)
+    except FAILURES as error:
+        if len(keys) == 1:
+            return Made(None, [*failures, (keys[0], str(error) or "not enough memory")], ends_shard)
+    tables = []
+    for key, item in zip(keys, items, strict=True):
+        try:
+            tables.append(work.make([key], [item]))
+        except FAILURES as error:
+            failures.append((key, str(error) or "not enough memory"))
+    return Made(_concatenated(tables), failures, ends_shard)
+
+
+def _concatenated(tables: list[Any]) -> Any:
+    return pyarrow()[0].concat_tables(tables) if tables else None
+
+
+def _reason(photo: Photo, error: BaseException) -> str:
+    """Why a photo could not be read, without its address in front, which the key tells."""
+    told = str(error) or "not enough memory"
+    return told.removeprefix(f"{photo.address}: ")
+
+
+def _wait(future: "Future[Made]") -> None:
+    """A moment at most, in which signals are heard."""
+    with contextlib.suppress(TimeoutError):
+        future.exception(timeout=0.2)
+
+
+@contextlib.contextmanager
+def _one_thread_each(lanes: int) -> Iterator[None]:
+    """Where several batches are made at a time, each by one thread: two of one thread are quicker than one of two."""
+    before = torch.get_num_threads()
+    if lanes > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Counter:
+    """How many photos there will be, counted by a thread that lists them once more and runs ahead.
+
+    Attributes:
+        count: So far.
+        whole: Whether that is all.
+    """
+
+    def __init__(self, photos: Iterable[Photo]) -> None:
+        self.count = 0
+        self.whole = False
+        self._photos = photos
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(RegiontokError):  # the run itself tells it
+            for _ in self._photos:
+                self.count += 1
+                if self._ended.is_set():
+                    return
+                if self.count % 1000 == 0:
+                    time.sleep(0)  # leave the interpreter to those who work
+            self.whole = True
+
+    def end(self) -> None:
+        """Stop counting."""
+        self._ended.set()

@@ -1,0 +1,207 @@
+"""What is made of photos: rows of a store. Each work reads a photo in a reader's thread, and makes rows of a batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regiontok._checks import check_choice
+from regiontok.encoders import Encoder
+from regiontok.errors import DTypeError
+from regiontok.geometry import Size
+from regiontok.maskset import MaskSet
+from regiontok.pipeline.listing import Photo, Reader
+from regiontok.regionizer import Regionizer
+from regiontok.regions import Regions
+from regiontok.store.masks import masks_table
+from regiontok.store.tokens import DTYPES, tokens_table
+
+
+class Work(ABC):
+    """How photos become rows of a store."""
+
+    kind: ClassVar[str]
+    lanes: int = 1
+    """Batches that may be made at the same time, each by one thread of torch; on a CPU, as many as it has cores."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the rows depend on, as plain values."""
+
+    @abstractmethod
+    def read(self, reader: Reader, photo: Photo) -> Any:
+        """What is needed of a photo; called by many threads.
+
+        Raises:
+            RegiontokError: It cannot be had.
+        """
+
+    @abstractmethod
+    def make(self, keys: Sequence[str], items: Sequence[Any]) -> Any:
+        """Rows of what was read of some photos, as a table of pyarrow, in their order."""
+
+
+@dataclass
+class GenerateMasks(Work):
+    """Masks by a generator.
+
+    Args:
+        generator: Photos in, a `MaskSet` or an array of masks per photo out; with ``describe()`` if it can.
+        lanes: Calls at the same time.
+    """
+
+    generator: Any
+    lanes: int = 1
+    kind = "masks"
+
+    def describe(self) -> dict[str, Any]:
+        """What the generator tells of itself."""
+        told = getattr(self.generator, "describe", None)
+        return (
+            dict(told()) if told else {"generator": getattr(self.generator, "__name__", type(self.generator).__name__)}
+        )
+
+    def read(self, reader: Reader, photo: Photo) -> Image.Image:
+        """The photo."""
+        return reader.read(photo)
+
+    def make(self, keys: Sequence[str], items: Sequence[Image.Image]) -> Any:
+        """The masks of some photos."""
+        found = list(self.generator(list(items)))
+        if len(found) != len(items):
+            raise DTypeError(f"a generator must give masks for each of {len(items)} photos; got {len(found)}.")
+        return masks_table(keys, [one if isinstance(one, MaskSet) else MaskSet.of(one) for one in found])
+
+
+@dataclass
+class TakeMasks(Work):
+    """Masks that people made, which are looked up by photo.
+
+    Args:
+        find: The masks of a photo of a size, as it lies upright, and its EXIF orientation; called in the order of the
+            listing.
+        told: Where they are from, as plain values.
+    """
+
+    find: Callable[[Photo, Size, int], MaskSet]
+    told: dict[str, Any] = field(default_factory=dict)
+    kind = "masks"
+
+    def describe(self) -> dict[str, Any]:
+        """Where they are from."""
+        return self.told
+
+    def read(self, reader: Reader, photo: Photo) -> tuple[Photo, Size, int]:
+        """The photo's size, and how EXIF turns it; its pixels are not read."""
+        size, orientation = reader.size(photo)
+        return photo, size, orientation
+
+    def make(self, keys: Sequence[str], items: Sequence[tuple[Photo, Size, int]]) -> Any:
+        """The masks of some photos."""
+        return masks_table(keys, [self.find(*one) for one in items])
+
+
+class _Placed(NamedTuple):
+    """A photo on the encoder's input."""
+
+    size: Size
+    pixels: Tensor
+    valid: Tensor
+    image: Image.Image | None
+    masks: MaskSet | None
+
+
+@dataclass
+class MakeTokens(Work):
+    """Region tokens by an encoder and a Regionizer.
+
+    Args:
+        encoder: An `Encoder`.
+        regionizer: Where it needs masks, ``masks`` gives them.
+        masks: The masks of a photo that was read, by key; called in a reader's thread.
+        generator: In its place, photos to masks, called beside the encoder.
+        masks_told: What the masks are, as plain values.
+        dtype: Of the stored tokens, ``float16`` or ``float32``.
+        draw: Called with each photo's key, its pixels and its regions, to keep a picture.
+        lanes: Batches at the same time.
+    """
+
+    encoder: Encoder
+    regionizer: Regionizer
+    masks: Callable[[Photo, Image.Image], MaskSet] | None = None
+    generator: Any = None
+    masks_told: dict[str, Any] | None = None
+    dtype: str = "float16"
+    draw: Callable[[str, Image.Image, Regions], None] | None = None
+    lanes: int = 1
+    kind = "tokens"
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+
+    def describe(self) -> dict[str, Any]:
+        """Of the encoder, the Regionizer and the masks."""
+        told = {**self.encoder.describe(), "regionizer": self.regionizer.config, "dtype": self.dtype}
+        return told if self.masks_told is None else told | {"masks": self.masks_told}
+
+    def read(self, reader: Reader, photo: Photo) -> _Placed:
+        """The photo on the encoder's input, and its masks where they are known."""
+        image = reader.read(photo)
+        pixels, valid = self.encoder.preprocess(image)
+        masks = None if self.masks is None else self.masks(photo, image)
+        keep = self.draw is not None or self.generator is not None
+        return _Placed((image.height, image.width), pixels, valid, image if keep else None, masks)
+
+    @torch.no_grad()
+    def make(self, keys: Sequence[str], items: Sequence[_Placed]) -> Any:
+        """Tokens of some photos."""
+        pixels, valid = (torch.cat([getattr(one, name) for one in items]) for name in ("pixels", "valid"))
+        features: Any = self.encoder.encode(pixels)
+        masks: Any = None
+        if self.generator is not None:
+            masks = self.generator([one.image for one in items])
+        elif self.masks is not None:
+            masks = [one.masks for one in items]
+        features = self.regionizer.normalize(features)
+        regions = self.regionizer.order(self.regionizer.group(features, masks=masks, valid=valid))
+        tokens = self.regionizer.pool(features, regions)
+        if self.draw is not None:
+            for number, (key, one) in enumerate(zip(keys, items, strict=True)):
+                if one.image is not None:
+                    self.draw(key, one.image, _of_image(regions, number))
+        return tokens_table(keys, tokens, sizes=[one.size for one in items], dtype=self.dtype)
+
+    def columns(self, photos: Sequence[Image.Image]) -> dict[str, list[Any]]:
+        """Columns of some photos for ``datasets.Dataset.map(..., batched=True)``, as a store has them.
+
+        Example:
+            >>> make = MakeTokens(encoder, Regionizer(pool="mean"))  # doctest: +SKIP
+            >>> rows = rows.map(lambda some: make.columns(some["image"]), batched=True, batch_size=16)  # doctest: +SKIP
+        """
+        items = []
+        for image in photos:
+            pixels, valid = self.encoder.preprocess(image)
+            items.append(_Placed((image.height, image.width), pixels, valid, image, None))
+        table: dict[str, list[Any]] = self.make([""] * len(items), items).drop_columns(["key"]).to_pydict()
+        return table
+
+
+def _of_image(regions: Regions, image: int) -> Regions:
+    """The regions of one image of a batch."""
+    own = (regions.image == image).nonzero().flatten()
+    member = torch.isin(regions.region, own)
+    first = int(own[0])
+    return Regions(
+        patch=regions.patch[member],
+        region=regions.region[member] - first,
+        image=torch.zeros_like(own),
+        mask_index=regions.mask_index[own],
+        score=regions.score[own],
+        grids=regions.grids[image : image + 1],
+        fallback=regions.fallback[image : image + 1],
+        dropped=tuple(one._replace(image=0) for one in regions.dropped if one.image == image),
+    )
