@@ -8,15 +8,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from regiontok import MaskDownsampler, Regionizer, encoders, masks
+from regiontok.store import MaskStore, write_masks
 from regiontok.viewing import draw_sources, save_figure, write_page
 
 photos = {name: Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")}
 
-# 1. Masks of both photos, kept in a file that pycocotools, datasets and DuckDB read as well.
+# 1. Masks of both photos, kept in a store that pycocotools, datasets and DuckDB read as well.
 generate = masks.load("felzenszwalb")
 made = zip(photos, generate(list(photos.values())), strict=True)
-masks.write_masks("masks.parquet", made, made_by=generate.describe())
-store = masks.MaskStore("masks.parquet")
+write_masks("masks", made, made_by=generate.describe(), overwrite=True)
+store = MaskStore("masks")
 print(store, store.made_by)
 
 # 2. To the grid of an encoder: the same geometry for the photo and its masks.

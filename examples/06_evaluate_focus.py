@@ -43,7 +43,7 @@ def write_annotations(file: Path, store: MaskStore) -> list[BenchmarkQuestion]:
 def main() -> None:
     """Measure, and say what was left out."""
     model = find_model()
-    store = MaskStore(FOLDER / "data" / "masks.parquet")
+    store = MaskStore(FOLDER / "data" / "masks")
     questions = write_annotations(FOLDER / "annotations.json", store)
     print(f"asking {len(questions)} questions, about a minute", flush=True)
     result = measure_focus(

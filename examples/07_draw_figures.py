@@ -51,7 +51,7 @@ save_figure(draw_sources(photos[0], regions, view.placement), "sources.png")
 # Figure 3: where an answer looks.
 model = runpy.run_path(str(Path(__file__).with_name("06_evaluate_focus.py")))["find_model"]()
 data = model.parents[3] / "data"
-assistant, store = Assistant.load(model), MaskStore(data / "masks.parquet")
+assistant, store = Assistant.load(model), MaskStore(data / "masks")
 asked = json.loads((data / "test.json").read_text())[0]
 photo = read_photo(data / "images" / asked["image"])
 question = Question(asked["text"], [photo], [store[asked["image"]]])

@@ -12,7 +12,7 @@ The way of the data, and where each step lives:
     geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
-    masks         photos to masks, and masks on disk                           regiontok.masks.load, MaskStore
+    masks         photos to masks, or annotated ones                           regiontok.masks.load
     annotations   what others call masks: COCO, SAM, label maps                MaskSet.from_coco
     maskset       the masks of one photo                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
@@ -22,7 +22,9 @@ The way of the data, and where each step lives:
     pooling       one token per region                                         CrossAttnPool, MeanPool
     options       every option, checked and saved                              RegionizerOptions
     regionizer    all of it, saved and loaded                                  Regionizer
-    token_files   tokens of a photo on disk                                    save_tokens, load_tokens
+    token_files   tokens of a photo in a file                                  save_tokens, load_tokens
+    store         masks or tokens of any number of photos                      regiontok.store.MaskStore, TokenStore
+    pipeline      photos to stores, on one machine or many                     regiontok.pipeline
     presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
     adapters      tokens in whole multimodal models                            regiontok.adapters

@@ -1,11 +1,14 @@
 """Fixtures and the one table of tolerances."""
 
 import os
+import uuid
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 from hypothesis import HealthCheck, settings
+from moto.server import ThreadedMotoServer
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -53,3 +56,27 @@ def random_labels(rows, cols, count, *, seed=0, batch=1):
     values = np.random.default_rng(seed).zipf(1.5, (batch, rows, cols)) % (count + 1) - 1
     values[:, 0, 0] = 0
     return torch.from_numpy(values)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server on this machine, as moto has it; its address."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An empty bucket there, as an address that any process of this test can reach."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield f"s3://{bucket}"
+    s3fs.S3FileSystem.clear_instance_cache()

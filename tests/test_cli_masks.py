@@ -124,9 +124,7 @@ def test_photos_whose_masks_are_missing_or_of_another_size_fail_alone(photos, ca
     arguments = [f"photos/{name}" for name in ("a.png", "b.jpg", "inner/c.png")]
     assert main(["tokenize", *arguments, "--root", "photos", "--source", "segmentation", "--masks", "m"]) == 1
     told = capsys.readouterr().err
-    assert (
-        "photos/a.png: masks in m are of a photo of 107 x 160; this one is of 60 x 60. Make them again." in told
-    )
+    assert "photos/a.png: masks in m are of a photo of 107 x 160; this one is of 60 x 60. Make them again." in told
     assert "photos/inner/c.png: m has no masks of 'inner/c.png'. Its keys are such as 'a.png'." in told
     assert "2 of 3 photos failed" in told
     assert read("regiontok-out/photos/b.regions.safetensors")

@@ -51,7 +51,6 @@ WRITING = [
     ["count", "p.png", "--csv"],
     ["compare", "p.png", "--out"],
     ["tokenize", "p.png", "--json"],
-    ["masks", "p.png", *FELZENSZWALB, "--out"],
 ]
 
 
@@ -85,10 +84,13 @@ def test_two_outputs_are_not_one_file(here, capsys):
 
 
 def test_a_file_of_weights_or_masks_is_an_input_too(here, capsys):
-    assert main(["masks", "p.png", *FELZENSZWALB, "--out", "m.parquet"]) == 0
-    assert main(["count", "p.png", "--masks", "m.parquet", "--csv", "m.parquet"]) == 2
-    assert "m.parquet is read here" in capsys.readouterr().err
-    assert len(MaskStore("m.parquet")) == 1
+    assert main(["masks", "p.png", *FELZENSZWALB, "--out", "m"]) == 0
+    (shard,) = MaskStore("m").shards
+    assert main(["count", "p.png", "--masks", f"m/{shard}", "--csv", f"m/{shard}"]) == 2
+    assert f"m/{shard} is read here" in capsys.readouterr().err
+    assert main(["count", "p.png", "--masks", "m", "--csv", f"m/{shard}"]) == 2
+    assert f"m/{shard} is in the store m, which is read here" in capsys.readouterr().err
+    assert len(MaskStore("m")) == 1
 
 
 def test_an_earlier_figure_in_the_folder_is_no_photo_and_a_photo_no_earlier_figure(here, capsys):
@@ -173,9 +175,10 @@ def test_a_name_that_is_not_utf_8_fails_alone(here, capfd):
     name = b"\xff\xfe.png".decode("utf-8", "surrogateescape")
     draw(here / "in" / name)
     draw(here / "in" / "q.png", seed=1)
-    assert main(["masks", "in", *FELZENSZWALB, "--out", "m.parquet"]) == 1
-    assert "is not UTF-8, and keys of masks are. Rename the photo" in capfd.readouterr().err
-    assert MaskStore("m.parquet").keys() == ["in/q.png"]
+    assert main(["masks", "in", *FELZENSZWALB, "--out", "m"]) == 1
+    assert "is not UTF-8, and keys are. Rename the photo" in capfd.readouterr().err
+    assert list(MaskStore("m")) == ["q.png"]
+    assert list(MaskStore("m").failures) == ["\\udcff\\udcfe.png"]
     assert main(["view", f"in/{name}", "--out", "x.html"]) == 0
     assert (here / "x.html").stat().st_size > 10000
     assert main(["tokenize", "in", "--csv", "d.csv"]) == 0

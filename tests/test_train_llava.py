@@ -60,7 +60,7 @@ def make(work, *, seed=0, **options):
 
 def dataset(work, tokenizer, model, file="questions.json", template="bare", **options):
     data = work / "data"
-    masks = conversations.StoredMasks(MaskStore(data / "masks.parquet"))
+    masks = conversations.StoredMasks(MaskStore(data / "masks"))
     given = {
         "tokenizer": tokenizer,
         "template": conversations.TEMPLATES[template],
@@ -78,7 +78,7 @@ def stage(base, steps, template, **changes):
 
 
 def run(model, tokenizer, which, work, out, file, **options):
-    masks = conversations.StoredMasks(MaskStore(work / "data" / "masks.parquet"))
+    masks = conversations.StoredMasks(MaskStore(work / "data" / "masks"))
     return train.run_stage(
         model,
         tokenizer,
@@ -261,10 +261,8 @@ def test_errors_of_a_batch_name_its_samples(work, tmp_path):
     Image.fromarray(np.zeros((100, 90, 3), np.uint8)).save(work / "data" / "images" / "small.png")
     file = tmp_path / "one.json"
     file.write_text(json.dumps([entry(image="small.png")]))
-    write_masks(
-        tmp_path / "masks.parquet", [("small.png", MaskStore(work / "data" / "masks.parquet")["00000.png"])], made_by={}
-    )
-    store = MaskStore(tmp_path / "masks.parquet")
+    write_masks(tmp_path / "masks", [("small.png", MaskStore(work / "data" / "masks")["00000.png"])], made_by={})
+    store = MaskStore(tmp_path / "masks")
     with pytest.raises(
         conversations.DataError,
         match=r"in the batch of samples x7: masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)",
@@ -319,7 +317,7 @@ def test_lengths_count_what_is_known_of_regions(work):
     model, tokenizer = make(work)
     found = dataset(work, tokenizer, model)
     entries = json.loads((work / "data" / "questions.json").read_text())
-    first = len(MaskStore(work / "data" / "masks.parquet")["00000.png"])
+    first = len(MaskStore(work / "data" / "masks")["00000.png"])
     words = sum(len(turn["value"].split()) for turn in entries[0]["conversations"])
     assert found.lengths()[0] == words + first
 
@@ -424,7 +422,7 @@ def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch,
     monkeypatch.setattr(recipe, "row", lambda _: Row("pixels", options, {}))
     data = work / "data"
     given = ["--row", "radio-384/combined/rms/cross_attention/raster", "--language-model", str(work / "language")]
-    given += ["--images", str(data / "images"), "--masks", str(data / "masks.parquet"), "--out", str(tmp_path)]
+    given += ["--images", str(data / "images"), "--masks", str(data / "masks"), "--out", str(tmp_path)]
     given += ["--per-device-batch", "32", "--max-steps", "1", "--workers", "0"]
     train.main([*given, "--stage", "align", "--data", str(data / "captions.json")])
     assert (tmp_path / "align" / building.STAGE_FILE).is_file()

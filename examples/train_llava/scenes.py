@@ -133,7 +133,7 @@ def words() -> list[str]:
 def write_scenes(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
     """A data set in LLaVA's form: photos, masks, captions for stage 1, conversations for stage 2, and test questions.
 
-    Writes ``images/``, ``masks.parquet``, ``captions.json``, ``questions.json`` and ``test.json`` (questions with the
+    Writes ``images/``, ``masks``, ``captions.json``, ``questions.json`` and ``test.json`` (questions with the
     masks that they are about, by number).
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def write_scenes(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
             conversations.append(_entry(file, [(one.text, one.answer) for one in questions]))
         else:
             tests += [{"image": file, **vars(one)} for one in questions]
-    write_masks(folder / "masks.parquet", kept, made_by={"generator": "toy scenes", "seed": seed})
+    write_masks(folder / "masks", kept, made_by={"generator": "toy scenes", "seed": seed}, overwrite=True)
     for name, data in (("captions", captions), ("questions", conversations), ("test", tests)):
         (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
 

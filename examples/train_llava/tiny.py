@@ -137,7 +137,7 @@ def train_one(
     if control:
         add_control(model, control)
     standardize(model, folder / "data")
-    data, masks = folder / "data", StoredMasks(MaskStore(folder / "data" / "masks.parquet"))
+    data, masks = folder / "data", StoredMasks(MaskStore(folder / "data" / "masks"))
     steps = steps or STEPS.get(source, OTHERS)
     seconds = {}
     out = folder / "runs" / "-".join([*row.split("/"), *map(str, more.values()), str(seed), *filter(None, [control])])

@@ -68,6 +68,9 @@ def check_outputs(options: argparse.Namespace, *outputs: Path, photos: Iterable[
         check_output(path, inputs)
         if maps and path.exists() and path.resolve().is_relative_to(maps.resolve()):
             raise OutputError(f"{path} is one of the label maps and would be written over. Name another output.")
+        store = getattr(options, "masks", None)
+        if store and Path(store).is_dir() and path.resolve().is_relative_to(Path(store).resolve()):
+            raise OutputError(f"{path} is in the store {store}, which is read here. Name another output.")
         if any(path.absolute() == other.absolute() or is_same(path, other) for other in every[:number]):
             raise OutputError(f"{path} would be written twice. Give each output a name of its own.")
 

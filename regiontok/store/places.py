@@ -6,6 +6,7 @@ filesystem has no locks, so that two writers of one store there are not told fro
 
 import os
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -231,10 +232,15 @@ class _Remote(Place):
 
     def make(self) -> None:
         files, folder = self._reach()
+        probe = f"{folder}/.probe-{uuid.uuid4().hex[:8]}"  # a bucket's rights show only when it is written to
         try:
-            files.makedirs(folder, exist_ok=True)
-            probe = f"{folder}/.probe-{os.getpid()}"  # a bucket's rights show only when it is written to
-            files.pipe_file(probe, b"")
+            try:
+                files.pipe_file(probe, b"")
+            except FileNotFoundError:
+                if not files.exists("/".join(folder.split("/")[: 2 if folder.startswith("/") else 1])):
+                    raise  # no bucket of that name, and a mistyped one is not to be made
+                files.makedirs(folder, exist_ok=True)
+                files.pipe_file(probe, b"")
             files.rm_file(probe)
         except Exception as error:
             raise OutputError(f"{self.address} must be a place that can be written to ({error}).") from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from regiontok._checks import check_choice
-from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.regions import Dropped, Regions, RegionTokens
 from regiontok.store.base import Store
@@ -79,13 +79,15 @@ class TokenStore(Store[RegionTokens]):
         def one(name: str) -> Any:
             return table.column(name)[row]
 
-        grid = (one("rows").as_py(), one("cols").as_py())
+        grid, fallback = (one("rows").as_py(), one("cols").as_py()), one("fallback").as_py()
         vectors, members = one("tokens").values, one("patches").values
         dim = vectors.type.list_size
         values = np.array(vectors.flatten()).reshape(-1, dim)  # a copy, which torch may write to
         areas, patch = members.value_lengths().to_numpy(), np.array(members.flatten(), np.int64)
         if not len(values) or len(areas) != len(values) or not areas.all() or grid[0] < 1 or grid[1] < 1:
             raise ShapeError("every token must have a patch, and a photo a token")
+        if not isinstance(fallback, bool):
+            raise DTypeError("fallback must be true or false")
         if patch.min() < 0 or patch.max() >= grid[0] * grid[1]:
             raise ValueRangeError(f"patches must lie on the grid of {grid[0]} x {grid[1]}")
         count = len(values)
@@ -98,7 +100,7 @@ class TokenStore(Store[RegionTokens]):
             mask_index=torch.full((count,), -1) if index is None else torch.from_numpy(index.astype(np.int64)),
             score=torch.full((count,), torch.nan) if scores is None else torch.from_numpy(scores.astype(np.float32)),
             grids=torch.tensor([grid]),
-            fallback=torch.tensor([one("fallback").as_py()]),
+            fallback=torch.tensor([fallback]),
             dropped=tuple(Dropped(0, entry["mask_index"], entry["reason"]) for entry in dropped),
         )
         return RegionTokens(torch.from_numpy(values), regions)

@@ -164,6 +164,7 @@ class _InHand:
         self._bytes = 0
         self._stack = ExitStack()
         self._writer: Any = None
+        self._sink: Any = None
         self._temporary: Path | None = None
 
     def add(self, store: StoreWriter, table: Any) -> None:
@@ -193,8 +194,9 @@ class _InHand:
                 )
                 name = shard_name("part", store.writer, store._number)
                 self._temporary = self._stack.enter_context(store.place.temporary(name))
+                self._sink = pa.OSFile(str(self._temporary), "wb")  # ours to close, also on a full disk
                 self._writer = pq.ParquetWriter(
-                    self._temporary,
+                    self._sink,
                     schema,
                     compression="zstd",
                     use_dictionary=False,  # keys and RLE differ in every row
@@ -214,6 +216,7 @@ class _InHand:
             return
         try:
             self._writer.close()
+            self._sink.close()
         except OSError as error:
             raise OutputError(f"{store.place.address}/{name} cannot be written ({error}).") from error
         store.place.take(self._temporary, name)
@@ -221,8 +224,9 @@ class _InHand:
     def drop(self) -> None:
         """Remove what is not finished."""
         if self._writer is not None:
-            with suppress(OSError, ValueError):  # on a full disk, say, which has been told
-                self._writer.close()
+            for one in (self._writer, self._sink):
+                with suppress(OSError, ValueError):  # on a full disk, say, which has been told
+                    one.close()
         self._stack.close()
 
 

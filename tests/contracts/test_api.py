@@ -24,6 +24,7 @@ MODULES = (
     "regiontok.adapters.huggingface", "regiontok.adapters.llava", "regiontok.evaluation.assistant",
     "regiontok.evaluation.benchmarks", "regiontok.evaluation.focus", "regiontok.evaluation.partition",
     "regiontok.evaluation.pixcv", "regiontok.evaluation.prompts", "regiontok.evaluation.table",
+    "regiontok.pipeline", "regiontok.store",
 )  # fmt: skip
 
 
@@ -106,9 +107,11 @@ OTHERWISE = {
     "tests/contracts/test_package.py": ("errors.*", "RegiontokError", "encoders", "masks"),
     "tests/masks": (
         "masks.load", "masks.GENERATORS", "masks.MaskGenerator", "masks.BOUND", "masks.CHEAP", "masks.LADDER",
-        "masks.Sam2Masks", "masks.PipelineMasks", "masks.PackageMasks", "masks.MaskStore", "masks.write_masks",
-        "masks.check_key", "masks.CocoMasks", "masks.LabelMaps",
+        "masks.Sam2Masks", "masks.PipelineMasks", "masks.PackageMasks",
+        "masks.CocoMasks", "masks.LabelMaps",
     ),
+    "tests/store": ("store.*",),
+    "tests/pipeline": ("pipeline.*",),
     "tests/viewing": ("viewing.*",),
     "tests/adapters": ("adapters.*",),
     "tests/evaluation": (

@@ -7,21 +7,30 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, load_tokens
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, RegionTokens, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps
-from regiontok.store import MaskStore
+from regiontok.store import MaskStore, TokenStore
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _MOST_DECODED = 2**22
 """Pixels up to which masks are decoded: a photo may be large, and then so are its masks."""
+
+
+def _use_tokens(tokens: RegionTokens) -> None:
+    """What is done with tokens: each has a region with patches on the grid."""
+    assert len(tokens.values) == len(tokens.regions)
+    assert tokens.regions.areas().sum() == len(tokens.regions.patch)
+    assert (tokens.regions.areas() > 0).all()
+    assert all(len(one) for one in tokens.split())
 
 
 def _use(masks: MaskSet) -> None:
@@ -120,7 +129,10 @@ def store(data: bytes) -> None:
         opened = TokenStore(file)
     for key in list(opened)[:50]:
         try:
-            _use(opened[key])
+            if isinstance(opened, MaskStore):
+                _use(opened[key])
+            else:
+                _use_tokens(opened[key])
         except RegiontokError:
             continue
 
@@ -129,9 +141,7 @@ def tokens(data: bytes) -> None:
     """A file of tokens."""
     file = _FOLDER / "a.safetensors"
     file.write_bytes(data)
-    found = load_tokens(file)
-    assert len(found.values) == len(found.regions)
-    assert found.regions.areas().sum() == len(found.regions.patch)
+    _use_tokens(load_tokens(file))
 
 
 def options(data: bytes) -> None:
