@@ -4,6 +4,7 @@ import argparse
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -27,10 +28,12 @@ from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_size
 from regiontok.pipeline import KeyFinder, Roots
 from regiontok.store import MaskStore
+from regiontok.store.base import Store
 from regiontok.store.places import is_remote
 from regiontok.viewing import is_figure
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=Store[Any])
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
 """What one photo can fail with, so that the others go on."""
 
@@ -398,7 +401,7 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
     make = None
     if options.missing is not None:
         make = load_masks(argparse.Namespace(**vars(options) | {"masks": options.missing, "missing": None}), encoder)
-    store = MaskStore(options.masks)
+    store = open_store(MaskStore, options.masks)
     if roots is None and options.root is not None:
         roots = Roots([options.root])
     key_of = None if roots is None else KeyFinder(store.manifest.photos, roots, given=options.root is not None)
@@ -419,6 +422,16 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
         return check_photo_size(store[key], path, (photo.height, photo.width), None, options)
 
     return find
+
+
+def open_store(kind: Callable[[str], _S], path: str) -> _S:
+    """A store; its damaged shards are told as the command line tells things."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        store = kind(path)
+    for why in store.damaged.values():
+        warn(f"a shard is damaged and left out: {why}")
+    return store
 
 
 def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Roots:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from regiontok._files import make_folder, write_bytes, written
+from regiontok.cli.common import open_store
 from regiontok.cli.output import as_text, warn
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.regions import RegionTokens
@@ -69,10 +70,10 @@ def _store(options: argparse.Namespace) -> int:
 
 
 def _open(path: str) -> Store[Any]:
-    """The store of a folder, of whatever kind; its damaged shards are told where they are asked for."""
+    """The store of a folder, of whatever kind."""
     found = read_manifest(Place.of(path))
     kind = TokenStore if found is not None and found.kind == TokenStore.kind else MaskStore
-    return kind(path)
+    return open_store(kind, path)
 
 
 def _stats(store: Store[Any]) -> dict[str, Any]:
@@ -103,8 +104,6 @@ def _stats(store: Store[Any]) -> dict[str, Any]:
 
 def _verify(store: Store[Any]) -> int:
     """Read every row."""
-    for why in store.damaged.values():
-        warn(why)
     bad = 0
     for key in _progress(store):
         try:

@@ -31,6 +31,7 @@ from regiontok.cli.common import (
     load_generator,
     load_masks,
     named_amounts,
+    open_store,
     progress,
     roots_of,
     uses_masks,
@@ -251,7 +252,7 @@ def _masks_told(options: argparse.Namespace) -> dict[str, Any]:
     if options.masks in masks.GENERATORS:
         told: dict[str, Any] = load_generator(options).describe()
         return told
-    return MaskStore(options.masks).made_by | ({"missing": options.missing} if options.missing else {})
+    return open_store(MaskStore, options.masks).made_by | ({"missing": options.missing} if options.missing else {})
 
 
 def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:

@@ -77,7 +77,7 @@ def fill(
         flag = ray.remote(num_cpus=0)(_Flag).remote()
         _tell(stop, flag)
         have = ray.cluster_resources()
-        most = have.get("GPU", 0) // gpus if gpus else have.get("CPU", 1) // cpus
+        now = have.get("GPU", 0) // gpus if gpus else have.get("CPU", 1) // cpus
         made = data.from_items(tasks, override_num_blocks=len(tasks)).map(
             _Actor,
             fn_constructor_kwargs={
@@ -93,7 +93,9 @@ def fill(
             },
             num_gpus=gpus,
             num_cpus=cpus,
-            compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, int(most))),
+            compute=data.ActorPoolStrategy(  # as many as there is room for now, and more where the cluster grows
+                min_size=1, max_size=len(tasks), initial_size=max(1, min(int(now), len(tasks)))
+            ),
         )
         for task in made.iter_rows():
             missing = set(task["shards"]) - writer.place.names().keys()

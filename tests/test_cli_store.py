@@ -1,0 +1,334 @@
+"""The command line where stores are filled, continued and told of."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regiontok import encoders, load_tokens, read_photo
+from regiontok.cli import main
+from regiontok.regionizer import Regionizer
+from regiontok.store import MaskStore, TokenStore
+from tests.conftest import assert_close
+from tests.pipeline.test_listing import draw
+
+MASKS = ["--masks", "felzenszwalb"]
+COMMAND = [sys.executable, "-m", "regiontok"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a.png", "b.png", "sub/a.png", "sub/c.jpg")):
+        draw(tmp_path / "photos" / name, number, size=(40 + number, 30))
+    return tmp_path
+
+
+def test_a_store_of_tokens_has_what_files_of_tokens_have(here, capsys):
+    options = ["--tokens", "9", "--order", "area"]
+    assert main(["tokenize", "photos", "--store", "t", "--dtype", "float32", *options]) == 0
+    assert capsys.readouterr().out == "4 photos, 9 tokens each (9) -> t\n"
+    assert main(["tokenize", "photos", "--out", "files", "--no-pictures", *options]) == 0
+    assert not list((here / "files").rglob("*.png"))
+    store = TokenStore("t")
+    assert list(store) == ["a.png", "b.png", "sub/a.png", "sub/c.jpg"]
+    for key in store:
+        expected = load_tokens((here / "files" / key).with_suffix(".regions.safetensors"))
+        assert_close(store[key].values, expected.values)
+        assert torch.equal(store[key].regions.labels(), expected.regions.labels())
+    assert store.made_by["regionizer"]["num_regions"] == 9
+    assert store.made_by["dtype"] == "float32"
+    assert not (here / "t" / "pictures").exists()
+
+
+def test_pictures_of_a_store(here):
+    assert main(["tokenize", "photos", "--store", "t", "--pictures"]) == 0
+    found = sorted(one.relative_to(here / "t" / "pictures").as_posix() for one in (here / "t").rglob("*.png"))
+    assert found == ["a.regions.png", "b.regions.png", "sub/a.regions.png", "sub/c.regions.png"]
+    assert main(["tokenize", "photos", "--out", "files"]) == 0
+    drawn, alone = (Image.open(folder / "sub/c.regions.png") for folder in (here / "t/pictures", here / "files"))
+    assert np.array_equal(np.asarray(drawn), np.asarray(alone))
+
+
+def test_masks_of_a_store_reach_its_tokens(here):
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    base = ["tokenize", "photos", "--source", "segmentation", "--dtype", "float32"]
+    assert main([*base, "--masks", "m", "--store", "stored"]) == 0
+    assert main([*base, *MASKS, "--store", "made"]) == 0
+    stored, made = TokenStore("stored"), TokenStore("made")
+    for key in made:
+        assert_close(stored[key].values, made[key].values)
+    assert stored.made_by == made.made_by
+    assert made.made_by["masks"]["generator"] == "felzenszwalb"
+    image = read_photo("photos/sub/a.png")
+    encoder = encoders.load("pixels")
+    features, valid = encoder(image)
+    regionizer = Regionizer(source="segmentation", pool="mean", geometry=encoder.geometry)
+    expected = regionizer(features, masks=[MaskStore("m")["sub/a.png"]], valid=valid)
+    assert_close(stored["sub/a.png"].values, expected.values)
+
+
+def test_the_same_command_goes_on_and_says_what_was_there(here, capsys):
+    arguments = ["masks", "photos", *MASKS, "--out", "m"]
+    assert main([*arguments, "--limit", "1"]) == 0
+    assert main(arguments) == 0
+    assert re.search(r"3 photos, .* -> m; 1 were there\n", capsys.readouterr().out)
+    before = {one.name: one.read_bytes() for one in (here / "m").glob("*.parquet")}
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "Nothing to make: all 4 photos are in m.\n"
+    assert {one.name: one.read_bytes() for one in (here / "m").glob("*.parquet")} == before
+    draw(here / "photos" / "d.png")
+    assert main(arguments) == 0
+    assert "d.png" in MaskStore("m")
+    assert main([*arguments, "--overwrite"]) == 0
+    assert len(MaskStore("m").shards) == 1
+
+
+def test_failures_are_named_kept_and_tried_again_when_told(here, capsys):
+    (here / "photos" / "a.png").write_bytes(b"no image")
+    arguments = ["tokenize", "photos", "--store", "t"]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "a.png: not an image that Pillow" in told
+    assert "1 of 4 photos failed and are named above." in told
+    assert main(arguments) == 1
+    assert "1 photos failed before and were not tried again; --retry-failed tries them." in capsys.readouterr().err
+    draw(here / "photos" / "a.png")
+    assert main([*arguments, "--retry-failed"]) == 0
+    assert TokenStore("t").failures == {}
+    assert main(arguments) == 0
+
+
+def test_a_photo_that_changed_its_size_fails_by_name_where_its_masks_are_used(here, capsys):
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    draw(here / "photos" / "b.png", size=(20, 20))
+    assert main(["tokenize", "photos", "--source", "segmentation", "--masks", "m", "--store", "t"]) == 1
+    assert "b.png: masks in m are of a photo of 30 x 41; this one is of 20 x 20. Make them again." in capsys.readouterr().err  # fmt: skip
+    assert list(TokenStore("t")) == ["a.png", "sub/a.png", "sub/c.jpg"]
+
+
+def test_a_store_of_another_folder_is_told_and_gets_no_rows_of_this_one(here, capsys):
+    shutil.copytree("photos", "other")
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    assert main(["masks", "other", *MASKS, "--out", "m"]) == 2
+    assert "m: it was made of photos in photos, and these are in other. Keys would not tell them apart" in capsys.readouterr().err  # fmt: skip
+    base = ["tokenize", "--source", "segmentation", "--masks", "m", "--no-pictures", "--out"]
+    assert main([*base, "o1", "other/a.png"]) == 0
+    assert "m was made of photos in another folder; other/a.png is taken for its 'a.png'" in capsys.readouterr().err
+    assert main([*base, "o2", "other/a.png", "--root", "other"]) == 0
+    assert main([*base, "o3", "photos/sub/a.png"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["masks", "other", *MASKS, "--out", "m", "--root", "other"]) == 0
+    assert "all 4 photos are in m" in capsys.readouterr().out
+
+
+def test_masks_that_the_store_lacks_are_made_when_told(here, capsys):
+    assert main(["masks", "photos/sub", *MASKS, "--out", "m", "--root", "photos"]) == 0
+    base = ["tokenize", "photos", "--source", "segmentation", "--masks", "m", "--no-pictures"]
+    assert main(base) == 1
+    assert "photos/a.png: m has no masks of 'a.png'. Its keys are such as 'sub/a.png'." in capsys.readouterr().err
+    assert main([*base, "--missing", "felzenszwalb"]) == 0
+    assert main([*base, "--missing", "felzenszwalb", "--store", "t"]) == 0
+    assert len(TokenStore("t")) == 4
+    assert main(["tokenize", "photos", "--source", "segmentation", *MASKS, "--missing", "sam2"]) == 2
+    assert "--missing is for --masks STORE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["count", "compare"])
+def test_other_commands_read_stores(here, command):
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    assert main([command, "photos", "--masks", "m", "--out", "figure.png", *(["--tokens", "4"] * (command == "compare"))]) == 0  # fmt: skip
+
+
+def test_slices_fill_one_store_and_share_it(here, capsys, monkeypatch):
+    for rank in range(3):
+        assert main(["masks", "photos", *MASKS, "--out", "m", "--slice", f"{rank}/3"]) == 0
+    store = MaskStore("m")
+    assert sorted(store) == ["a.png", "b.png", "sub/a.png", "sub/c.jpg"]
+    assert {name.split("-")[1] for name in store.shards} <= {"00000", "00001", "00002"}
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    assert main(["masks", "photos", *MASKS, "--out", "s", "--slice", "slurm"]) == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(["masks", "photos", *MASKS, "--out", "t", "--slice", "torchrun"]) == 0
+    assert list(MaskStore("s")) == list(MaskStore("t"))
+    assert MaskStore("s").shards == MaskStore("t").shards
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch", "0"], "--batch must be at least 1; got 0"),
+        (["--limit", "0"], "--limit must be at least 1; got 0"),
+        (["--shard-minutes", "0"], "--shard-minutes must be positive; got 0.0"),
+        (["--address", "auto"], "--address is for --engine ray"),
+        (["--cpus", "2"], "--cpus is for --engine ray"),
+        (["--slice", "3/3"], "--slice must be R/N with R from 0 to N - 1; got 3/3"),
+        (["--slice", "x"], "--slice must be R/N such as 0/4, or torchrun or slurm"),
+        (["--slice", "slurm"], "--slice must be R/N such as 0/4, or torchrun or slurm"),
+        (["--slice", "0/2", "--overwrite"], "--overwrite would remove what the other slices write"),
+        (["--slice", "0/2", "--engine", "ray"], "--slice is for processes beside each other"),
+        (["--root", "elsewhere"], "is not below .*elsewhere, where keys begin"),
+        (["--csv", "x.csv"], "--csv is for --out; a store tells by regiontok store t --stats"),
+        (["--pictures", "--store", "memory://t"], "--pictures are files on a disk"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_any_work(here, capsys, monkeypatch, more, message):
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    store = [] if "--store" in more else ["--store", "t"]
+    assert main(["tokenize", "photos", *store, *more]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (here / "t").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [["--shard-size", "3"], ["--retry-failed"], ["--dtype", "float32"], ["--slice", "0/2"]]
+)
+def test_options_of_a_store_are_refused_without_one(here, capsys, given):
+    assert main(["tokenize", "photos", *given]) == 2
+    assert f"{given[0]} is for --store" in capsys.readouterr().err
+
+
+def test_other_options_are_refused_mixed_or_made_anew(here, capsys):
+    base = ["tokenize", "photos", "--store", "t"]
+    assert main(base) == 0
+    assert main([*base, "--tokens", "5"]) == 2
+    assert "regionizer.num_regions: not set in the store, 5 now" in capsys.readouterr().err
+    draw(here / "photos" / "e.png")
+    assert main([*base, "--tokens", "5", "--mixed"]) == 0
+    assert TokenStore("t").count("e.png") == 5
+    assert main([*base, "--tokens", "5", "--overwrite"]) == 0
+    assert {TokenStore("t").count(key) for key in TokenStore("t")} == {5}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_the_rows_in_hand_and_says_how_to_go_on(here, number, code):
+    for one in range(400):
+        shutil.copy("photos/sub/c.jpg", f"photos/{one}.jpg")
+    arguments = ["tokenize", "photos", "--store", "t", "--batch", "1", "--encoder", "pixels"]
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        while not (here / "t" / "store.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert "stopped; what was made is in t. Run the same command again to go on." in told
+    assert "Traceback" not in told
+    there = len(TokenStore("t"))
+    assert 0 < there < 404
+    assert main(arguments) == 0
+    assert len(TokenStore("t")) == 404
+    assert TokenStore("t").repeated == 0
+
+
+def test_two_commands_at_once(here, capsys):
+    code = (
+        "import sys; from regiontok.store import Manifest, StoreWriter; "
+        "w = StoreWriter('m', Manifest(kind='masks', made_by={'generator': 'felzenszwalb'}), mixed=True); "
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as one:
+        one.stdout.readline()
+        assert main(["masks", "photos", *MASKS, "--out", "m", "--mixed"]) == 2
+        assert f"m is being written by process {one.pid} on" in capsys.readouterr().err
+
+
+def test_what_a_store_tells(here, capsys):
+    assert main(["masks", "photos", *MASKS, "--out", "m", "--shard-size", "2"]) == 0
+    capsys.readouterr()
+    assert main(["store", "m"]) == 0
+    told = capsys.readouterr().out
+    assert "MaskStore('m', 4 photos, 2 shards)" in told
+    assert 'made by: {"generator": "felzenszwalb"' in told
+    assert main(["store", "m", "--stats"]) == 0
+    stats = json.loads(capsys.readouterr().out)
+    assert stats["photos"] == 4
+    assert stats["masks"] == sum(len(masks) for masks in MaskStore("m").values())
+    assert main(["store", "m", "--verify"]) == 0
+    assert "is whole; 0 photos failed" in capsys.readouterr().out
+    shard = here / "m" / "part-00000-000001.parquet"
+    whole = bytearray(shard.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    shard.write_bytes(whole)
+    assert main(["store", "m", "--verify"]) == 1
+    assert "2 rows and 0 shards are damaged" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:a shard is damaged")
+def test_photos_of_a_damaged_shard_are_made_again(here, capsys):
+    arguments = ["masks", "photos", *MASKS, "--out", "m", "--shard-size", "2"]
+    assert main(arguments) == 0
+    (here / "m" / "part-00000-000000.parquet").write_bytes(b"PAR1")
+    assert main(["store", "m", "--verify"]) == 1
+    assert main(arguments) == 0
+    assert "m/part-00000-000000.parquet is damaged; its photos are made again" in capsys.readouterr().err
+    assert len(MaskStore("m")) == 4
+
+
+def test_rows_as_other_files(here, capsys):
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    assert main(["tokenize", "photos", "--store", "t"]) == 0
+    masks, tokens = MaskStore("m"), TokenStore("t")
+    for kind in ("npz", "safetensors", "jsonl"):
+        assert main(["store", "m", "--export", kind, "--out", kind]) == 0
+    loaded = np.load(here / "npz" / "sub" / "a.png.npz")
+    assert np.array_equal(loaded["masks"], masks["sub/a.png"].masks().numpy())
+    lines = [json.loads(line) for line in (here / "jsonl" / "annotations.jsonl").read_text().splitlines()]
+    assert len(lines) == sum(map(len, masks.values()))
+    assert lines[0]["segmentation"]["counts"].encode() == masks["a.png"].to_coco()[0]["counts"]
+    assert main(["store", "t", "--export", "safetensors", "--out", "st"]) == 0
+    back = load_tokens(here / "st" / "sub" / "a.png.safetensors")
+    assert torch.equal(back.values, tokens["sub/a.png"].values)
+    assert main(["store", "t", "--export", "npz", "--out", "tn"]) == 0
+    assert np.array_equal(np.load(here / "tn" / "a.png.npz")["tokens"], tokens["a.png"].values.numpy())
+    for arguments, message in (
+        (["store", "t", "--export", "jsonl", "--out", "x"], "--export jsonl is for masks"),
+        (["store", "t", "--export", "npz"], "--export needs --out DIR"),
+        (["store", "t", "--out", "x"], "--out is for --export"),
+        (["store", "none"], "there is no store of masks in none"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_photos_and_stores_elsewhere(here, s3):
+    files = fsspec.filesystem("s3")
+    files.put("photos", f"{s3}/photos", recursive=True)
+    assert main(["masks", f"{s3}/photos", *MASKS, "--out", f"{s3}/masks"]) == 0
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    there, local = MaskStore(f"{s3}/masks"), MaskStore("m")
+    assert list(there) == list(local)
+    assert all(there[key].to_coco() == local[key].to_coco() for key in local)
+    arguments = ["tokenize", f"{s3}/photos", "--source", "segmentation", "--masks", f"{s3}/masks", "--store", f"{s3}/t"]
+    assert main(arguments) == 0
+    assert list(TokenStore(f"{s3}/t")) == list(local)
+    assert main([*arguments, "--limit", "1"]) == 0
+    assert main(["store", f"{s3}/t", "--verify"]) == 0
+
+
+def test_a_resume_finds_the_rows_of_ray_and_ray_those_of_a_run(here, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    base = ["tokenize", "photos", "--store", "t"]
+    assert main([*base, "--limit", "1"]) == 0
+    done = subprocess.run([*COMMAND, *base, "--engine", "ray"], capture_output=True, text=True, check=False, env=os.environ)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 photos, " in done.stdout
+    assert "1 were there" in done.stdout
+    assert main(base) == 0
+    assert (len(TokenStore("t")), TokenStore("t").repeated) == (4, 0)
