@@ -11,6 +11,7 @@ import time
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -264,7 +265,8 @@ def test_what_a_store_tells(here, capsys):
     assert "is whole; 0 photos failed" in capsys.readouterr().out
     shard = here / "m" / "part-00000-000001.parquet"
     whole = bytearray(shard.read_bytes())
-    whole[len(whole) // 2] ^= 255
+    counts = pq.ParquetFile(shard).metadata.row_group(0).column(3)
+    whole[counts.data_page_offset + counts.total_compressed_size - 9] ^= 255
     shard.write_bytes(whole)
     assert main(["store", "m", "--verify"]) == 1
     assert "2 rows and 0 shards are damaged" in capsys.readouterr().err

@@ -31,7 +31,6 @@ from regiontok.cli.common import (
     load_generator,
     load_masks,
     named_amounts,
-    open_store,
     progress,
     roots_of,
     uses_masks,
@@ -62,7 +61,8 @@ from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES
 from regiontok.store import MaskStore
-from regiontok.store.places import is_remote
+from regiontok.store.manifest import read_manifest
+from regiontok.store.places import Place, is_remote
 from regiontok.store.tokens import DTYPES
 from regiontok.token_files import read_config, save_tokens
 from regiontok.viewing import draw_regions
@@ -252,7 +252,9 @@ def _masks_told(options: argparse.Namespace) -> dict[str, Any]:
     if options.masks in masks.GENERATORS:
         told: dict[str, Any] = load_generator(options).describe()
         return told
-    return open_store(MaskStore, options.masks).made_by | ({"missing": options.missing} if options.missing else {})
+    manifest = read_manifest(Place.of(options.masks))
+    made_by = MaskStore(options.masks).made_by if manifest is None else manifest.made_by
+    return made_by | ({"missing": options.missing} if options.missing else {})
 
 
 def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:
