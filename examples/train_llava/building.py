@@ -27,6 +27,7 @@ def build(
     geometry: str | None = None,
     pretrained: bool = True,
     dtype: Any = None,
+    tower: Any = None,
     **encoder_options: Any,
 ) -> tuple[RegionLlavaForConditionalGeneration, Any]:
     """A region LLaVA with a new projector, and its tokenizer.
@@ -38,6 +39,7 @@ def build(
         geometry: How photos are placed, and masks with them; None for what ``regions`` says.
         pretrained: Fetch the encoder's weights.
         dtype: Of all weights.
+        tower: What stands in the place of the encoder, which is not loaded then: a `StoredTower`.
         encoder_options: Further options of ``load``, such as ``img_size``.
     """
     tokenizer = AutoTokenizer.from_pretrained(language_model)
@@ -48,10 +50,11 @@ def build(
     language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    tower = EncoderTower.load(encoder, pretrained=pretrained, **encoder_options)
+    if tower is None:
+        tower = EncoderTower.load(encoder, pretrained=pretrained, **encoder_options)
     vision = tower.config
     if geometry is not None:
-        regions = regions | {"geometry": ImageGeometry(geometry, tower.encoder.geometry.size)}
+        regions = regions | {"geometry": ImageGeometry(geometry, tuple(vision.image_size))}
     regionizer = Regionizer(**regions, dim=vision.hidden_size)
     config = LlavaConfig(
         vision_config=vision,

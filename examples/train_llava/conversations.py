@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stored import as_batch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -159,6 +160,7 @@ class Conversations(Dataset[dict[str, Any]]):
         template: Writes the prompts.
         image_processor: Places the photos.
         masks: `StoredMasks` or `GeneratedMasks`, for sources of masks.
+        features: What a store has in the place of pixels; photos are not read then.
         visual_tokens: How many tokens an image will have, as far as that is known from the number of its masks.
         max_length: Tokens of a sample, with those of its images as far as they are known.
         on_bad_image: ``error``, or ``skip``: the next sample is taken instead, and the file named in ``skipped``.
@@ -175,6 +177,7 @@ class Conversations(Dataset[dict[str, Any]]):
         template: Template,
         image_processor: EncoderImageProcessor,
         masks: Any = None,
+        features: Any = None,
         visual_tokens: "VisualTokens",
         max_length: int = 2048,
         on_bad_image: str = "error",
@@ -189,6 +192,7 @@ class Conversations(Dataset[dict[str, Any]]):
         self.template = template
         self.image_processor = image_processor
         self.masks = masks
+        self.features = features
         self.visual_tokens = visual_tokens
         self.max_length = max_length
         self.on_bad_image = on_bad_image
@@ -213,11 +217,18 @@ class Conversations(Dataset[dict[str, Any]]):
         """One entry as ids, labels, and what its images need."""
         turns, files = read_turns(entry)
         name = name_of(entry)
-        photos, found = [], []
+        pixels, sizes, found = [], [], []
         for file in files:
             try:
-                photo = read_photo(self.images / file)
-                photos.append(photo)
+                photo = None
+                if self.features is None:
+                    photo = read_photo(self.images / file)
+                    pixels.append(self.image_processor([photo])["pixel_values"])
+                    sizes.append((photo.height, photo.width))
+                else:
+                    features, size = self.features(file)
+                    pixels.append(features[None])
+                    sizes.append(size)
                 if self.masks is not None:
                     found.append(self.masks(file, photo))
             except RegiontokError as error:
@@ -230,7 +241,7 @@ class Conversations(Dataset[dict[str, Any]]):
         learnt = torch.zeros(len(ids), dtype=torch.bool)
         for first, last in spans:
             learnt |= (start < last) & (end > first) & (end > start)
-        known = [len(one) for one in found] or [None] * len(files)
+        known = [len(one) for one in found] or [self._known(file) for file in files]
         length = len(ids) + sum(self.visual_tokens(one) - 1 for one in known)
         if length > self.max_length:
             kind = SkippedError if self.on_too_long == "skip" else DataError
@@ -238,9 +249,9 @@ class Conversations(Dataset[dict[str, Any]]):
                 f"sample {name}: it has {length} tokens with those of its images; at most {self.max_length} fit."
             )
         sample: dict[str, Any] = {"name": name, "input_ids": ids, "labels": torch.where(learnt, ids, -100)}
-        if photos:
-            sample["pixel_values"] = self.image_processor(photos)["pixel_values"]
-        sample["image_sizes"] = [(photo.height, photo.width) for photo in photos]
+        if pixels:
+            sample["pixel_values"] = as_batch(pixels)
+        sample["image_sizes"] = sizes
         sample["masks"] = found
         return sample
 
@@ -250,9 +261,15 @@ class Conversations(Dataset[dict[str, Any]]):
         for entry in self.entries:
             words = sum(len(str(turn.get("value")).split()) for turn in entry.get("conversations") or [])
             files = files_of(entry)
-            known = [None if self.masks is None else self.masks.count(file) for file in files]
+            known = [self._known(file) for file in files]
             result.append(words + sum(self.visual_tokens(one) for one in known) if files else -words)
         return result
+
+    def _known(self, file: str) -> int | None:
+        """How many tokens or masks a photo has, where that is known before it is encoded."""
+        source = self.masks or self.features
+        count: int | None = None if source is None else source.count(file)
+        return count
 
 
 @dataclass(frozen=True)
@@ -297,7 +314,7 @@ class Collator:
         }
         pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
         if pixels:
-            batch["pixel_values"] = torch.cat(pixels)
+            batch["pixel_values"] = as_batch(pixels)
             batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
             batch["num_images"] = [len(sample["image_sizes"]) for sample in samples]
             if self.by_masks:
@@ -343,20 +360,25 @@ class ByModalityAndLength(Sampler[int]):
 
 @dataclass
 class StoredMasks:
-    """Masks of photos from a file that ``regiontok masks`` wrote."""
+    """Masks of photos from a store that ``regiontok masks`` wrote.
+
+    Attributes:
+        store: With keys below the folder of images.
+        missing: Makes masks of photos that the store has not; without it they are an error.
+    """
 
     store: MaskStore
+    missing: "GeneratedMasks | None" = None
 
     def __call__(self, file: str, photo: Any) -> MaskSet:
         """Those of one photo by its file's name."""
+        if self.missing is not None and file not in self.store:
+            return self.missing(file, photo)
         return self.store[file]
 
     def count(self, file: str) -> int | None:
         """How many it has; None where it has none, which is told when it is read."""
-        try:
-            return self.store.count(file)
-        except RegiontokError:
-            return None
+        return self.store.count(file) if file in self.store else None
 
 
 class GeneratedMasks:

@@ -12,13 +12,14 @@ import torch
 from building import STAGE_FILE, build, freeze_but, image_processor, load_stage, processor_of, widen_trained
 from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
 from peft import LoraConfig, get_peft_model
+from stored import StoredFeatures
 from trainer import RegionTrainer
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
 from regiontok.options import MASK_SOURCES
-from regiontok.store import MaskStore
+from regiontok.store import MaskStore, TokenStore
 
 STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
 
@@ -46,17 +47,29 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(
             f"there is no {from_stage / STAGE_FILE}. Train --stage align first, or name it by --from-stage."
         )
-    mask_source = _masks(options.masks, row.options["source"], options.workers)
+    mask_source = None
+    if not (options.features and options.masks is None):
+        mask_source = _masks(options.masks, row.options["source"], options.workers, options.missing)
     training = {"bf16": torch.cuda.is_available(), "activation_checkpointing": True}
     training |= {"dataloader_num_workers": options.workers, "save_steps": options.save_steps}
     training |= json.loads(Path(options.config).read_text(encoding="utf-8")) if options.config else {}
     narrow = torch.cuda.is_available() and "fsdp" not in training and (options.stage == "align" or options.lora)
+    features = None
+    if options.features:
+        if options.stage != "align":
+            raise SystemExit("--features is for --stage align: the second saves the whole model, with its encoder.")
+        if isinstance(mask_source, GeneratedMasks) or options.missing:
+            raise SystemExit("--features leaves photos unread, and masks are to be made of them. Store the masks too.")
+        features = StoredFeatures(TokenStore(options.features), row, stage.geometry)
+        if features.tokens:
+            mask_source = None
     model, tokenizer = build(
         row.encoder,
         options.language_model,
         dict(row.options),
         geometry=stage.geometry,
         dtype=torch.bfloat16 if narrow else None,  # of what is frozen; FSDP wants one dtype
+        tower=None if features is None else features.tower(row.encoder),
     )
     if options.stage == "instruct":
         load_stage(model, from_stage)
@@ -74,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         resume=options.resume,
         lora=options.lora,
         training=training,
+        features=features,
     )
 
 
@@ -94,21 +108,29 @@ def run_stage(
     training: dict[str, Any] | None = None,
     group: bool = True,
     callbacks: Sequence[Any] = (),
+    features: StoredFeatures | None = None,
 ) -> RegionTrainer:
-    """Train one stage and save it: what it trained, and after the second the whole model."""
+    """Train one stage and save it: what it trained, and after the second the whole model.
+
+    With ``features`` what a store has stands in the place of the photos and the encoder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     skipped = out / "skipped.txt"
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not resume and os.environ.get("RANK", "0") == "0":
         skipped.unlink(missing_ok=True)
     tower, source = model.model.vision_tower, model.regionizer.config["source"]
-    rows, cols = tower.encoder.grid
+    if features is not None:
+        features.attach(model)
+        source = "stored" if features.tokens else source
+    rows, cols = tower.encoder.grid if features is None else features.grid
     dataset = Conversations(
         data,
         images,
         tokenizer=tokenizer,
         template=TEMPLATES[stage.template],
-        image_processor=image_processor(tower, stage.geometry),
+        image_processor=image_processor(tower, stage.geometry) if features is None else None,
+        features=features,
         masks=masks if source in MASK_SOURCES else None,
         visual_tokens=VisualTokens(source, rows * cols),
         max_length=stage.max_length,
@@ -168,16 +190,20 @@ def _with_lora(model: Any, rank: int) -> Any:
     )
 
 
-def _masks(named: str | None, source: str, workers: int) -> StoredMasks | GeneratedMasks | None:
-    """Where masks come from: a file of them, or a generator."""
+def _masks(
+    named: str | None, source: str, workers: int, missing: str | None = None
+) -> StoredMasks | GeneratedMasks | None:
+    """Where masks come from: a store of them, or a generator."""
     if source not in MASK_SOURCES:
         if named:
             raise SystemExit(f"--masks is for rows of masks; this one is of {source}.")
         return None
     if named is None:
-        raise SystemExit(f"a row of {source} needs --masks: a file that `regiontok masks` wrote, or a generator.")
+        raise SystemExit(f"a row of {source} needs --masks: a store that `regiontok masks` wrote, or a generator.")
     if named not in masks.GENERATORS:
-        return StoredMasks(MaskStore(named))
+        return StoredMasks(MaskStore(named), None if missing is None else _masks(missing, source, workers))
+    if missing is not None:
+        raise SystemExit("--missing is for --masks STORE, which may lack some.")
     if named != "felzenszwalb" and workers:
         raise SystemExit(f"--masks {named} makes masks on the training's device; that needs --workers 0.")
     return GeneratedMasks(named)
@@ -196,7 +222,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--language-model", help="a causal language model of transformers, by name or folder")
     own.add_argument("--data", help="LLaVA's JSON")
     own.add_argument("--images", help="the folder its images are named from")
-    own.add_argument("--masks", metavar="FILE|GENERATOR", help="for rows of masks")
+    own.add_argument("--masks", metavar="STORE|GENERATOR", help="for rows of masks")
+    own.add_argument("--missing", metavar="GENERATOR", choices=masks.GENERATORS, help="masks that the store has not")
+    own.add_argument(
+        "--features",
+        metavar="STORE",
+        help="of stage align: features or tokens that `regiontok tokenize --store` wrote, in place of the encoder",
+    )
     own.add_argument("--out", help="default: train-llava, or train-llava-tiny with --tiny")
     own.add_argument("--from-stage", help="the folder of stage align; default: the one in --out")
     own.add_argument("--per-device-batch", type=int, default=16, help="the rest is accumulated; default: %(default)s")

@@ -1,0 +1,154 @@
+"""Stage 1 of the recipe on what a store has, in the place of photos and an encoder."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from regiontok import MaskSet
+from regiontok.cli import main
+from regiontok.errors import CheckpointError, MissingKeyError
+from regiontok.masks import FelzenszwalbMasks
+from regiontok.store import MaskStore, TokenStore, write_masks
+from tests.conftest import assert_close
+
+FOLDER = Path(__file__).parents[1] / "examples" / "train_llava"
+sys.path.insert(0, str(FOLDER))
+import building  # noqa: E402
+import conversations  # noqa: E402
+import recipe  # noqa: E402
+import stored  # noqa: E402
+import tiny  # noqa: E402
+import train  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+ALIGN = recipe.ALIGN.but(template="bare_caption", geometry="squash", batch_size=4, max_steps=3)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    tiny.prepare(folder, train=24, test=6, language_steps=3)
+    base = ["tokenize", str(folder / "data" / "images"), "--geometry", "squash", "--dtype", "float32", "--store"]
+    patches = ["--source", "patch", "--norm", "none", "--padding", "keep"]
+    assert main([*base, str(folder / "features"), *patches]) == 0
+    assert main([*base, str(folder / "tokens")]) == 0
+    assert (
+        main([*base, str(folder / "masked"), "--source", "segmentation", "--masks", str(folder / "data" / "masks")])
+        == 0
+    )
+    return folder
+
+
+def row(**options):
+    given = {"source": "clustering", "norm": "rms", "pool": "mean", "order": "raster"} | options
+    return recipe.Row("pixels", given, {})
+
+
+def aligned(work, out, one, *, store=None, masks=None):
+    """What a stage has trained, with an encoder or with a store in its place."""
+    torch.manual_seed(0)
+    features = None if store is None else stored.StoredFeatures(TokenStore(work / store), one, "squash")
+    model, tokenizer = building.build(
+        "pixels",
+        work / "language",
+        dict(one.options),
+        geometry="squash",
+        tower=None if features is None else features.tower("pixels"),
+    )
+    if features is not None:
+        assert not any("encoder" in name for name, _ in model.named_parameters())
+    trainer = train.run_stage(
+        model,
+        tokenizer,
+        ALIGN,
+        data=work / "data" / "captions.json",
+        images=work / "data" / "images" if store is None else work / "nowhere",
+        masks=masks,
+        out=out,
+        per_device=4,
+        features=features,
+        group=False,  # by lengths, which only a store of tokens knows beforehand
+        training={"report_to": [], "use_cpu": True},
+    )
+    assert trainer.state.global_step == 3
+    return load_file(out / building.STAGE_FILE)
+
+
+@pytest.mark.parametrize(
+    ("store", "options"),
+    [
+        ("features", {}),
+        ("features", {"pool": "cross_attention", "num_heads": 8}),
+        ("features", {"source": "patch", "pool": "mean"}),
+        ("features", {"source": "segmentation"}),
+        ("tokens", {}),
+        ("masked", {"source": "segmentation"}),
+    ],
+)
+def test_a_store_trains_what_an_encoder_does(work, tmp_path, store, options):
+    masks = None
+    if options.get("source") == "segmentation":
+        masks = conversations.StoredMasks(MaskStore(work / "data" / "masks"))
+    one = row(**options)
+    by_encoder = aligned(work, tmp_path / "encoder", one, masks=masks)
+    by_store = aligned(work, tmp_path / "store", one, store=store, masks=masks if store == "features" else None)
+    assert by_store.keys() == by_encoder.keys()
+    for name, value in by_encoder.items():
+        assert_close(by_store[name], value)
+
+
+@pytest.mark.parametrize(
+    ("store", "options", "geometry", "message"),
+    [
+        ("tokens", {"pool": "cross_attention"}, "squash", "means of their regions, and the row trains a pool"),
+        ("tokens", {"norm": "none"}, "squash", 'regionizer.norm: "rms" in the store, "none" in the model'),
+        ("tokens", {"threshold": 0.5}, "squash", "regionizer.threshold: not set in the store, 0.5 in the model"),
+        ("features", {}, "letterbox", 'geometry.mode: "squash" in the store, "letterbox" in the model'),
+    ],
+)
+def test_options_that_are_not_the_models_are_named(work, store, options, geometry, message):
+    with pytest.raises(CheckpointError, match=message):
+        stored.StoredFeatures(TokenStore(work / store), row(**options), geometry)
+
+
+def test_photos_that_the_store_has_not_are_named(work, tmp_path):
+    features = stored.StoredFeatures(TokenStore(work / "features"), row(), "squash")
+    with pytest.raises(MissingKeyError, match="features has no tokens of 'none.png'"):
+        features("none.png")
+    assert main(["tokenize", str(work / "data" / "images"), "--store", str(tmp_path / "t"), "--source", "patch", "--norm", "none", "--limit", "2"]) == 0  # fmt: skip
+    padded = stored.StoredFeatures(TokenStore(tmp_path / "t"), row(), "letterbox")
+    assert len(padded(next(iter(padded.store)))[0]) == 48
+    Image.new("RGB", (64, 20)).save(tmp_path / "flat.png")
+    assert main(["tokenize", str(tmp_path / "flat.png"), "--store", str(tmp_path / "f"), "--source", "patch", "--norm", "none"]) == 0  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"patches of flat.png and not all 576. Make it with --padding keep"):
+        stored.StoredFeatures(TokenStore(tmp_path / "f"), row(), "letterbox")("flat.png")
+
+
+def test_masks_that_the_store_lacks_are_made_or_an_error(work, tmp_path):
+    write_masks(tmp_path / "m", [("a.png", MaskSet.from_masks(torch.ones(1, 4, 4, dtype=torch.bool)))])
+    photo = Image.new("RGB", (40, 30), "teal")
+    only = conversations.StoredMasks(MaskStore(tmp_path / "m"))
+    with pytest.raises(MissingKeyError, match="has no masks of 'b.png'"):
+        only("b.png", photo)
+    made = conversations.StoredMasks(MaskStore(tmp_path / "m"), conversations.GeneratedMasks("felzenszwalb"))
+    assert made("b.png", photo).to_coco() == FelzenszwalbMasks()(photo)[0].to_coco()
+    assert len(made("a.png", photo)) == 1
+    assert (made.count("a.png"), made.count("b.png")) == (1, None)
+
+
+def test_the_command_line_trains_on_a_store(work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(train.STAGES, "align", ALIGN)
+    monkeypatch.setattr(train.recipe, "row", lambda name: row())
+    base = ["--row", "x", "--language-model", str(work / "language"), "--data", str(work / "data" / "captions.json")]
+    base += ["--images", str(work / "nowhere"), "--out", str(tmp_path), "--workers", "0", "--per-device-batch", "4"]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"use_cpu": True, "report_to": []}))
+    train.main([*base, "--stage", "align", "--features", str(work / "tokens"), "--config", str(config)])
+    assert (tmp_path / "align" / building.STAGE_FILE).is_file()
+    with pytest.raises(SystemExit, match="--features is for --stage align"):
+        train.main([*base, "--stage", "instruct", "--features", str(work / "tokens")])
