@@ -29,13 +29,13 @@ class Candidates:
     """One photo's candidates that passed the filters.
 
     Attributes:
-        kept: What is kept of their logits, ``(n, ...)`` per decoder call; joined only when few are left.
+        kept: What is kept of their logits, ``(N, ...)``.
         boxes: ``(N, 4)`` float32: left, top, right, bottom.
         scores: ``(N,)`` float32: predicted IoU.
         stability: ``(N,)`` float32.
     """
 
-    kept: list[Tensor]
+    kept: Tensor
     boxes: Tensor
     scores: Tensor
     stability: Tensor
@@ -48,26 +48,100 @@ class Candidates:
         areas, boxes = _measure(logits, settings.stability_score_offset)
         stability = areas[:, 0] / areas[:, 1]  # nan where both are 0, which passes no threshold
         stable = (stability >= settings.stability_score_thresh) & (boxes[:, 2] > 0)
-        return cls([finish(logits[stable])], boxes[stable], scores[stable], stability[stable])
+        return cls(finish(logits[stable]), boxes[stable], scores[stable], stability[stable])
 
-    @classmethod
-    def join(cls, parts: list["Candidates"]) -> "Candidates":
-        """All parts, in their order."""
-        boxes, scores, stability = (torch.cat([getattr(part, name) for part in parts]) for name in _MEASURES)
-        return cls([kept for part in parts for kept in part.kept], boxes, scores, stability)
 
-    def suppress(self, box_nms_thresh: float) -> "Candidates":
-        """The best of those whose boxes overlap by more than the threshold, the best first."""
+class Gathering:
+    """One photo's candidates as decoder calls bring them, to be thinned by the overlap of their boxes.
+
+    Boxes and scores of all are held, and logits of those that no better one overlaps so far. Which are best is known
+    only at the end, and is decided by all boxes at once. Then one may be wanted that was let go, since what overlapped
+    it is itself overlapped by a later one: the call that brought it is made again.
+    """
+
+    def __init__(self, box_nms_thresh: float) -> None:
+        self.box_nms_thresh = box_nms_thresh
+        self._kept = _Buffer()
+        self._place = _Buffer()
+        """Where in ``_kept`` each candidate is, -1 for those that were let go."""
+        self._measures = {name: _Buffer() for name in _MEASURES}
+        self._ends: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Of the logits that are held."""
+        return self._kept.all().nbytes
+
+    def add(self, some: Candidates) -> None:
+        """Those of the next call."""
+        held = len(self._kept)
+        self._place.add(torch.arange(held, held + len(some.kept), device=some.scores.device))
+        self._kept.add(some.kept)
+        for name, buffer in self._measures.items():
+            buffer.add(getattr(some, name))
+        self._ends.append(len(self._place))
+
+    def thin(self) -> None:
+        """Let go of the logits of those that a better one overlaps."""
+        place = self._place.all()
+        best = torch.zeros_like(place, dtype=torch.bool)
+        best[self._best()] = True
+        stays = best & (place >= 0)
+        self._kept.keep(place[stays])
+        place.copy_(torch.where(stays, stays.cumsum(0) - 1, -1))
+
+    def best(self, again: Callable[[int], Candidates]) -> Candidates:
+        """The best of those whose boxes overlap by more than the threshold, the best first.
+
+        Args:
+            again: The candidates of a call, by its number.
+        """
+        best = self._best()
+        place = self._place.all()[best]
+        kept = self._kept.all()[place.clamp(min=0)]
+        ends = torch.tensor(self._ends, device=best.device)
+        call = torch.searchsorted(ends, best, right=True)
+        for number in call[place < 0].unique().tolist():
+            mine = (place < 0) & (call == number)
+            kept[mine] = again(number).kept[best[mine] - (self._ends[number - 1] if number else 0)]
+        return Candidates(kept, *(self._measures[name].all()[best] for name in _MEASURES))
+
+    def _best(self) -> Tensor:
         nms = require("torchvision.ops", extra="masks", distribution="torchvision").nms
-        best = nms(self.boxes, self.scores, box_nms_thresh)
-        in_order, rank = best.sort()
-        ends = torch.tensor([len(part) for part in self.kept], device=best.device).cumsum(0)
-        counts = torch.searchsorted(in_order, ends).diff(prepend=ends.new_zeros(1)).tolist()
-        starts = ends - torch.tensor([len(part) for part in self.kept], device=best.device)
-        some = [
-            part[index - start] for part, index, start in zip(self.kept, in_order.split(counts), starts, strict=True)
-        ]
-        return Candidates([torch.cat(some)[rank.argsort()]], self.boxes[best], self.scores[best], self.stability[best])
+        best: Tensor = nms(self._measures["boxes"].all(), self._measures["scores"].all(), self.box_nms_thresh)
+        return best
+
+
+class _Buffer:
+    """Rows in one piece of memory that grows: many small tensors among large passing ones would scatter the heap."""
+
+    def __init__(self) -> None:
+        self._rows = torch.empty(0)
+        self._used = 0
+        self._fresh = True
+
+    def __len__(self) -> int:
+        return self._used
+
+    def all(self) -> Tensor:
+        """The rows, to be changed in place."""
+        return self._rows[: self._used]
+
+    def add(self, rows: Tensor) -> None:
+        """More rows."""
+        wanted = self._used + len(rows)
+        if self._fresh or wanted > len(self._rows):
+            grown = rows.new_empty(max(wanted, 2 * len(self._rows)), *rows.shape[1:])
+            if not self._fresh:
+                grown[: self._used] = self.all()
+            self._rows, self._fresh = grown, False
+        self._rows[self._used : wanted] = rows
+        self._used = wanted
+
+    def keep(self, index: Tensor) -> None:
+        """These rows alone, ascending."""
+        self._rows[: len(index)] = self._rows[index]
+        self._used = len(index)
 
 
 _MEASURES = ("boxes", "scores", "stability")
@@ -95,7 +169,7 @@ def encode(candidates: Candidates, size: Size) -> MaskSet:
     step = max(1, _ENLARGED // (size[0] * size[1]))
     parts = [
         MaskSet.from_masks(torch.nn.functional.interpolate(part[:, None].float(), size, mode="bilinear")[:, 0] > 0)
-        for part in candidates.kept[0].split(step)
+        for part in candidates.kept.split(step)
         if len(part)
     ]
     return join(parts, size, scores=candidates.scores, stability=candidates.stability)

@@ -4,6 +4,7 @@ The model is transformers' ``Sam2Model``, or SAM 3's ``Sam3TrackerModel``, which
 transformers 5.23.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from regiontok._checks import check_integer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import DTypeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
-from regiontok.masks.candidates import Candidates, Finish, encode
+from regiontok.masks.candidates import Candidates, Finish, Gathering, encode
 from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, as_steps, beyond, check_bound, describe
 from regiontok.maskset import MaskSet
 from regiontok.photos import as_photos
@@ -26,6 +27,9 @@ _NORMALIZATION = {
     "sam3_tracker": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """Mean and standard deviation that each kind of model was trained with."""
+
+_MOST_BYTES = 2**28
+"""Logits of candidates that are held before those that a better one overlaps are let go."""
 
 
 class Sam2Masks:
@@ -135,7 +139,7 @@ class Sam2Masks:
         found = self._generate(photos, [cover((photo.height, photo.width)) for photo in photos])
         return [
             MaskSet.on_grid(
-                one.kept[0],
+                one.kept,
                 valid=geometry.place((photo.height, photo.width)).valid(grid),
                 scores=one.scores,
                 stability=one.stability,
@@ -191,25 +195,40 @@ class Sam2Masks:
     ) -> list[list[Candidates]]:
         """Kept masks per input and tile, prompted at every point of a step."""
         inputs = len(embeddings[-1])
-        parts: list[list[list[Candidates]]] = [[[] for _ in tiles] for tiles in finish]
+        found = [[Gathering(step.box_nms_thresh) for _ in tiles] for tiles in finish]
+        calls: list[list[Tensor]] = []
+        most = _MOST_BYTES
         middle = (torch.arange(step.points_per_side, device=self.device) + 0.5) / step.points_per_side
         tile_of = (middle * self.mosaic).long()
         row, col = torch.meshgrid(torch.arange(len(middle)), torch.arange(len(middle)), indexing="ij")
         row, col = row.flatten().to(self.device), col.flatten().to(self.device)
         points = torch.stack([middle[col], middle[row]], 1) * self.input_side
         tiles = tile_of[row] * self.mosaic + tile_of[col]
+
+        def passing(logits: Tensor, scores: Tensor, one: int, tile: int) -> Candidates:
+            return Candidates.passing(logits[one].flatten(0, 1), scores[one].flatten(), step, finish[one][tile])
+
+        def again(one: int, tile: int, call: int) -> Candidates:
+            logits, scores = self._decode(embeddings, calls[tile][call])
+            return passing(self._crop(logits, tile), scores, one, tile)
+
         for tile in range(max(len(one) for one in finish)):
-            mine = points[tiles == tile]
-            for prompts in mine.split(max(1, self.points_per_batch // inputs)):
+            calls.append(list(points[tiles == tile].split(max(1, self.points_per_batch // inputs))))
+            for prompts in calls[tile]:
                 logits, scores = self._decode(embeddings, prompts)
                 logits = self._crop(logits, tile)
                 for one, tiles_of_one in enumerate(finish):
                     if tile < len(tiles_of_one):
-                        passing = Candidates.passing(
-                            logits[one].flatten(0, 1), scores[one].flatten(), step, tiles_of_one[tile]
-                        )
-                        parts[one][tile].append(passing)
-        return [[Candidates.join(tile).suppress(step.box_nms_thresh) for tile in one] for one in parts]
+                        found[one][tile].add(passing(logits, scores, one, tile))
+                held = [each for of_one in found for each in of_one[: tile + 1]]
+                if sum(each.nbytes for each in held) > most:
+                    for each in held:
+                        each.thin()
+                    most = max(_MOST_BYTES, 2 * sum(each.nbytes for each in held))
+        return [
+            [each.best(functools.partial(again, one, tile)) for tile, each in enumerate(of_one)]
+            for one, of_one in enumerate(found)
+        ]
 
     def _decode(self, embeddings: list[Tensor], prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, P, 3, h, w)`` and predicted IoU ``(B, P, 3)`` of the same prompts ``(P, 2)`` in every input."""
