@@ -11,6 +11,7 @@ from benchmarks import (
     page,
     partition,
     pooling,
+    scale,
     sources,
     splitting,
     steps,
@@ -28,6 +29,7 @@ QUESTIONS = {
     "sources": sources.main,
     "steps": steps.main,
     "page": page.main,
+    "scale": scale.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")
