@@ -18,7 +18,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "regiontok", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "numba", "higra", "pycocotools",
-    "transformers", "torchvision", "sam2",
+    "transformers", "torchvision", "sam2", "pyarrow", "ray",
 )  # fmt: skip
 
 

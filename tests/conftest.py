@@ -5,10 +5,8 @@ import uuid
 
 import numpy as np
 import pytest
-import s3fs
 import torch
 from hypothesis import HealthCheck, settings
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -61,7 +59,7 @@ def random_labels(rows, cols, count, *, seed=0, batch=1):
 @pytest.fixture(scope="session")
 def s3_server():
     """A real S3 server on this machine, as moto has it; its address."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -75,6 +73,7 @@ def s3(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs = pytest.importorskip("s3fs")
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = f"bucket-{uuid.uuid4().hex[:8]}"
     s3fs.S3FileSystem().mkdir(bucket)

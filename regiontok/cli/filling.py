@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from regiontok.cli.common import add_root_option
@@ -105,6 +106,7 @@ def fill_store(
     engine, shard_size = options.engine or "here", options.shard_size or 1000
     minutes = 5 if options.shard_minutes is None else options.shard_minutes
     rank, world_size = _slice(options)
+    _take_own_gpu(options)
     check_place(path)
     listing = Listing(options.photos, root=options.root, column=options.column, key_column=options.key_column)
     work = make_work(options, listing.roots)
@@ -261,6 +263,13 @@ def _check(options: argparse.Namespace) -> None:
         raise RegiontokError("--slice is for processes beside each other, and --engine ray shares photos itself.")
     if options.slice is not None and options.overwrite:
         raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
+
+
+def _take_own_gpu(options: argparse.Namespace) -> None:
+    """Where processes of one machine share its GPUs, each takes the one of its number."""
+    name = {"torchrun": "LOCAL_RANK", "slurm": "SLURM_LOCALID"}.get(options.slice or "")
+    if options.device == "cuda" and name in os.environ and torch.cuda.device_count() > 1:
+        options.device = f"cuda:{int(os.environ[name]) % torch.cuda.device_count()}"
 
 
 def _slice(options: argparse.Namespace) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What is fuzzed: each target is a function of bytes that may raise only errors of regiontok."""
 
 import io
+import itertools
 import json
 import math
 import struct
@@ -18,6 +19,7 @@ from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, Regio
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps
+from regiontok.pipeline import KeyFinder, Listing, Roots
 from regiontok.store import MaskStore, TokenStore
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -137,6 +139,25 @@ def store(data: bytes) -> None:
             continue
 
 
+def manifest(data: bytes) -> None:
+    """What a store tells of itself."""
+    folder = _FOLDER / "store"
+    folder.mkdir(exist_ok=True)
+    (folder / "store.json").write_bytes(data)
+    opened = MaskStore(folder)
+    assert len(opened) == 0
+    assert opened.manifest.difference(opened.manifest) == []
+    KeyFinder(opened.manifest.photos, Roots([_FOLDER]), given=False)(_FOLDER / "a.jpg")
+
+
+def photo_list(data: bytes) -> None:
+    """A list of photos, as text or JSON by its first byte."""
+    file = _FOLDER / ("list" + (".txt", ".json", ".jsonl")[data[0] % 3 if data else 0])
+    file.write_bytes(data[1:])
+    for photo in itertools.islice(Listing([file]), 50):
+        assert photo.address.endswith(photo.key)
+
+
 def tokens(data: bytes) -> None:
     """A file of tokens."""
     file = _FOLDER / "a.safetensors"
@@ -196,7 +217,8 @@ def model_config(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
     for one in (
-        rle, polygons, annotations, masks_of_json, label_map, store, tokens, options, regionizer, model_config
+        rle, polygons, annotations, masks_of_json, label_map, store, manifest, photo_list, tokens, options,
+        regionizer, model_config
     )
 }  # fmt: skip
 

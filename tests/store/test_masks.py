@@ -4,8 +4,6 @@ import json
 import pickle
 import shutil
 
-import datasets
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +68,7 @@ def test_a_key_matches_whole(tmp_path):
 
 
 def test_others_can_read_it(tmp_path):
+    datasets, duckdb = pytest.importorskip("datasets"), pytest.importorskip("duckdb")
     masks = random_masks(1)
     write_masks(tmp_path / "m", [("a.jpg", masks), ("b.jpg", random_masks(2, 0))])
     table = pq.read_table(shard_of(tmp_path / "m"))

@@ -1,7 +1,5 @@
 """Stores of tokens: what is written is read back, but for the rounding of float16."""
 
-import datasets
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +86,7 @@ def test_half_precision_rounds_and_what_is_beyond_it_is_refused(tmp_path):
 
 
 def test_others_can_read_it(tmp_path):
+    datasets, duckdb = pytest.importorskip("datasets"), pytest.importorskip("duckdb")
     tokens = clustered()
     write_tokens(tmp_path / "t", [("a.jpg", tokens)])
     files = str(tmp_path / "t" / "part-*.parquet")
