@@ -28,7 +28,7 @@ from transformers import Sam2Config, Sam2Model
 from benchmarks.timing import save
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, encoders, read_photo
 from regiontok.masks import MaskSettings, Sam2Masks, sam2
-from regiontok.pipeline import Roots
+from regiontok.pipeline.roots import Roots
 from regiontok.store import Manifest, MaskStore, StoreWriter
 from regiontok.store.masks import masks_table
 from regiontok.store.tokens import tokens_table

@@ -26,7 +26,7 @@ from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_size
-from regiontok.pipeline import KeyFinder, Roots
+from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore
 from regiontok.store.base import Store
 from regiontok.store.places import is_remote

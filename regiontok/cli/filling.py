@@ -13,8 +13,9 @@ from tqdm import tqdm
 from regiontok.cli.common import add_root_option
 from regiontok.cli.output import warn
 from regiontok.errors import RegiontokError
-from regiontok.pipeline import Counter, Listing, Made, Photo, Roots, Stop, Work, fill, in_slice, ray
-from regiontok.pipeline.roots import describe_difference
+from regiontok.pipeline import Listing, Made, Photo, Stop, Work, fill, in_slice, ray
+from regiontok.pipeline.roots import Roots, describe_difference
+from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, StoreWriter
 from regiontok.store.keys import printable
 from regiontok.store.manifest import read_manifest

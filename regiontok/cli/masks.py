@@ -17,7 +17,8 @@ from regiontok.cli.output import as_text
 from regiontok.errors import RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
-from regiontok.pipeline import GenerateMasks, Photo, Roots, TakeMasks, Work
+from regiontok.pipeline import GenerateMasks, Photo, TakeMasks, Work
+from regiontok.pipeline.roots import Roots
 
 _BATCH = 4
 

@@ -55,8 +55,8 @@ from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
 from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
-from regiontok.pipeline import MakeTokens, Roots, Work
-from regiontok.pipeline.roots import identity
+from regiontok.pipeline import MakeTokens, Work
+from regiontok.pipeline.roots import Roots, identity
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 from regiontok.splitting import NOISES

@@ -3,7 +3,7 @@
 listing = Listing(["photos"])
 work = MakeTokens(encoder, Regionizer(pool="mean"))
 with StoreWriter("tokens", Manifest(kind=work.kind, made_by=work.describe())) as writer:
-    fill(writer, listing, listing, work, batch=16, workers=4)
+fill(writer, listing, listing, work, batch=16, workers=4)
 
 roots     which folder keys are below
 listing   which photos there are
@@ -13,20 +13,16 @@ ray       the actors of a cluster
 """
 
 from regiontok.pipeline.listing import Listing, Photo, Reader, in_slice
-from regiontok.pipeline.roots import KeyFinder, Roots
-from regiontok.pipeline.run import Counter, Made, Stop, fill, make_rows
+from regiontok.pipeline.run import Made, Stop, fill, make_rows
 from regiontok.pipeline.work import GenerateMasks, MakeTokens, TakeMasks, Work
 
 __all__ = [
-    "Counter",
     "GenerateMasks",
-    "KeyFinder",
     "Listing",
     "Made",
     "MakeTokens",
     "Photo",
     "Reader",
-    "Roots",
     "Stop",
     "TakeMasks",
     "Work",

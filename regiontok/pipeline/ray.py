@@ -38,7 +38,7 @@ def fill(
     cpus: float = 1,
     address: str | None = None,
     stop: Stop,
-    tick: Callable[[list[int], list[tuple[str, str]]], None] = lambda *_: None,
+    tick: Callable[[list[int], list[tuple[str, str]]], None],
 ) -> None:
     """Make rows of photos by the actors of a cluster, which write them.
 

@@ -90,7 +90,7 @@ def make_rows(
     batch: int,
     workers: int,
     shard_size: int,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
 ) -> Generator[Made]:
     """Make rows of photos, some at a time and in their order; a photo that fails costs no other.
 
@@ -105,6 +105,7 @@ def make_rows(
         shard_size: Photos per shard.
         stop: Asked again and again; where it says so, what is not finished is given up.
     """
+    stop = stop or (lambda: False)
     groups = _batches(photos, batch, shard_size)
     readers, makers = ThreadPoolExecutor(workers, "reader"), ThreadPoolExecutor(work.lanes, "maker")
     making: deque[Future[Made]] = deque()
@@ -135,8 +136,8 @@ def fill(
     *,
     batch: int,
     workers: int,
-    stop: Callable[[], bool] = lambda: False,
-    tick: Callable[[Made], None] = lambda _: None,
+    stop: Callable[[], bool] | None = None,
+    tick: Callable[[Made], None] | None = None,
 ) -> None:
     """Make rows of photos and write them; where it is stopped, the rows in hand become a shard.
 
@@ -151,7 +152,8 @@ def fill(
                 writer.fail(key, reason)
             if one.ends_shard:
                 writer.cut()
-            tick(one)
+            if tick is not None:
+                tick(one)
     except BaseException:
         with contextlib.suppress(OutputError):  # which may be what ended it
             writer.cut()

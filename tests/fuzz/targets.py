@@ -19,7 +19,8 @@ from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, Regio
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps
-from regiontok.pipeline import KeyFinder, Listing, Roots
+from regiontok.pipeline import Listing
+from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore, TokenStore
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from regiontok import read_photo
 from regiontok.errors import PhotoError, ValueRangeError
-from regiontok.pipeline import KeyFinder, Listing, Photo, Roots, in_slice
-from regiontok.pipeline.roots import describe_difference, identity
+from regiontok.pipeline import Listing, Photo, in_slice
+from regiontok.pipeline.roots import KeyFinder, Roots, describe_difference, identity
 
 
 def draw(path, seed=0, size=(9, 7)):
