@@ -269,7 +269,7 @@ def _check(options: argparse.Namespace) -> None:
 def _take_own_gpu(options: argparse.Namespace) -> None:
     """Where processes of one machine share its GPUs, each takes the one of its number."""
     name = {"torchrun": "LOCAL_RANK", "slurm": "SLURM_LOCALID"}.get(options.slice or "")
-    if options.device == "cuda" and name in os.environ and torch.cuda.device_count() > 1:
+    if name and options.device == "cuda" and name in os.environ and torch.cuda.device_count() > 1:
         options.device = f"cuda:{int(os.environ[name]) % torch.cuda.device_count()}"
 
 
