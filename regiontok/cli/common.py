@@ -214,8 +214,17 @@ def named_amounts(options: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
 
 
-def add_mask_options(parser: argparse.ArgumentParser, *, files: bool, shown: str | None = None) -> None:
-    """Options that choose masks: a generator and, where ``files``, a file of masks or annotations in its place."""
+def add_mask_options(
+    parser: argparse.ArgumentParser, *, files: bool, root: bool = True, shown: str | None = None
+) -> None:
+    """Options that choose masks: a generator and, where ``files``, a store of masks in its place.
+
+    Args:
+        parser: Of the command.
+        files: Whether there may be a store.
+        root: And whether its photos have names.
+        shown: What is the default.
+    """
     group = parser.add_argument_group("masks")
     told = f"{', '.join(masks.GENERATORS)}" + (", or a store that regiontok masks wrote" if files else "")
     group.add_argument(
@@ -224,8 +233,9 @@ def add_mask_options(parser: argparse.ArgumentParser, *, files: bool, shown: str
         metavar="GENERATOR|STORE" if files else "GENERATOR",
         help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
     )
-    if files:
+    if files and root:
         add_root_option(group)
+    if files:
         group.add_argument(
             "--missing",
             choices=masks.GENERATORS,
@@ -481,14 +491,14 @@ def check_photo_size(
     raise CheckpointError(f"{told}." + turned * " It is turned by its EXIF orientation: try --stored-pixels.")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
     """Options that choose a multimodal model, and how it sees photos where the model does not say that itself."""
     parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
     add_amount_options(stock)
     stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
-    add_mask_options(parser, files=files)
+    add_mask_options(parser, files=True, root=names)
 
 
 def told_apart(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import stock_regions
 from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
 from regiontok.evaluation.table import beside_the_paper, read_scores, row_name, write_scores
+from regiontok.masks import GENERATORS
 from regiontok.presets import TABLE_1
 
 
@@ -36,7 +37,7 @@ def add_commands(commands: Any) -> None:
         help="that share the questions, with --device cuda a GPU each; default: %(default)s",
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="so many questions of each, to try it out")
-    add_model_options(evaluate, files=False)
+    add_model_options(evaluate, names=False)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -44,6 +45,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     given = [name for name in uses_masks(options) if name != "--sam-model"]
     if given:
         raise RegiontokError(f"{given[0]} is not for evaluate, which makes masks at the paper's cheap setting.")
+    if options.missing is not None and options.masks in (None, *GENERATORS):
+        raise RegiontokError("--missing is for --masks STORE, which may lack some. Leave it out.")
     wanted = options.benchmarks or list(BENCHMARKS)
     unjudged = [name for name in wanted if BENCHMARKS[name].judge and not has_judge()]
     if unjudged and options.benchmarks:
@@ -56,6 +59,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         **amount,
         "norm": options.norm,
         "masks": options.masks,
+        "missing": options.missing,
         "sam_model": options.sam_model,
         "dtype": options.dtype,
         "device": options.device,

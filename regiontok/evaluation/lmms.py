@@ -20,6 +20,7 @@ from regiontok import masks as generators
 from regiontok._require import require
 from regiontok.errors import ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question, stock_regions
+from regiontok.evaluation.kept import KeptMasks
 
 _base = require("lmms_eval.api.model", extra="eval", distribution="lmms-eval")
 _instance = require("lmms_eval.api.instance", extra="eval", distribution="lmms-eval")
@@ -40,7 +41,9 @@ class RegiontokModel(_base.lmms):
         batch_size: Questions at a time.
         device: By default each process's GPU, or the CPU where there is none.
         dtype: ``auto`` is the checkpoint's.
-        masks: A generator of `regiontok.masks` by name, for a model of masks.
+        masks: A generator of `regiontok.masks` by name, for a model of masks; or a store, which keeps masks by a digest
+            of the photo.
+        missing: A generator that makes the masks that the store lacks, and adds them to it.
         sam_model: The generator's model.
         num_regions: For a stock model: so many tokens per photo.
         threshold: For a stock model: clustering down to this cosine.
@@ -60,6 +63,7 @@ class RegiontokModel(_base.lmms):
         device: str | None = None,
         dtype: str = "auto",
         masks: str | None = None,
+        missing: str | None = None,
         sam_model: str | None = None,
         num_regions: int | None = None,
         threshold: float | None = None,
@@ -74,10 +78,14 @@ class RegiontokModel(_base.lmms):
             raise ValueRangeError(f"batch_size must be a number from 1, without max_batch_size; got {batch_size!r}.")
         self.batch_size = int(batch_size)
         self._device = _device(device)
-        generate = None
-        if masks is not None:
-            more: dict[str, Any] = {} if masks == "felzenszwalb" else {"device": self._device, "model": sam_model}
-            generate = generators.load(masks, **more)
+        name = masks if masks in generators.GENERATORS else missing
+        generate: Any = None
+        if name is not None:
+            more: dict[str, Any] = {} if name == "felzenszwalb" else {"device": self._device, "model": sam_model}
+            generate = generators.load(name, **more)
+        self._kept = None
+        if masks is not None and masks != name:
+            self._kept = generate = KeptMasks(masks, generate, writer=int(os.environ.get("RANK", "0")))
         self.assistant = Assistant.load(
             pretrained,
             regionizer=stock_regions(
@@ -115,6 +123,8 @@ class RegiontokModel(_base.lmms):
                     self._tokens += sum(answer.counts)
                 bar.update(len(batch))
         bar.close()
+        if self._kept is not None:
+            self._kept.flush()
         if self._counts is not None:
             noted = {"photos": self._photos, "tokens": self._tokens}
             (self._counts / f"counts-{self.rank}.json").write_text(json.dumps(noted), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Masks of photos that have no name, as those of benchmarks: kept in a store by what is in them, and made once."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from PIL import Image
+
+from regiontok.errors import MissingKeyError
+from regiontok.maskset import MaskSet
+from regiontok.photos import as_photos
+from regiontok.store import Manifest, MaskStore, StoreWriter
+from regiontok.store.manifest import read_manifest
+from regiontok.store.masks import masks_table
+from regiontok.store.places import Address, Place
+
+
+class KeptMasks:
+    """A generator of masks that looks into a store first, by a digest of the photo's pixels.
+
+    Args:
+        path: The store.
+        generator: Makes the masks that it lacks, which are added to it; without it they are an error.
+        writer: A number of its own for each process that adds to the store.
+
+    Raises:
+        CheckpointError: No store, and no generator.
+        OutputError, ValueRangeError: Where masks are to be added: a place that cannot be written to, or a store that
+            another generator made.
+    """
+
+    def __init__(self, path: Address, generator: Any = None, *, writer: int = 0) -> None:
+        self.path = path
+        self.generator = generator
+        self._made: dict[str, MaskSet] = {}
+        self._writer: StoreWriter | None = None
+        if generator is not None:
+            manifest = Manifest(kind="masks", made_by=generator.describe())
+            self._writer = StoreWriter(path, manifest, writer=writer, shared=True)
+        self._store = MaskStore(path)
+
+    def describe(self) -> dict[str, Any]:
+        """What made the masks."""
+        found = read_manifest(Place.of(self.path))
+        return {} if found is None else found.made_by
+
+    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one photo or several.
+
+        Raises:
+            MissingKeyError: The store has not those of a photo, and there is no generator.
+        """
+        photos = as_photos(photos)
+        keys = [digest(photo) for photo in photos]
+        new = {key: photo for key, photo in zip(keys, photos, strict=True) if key not in self}
+        if new:
+            if self.generator is None or self._writer is None:
+                raise MissingKeyError(
+                    f"{self.path} has no masks of photo {next(iter(new))}, by a digest of its pixels. Have them made "
+                    "by --missing GENERATOR."
+                )
+            masks = self.generator(list(new.values()))
+            self._made |= zip(new, masks, strict=True)
+            self._writer.write(masks_table(list(new), masks))
+        return [self._made[key] if key in self._made else self._store[key] for key in keys]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._made or key in self._store
+
+    def flush(self) -> None:
+        """Write what was made so far."""
+        if self._writer is not None:
+            self._writer.cut()
+
+
+def digest(photo: Image.Image) -> str:
+    """What tells a photo's pixels from others."""
+    told = blake2b(f"{photo.mode} {photo.size} ".encode(), digest_size=16)
+    told.update(photo.tobytes())
+    return told.hexdigest()

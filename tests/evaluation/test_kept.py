@@ -1,0 +1,65 @@
+"""Masks of photos without names are made once."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regiontok.errors import CheckpointError, MissingKeyError, ValueRangeError
+from regiontok.evaluation.kept import KeptMasks, digest
+from regiontok.masks import FelzenszwalbMasks
+from regiontok.store import MaskStore
+
+
+class Counting(FelzenszwalbMasks):
+    """Notes how many photos it is called for."""
+
+    seen = 0
+
+    def __call__(self, photos):
+        type(self).seen += len(photos)
+        return super().__call__(photos)
+
+
+def photo(seed, size=(40, 30)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
+
+
+def test_masks_are_made_once_and_kept_for_the_next_run(tmp_path):
+    Counting.seen = 0
+    kept = KeptMasks(tmp_path / "m", Counting())
+    first = kept([photo(0), photo(1), photo(0)])
+    assert Counting.seen == 2
+    assert [one.to_coco() for one in first] == [
+        one.to_coco() for one in FelzenszwalbMasks()([photo(0), photo(1), photo(0)])
+    ]
+    again = kept(photo(1))
+    assert (Counting.seen, again[0].to_coco()) == (2, first[1].to_coco())
+    kept.flush()
+    del kept
+    only = KeptMasks(tmp_path / "m")
+    assert only([photo(1), photo(0)])[0].to_coco() == first[1].to_coco()
+    assert only.describe()["generator"] == "felzenszwalb"
+    assert sorted(MaskStore(tmp_path / "m")) == sorted([digest(photo(0)), digest(photo(1))])
+    with pytest.raises(
+        MissingKeyError, match=r"m has no masks of photo [0-9a-f]{32}, by a digest .* --missing GENERATOR"
+    ):
+        only([photo(2)])
+
+
+def test_processes_share_a_store(tmp_path):
+    one, two = (KeptMasks(tmp_path / "m", FelzenszwalbMasks(), writer=rank) for rank in range(2))
+    one([photo(0)])
+    two([photo(1)])
+    for kept in (one, two):
+        kept.flush()
+    assert len(MaskStore(tmp_path / "m")) == 2
+    with pytest.raises(ValueRangeError, match="scale: 150.0 in the store, 99.0 now"):
+        KeptMasks(tmp_path / "m", FelzenszwalbMasks(scale=99.0), writer=2)
+    with pytest.raises(CheckpointError, match="there is no store of masks"):
+        KeptMasks(tmp_path / "none")
+
+
+def test_a_digest_tells_sizes_and_pixels_apart():
+    flat = [Image.new("RGB", size, "teal") for size in ((4, 6), (6, 4), (3, 8))]
+    assert len({digest(one) for one in [*flat, photo(0, (4, 6)), photo(1, (4, 6))]}) == 5
+    assert digest(photo(0)) == digest(photo(0))
