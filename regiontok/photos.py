@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,10 +34,13 @@ def read_photo(path: str | Path, data: bytes | None = None) -> Image.Image:
             Pillow's limit against decompression bombs.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path if data is None else io.BytesIO(data)) as image:
-                return as_rgb(image)
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
+            limit = (
+                Image.MAX_IMAGE_PIXELS
+            )  # Pillow only warns up to twice of it, and filters of warnings are no thread's own
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
+            return as_rgb(image)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error
 

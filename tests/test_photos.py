@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,3 +225,21 @@ def test_sizes_are_read_without_pixels(tmp_path, orientation):
     assert read_size(tmp_path / "a.jpg") == ((upright.height, upright.width), told)
     with pytest.raises(PhotoError, match="no.jpg: there is no such file"):
         read_size(tmp_path / "no.jpg")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_threads_refuse_bombs_as_one_does(tmp_path, monkeypatch):
+    """Also those that Pillow only warns of, whose filter is not a thread's own."""
+    Image.new("RGB", (12, 12)).save(tmp_path / "bomb.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+    def read(number):
+        try:
+            return read_photo(tmp_path / ("bomb.png" if number % 2 else "photo.png")).size
+        except PhotoError as error:
+            assert "more pixels than Pillow's limit of 100" in str(error)
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(400))) == [(8, 8), None] * 200

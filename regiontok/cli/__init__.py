@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+
+from PIL import Image
 
 from regiontok import __version__
 from regiontok.cli import chat, compare, count, env, evaluate, figures, focus, masks, store, tokenize, view
@@ -33,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     before = _on_terminate(_terminate)
     try:
-        code = options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_photo refuses what Pillow warns of
+            code = options.run(options)
         if sys.stdout is not None:  # none where it was closed before
             sys.stdout.flush()
         return code
