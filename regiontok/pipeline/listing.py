@@ -118,8 +118,9 @@ class Listing(Reader):
         """Each photo once; whether its key is one that a store can have is not checked here."""
         seen: set[str] | None = set() if len(self._sources) > 1 else None
         for source in self._sources:
+            key_of = self.roots.below(source.root)
             for address, key in source:
-                own = self.roots.key(address if key is None else f"{source.root}/{key}")
+                own = key_of(address if key is None else f"{source.root}/{key}")
                 if seen is not None:
                     if own in seen:
                         continue

@@ -1,9 +1,8 @@
 """Which folder a photo's key is below: the rule by which photos get keys, and by which readers find them again."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 from regiontok.errors import ValueRangeError
@@ -61,6 +60,14 @@ class Roots:
         number = max(found, key=lambda one: len(self.folders[one]))
         inside = whole.removeprefix(_prefix(self.folders[number]))
         return inside if len(self.folders) == 1 else f"{self.names[number]}/{inside}"
+
+    def below(self, folder: Address) -> Callable[[str], str]:
+        """`key` for photos that are below a folder, which it looks at once and not for each of a million."""
+        head, whole = f"{os.fspath(folder).rstrip('/')}/", _whole(folder)
+        if any(_prefix(other).startswith(_prefix(whole)) and other != whole for other in self.folders):
+            return self.key  # some of them may be another folder's
+        known = self.key(f"{whole}/x")[:-1]
+        return lambda address: known + address[len(head) :] if address.startswith(head) else self.key(address)
 
 
 class KeyFinder:
@@ -121,7 +128,7 @@ def _whole(address: Address) -> str:
     text = os.fspath(address)
     if is_remote(text):
         return text.rstrip("/")
-    return Path(os.path.abspath(text.removeprefix("file://"))).as_posix()  # noqa: PTH100  links are not to be followed
+    return os.path.abspath(text.removeprefix("file://"))  # noqa: PTH100  links are not to be followed
 
 
 def _prefix(folder: str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 
 import datasets
@@ -207,3 +208,15 @@ def test_stores_of_other_folders_are_told(here):
     assert describe_difference(one, other) == "it was made of photos in photos, and these are in sub"
     moved = [{"name": "photos", "id": "0"}]
     assert describe_difference(one, moved) == "it was made of photos in photos, and these are in photos elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("folders", "folder"),
+    [(["a"], "a"), (["a", "b"], "a"), (["a", "a/b"], "a"), (["a", "a/b"], "a/b"), (["."], "a/b"), (["/a"], "/a/")],
+)
+def test_keys_below_a_folder_are_the_keys(folders, folder):
+    roots = Roots(folders)
+    key = roots.below(folder)
+    base = folder.rstrip("/")
+    for address in (f"{base}/x.jpg", f"{base}/b/x.jpg", f"{base}/c/d/x.jpg", os.path.abspath(f"{base}/x.jpg")):  # noqa: PTH100
+        assert key(address) == roots.key(address)
