@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regiontok._checks import check_choice
 from regiontok.encoders import Encoder
-from regiontok.errors import DTypeError
+from regiontok.errors import DTypeError, PhotoError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 from regiontok.pipeline.listing import Photo, Reader
@@ -176,18 +176,29 @@ class MakeTokens(Work):
         return tokens_table(keys, tokens, sizes=[one.size for one in items], dtype=self.dtype)
 
     def columns(self, photos: Sequence[Image.Image]) -> dict[str, list[Any]]:
-        """Columns of some photos for ``datasets.Dataset.map(..., batched=True)``, as a store has them.
+        """Columns of some photos for ``datasets.Dataset.map(..., batched=True)``, as a store has them, and ``error``.
+
+        A photo that cannot be read has the reason as its error, and null elsewhere.
 
         Example:
             >>> make = MakeTokens(encoder, Regionizer(pool="mean"))  # doctest: +SKIP
             >>> rows = rows.map(lambda some: make.columns(some["image"]), batched=True, batch_size=16)  # doctest: +SKIP
         """
-        items = []
+        items, errors = [], []
         for image in photos:
-            pixels, valid = self.encoder.preprocess(image)
-            items.append(_Placed((image.height, image.width), pixels, valid, image, None))
-        table: dict[str, list[Any]] = self.make([""] * len(items), items).drop_columns(["key"]).to_pydict()
-        return table
+            try:
+                pixels, valid = self.encoder.preprocess(image)
+                items.append(_Placed((image.height, image.width), pixels, valid, image, None))
+                errors.append(None)
+            except RegiontokError as error:
+                errors.append(str(error))
+        if not items:
+            raise PhotoError(f"no photo of the batch can be read; the first: {errors[0]}")
+        made: dict[str, list[Any]] = self.make([""] * len(items), items).drop_columns(["key"]).to_pydict()
+        rows = iter(range(len(items)))
+        place = [None if error else next(rows) for error in errors]
+        columns = {name: [None if row is None else values[row] for row in place] for name, values in made.items()}
+        return columns | {"error": errors}
 
 
 def _of_image(regions: Regions, image: int) -> Regions:

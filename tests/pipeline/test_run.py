@@ -248,6 +248,12 @@ def test_columns_for_datasets(folder):
     images = [Image.open(folder / f"{n}.png") for n in range(5)]
     rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
     made = rows.map(lambda some: make.columns(some["image"]), batched=True, batch_size=2)
+    assert made["error"] == [None] * 5
+    some = make.columns([images[0], Image.new("F", (4, 4)), images[1]])
+    assert [one is None for one in some["tokens"]] == [False, True, False]
+    assert "floating point" in some["error"][1]
+    with pytest.raises(PhotoError, match="no photo of the batch can be read"):
+        make.columns([Image.new("F", (4, 4))])
     for row, image in zip(made, images, strict=True):
         features, valid = encoder(image)
         assert_close(torch.tensor(row["tokens"]), regionizer(features, valid=valid).values)
