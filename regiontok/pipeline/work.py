@@ -184,7 +184,8 @@ class MakeTokens(Work):
             >>> make = MakeTokens(encoder, Regionizer(pool="mean"))  # doctest: +SKIP
             >>> rows = rows.map(lambda some: make.columns(some["image"]), batched=True, batch_size=16)  # doctest: +SKIP
         """
-        items, errors = [], []
+        items: list[_Placed] = []
+        errors: list[str | None] = []
         for image in photos:
             try:
                 pixels, valid = self.encoder.preprocess(image)
