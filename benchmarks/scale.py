@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +25,7 @@ from skimage import data
 from sklearn.datasets import load_sample_image
 from transformers import Sam2Config, Sam2Model
 
-from benchmarks.timing import save
+from benchmarks.timing import save, save_path
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, encoders, read_photo
 from regiontok.masks import MaskSettings, Sam2Masks, sam2
 from regiontok.pipeline.roots import Roots
@@ -59,12 +59,12 @@ def make_photos(folder: Path, count: int, *, size: tuple[int, int] = (640, 480),
 def run(arguments: list[str], code: str = "") -> dict[str, float]:
     """A command in a process of its own: its seconds and peak memory in MiB."""
     program = (
-        "import json, resource, sys, time, torch\n"
+        "import json, re, sys, time, torch\n"
         "from regiontok.cli import main\n"
         f"{code}\n"
         "start = time.perf_counter()\n"
         "code = main(json.loads(sys.argv[1]))\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         "print(json.dumps({'code': code, 'seconds': time.perf_counter() - start, 'peak': peak}))\n"
     )
     done = subprocess.run(
@@ -135,7 +135,7 @@ def shares(folder: Path) -> dict[str, Any]:
     """What everything but reading and encoding costs, as a share of the encoder's time; one thread."""
     told = {}
     torch.set_num_threads(1)
-    photos = [read_photo(file) for file in sorted((folder / "20").iterdir())]
+    photos = [read_photo(file) for file in sorted(make_photos(folder / "photos", 20).iterdir())]
     for name, options in (("pixels", {}), (VIT, {"img_size": int(SIDE), "pretrained": False})):
         encoder, regionizer = encoders.load(name, **options), Regionizer(pool="mean")
         encode, rest = [], []
@@ -246,7 +246,6 @@ def large(folder: Path) -> dict[str, Any]:
     roots = Roots([folder / "touched"]).describe()
     made_by = {"generator": "felzenszwalb", "scale": 150.0, "sigma": 0.8, "min_size": 120, "longest_side": 480}
     fill("done", 10**5, "{:09d}.jpg", Manifest(kind="masks", made_by=made_by, photos=roots))
-    begun = time.perf_counter()
     resumed = run(["masks", str(folder / "touched"), "--masks", "felzenszwalb", "--out", str(folder / "done")])
     told = {
         "open_million_s": round(opening, 2),
@@ -261,7 +260,7 @@ def large(folder: Path) -> dict[str, Any]:
 
 
 _SAM = """
-import resource, torch
+import re, torch
 from PIL import Image
 from benchmarks.scale import stand_in
 from regiontok.masks import MaskSettings, sam2
@@ -270,11 +269,13 @@ generate = stand_in()
 photo = Image.new("RGB", (640, 480))
 generate.steps = (MaskSettings(3, 0, 0),)
 generate([photo])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # what getrusage tells has the parent's in it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 sam2._MOST_BYTES = LIMIT
 generate.steps = (MaskSettings(96, 0, 0),)
 masks = generate([photo])[0]
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(masks), int(masks.areas().sum()))
+print((peak() - before) / 1024, len(masks), int(masks.areas().sum()))
 """
 
 
@@ -300,7 +301,7 @@ def stand_in() -> Sam2Masks:
     return generate
 
 
-def candidates() -> dict[str, Any]:
+def candidates(_: Path) -> dict[str, Any]:
     """What SAM's candidates take at 96 points per side, beside holding all of them as before."""
     told: dict[str, Any] = {}
     same = set()
@@ -318,18 +319,26 @@ def candidates() -> dict[str, Any]:
     return told
 
 
-def main() -> None:
-    """Measure and save."""
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "throughput": throughput,
+    "shares": shares,
+    "masks_to_grid": masks_to_grid,
+    "memory": memory,
+    "large": large,
+    "candidates": candidates,
+}
+
+
+def main(parts: Sequence[str] = ()) -> None:
+    """Measure and save; of some parts alone where they are named, beside what was saved of the others."""
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part, work in (
-            ("throughput", throughput),
-            ("shares", shares),
-            ("masks_to_grid", masks_to_grid),
-            ("memory", memory),
-            ("large", large),
-        ):
-            figures[part] = work(folder)
-        figures["candidates"] = candidates()
+    if parts:
+        figures = json.loads(save_path("scale").read_text(encoding="utf-8"))["figures"]
+    for part in parts or PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            figures[part] = PARTS[part](Path(name))
     print("saved in", save("scale", figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -53,15 +53,19 @@ def ratio(measured: dict[str, Any], name: str, to: str) -> float:
     return round(measured[name]["median_ms"] / measured[to]["median_ms"], 2)
 
 
+def save_path(question: str) -> Path:
+    """Where a question's figures of this machine are."""
+    slug = "".join(letter if letter.isalnum() else "-" for letter in f"{_machine()}--{_device()}".lower())
+    return RESULTS / f"{question}--{slug}.json"
+
+
 def save(question: str, figures: dict[str, Any]) -> Path:
     """Write a question's figures with the machine, versions and commit they come from."""
-    machine = os.environ.get("REGIONTOK_MACHINE") or f"{_processor()}-{os.cpu_count()}cores"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     result = {
         "question": question,
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine,
-        "device": device,
+        "machine": _machine(),
+        "device": _device(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -69,11 +73,18 @@ def save(question: str, figures: dict[str, Any]) -> Path:
         "commit": _commit(),
         "figures": figures,
     }
-    slug = "".join(letter if letter.isalnum() else "-" for letter in f"{machine}--{device}".lower())
-    path = RESULTS / f"{question}--{slug}.json"
+    path = save_path(question)
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _machine() -> str:
+    return os.environ.get("REGIONTOK_MACHINE") or f"{_processor()}-{os.cpu_count()}cores"
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _versions() -> dict[str, str]:
