@@ -38,7 +38,7 @@ def fill(
     cpus: float = 1,
     address: str | None = None,
     stop: Stop,
-    tick: Callable[[list[int], list[tuple[str, str]]], None],
+    tick: Callable[[list[int], list[tuple[str, str]]], None] | None = None,
 ) -> None:
     """Make rows of photos by the actors of a cluster, which write them.
 
@@ -104,7 +104,8 @@ def fill(
                     f"{writer.place.address} has no {min(missing)}, which an actor wrote: it is on a disk that the "
                     "machines of the cluster do not share. Name a place that they do, such as s3://bucket/name."
                 )
-            tick([int(one) for one in task["lengths"]], list(zip(task["failed"], task["reasons"], strict=True)))
+            if tick is not None:
+                tick([int(one) for one in task["lengths"]], list(zip(task["failed"], task["reasons"], strict=True)))
     finally:
         if started:
             ray.shutdown()
