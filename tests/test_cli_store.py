@@ -11,6 +11,7 @@ import time
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -55,9 +56,9 @@ def test_a_store_of_tokens_has_what_files_of_tokens_have(here, capsys):
 def test_pictures_of_a_store(here):
     assert main(["tokenize", "photos", "--store", "t", "--pictures"]) == 0
     found = sorted(one.relative_to(here / "t" / "pictures").as_posix() for one in (here / "t").rglob("*.png"))
-    assert found == ["a.regions.png", "b.regions.png", "sub/a.regions.png", "sub/c.regions.png"]
+    assert found == ["a.png.regions.png", "b.png.regions.png", "sub/a.png.regions.png", "sub/c.jpg.regions.png"]
     assert main(["tokenize", "photos", "--out", "files"]) == 0
-    drawn, alone = (Image.open(folder / "sub/c.regions.png") for folder in (here / "t/pictures", here / "files"))
+    drawn, alone = Image.open(here / "t/pictures/sub/c.jpg.regions.png"), Image.open(here / "files/sub/c.regions.png")
     assert np.array_equal(np.asarray(drawn), np.asarray(alone))
 
 
@@ -161,6 +162,9 @@ def test_slices_fill_one_store_and_share_it(here, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     assert main(["masks", "photos", *MASKS, "--out", "s", "--slice", "slurm"]) == 0
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
+    assert main(["masks", "photos", *MASKS, "--out", "s", "--slice", "slurm"]) == 2
+    assert "this SLURM array has gaps" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main(["masks", "photos", *MASKS, "--out", "t", "--slice", "torchrun"]) == 0
@@ -269,7 +273,17 @@ def test_what_a_store_tells(here, capsys):
     whole[counts.data_page_offset + counts.total_compressed_size - 9] ^= 255
     shard.write_bytes(whole)
     assert main(["store", "m", "--verify"]) == 1
-    assert "2 rows and 0 shards are damaged" in capsys.readouterr().err
+    assert "2 rows and 0 shards are damaged. Set them aside by --repair" in capsys.readouterr().err
+    assert main(["store", "m", "--export", "npz", "--out", "x"]) == 1
+    told = capsys.readouterr()
+    assert "2 photos -> x" in told.out
+    assert "sub/a.png: m/part-00000-000001.parquet is damaged" in told.err
+    (here / "m" / "failed-00000-000009.parquet").write_bytes(b"PAR1")
+    assert main(["store", "m", "--repair"]) == 0
+    assert "2 files of m are set aside. Make their photos again." in capsys.readouterr().out
+    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    assert main(["store", "m", "--verify"]) == 0
+    assert len(MaskStore("m")) == 4
 
 
 @pytest.mark.filterwarnings("ignore:a shard is damaged")
@@ -279,8 +293,65 @@ def test_photos_of_a_damaged_shard_are_made_again(here, capsys):
     (here / "m" / "part-00000-000000.parquet").write_bytes(b"PAR1")
     assert main(["store", "m", "--verify"]) == 1
     assert main(arguments) == 0
-    assert "m/part-00000-000000.parquet is damaged; its photos are made again" in capsys.readouterr().err
+    assert "m/part-00000-000000.parquet is damaged and set aside" in capsys.readouterr().err
     assert len(MaskStore("m")) == 4
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    (here / "m" / "failed-00000-000003.parquet").write_bytes(b"PAR1")
+    assert main(arguments) == 0
+    assert "failed-00000-000003.parquet is damaged and set aside" in capsys.readouterr().err
+
+
+def test_keys_lead_nowhere_but_below_the_folder_that_is_exported_to(here, capsys):
+    assert main(["masks", "photos", *MASKS, "--out", "m", "--limit", "2"]) == 0
+    (shard,) = (here / "m").glob("part-*")
+    table = pq.read_table(shard)
+    pq.write_table(table.set_column(0, "key", pa.array(["../../escaped", str(here / "absolute")])), shard)
+    for kind in ("npz", "safetensors"):
+        assert main(["store", "m", "--export", kind, "--out", "x/y"]) == 1
+        assert "a key must be a path below" in capsys.readouterr().err
+    assert not [one for one in here.rglob("*") if "escaped" in one.name or "absolute" in one.name]
+
+
+def test_a_store_without_its_manifest_takes_no_rows(here, capsys):
+    arguments = ["tokenize", "photos", "--store", "t"]
+    assert main(arguments) == 0
+    (here / "t" / "store.json").unlink()
+    assert main([*arguments, "--tokens", "5"]) == 2
+    assert "t has shards and no store.json, which tells how they were made." in capsys.readouterr().err
+    assert main([*arguments, "--tokens", "5", "--overwrite"]) == 0
+    assert {TokenStore("t").count(key) for key in TokenStore("t")} == {5}
+    (here / "t" / "store.json").write_text("{")
+    assert main(arguments) == 2
+    assert "or make the store anew with --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert len(TokenStore("t")) == 4
+
+
+def test_photos_that_share_annotations_do_so_in_every_slice(here, capsys):
+    images = [{"id": 0, "file_name": "a.png", "height": 30, "width": 40}]
+    polygon = {"id": 1, "image_id": 0, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    (here / "i.json").write_text(json.dumps({"images": images, "annotations": [polygon]}))
+    arguments = ["masks", "photos", "--coco", "i.json", "--out", "m"]
+    for rank in range(4):
+        assert main([*arguments, "--slice", f"{rank}/4"]) in (0, 1)
+    assert main([*arguments, "--retry-failed"]) == 1
+    assert "a.png is of photos/a.png already" in capsys.readouterr().err
+    assert list(MaskStore("m")) == ["a.png"]
+
+
+def test_folders_of_one_name_matter_to_stores_alone(here, capsys):
+    for folder in ("one", "two"):
+        shutil.copytree("photos", f"{folder}/x")
+    assert main(["tokenize", "one/x", "two/x", "--source", "segmentation", *MASKS, "--no-pictures"]) == 0
+    assert main(["masks", "one/x", "two/x", *MASKS, "--out", "m"]) == 2
+    assert "two folders of photos are called x" in capsys.readouterr().err
+
+
+def test_a_mistyped_name_makes_no_store(here, capsys):
+    assert main(["masks", "phtos", *MASKS, "--out", "m"]) == 2
+    assert "phtos: there is no such file or folder" in capsys.readouterr().err
+    assert not (here / "m").exists()
 
 
 def test_rows_as_other_files(here, capsys):

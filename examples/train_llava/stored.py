@@ -40,6 +40,8 @@ class StoredFeatures:
 
     def __init__(self, store: TokenStore, row: Row, geometry: str) -> None:
         self.store = store
+        if not store:
+            raise CheckpointError(f"{store.path} has no photo yet.")
         first = store[next(iter(store))]
         made = dict(store.made_by)
         regions = made.get("regionizer", {})

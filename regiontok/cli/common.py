@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_size
+from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore
 from regiontok.store.base import Store
@@ -372,14 +374,18 @@ def _set(settings: masks.MaskSettings, options: argparse.Namespace) -> masks.Mas
 
 
 def load_masks(
-    options: argparse.Namespace, encoder: Encoder | None = None, *, roots: Roots | None = None
+    options: argparse.Namespace,
+    encoder: Encoder | None = None,
+    *,
+    roots: Roots | Callable[[], Roots] | None = None,
 ) -> MaskSource:
     """Masks of photos, made by a generator or read from a store; on an encoder's grid where that is quicker.
 
     Args:
         options: Of the command.
         encoder: Whose grid it is.
-        roots: The folders that keys of a store are below; without them photos' names are keys as they are.
+        roots: The folders that keys of a store are below, or what tells them where there is a store; without them
+            photos' names are keys as they are.
     """
     if annotated(options):
         read = load_annotations(options)
@@ -396,12 +402,12 @@ def load_masks(
         if encoder is not None and hasattr(generator, "on_grid"):
             return lambda _, photo: generator.on_grid(photo, geometry=encoder.geometry, grid=encoder.grid)[0]
         return lambda _, photo: generator(photo)[0]
-    return _stored(options, encoder, roots)
+    return _stored(options, encoder, roots() if callable(roots) else roots)
 
 
 def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots | None) -> MaskSource:
     """Masks of a store; those that it has not may be made by a generator."""
-    if not is_remote(options.masks) and not os.path.exists(options.masks):  # noqa: PTH110  a name may be too long
+    if not is_remote(options.masks) and not os.path.exists(options.masks.removeprefix("file://")):  # noqa: PTH110
         raise CheckpointError(
             f"--masks must be one of {', '.join(masks.GENERATORS)}, or a store that regiontok masks wrote; there is "
             f"no {options.masks}."
@@ -444,35 +450,67 @@ def open_store(kind: Callable[[str], _S], path: str) -> _S:
     return store
 
 
-def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Roots:
-    """The folders that keys of photos are below: ``--root``, or what is named, or is around it."""
-    if options.root is not None:
-        return Roots([options.root])
-    return Roots([path if path.is_dir() else path.parent for path in named])
+def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Callable[[], Roots]:
+    """What tells the folders that keys of photos are below: ``--root``, or what is named, or is around it."""
+    folders = [path if path.is_dir() else path.parent for path in named]
+    return lambda: Roots(folders if options.root is None else [options.root])
 
 
 def load_annotations(options: argparse.Namespace) -> Callable[[Path | str, int], MaskSet]:
     """The annotated masks that the options name, by photo and how EXIF turns it: upright, and of one photo each."""
-    source: Any
-    if options.coco:
-        source = masks.CocoMasks(options.coco, iscrowd="drop" if options.no_crowds else "keep")
-        for some, what in ((source.unplaced, "name no image of the file"), (source.bare, "have no segmentation")):
-            if some:
-                warn(f"{options.coco}: {len(some)} annotations {what} and are left out.")
-    else:
-        source = masks.LabelMaps(options.label_maps, ignore=options.ignore or (), replace=options.replace)
+    source = _annotations(options)
+    clashes: dict[str, str] = getattr(options, "clashes", {})
     claimed: dict[Any, Path | str] = {}
 
     def read(path: Path | str, orientation: int) -> MaskSet:
+        if str(path) in clashes:
+            raise CheckpointError(clashes[str(path)])
         name = source.find(path)
         if isinstance(name, Path) and is_same(path, name):
             raise CheckpointError(f"{name} is the photo itself. Name the folder of its label map.")
         if claimed.setdefault(name, path) != path:
-            raise CheckpointError(f"{name} is of {claimed[name]} already. Photos need names that tell them apart.")
+            raise CheckpointError(_clash(name, claimed[name]))
         found: MaskSet = source[path]
         return found.upright(orientation) if options.stored_pixels else found
 
     return read
+
+
+@lru_cache(maxsize=1)
+def _open_annotations(coco: Path | None, iscrowd: str, maps: Path | None, ignore: Any, replacing: Any) -> Any:
+    """What was opened last, since a file of COCO's may be half a gigabyte."""
+    if coco is None:
+        return masks.LabelMaps(str(maps), ignore=ignore, replace=replacing)
+    source = masks.CocoMasks(coco, iscrowd=iscrowd)
+    for some, what in ((source.unplaced, "name no image of the file"), (source.bare, "have no segmentation")):
+        if some:
+            warn(f"{coco}: {len(some)} annotations {what} and are left out.")
+    return source
+
+
+def _annotations(options: argparse.Namespace) -> Any:
+    crowds = "drop" if options.no_crowds else "keep"
+    replacing = None if options.replace is None else tuple(options.replace)
+    return _open_annotations(options.coco, crowds, options.label_maps, tuple(options.ignore or ()), replacing)
+
+
+def find_clashes(options: argparse.Namespace, listing: Listing) -> None:
+    """Note photos whose annotations are another's, by the listing: whatever part of it a process makes."""
+    if not annotated(options):
+        return
+    source, claimed = _annotations(options), dict[Any, str]()
+    options.clashes = {}
+    for photo in listing:
+        try:
+            name = source.find(photo.address)
+        except (RegiontokError, OSError, ValueError):  # which is told when it is read
+            continue
+        if claimed.setdefault(name, photo.address) != photo.address:
+            options.clashes[photo.address] = _clash(name, claimed[name])
+
+
+def _clash(name: Any, other: Path | str) -> str:
+    return f"{name} is of {other} already. Photos need names that tell them apart."
 
 
 def check_photo_size(

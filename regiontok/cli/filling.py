@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from regiontok.pipeline.roots import Roots, describe_difference
 from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, StoreWriter
 from regiontok.store.keys import printable
-from regiontok.store.manifest import read_manifest
-from regiontok.store.places import Place
+from regiontok.store.places import is_remote
 from regiontok.store.writer import Known, check_place, keys_in
 
 _MOST_NAMED = 20
@@ -91,7 +91,12 @@ def cores() -> int:
 
 
 def fill_store(
-    options: argparse.Namespace, path: str, make_work: Callable[[argparse.Namespace, Roots], Work], *, batch: int
+    options: argparse.Namespace,
+    path: str,
+    make_work: Callable[[argparse.Namespace, Roots], Work],
+    *,
+    batch: int,
+    prepare: Callable[[argparse.Namespace, Listing], None] | None = None,
 ) -> int:
     """Fill a store with what is made of the photos that the options name; returns the exit code.
 
@@ -102,17 +107,20 @@ def fill_store(
         path: Of the store.
         make_work: What makes the rows, by the options and the folders that keys are below.
         batch: Photos that are made together, where the options do not say.
+        prepare: Called with the listing before the work is made.
     """
     _check(options)
     engine, shard_size = options.engine or "here", options.shard_size or 1000
     minutes = 5 if options.shard_minutes is None else options.shard_minutes
     rank, world_size = _slice(options)
     _take_own_gpu(options)
-    check_place(path)
+    before = check_place(path, overwrite=options.overwrite)
     listing = Listing(options.photos, root=options.root, column=options.column, key_column=options.key_column)
-    work = make_work(options, listing.roots)
+    if prepare is not None:
+        prepare(options, listing)
+    remote = engine == "ray"  # whose actors have the device, and other folders
+    work = make_work(argparse.Namespace(**vars(options) | {"device": "cpu"}) if remote else options, listing.roots)
     manifest = Manifest(kind=work.kind, made_by=work.describe(), photos=listing.roots.describe())
-    before = read_manifest(Place.of(path))
     if before is not None and not options.overwrite:
         before.check_more(manifest, path, mixed=options.mixed)
         other = describe_difference(before.photos, manifest.photos)
@@ -122,7 +130,7 @@ def fill_store(
                 "another place, or name another store."
             )
     writer = StoreWriter(
-        path,
+        _absolute(path) if remote else path,
         manifest,
         writer=rank,
         shared=world_size > 1,
@@ -134,7 +142,8 @@ def fill_store(
     with writer:  # from here on nobody else writes
         known = keys_in(path)
         for name in known.damaged:
-            warn(f"{path}/{name} is damaged; its photos are made again.")
+            writer.place.set_aside(name)
+            warn(f"{path}/{name} is damaged and set aside as {name}.damaged; its photos are made again.")
         told = _Told(options, known, rank, world_size)
         with Stop() as stop, _Progress(told, listing) as progress:
             how: dict[str, Any] = {"batch": options.batch or batch, "stop": stop}
@@ -146,9 +155,9 @@ def fill_store(
                 gpu = options.device != "cpu"
                 ray.fill(
                     writer,
-                    told.pending(listing),
+                    (Photo(photo.key, _absolute(photo.address)) for photo in told.pending(listing)),
                     listing.reader(),
-                    partial(make_work, options, listing.roots),
+                    partial(make_work, _absolute_paths(options), listing.roots),
                     workers=options.workers or options.cpus or 1,
                     gpus=int(gpu),
                     cpus=options.cpus or 1,
@@ -212,7 +221,8 @@ class _Told:
             each = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
             print(f"{self.made} photos, {self.items / self.made:.0f} {kind} each ({each}) -> {path}{there}")
         elif not self.failed and stop.signal is None:
-            print(f"Nothing to make: all {self.there + self.failed_before} photos are in {path}.")
+            failed = f", and {self.failed_before} failed" if self.failed_before else ""
+            print(f"Nothing to make: all {self.there} photos are in {path}{failed}.")
         if stop.signal is not None:
             warn(f"stopped; what was made is in {path}. Run the same command again to go on.")
             return 128 + stop.signal
@@ -266,6 +276,24 @@ def _check(options: argparse.Namespace) -> None:
         raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
 
 
+def _absolute(path: str) -> str:
+    """A path on this machine from its root: the processes of a cluster are in other folders."""
+    return path if is_remote(path) else os.path.abspath(path.removeprefix("file://"))  # noqa: PTH100
+
+
+def _absolute_paths(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with what names files that are there from their root."""
+    told = dict(vars(options))
+    for name in ("masks", "coco", "label_maps", "weights", "sam_model", "store", "out"):
+        value = told.get(name)
+        if value is not None and not is_remote(value) and (name in ("store", "out") or Path(value).exists()):
+            told[name] = type(value)(_absolute(str(value)))
+    kind, _, folder = str(told.get("encoder") or "").partition(":")
+    if kind == "hf" and Path(folder).exists():
+        told["encoder"] = f"hf:{_absolute(folder)}"
+    return argparse.Namespace(**told)
+
+
 def _take_own_gpu(options: argparse.Namespace) -> None:
     """Where processes of one machine share its GPUs, each takes the one of its number."""
     name = {"torchrun": "LOCAL_RANK", "slurm": "SLURM_LOCALID"}.get(options.slice or "")
@@ -287,7 +315,14 @@ def _slice(options: argparse.Namespace) -> tuple[int, int]:
             first, last = next(pair for pair in names[told] if pair[0] in os.environ)
             rank, world_size = int(os.environ[first]), int(os.environ[last])
             if first == "SLURM_ARRAY_TASK_ID":
-                rank -= int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+                least = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+                step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+                most = int(os.environ.get("SLURM_ARRAY_TASK_MAX", str(least + step * (world_size - 1))))
+                if (most - least) // step + 1 != world_size:
+                    raise RegiontokError(
+                        "this SLURM array has gaps, so that its numbers tell no slices. Give --slice R/N."
+                    )
+                rank = (rank - least) // step
         else:
             rank, world_size = map(int, told.split("/"))
     except (ValueError, KeyError, StopIteration):

@@ -9,6 +9,7 @@ from regiontok.cli.common import (
     annotated,
     annotations_of,
     check_photo_size,
+    find_clashes,
     load_annotations,
     load_generator,
 )
@@ -51,7 +52,7 @@ def _masks(options: argparse.Namespace) -> int:
         raise RegiontokError(f"--mosaic is for making masks, and {annotated(options)} has them. Leave it out.")
     if not annotated(options):
         options.masks = options.masks or "sam2"
-    return fill_store(options, options.out, _work, batch=_BATCH)
+    return fill_store(options, options.out, _work, batch=_BATCH, prepare=find_clashes)
 
 
 def _work(options: argparse.Namespace, roots: Roots) -> Work:

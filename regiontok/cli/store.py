@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from regiontok.cli.common import open_store
 from regiontok.cli.output import as_text, warn
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.regions import RegionTokens
-from regiontok.store import MaskStore, TokenStore
+from regiontok.store import MaskStore, TokenStore, check_key
 from regiontok.store.base import Store, read_failures
 from regiontok.store.manifest import read_manifest
 from regiontok.store.places import Place, is_remote
@@ -38,6 +39,7 @@ def add_commands(commands: Any) -> None:
     )
     what = store.add_mutually_exclusive_group()
     what.add_argument("--verify", action="store_true", help="read every row; name what is damaged, and exit with 1")
+    what.add_argument("--repair", action="store_true", help="set aside shards with damaged rows, to be made again")
     what.add_argument("--stats", action="store_true", help="items per photo, sizes, shards and failures, as JSON")
     what.add_argument(
         "--export",
@@ -56,6 +58,8 @@ def _store(options: argparse.Namespace) -> int:
     store = _open(options.store)
     if options.verify:
         return _verify(store)
+    if options.repair:
+        return _repair(store)
     if options.export is not None:
         return _export(store, options.export, options.out)
     if options.stats:
@@ -112,14 +116,31 @@ def _verify(store: Store[Any]) -> int:
             bad += 1
             if bad <= _MOST_NAMED:
                 warn(error)
-    failures = read_failures(Place.of(store.path)) if not store.path.endswith(".parquet") else {}
     if store.repeated:
         warn(f"{store.repeated} rows have a key that another has too; the later one counts.")
     lost = f"{bad} rows and {len(store.damaged)} shards are damaged"
     if bad or store.damaged:
-        warn(f"{lost}. Run the command that made the store again: it makes photos of damaged shards anew.")
+        warn(f"{lost}. Set them aside by --repair; then the command that made the store makes their photos again.")
         return 1
-    print(f"{store!r} is whole; {len([key for key in failures if key not in store])} photos failed.")
+    print(f"{store!r} is whole; {len(store.failures)} photos failed.")
+    return 0
+
+
+def _repair(store: Store[Any]) -> int:
+    """Set aside shards of which anything cannot be read, so that their photos are made again."""
+    place = Place.of(store.path)
+    names = [*store.damaged, *read_failures(place)[1]]
+    for name in store.shards:
+        alone = type(store)(store.path, shards=[name])
+        try:
+            for _ in alone.values():
+                pass
+        except CheckpointError:
+            names.append(name)
+    for name in names:
+        place.set_aside(name)
+        print(f"{name} is damaged, and now {name}.damaged")
+    print(f"{len(names)} files of {store.path} are set aside." + " Make their photos again." * bool(names))
     return 0
 
 
@@ -135,21 +156,30 @@ def _export(store: Store[Any], kind: str, out: str) -> int:
             file.writelines(json.dumps(line) + "\n" for line in _annotations(store))
         print(f"{len(store)} photos -> {folder / 'annotations.jsonl'}")
         return 0
+    failed = 0
     for key in _progress(store):
-        target = folder / f"{key}.{kind}"
-        make_folder(target.parent)
-        value = store[key]
-        if kind == "safetensors" and isinstance(value, RegionTokens):
-            save_tokens(target, value, config={"photo": key, **store.made_by})
-            continue
-        arrays = _arrays(value)
-        if kind == "npz":
-            with written(target) as path, path.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-        else:
-            write_bytes(target, save({name: torch.from_numpy(array) for name, array in arrays.items()}))
-    print(f"{len(store)} photos -> {folder}")
-    return 0
+        try:
+            _export_one(store, key, kind, folder)
+        except (RegiontokError, OSError) as error:
+            failed += 1
+            if failed <= _MOST_NAMED:
+                warn(f"{key}: {error}")
+    print(f"{len(store) - failed} photos -> {folder}")
+    return 1 if failed else 0
+
+
+def _export_one(store: Store[Any], key: str, kind: str, folder: Path) -> None:
+    """A row as a file below the folder, wherever its key would lead."""
+    target = folder / f"{check_key(key)}.{kind}"
+    make_folder(target.parent)
+    value = store[key]
+    if kind == "safetensors" and isinstance(value, RegionTokens):
+        save_tokens(target, value, config={"photo": key, **store.made_by})
+    elif kind == "npz":
+        with written(target) as path, path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **_arrays(value))
+    else:
+        write_bytes(target, save({name: torch.from_numpy(array) for name, array in _arrays(value).items()}))
 
 
 def _arrays(value: Any) -> dict[str, np.ndarray]:

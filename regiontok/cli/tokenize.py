@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from regiontok.cli.common import (
     amount_of,
     annotated,
     annotations_of,
+    find_clashes,
     find_photos,
     load_encoder,
     load_generator,
@@ -44,12 +45,13 @@ from regiontok.cli.output import (
     explain,
     report,
     shown,
+    warn,
     write_details,
 )
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import METHODS, OVERLAPS, UNCOVERED
 from regiontok.encoders import Encoder
-from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.errors import CheckpointError, OutputError, RegiontokError
 from regiontok.geometry import ImageGeometry
 from regiontok.maskset import MaskSet
 from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
@@ -162,7 +164,7 @@ def _tokenize(options: argparse.Namespace) -> int:
         options.masks = options.masks or "sam2"
     if options.store is not None:
         return _fill(options)
-    given = [name for name in (*FILLING, "dtype") if getattr(options, name)]
+    given = [name for name in (*FILLING, "dtype") if getattr(options, name) not in (None, False)]
     if given:
         raise RegiontokError(f"--{given[0].replace('_', '-')} is for --store. Leave it out, or name a store.")
     named = [Path(one) for one in options.photos]
@@ -220,7 +222,7 @@ def _fill(options: argparse.Namespace) -> int:
             raise RegiontokError(f"--{name} is for --out; a store tells by regiontok store {options.store} --stats.")
     if options.pictures and is_remote(options.store):
         raise RegiontokError("--pictures are files on a disk, and this store is none. Leave it out.")
-    return fill_store(options, options.store, _work, batch=_BATCH)
+    return fill_store(options, options.store, _work, batch=_BATCH, prepare=find_clashes)
 
 
 def _work(options: argparse.Namespace, roots: Roots) -> Work:
@@ -259,10 +261,13 @@ def _masks_told(options: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:
     """Keep a picture of a photo's regions in a store's folder."""
-    target = store / "pictures" / f"{PurePath(key).with_suffix('')}.regions.png"
-    make_folder(target.parent)
-    with written(target) as picture:
-        draw_regions(image, regions, geometry.place((image.height, image.width))).save(picture, "PNG")
+    target = store / "pictures" / f"{key}.regions.png"  # with its suffix: a.jpg and a.png are two photos
+    try:
+        make_folder(target.parent)
+        with written(target) as picture:
+            draw_regions(image, regions, geometry.place((image.height, image.width))).save(picture, "PNG")
+    except OutputError as error:
+        warn(error)  # its tokens are made all the same
 
 
 _COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
@@ -284,7 +289,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
         raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
     of_masks = (
-        given + uses_masks(options) + [name for name in (annotated(options), options.masks and "--masks") if name]
+        given
+        + uses_masks(options)
+        + [name for name in (annotated(options), options.masks and "--masks", options.missing and "--missing") if name]
     )
     if options.source not in MASK_SOURCES and of_masks:
         name = of_masks[0]

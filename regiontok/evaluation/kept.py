@@ -14,6 +14,9 @@ from regiontok.store.manifest import read_manifest
 from regiontok.store.masks import masks_table
 from regiontok.store.places import Address, Place
 
+_MOST_HELD = 500
+"""Photos whose masks are in memory alone, which a process that ends would lose."""
+
 
 class KeptMasks:
     """A generator of masks that looks into a store first, by a digest of the photo's pixels.
@@ -62,15 +65,19 @@ class KeptMasks:
             masks = self.generator(list(new.values()))
             self._made |= zip(new, masks, strict=True)
             self._writer.write(masks_table(list(new), masks))
-        return [self._made[key] if key in self._made else self._store[key] for key in keys]
+        found = [self._made[key] if key in self._made else self._store[key] for key in keys]
+        if len(self._made) >= _MOST_HELD:
+            self.flush()
+        return found
 
     def __contains__(self, key: str) -> bool:
         return key in self._made or key in self._store
 
     def flush(self) -> None:
         """Write what was made so far."""
-        if self._writer is not None:
+        if self._writer is not None and self._made:
             self._writer.cut()
+            self._store, self._made = MaskStore(self.path), {}
 
 
 def digest(photo: Image.Image) -> str:

@@ -109,6 +109,13 @@ class RegiontokModel(_base.lmms):
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         """Answers to questions, in their order; photos are read batch by batch."""
+        try:
+            return self._answers(requests)
+        finally:
+            if self._kept is not None:
+                self._kept.flush()
+
+    def _answers(self, requests: list[Any]) -> list[Any]:
         answers: list[Any] = []
         bar = tqdm(total=len(requests), unit="question", desc="regiontok", disable=self.rank != 0)
         for settings, same in groupby(requests, key=lambda one: one.args[2]):
@@ -123,8 +130,6 @@ class RegiontokModel(_base.lmms):
                     self._tokens += sum(answer.counts)
                 bar.update(len(batch))
         bar.close()
-        if self._kept is not None:
-            self._kept.flush()
         if self._counts is not None:
             noted = {"photos": self._photos, "tokens": self._tokens}
             (self._counts / f"counts-{self.rank}.json").write_text(json.dumps(noted), encoding="utf-8")

@@ -7,8 +7,9 @@ in one folder. A list is read whole, and its names are checked before the first 
 import glob
 import json
 import os
+import posixpath
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -79,7 +80,7 @@ class Listing(Reader):
         root: The folder that keys are below, and paths in lists are relative to; by default the folder that is named,
             or that a photo or a list is in.
         column: Of datasets: where their photos are.
-        key_column: Of datasets: what to take for keys; by default the photos' file names, or else row numbers.
+        key_column: Of datasets: what to take for keys; by default row numbers.
 
     Raises:
         PhotoError: No photo at all, or a list that cannot be read.
@@ -116,7 +117,8 @@ class Listing(Reader):
 
     def __iter__(self) -> Iterator[Photo]:
         """Each photo once; whether its key is one that a store can have is not checked here."""
-        seen: set[str] | None = set() if len(self._sources) > 1 else None
+        alone = len(self._sources) == 1 and not isinstance(self._sources[0], _Files)
+        seen: set[str] | None = None if alone else set()
         for source in self._sources:
             key_of = self.roots.below(source.root)
             for address, key in source:
@@ -139,7 +141,7 @@ def in_slice(key: str, rank: int, world_size: int) -> bool:
         >>> [in_slice("a.jpg", rank, 3) for rank in range(3)]
         [True, False, False]
     """
-    return zlib.crc32(key.encode(errors="surrogateescape")) % world_size == rank
+    return zlib.crc32(key.encode(errors="surrogatepass")) % world_size == rank
 
 
 def read_bytes(address: str) -> bytes:
@@ -152,8 +154,19 @@ def read_bytes(address: str) -> bytes:
     try:
         data: bytes = files.cat_file(path)
         return data
-    except Exception as error:  # a client's errors are of all kinds
+    except FileNotFoundError as error:
         raise explain_photo(address, error) from error
+    except Exception as error:  # a client's errors are of all kinds
+        raise PhotoError(f"{address}: cannot be read: {error}") from error
+
+
+def _twice(keys: Iterable[str]) -> Iterator[str]:
+    """Those that came before."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            yield key
+        seen.add(key)
 
 
 class _Source:
@@ -244,6 +257,10 @@ class _Dataset(_Source):
             raise PhotoError(f"{folder}: say which column has the photos (--column), one of {', '.join(features)}.")
         if key_column is not None and key_column not in features:
             raise PhotoError(f"{folder}: there is no column {key_column} of keys, but {', '.join(features)}.")
+        if key_column is not None:
+            twice, seen = next(_twice(map(str, self._rows[key_column])), None), len(self._rows)
+            if twice is not None:
+                raise PhotoError(f"{folder}: of {seen} rows several have {key_column} {twice!r}, which is no key then.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_rows"}
@@ -251,19 +268,19 @@ class _Dataset(_Source):
     @cached_property
     def _rows(self) -> Any:
         datasets = require("datasets", extra="datasets")
-        rows = datasets.load_from_disk(self.root)
+        try:
+            rows = datasets.load_from_disk(self.root)
+        except Exception as error:  # of all kinds where files are damaged
+            raise PhotoError(f"{self.root}: the dataset cannot be read: {error}") from error
         if not hasattr(rows, "features"):
             raise PhotoError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
         return rows
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        plain = self._rows.cast_column(self.column, require("datasets", extra="datasets").Image(decode=False))
-        width = len(str(max(0, len(plain) - 1)))
-        for number in range(len(plain)):
-            row = plain[number]
-            path = (row[self.column] or {}).get("path")
-            own = row[self.key_column] if self.key_column else path and Path(path).name
-            yield f"{self.root}#{number}", str(own) if own else f"{number:0{width}d}"
+        keys = None if self.key_column is None else self._rows[self.key_column]
+        width = len(str(max(0, len(self._rows) - 1)))
+        for number in range(len(self._rows)):
+            yield f"{self.root}#{number}", f"{number:0{width}d}" if keys is None else str(keys[number])
 
     def image(self, address: str) -> Image.Image | None:
         folder, _, number = address.rpartition("#")
@@ -285,6 +302,7 @@ def _source(named: str, root: str | None, column: str | None, key_column: str | 
         return _remote_source(named, root)
     path = named.removeprefix("file://")
     if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
+        path = os.path.normpath(path)
         if Path(path, "dataset_info.json").is_file() or Path(path, "dataset_dict.json").is_file():
             return _Dataset(path, column, key_column)
         return _Folder(path)
@@ -294,6 +312,8 @@ def _source(named: str, root: str | None, column: str | None, key_column: str | 
         fixed = _fixed_part(path)
         found = sorted(one for one in glob.iglob(path, recursive=True) if _is_photo(one))  # noqa: PTH207
         return _Files(named, fixed, found)
+    if not os.path.lexists(path) and not _is_photo(path):
+        raise PhotoError(f"{named}: there is no such file or folder.")
     return _Files(named, str(Path(path).parent), [path])
 
 
@@ -329,13 +349,14 @@ def _listed(path: str, root: str) -> _Source:
     try:
         data = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
         text = data.decode("utf-8-sig")
-        if path.endswith(".txt"):
+        if path.lower().endswith(".txt"):
             names = [line.strip() for line in text.splitlines() if line.strip()]
         else:
-            entries = (
-                [json.loads(line) for line in text.splitlines() if line.strip()] if path.endswith(".jsonl") else None
-            )
-            names = [name for entry in (json.loads(text) if entries is None else entries) for name in _named_by(entry)]
+            lines = [line for line in text.splitlines() if line.strip()]
+            entries = list(map(json.loads, lines)) if path.lower().endswith(".jsonl") else json.loads(text)
+            if not isinstance(entries, list):
+                raise TypeError(f"it must hold a list; got {type(entries).__name__}")
+            names = [name for entry in entries for name in _named_by(entry)]
     except OSError as error:
         raise PhotoError(f"{path}: the list cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -345,7 +366,10 @@ def _listed(path: str, root: str) -> _Source:
     for name in names:
         if ".." in name.split("/"):
             raise ValueRangeError(f"{path} names {name!r}: a path with .. is no key. Give the folder above by --root.")
-        found[name if name.startswith("/") or "://" in name else f"{base}/{name}"] = None
+        if "://" not in name:
+            name = posixpath.normpath(name)  # ./a.jpg, as find prints it
+            name = name if name.startswith("/") else f"{base}/{name}"
+        found[name] = None
     return _Files(path, root, list(found))
 
 

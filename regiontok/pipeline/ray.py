@@ -74,6 +74,8 @@ def fill(
     try:
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # our bar tells the same
+        if gpus and address is None and not ray.cluster_resources().get("GPU"):
+            raise OutputError("this machine has no GPU that Ray can see. Name a cluster by --address, or take the CPU.")
         flag = ray.remote(num_cpus=0)(_Flag).remote()
         _tell(stop, flag)
         have = ray.cluster_resources()
@@ -164,11 +166,14 @@ class _Actor:
         self.reader, self.path, self.manifest, self.settings = reader, path, manifest, settings
         self.batch, self.workers, self.flag = batch, workers, flag
 
-    def _count(self, key: str) -> int:
-        """How many items a photo has that was made before this task was given to another actor."""
+    def _counts(self, writer: int, keys: set[str]) -> list[int]:
+        """How many items photos have that were made before this task was given to another actor."""
+        if not keys:
+            return []
         kind: Any = MaskStore if self.manifest.kind == "masks" else TokenStore
-        count: int = kind(self.path).count(key)
-        return count
+        mine = [shard.name for shard in shards_of(Place.of(self.path), "part") if shard.writer == writer]
+        store = kind(self.path, shards=mine)
+        return [store.count(key) for key in keys]
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Make the photos of one task."""
@@ -180,7 +185,7 @@ class _Actor:
             for key, address in zip(task["keys"], task["addresses"], strict=True)
             if key not in known.keys and printable(str(key)) not in known.failures
         )
-        lengths = [self._count(key) for key in known.keys]
+        lengths = self._counts(writer, known.keys)
         failures: list[tuple[str, str]] = list(known.failures.items())
 
         def tick(made: Made) -> None:

@@ -96,7 +96,8 @@ class KeyFinder:
         whole = _whole(address)
         folder, _, name = whole.rpartition("/")
         if folder not in self._known:
-            self._known[folder] = self._below(folder)
+            below = self._below(folder)
+            self._known[folder] = self._below(os.path.realpath(folder)) if below is None else below
         below = self._known[folder]
         if below is None:
             self.elsewhere = True
@@ -120,7 +121,7 @@ def identity(folder: Address) -> str:
     """What tells a folder or file from others, wherever it is named from, and tells nobody where it lies."""
     text = os.fspath(folder)
     whole = text.rstrip("/") if is_remote(text) else os.path.realpath(text)
-    return blake2b(whole.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return blake2b(whole.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _whole(address: Address) -> str:

@@ -123,6 +123,10 @@ def make_rows(
                     _wait(first)
                 if first.done():
                     yield first.result()
+                else:
+                    making.appendleft(first)
+            while making and making[0].done():  # what is made already is not given up
+                yield making.popleft().result()
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             makers.shutdown(wait=False, cancel_futures=True)
@@ -194,12 +198,20 @@ def _make(work: Work, reading: list[tuple[Photo, Future[Any]]], ends_shard: bool
     except FAILURES as error:
         if len(keys) == 1:
             return Made(None, [*failures, (keys[0], str(error) or "not enough memory")], ends_shard)
-    tables = []
+    except Exception:  # a fault of the work, perhaps of one photo alone
+        if len(keys) == 1:
+            raise
+    tables, faults = [], []
     for key, item in zip(keys, items, strict=True):
         try:
             tables.append(work.make([key], [item]))
         except FAILURES as error:
             failures.append((key, str(error) or "not enough memory"))
+        except Exception as error:
+            faults.append(error)
+            failures.append((key, f"{type(error).__name__}: {error}"))
+    if len(faults) == len(keys):  # of every photo: to go on would make failures of a million
+        raise faults[0]
     return Made(_concatenated(tables), failures, ends_shard)
 
 

@@ -178,7 +178,7 @@ class MakeTokens(Work):
     def columns(self, photos: Sequence[Image.Image]) -> dict[str, list[Any]]:
         """Columns of some photos for ``datasets.Dataset.map(..., batched=True)``, as a store has them, and ``error``.
 
-        A photo that cannot be read has the reason as its error, and null elsewhere.
+        A photo that cannot be read has the reason as its error, and null elsewhere; one that can must be among them.
 
         Example:
             >>> make = MakeTokens(encoder, Regionizer(pool="mean"))  # doctest: +SKIP

@@ -5,7 +5,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, ClassVar, TypeVar
@@ -33,7 +33,7 @@ class Store(Mapping[str, _T]):
     columns: ClassVar[tuple[str, ...]]
     """Columns that every shard must have, beside ``key``."""
 
-    def __init__(self, path: Address, *, shards: slice | None = None) -> None:
+    def __init__(self, path: Address, *, shards: slice | Sequence[str] | None = None) -> None:
         pyarrow()
         self.path = os.fspath(path)
         self.shards: list[str] = []
@@ -41,7 +41,7 @@ class Store(Mapping[str, _T]):
         self._slice = shards
         self._start(self._open(shards))
 
-    def _open(self, chosen: slice | None) -> list[str]:
+    def _open(self, chosen: slice | Sequence[str] | None) -> list[str]:
         """Find the shards and the manifest."""
         self._place = Place.of(self.path)
         if self._place.is_file():  # the form of before: one file
@@ -59,7 +59,9 @@ class Store(Mapping[str, _T]):
             raise CheckpointError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
         self.manifest = found
         names = [shard.name for shard in shards_of(self._place, "part")]
-        return names if chosen is None else names[chosen]
+        if chosen is None:
+            return names
+        return names[chosen] if isinstance(chosen, slice) else [name for name in names if name in set(chosen)]
 
     @abstractmethod
     def _manifest_of_file(self, name: str) -> Manifest:
@@ -118,12 +120,8 @@ class Store(Mapping[str, _T]):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Photos that are not in the store since they failed, and why.
-
-        Raises:
-            CheckpointError: A damaged table of failures.
-        """
-        return {key: why for key, why in read_failures(self._place).items() if key not in self._rows}
+        """Photos that are not in the store since they failed, and why; a damaged table of them tells nothing."""
+        return {key: why for key, why in read_failures(self._place)[0].items() if key not in self._rows}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew where it is unpickled, as in a spawned worker."""
@@ -188,10 +186,7 @@ class Store(Mapping[str, _T]):
 
     def _failure(self, key: str) -> str:
         """Why a photo failed, if the store tells."""
-        try:
-            why = read_failures(self._place).get(key)
-        except CheckpointError:
-            return ""
+        why = read_failures(self._place)[0].get(key)
         return f" It failed: {why}" if why else ""
 
     def _column(self, name: str) -> Iterator[Any]:
@@ -258,25 +253,23 @@ class _Rows(Dataset[dict[str, Any]]):
         return {"key": key, self.store.kind: self.store[key]}
 
 
-def read_failures(place: Place, *, writer: int | None = None) -> dict[str, str]:
-    """The photos of a store's tables of failures, or of one writer's, and why they failed, the last reason of each.
-
-    Raises:
-        CheckpointError: A damaged table.
-    """
+def read_failures(place: Place, *, writer: int | None = None) -> tuple[dict[str, str], list[str]]:
+    """Photos that failed by a store's tables, or one writer's, and why; and the tables that are damaged."""
     pa, _ = pyarrow()
     found: dict[str, str] = {}
+    bad: list[str] = []
     for shard in shards_of(place, "failed"):
         if writer is not None and shard.writer != writer:
             continue
         try:
             with open_shard(place, shard.name) as file:
                 table = file.read(["key", "reason"], use_threads=False)
-            found |= zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True)
-        except damage(pa) as error:
-            raise CheckpointError(f"{place.address}/{shard.name} is damaged ({error}).") from error
-    return found
+            pairs = zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True)
+            found |= {str(key): str(reason) for key, reason in pairs}
+        except damage(pa):
+            bad.append(shard.name)
+    return found, bad
 
 
-def _reopen(kind: type[Store[Any]], path: str, shards: slice | None) -> Store[Any]:
+def _reopen(kind: type[Store[Any]], path: str, shards: slice | Sequence[str] | None) -> Store[Any]:
     return kind(path, shards=shards)

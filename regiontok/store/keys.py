@@ -20,7 +20,7 @@ def check_key(key: str) -> str:
     """
     if not isinstance(key, str) or not key:
         raise ValueRangeError(f"a key must be a text that is not empty; got {key!r}.")
-    if key.startswith("/") or not {".", "..", ""}.isdisjoint(key.split("/")):
+    if key.startswith("/") or "\0" in key or not {".", "..", ""}.isdisjoint(key.split("/")):
         raise ValueRangeError(f"a key must be a path below the photos' folder; got {key!r}. Name that folder as root.")
     try:
         key.encode()

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from regiontok.errors import CheckpointError, ValueRangeError
-from regiontok.store.places import Place
+from regiontok.store.places import Place, TakenError
 
 NAME = "store.json"
 FORMAT = 1
@@ -28,11 +29,15 @@ class Manifest:
     photos: list[dict[str, str]] = field(default_factory=list)
 
     def write(self, place: Place) -> None:
-        """Write ``store.json``."""
+        """Write ``store.json``, unless another writer has."""
         told: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "regiontok": version("regiontok")}
-        place.write(
-            NAME, (json.dumps(told | {"made_by": self.made_by, "photos": self.photos}, indent=2) + "\n").encode()
-        )
+        told |= {"made_by": self.made_by, "photos": self.photos}
+        try:
+            text = json.dumps(told, indent=2) + "\n"
+        except TypeError as error:
+            raise ValueRangeError(f"made_by must be plain values, as JSON holds them: {error}.") from error
+        with suppress(TakenError):
+            place.write(NAME, text.encode())
 
     def difference(self, other: "Manifest") -> list[str]:
         """In what options another differs, as lines ``name: its value here, the other's there``."""
@@ -81,14 +86,18 @@ def read_manifest(place: Place) -> Manifest | None:
             )
         kind, made_by, photos = told["kind"], told["made_by"], told["photos"]
         if not (
-            isinstance(kind, str) and isinstance(made_by, dict) and all(isinstance(one["id"], str) for one in photos)
+            isinstance(kind, str)
+            and isinstance(made_by, dict)
+            and all(isinstance(one[name], str) for one in photos for name in ("id", "name"))
         ):
             raise TypeError("kind, made_by or photos are of another type")
         return Manifest(kind=kind, made_by=made_by, photos=photos)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{place.address}/{NAME} is damaged: {error!r}.") from error
+        raise CheckpointError(
+            f"{place.address}/{NAME} is damaged: {error!r}. Put it right, or make the store anew with --overwrite."
+        ) from error
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:

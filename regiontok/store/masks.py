@@ -4,15 +4,16 @@ Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of bi
 and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.maskset import MaskSet
 from regiontok.store.base import Store
 from regiontok.store.keys import as_key, check_key
@@ -33,7 +34,7 @@ class MaskStore(Store[MaskSet]):
 
     Args:
         path: The folder, or an address of fsspec such as ``s3://bucket/masks``; or a single Parquet file.
-        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``.
+        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``, or by their names.
 
     Attributes:
         made_by: How the masks were made.
@@ -119,7 +120,7 @@ def write_masks(
 
     Args:
         path: The folder, or an address of fsspec; made where it is not there.
-        masks: Pairs of a photo's key and its masks; taken one by one, so that they may be a generator.
+        masks: Pairs of a photo's key and its masks, in any form of `MaskSet.of`; taken one by one, as a generator's.
         made_by: How they were made, such as ``generator.describe()``; plain values for JSON. A store has one such way.
         overwrite: Remove what the store has, first.
         shard_size: Photos per shard.
@@ -132,9 +133,9 @@ def write_masks(
         ValueRangeError: A key that the store has, or is no path below a folder; a store made in another way.
         MissingDependencyError: pyarrow is not installed.
     """
-    manifest = Manifest(kind="masks", made_by=made_by or {})
+    manifest, masks = Manifest(kind="masks", made_by=made_by or {}), checked_pairs(masks, "masks")
     with StoreWriter(path, manifest, overwrite=overwrite, shard_size=shard_size, shard_minutes=None) as writer:
-        add_new(writer, path, masks, masks_table)
+        add_new(writer, path, masks, lambda keys, some: masks_table(keys, [MaskSet.of(one) for one in some]))
         return writer.rows
 
 
@@ -145,20 +146,43 @@ def add_new(writer: StoreWriter, path: Address, pairs: Iterable[tuple[str, Any]]
         ValueRangeError: Such a key.
     """
     known = keys_in(path).keys
-    waiting: list[tuple[str, Any]] = []
-    for key, value in pairs:
-        check_key(key)
-        if key in known:
-            raise ValueRangeError(
-                f"{writer.manifest.kind} of {key} are there already, or come twice; every photo needs a key of its own."
-            )
-        known.add(key)
-        waiting.append((key, value))
-        if len(waiting) == min(_ROWS, writer.shard_size):
-            writer.write(as_table(*zip(*waiting, strict=True)))
-            waiting = []
-    if waiting:
-        writer.write(as_table(*zip(*waiting, strict=True)))
+    waiting: list[Any] = []
+    try:
+        for key, value in pairs:
+            check_key(key)
+            if key in known:
+                raise ValueRangeError(
+                    f"{writer.manifest.kind} of {key} are there already, or come twice; every photo needs a key of its "
+                    "own."
+                )
+            known.add(key)
+            waiting.append(as_table([key], [value]))
+            if len(waiting) == min(_ROWS, writer.shard_size):
+                some, waiting = waiting, []
+                writer.write(pyarrow()[0].concat_tables(some))
+    finally:
+        if waiting:  # whole, whatever ended the rest
+            writer.write(pyarrow()[0].concat_tables(waiting))
+
+
+def checked_pairs(pairs: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    """Pairs of keys and values, the first of which is taken at once: what is wrong from the start changes no store.
+
+    Raises:
+        DTypeError: No pairs.
+    """
+    if isinstance(pairs, Mapping):
+        pairs = pairs.items()
+    rest = iter(pairs)
+    first = list(itertools.islice(rest, 1))
+
+    def check(pair: Any) -> tuple[str, Any]:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DTypeError(f"{kind} must come in pairs of a key and its {kind}; got {type(pair).__name__}.")
+        return check_key(pair[0]), pair[1]
+
+    first = [check(pair) for pair in first]
+    return itertools.chain(first, map(check, rest))
 
 
 def masks_table(keys: Sequence[str], masks: Sequence[MaskSet]) -> Any:

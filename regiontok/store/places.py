@@ -4,6 +4,7 @@ Only whole files are written, each under its own name: on a disk beside and rena
 filesystem has no locks, so that two writers of one store there are not told from each other.
 """
 
+import glob
 import os
 import tempfile
 import uuid
@@ -49,6 +50,10 @@ def filesystem(address: Address) -> tuple[Any, str]:
     return found, path
 
 
+class TakenError(OutputError):
+    """A name that a file has already."""
+
+
 class Place(ABC):
     """A folder that may not be there yet."""
 
@@ -65,7 +70,7 @@ class Place(ABC):
 
     @abstractmethod
     def names(self) -> dict[str, int]:
-        """Files and their sizes in bytes, by name and sorted; none where there is no such folder."""
+        """Files and their bytes, by name and sorted, but for hidden ones; none where there is no such folder."""
 
     @abstractmethod
     def is_file(self) -> bool:
@@ -99,6 +104,13 @@ class Place(ABC):
     def remove(self, name: str) -> None:
         """Remove a file."""
 
+    @abstractmethod
+    def set_aside(self, name: str) -> None:
+        """Give a damaged file a name by which nobody takes it for a shard."""
+
+    def clean(self, label: str) -> None:  # noqa: B027  a remote place keeps what is not finished on this machine
+        """Remove what a dead writer left of files whose names begin so."""
+
     @contextmanager
     def temporary(self, label: str) -> Iterator[Path]:
         """A path on this machine to write a file at, which `take` gives its name; removed where that is not done."""
@@ -117,6 +129,8 @@ class Place(ABC):
         """
         try:
             self._take(temporary, name)
+        except FileExistsError as error:
+            raise TakenError(f"{self.address}/{name} is there already, by another writer.") from error
         except Exception as error:  # a client's errors are of all kinds
             why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
             raise OutputError(f"{self.address}/{name} cannot be written ({why}).") from error
@@ -145,11 +159,17 @@ class _Local(Place):
     def names(self) -> dict[str, int]:
         try:
             with os.scandir(self.folder) as entries:
-                return {entry.name: entry.stat().st_size for entry in sorted(entries, key=_name) if entry.is_file()}
+                found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=_name)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             raise CheckpointError(f"{self.address} cannot be read ({error.strerror}).") from error
+        sizes = {}
+        for entry in found:
+            with suppress(FileNotFoundError):  # one that was removed meanwhile says nothing of the others
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+        return sizes
 
     def is_file(self) -> bool:
         return self.folder.exists() and not self.folder.is_dir()
@@ -175,12 +195,25 @@ class _Local(Place):
         (self.folder / name).unlink(missing_ok=True)
 
     def _temporary(self, label: str) -> Path:
-        return self.folder / f".{label}.tmp"
+        return self.folder / f".{label}.{uuid.uuid4().hex[:8]}.tmp"
 
     def _take(self, temporary: Path, name: str) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # a name must not outlive a power cut without its bytes
-        temporary.replace(self.folder / name)
+        try:
+            os.link(temporary, self.folder / name)  # never over a file that is there
+        except FileExistsError:
+            raise
+        except OSError:  # a filesystem without links
+            temporary.replace(self.folder / name)
+
+    def clean(self, label: str) -> None:
+        for left in self.folder.glob(f".{glob.escape(label)}*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            (self.folder / name).rename(self.folder / f"{name}.damaged")
 
 
 class _Remote(Place):
@@ -211,24 +244,38 @@ class _Remote(Place):
         except Exception as error:  # a client's errors are of all kinds
             raise CheckpointError(f"{self.address} cannot be read: {error}.") from error
         sizes = {one["name"].rpartition("/")[2]: int(one["size"] or 0) for one in found if one["type"] == "file"}
-        return dict(sorted(sizes.items()))
+        return {name: size for name, size in sorted(sizes.items()) if not name.startswith(".")}
 
     def is_file(self) -> bool:
         files, folder = self._reach()
-        return bool(files.isfile(folder))
+        with self._told():
+            return bool(files.isfile(folder))
 
     def read(self, name: str) -> bytes:
         files, folder = self._reach()
-        data: bytes = files.cat_file(f"{folder}/{name}")
-        return data
+        with self._told():
+            data: bytes = files.cat_file(f"{folder}/{name}")
+            return data
 
     def open(self, name: str) -> Any:
         files, folder = self._reach()
-        return files.open(f"{folder}/{name}", "rb")
+        with self._told():
+            return files.open(f"{folder}/{name}", "rb")
 
     def size(self, name: str) -> int:
         files, folder = self._reach()
-        return int(files.size(f"{folder}/{name}"))
+        with self._told():
+            return int(files.size(f"{folder}/{name}"))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of a client, which are of all kinds, as ours."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{self.address} cannot be read: {error}.") from error
 
     def make(self) -> None:
         files, folder = self._reach()
@@ -249,6 +296,11 @@ class _Remote(Place):
         files, folder = self._reach()
         with suppress(FileNotFoundError):
             files.rm_file(f"{folder}/{name}")
+
+    def set_aside(self, name: str) -> None:
+        files, folder = self._reach()
+        with suppress(FileNotFoundError):
+            files.mv(f"{folder}/{name}", f"{folder}/{name}.damaged")
 
     def _temporary(self, label: str) -> Path:
         handle, name = tempfile.mkstemp(prefix="regiontok-", suffix=".tmp")

@@ -21,7 +21,7 @@ from regiontok.regions import Dropped, Regions, RegionTokens
 from regiontok.store.base import Store
 from regiontok.store.keys import as_key
 from regiontok.store.manifest import Manifest
-from regiontok.store.masks import add_new
+from regiontok.store.masks import add_new, checked_pairs
 from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
 from regiontok.store.writer import StoreWriter
@@ -37,7 +37,7 @@ class TokenStore(Store[RegionTokens]):
 
     Args:
         path: The folder, or an address of fsspec such as ``s3://bucket/tokens``.
-        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``.
+        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``, or by their names.
 
     Attributes:
         made_by: How the tokens were made.
@@ -167,15 +167,20 @@ def write_tokens(
         MissingDependencyError: pyarrow is not installed.
     """
     check_choice("dtype", dtype, DTYPES)
-    pa, _ = pyarrow()
+    dims: set[int] = set()
 
     def as_table(keys: Sequence[str], some: Sequence[RegionTokens]) -> Any:
-        for key, one in zip(keys, some, strict=True):
-            if len(one.regions.grids) != 1:
-                raise ShapeError(f"tokens of {key} are of {len(one.regions.grids)} photos; a key is one photo's.")
-        return pa.concat_tables([tokens_table([key], one, dtype=dtype) for key, one in zip(keys, some, strict=True)])
+        (key,), (one,) = keys, some
+        if not isinstance(one, RegionTokens):
+            raise DTypeError(f"tokens of {key} must be RegionTokens; got {type(one).__name__}.")
+        if len(one.regions.grids) != 1:
+            raise ShapeError(f"tokens of {key} are of {len(one.regions.grids)} photos; a key is one photo's.")
+        dims.add(one.values.shape[1])
+        if len(dims) > 1:
+            raise ShapeError(f"tokens of {key} have {one.values.shape[1]} numbers, and others {sorted(dims)}.")
+        return tokens_table([key], one, dtype=dtype)
 
-    manifest = Manifest(kind="tokens", made_by=made_by or {})
+    manifest, tokens = Manifest(kind="tokens", made_by=made_by or {}), checked_pairs(tokens, "tokens")
     with StoreWriter(path, manifest, overwrite=overwrite, shard_size=shard_size, shard_minutes=None) as writer:
         add_new(writer, path, tokens, as_table)
         return writer.rows

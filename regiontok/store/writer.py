@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from regiontok._checks import check_integer
-from regiontok.errors import OutputError, ValueRangeError
+from regiontok.errors import CheckpointError, OutputError, ValueRangeError
 from regiontok.store.base import read_failures
 from regiontok.store.keys import check_key, printable
 from regiontok.store.locks import writing
@@ -67,7 +67,7 @@ class StoreWriter:
         self.rows = self.failed = 0
         self._in_hand = _InHand()
         self._stack = ExitStack()
-        check_store(path, manifest, mixed=mixed or overwrite)
+        check_store(path, manifest, mixed=mixed, overwrite=overwrite)
         self.place.make()
         try:
             if locked and not is_remote(path):
@@ -76,8 +76,9 @@ class StoreWriter:
                 self._clear()
             if read_manifest(self.place) is None:
                 manifest.write(self.place)
-            else:
-                check_store(path, manifest, mixed=mixed)  # once more, since another may have made it meanwhile
+            check_store(path, manifest, mixed=mixed)  # once more, since another may have made it meanwhile
+            for kind in ("part", "failed"):
+                self.place.clean(f"{kind}-{writer:05d}-")
             mine = [
                 shard for kind in ("part", "failed") for shard in shards_of(self.place, kind) if shard.writer == writer
             ]
@@ -91,8 +92,11 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         try:
-            if kind is None or issubclass(kind, KeyboardInterrupt):
+            if kind is None:
                 self.cut()
+            else:
+                with suppress(OutputError):  # rows in hand are whole, whatever ended the rest
+                    self.cut()
         finally:
             self._in_hand.drop()
             self._stack.close()
@@ -230,32 +234,47 @@ class _InHand:
         self._stack.close()
 
 
-def check_store(path: Address, manifest: Manifest, *, mixed: bool = False) -> None:
+def check_store(path: Address, manifest: Manifest, *, mixed: bool = False, overwrite: bool = False) -> None:
     """Refuse a place where rows of this manifest cannot go, before any work.
 
     Raises:
         OutputError: A file, or a folder of other things.
         ValueRangeError: A store of other rows; the differences are named.
     """
-    found = check_place(path)
+    found = check_place(path, overwrite=overwrite)
     if found is not None:
-        found.check_more(manifest, os.fspath(path), mixed=mixed)
+        found.check_more(manifest, os.fspath(path), mixed=mixed or overwrite)
 
 
-def check_place(path: Address) -> Manifest | None:
+def check_place(path: Address, *, overwrite: bool = False) -> Manifest | None:
     """Refuse a place where no store can be; returns the manifest of the one that is there.
+
+    Args:
+        path: Of the store.
+        overwrite: Whether it is to be made anew, so that one without its manifest will do.
 
     Raises:
         OutputError: A file, or a folder of other things.
-        CheckpointError: A store with a damaged manifest.
+        CheckpointError: A store without its manifest, or with a damaged one.
     """
     place = Place.of(path)
     if place.is_file():
         raise OutputError(f"{place.address} is a file, and a store is a folder. Name another, or remove the file.")
-    found = read_manifest(place)
+    try:
+        found = read_manifest(place)
+    except CheckpointError:
+        if not overwrite:
+            raise
+        found = None
     if found is not None:
         return found
-    others = [name for name in place.names() if not name.startswith(".") and Shard.of(name) is None]
+    names = [name for name in place.names() if name != NAME]
+    if any(Shard.of(name) for name in names) and not overwrite and read_manifest(place) is None:
+        raise CheckpointError(
+            f"{place.address} has shards and no {NAME}, which tells how they were made. Put it back, or make the store "
+            "anew with --overwrite."
+        )
+    others = [name for name in names if Shard.of(name) is None and not name.endswith((".damaged", "pictures"))]
     if others:
         raise OutputError(
             f"{place.address} is a folder of other things, such as {others[0]}, and no store. Name another folder."
@@ -264,7 +283,7 @@ def check_place(path: Address) -> Manifest | None:
 
 
 class Known(NamedTuple):
-    """What a store has: keys, why photos failed that it has not, and shards that are damaged and count for nothing."""
+    """What a store has: keys, why photos failed that it has not, and files that are damaged and count for nothing."""
 
     keys: set[str]
     failures: dict[str, str]
@@ -272,11 +291,7 @@ class Known(NamedTuple):
 
 
 def keys_in(path: Address, *, writer: int | None = None) -> Known:
-    """What a store has, or of its writers one, read from its keys alone.
-
-    Raises:
-        CheckpointError: A damaged table of failures.
-    """
+    """What a store has, or of its writers one, read from its keys alone."""
     place = Place.of(path)
     pa, _ = pyarrow()
     found: set[str] = set()
@@ -289,5 +304,5 @@ def keys_in(path: Address, *, writer: int | None = None) -> Known:
                 found.update(read_keys(file))
         except damage(pa):
             damaged.append(shard.name)
-    failures = {key: why for key, why in read_failures(place, writer=writer).items() if key not in found}
-    return Known(found, failures, damaged)
+    failed, bad = read_failures(place, writer=writer)
+    return Known(found, {key: why for key, why in failed.items() if key not in found}, damaged + bad)

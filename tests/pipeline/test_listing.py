@@ -54,6 +54,8 @@ def test_photos_patterns_and_what_is_named_twice(here):
     assert keys("photos/b.png", "photos/sub/c.jpg") == ["photos/b.png", "sub/c.jpg"]
     draw(here / "odd[1].png")
     assert keys("odd[1].png") == ["odd[1].png"]
+    assert keys("photos/a.png", "photos/a.png", "photos/*.png") == ["a.png", "Z.png", "b.png", "sub.png"]
+    assert keys("photos/sub/..") == ALL
 
 
 def test_folders_of_one_name_cannot_be_told_apart(here):
@@ -70,8 +72,8 @@ def test_lists(here):
     assert keys("list.txt") == ["photos/b.png", "photos/a.png", "photos/none.png"]
     (here / "photos" / "list.txt").write_text(f"b.png\n{here}/photos/sub/c.jpg")
     assert keys("photos/list.txt") == ["b.png", "sub/c.jpg"]
-    (here / "list.txt").write_text("b.png\nsub/a.png")
-    assert keys("list.txt", root="photos") == ["b.png", "sub/a.png"]
+    (here / "LIST.TXT").write_text("./b.png\nsub//a.png\n./b.png")
+    assert keys("LIST.TXT", root="photos") == ["b.png", "sub/a.png"]
     llava = [{"image": "b.png", "conversations": []}, {"id": 1}, {"image": ["a.png", "b.png"]}, {"image": "sub/a.png"}]
     for name, text in (
         ("l.json", json.dumps(llava)),
@@ -86,6 +88,8 @@ def test_lists(here):
     ("name", "text", "error", "message"),
     [
         ("l.json", "{", PhotoError, "l.json: it is no list of photos"),
+        ("l.json", '{"images": []}', PhotoError, "it must hold a list; got dict"),
+        ("l.json", '"abc"', PhotoError, "it must hold a list; got str"),
         ("l.json", "[3]", PhotoError, "an entry must be a path or have one as image; got 3"),
         ("l.json", '[{"image": [""]}]', PhotoError, "an entry must be a path"),
         ("l.json", "[]", PhotoError, "l.json: there is no photo in it"),
@@ -108,6 +112,8 @@ def test_what_holds_no_photo(here):
     with pytest.raises(PhotoError, match="l.txt: the list cannot be read"):
         Listing(["l.txt"])
     assert keys("none.png") == ["none.png"]  # which fails when it is read
+    with pytest.raises(PhotoError, match="phtos: there is no such file or folder"):
+        Listing(["phtos"])
 
 
 def test_a_folder_that_cannot_be_listed_is_counted_as_a_photo_that_fails(here, monkeypatch):
@@ -137,7 +143,7 @@ def test_a_folder_of_datasets(here):
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     data.save_to_disk(here / "data")
     listing = Listing(["data"])
-    assert [photo.key for photo in listing] == ["Z.png", "a.png", "b.png"]
+    assert [photo.key for photo in listing] == ["0", "1", "2"]
     for photo, name in zip(listing, ALL, strict=False):
         assert listing.read(photo).tobytes() == read_photo(here / "photos" / name).tobytes()
         assert listing.size(photo) == ((7, 9), 1)
@@ -148,10 +154,16 @@ def test_a_folder_of_datasets(here):
         Listing(["data"], column="picture")
     with pytest.raises(PhotoError, match="there is no column id of keys"):
         Listing(["data"], key_column="id")
-    nameless = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 12}).cast_column("image", datasets.Image())  # fmt: skip
-    nameless.save_to_disk(here / "nameless")
-    assert keys("nameless")[-2:] == ["10", "11"]
-    assert keys("nameless")[0] == "00"
+    same = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 12, "name": ["a"] * 12})
+    same.cast_column("image", datasets.Image()).save_to_disk(here / "same")
+    assert keys("same")[-2:] == ["10", "11"]
+    assert keys("same")[0] == "00"
+    with pytest.raises(PhotoError, match="of 12 rows several have name 'a', which is no key then"):
+        Listing(["same"], key_column="name")
+    for file in (here / "same").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(PhotoError, match="same: the dataset cannot be read"):
+        Listing(["same"])
 
 
 def test_photos_elsewhere(here):
@@ -183,6 +195,8 @@ def test_a_reader_finds_keys_again_wherever_it_starts(here):
     assert made == [{"name": "photos", "id": identity("photos")}]
     find = KeyFinder(made, Roots(["photos/sub"]), given=False)
     assert find("photos/sub/a.png") == find(here / "photos" / "sub" / "a.png") == "sub/a.png"
+    (here / "link").symlink_to(here / "photos" / "sub")
+    assert find("link/a.png") == "sub/a.png"
     assert not find.elsewhere
     (here / "photos").rename(here / "moved")
     moved = KeyFinder(made, Roots(["moved"]), given=False)

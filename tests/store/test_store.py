@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,9 +17,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from regiontok import MaskSet
-from regiontok.errors import CheckpointError, MissingDependencyError, MissingKeyError, OutputError, ValueRangeError
+from regiontok.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    MissingKeyError,
+    OutputError,
+    RegiontokError,
+    ValueRangeError,
+)
 from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore, check_key, write_masks
 from regiontok.store.masks import masks_table
+from regiontok.store.places import Place
 from regiontok.store.writer import keys_in
 from tests.store.test_masks import random_masks, same
 
@@ -43,7 +52,7 @@ def write(folder, numbers, **options):
 
 @given(
     st.lists(
-        st.text(min_size=1, max_size=8).filter(lambda part: "/" not in part and part not in (".", "..")),
+        st.text(min_size=1, max_size=8).filter(lambda part: not {"/", "\0"} & set(part) and part not in (".", "..")),
         min_size=1,
         max_size=4,
     )
@@ -344,3 +353,59 @@ def test_a_store_on_s3(s3):
     with pytest.raises(OutputError, match="s3://nobody/m must be a place that can be written to"):
         write_masks("s3://nobody/m", [("a.jpg", random_masks(0))])
     assert json.loads(store._place.read("store.json"))["kind"] == "masks"
+
+
+def test_a_folder_that_changes_meanwhile_is_never_taken_for_empty(tmp_path):
+    place, ended = Place.of(tmp_path), threading.Event()
+    (tmp_path / "stays").touch()
+
+    def churn():
+        while not ended.is_set():
+            (tmp_path / "comes").touch()
+            (tmp_path / "comes").rename(tmp_path / "goes")
+            (tmp_path / "goes").unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    assert all("stays" in place.names() for _ in range(2000))
+    ended.set()
+    thread.join()
+
+
+def test_slices_that_begin_together_make_one_store(tmp_path):
+    for number in range(20):
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            made = [pool.submit(write, tmp_path / str(number), [rank], writer=rank, shared=True) for rank in range(8)]
+            for one in made:
+                one.result()
+        assert len(MaskStore(tmp_path / str(number))) == 8
+
+
+def test_no_shard_is_written_over(tmp_path):
+    writer = StoreWriter(tmp_path / "m", MASKS)
+    (tmp_path / "m" / "part-00000-000000.parquet").write_bytes(b"another's")
+    writer.write(rows([1]))
+    with pytest.raises(OutputError, match="part-00000-000000.parquet is there already, by another writer"):
+        writer.cut()
+    assert (tmp_path / "m" / "part-00000-000000.parquet").read_bytes() == b"another's"
+    writer.__exit__(None)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([3], "masks must come in pairs of a key and its masks; got int"),
+        (["ab"], "masks must come in pairs of a key and its masks; got str"),
+        ([("a.jpg", MaskSet.on_grid(torch.ones(1, 2, 2)))], "their pixels are not known"),
+    ],
+)
+def test_what_is_wrong_from_the_start_is_told(tmp_path, pairs, message):
+    with pytest.raises(RegiontokError, match=message):
+        write_masks(tmp_path / "m", pairs)
+
+
+def test_arrays_and_mappings_are_masks_and_pairs_too(tmp_path):
+    assert write_masks(tmp_path / "m", {"a.jpg": np.ones((2, 3, 4), bool)}) == 1
+    assert len(MaskStore(tmp_path / "m")["a.jpg"]) == 2
+    with pytest.raises(ValueRangeError, match="made_by must be plain values, as JSON holds them"):
+        write_masks(tmp_path / "n", {"a.jpg": np.ones((2, 3, 4), bool)}, made_by={"a": {1}})
