@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
@@ -476,22 +475,18 @@ def load_annotations(options: argparse.Namespace) -> Callable[[Path | str, int],
     return read
 
 
-@lru_cache(maxsize=1)
-def _open_annotations(coco: Path | None, iscrowd: str, maps: Path | None, ignore: Any, replacing: Any) -> Any:
-    """What was opened last, since a file of COCO's may be half a gigabyte."""
-    if coco is None:
-        return masks.LabelMaps(str(maps), ignore=ignore, replace=replacing)
-    source = masks.CocoMasks(coco, iscrowd=iscrowd)
-    for some, what in ((source.unplaced, "name no image of the file"), (source.bare, "have no segmentation")):
-        if some:
-            warn(f"{coco}: {len(some)} annotations {what} and are left out.")
-    return source
-
-
 def _annotations(options: argparse.Namespace) -> Any:
-    crowds = "drop" if options.no_crowds else "keep"
-    replacing = None if options.replace is None else tuple(options.replace)
-    return _open_annotations(options.coco, crowds, options.label_maps, tuple(options.ignore or ()), replacing)
+    """The annotated masks that the options name, opened once: a file of COCO's may be half a gigabyte."""
+    if getattr(options, "opened", None) is None:
+        if options.coco:
+            source = masks.CocoMasks(options.coco, iscrowd="drop" if options.no_crowds else "keep")
+            for some, what in ((source.unplaced, "name no image of the file"), (source.bare, "have no segmentation")):
+                if some:
+                    warn(f"{options.coco}: {len(some)} annotations {what} and are left out.")
+            options.opened = source
+        else:
+            options.opened = masks.LabelMaps(options.label_maps, ignore=options.ignore or (), replace=options.replace)
+    return options.opened
 
 
 def find_clashes(options: argparse.Namespace, listing: Listing) -> None:

@@ -283,7 +283,7 @@ def _absolute(path: str) -> str:
 
 def _absolute_paths(options: argparse.Namespace) -> argparse.Namespace:
     """The options with what names files that are there from their root."""
-    told = dict(vars(options))
+    told = {name: value for name, value in vars(options).items() if name != "opened"}  # which each process does itself
     for name in ("masks", "coco", "label_maps", "weights", "sam_model", "store", "out"):
         value = told.get(name)
         if value is not None and not is_remote(value) and (name in ("store", "out") or Path(value).exists()):
