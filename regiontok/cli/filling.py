@@ -52,7 +52,7 @@ def add_listing_options(parser: Any, *, root: bool = True, title: str = "photos"
     if root:
         add_root_option(group)
     group.add_argument("--column", metavar="NAME", help="of a folder of datasets: where its photos are")
-    group.add_argument("--key-column", metavar="NAME", help="and their keys; default: file names, or row numbers")
+    group.add_argument("--key-column", metavar="NAME", help="and their keys; default: row numbers")
     group.add_argument("--limit", type=int, metavar="N", help="make no more than N photos now")
     group.add_argument(
         "--slice",

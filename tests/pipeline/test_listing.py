@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 
-import datasets
 import fsspec
 import numpy as np
 import pytest
@@ -139,6 +138,7 @@ def test_links_to_folders_are_not_followed_and_a_named_one_is(here):
 
 
 def test_a_folder_of_datasets(here):
+    datasets = pytest.importorskip("datasets")
     rows = [{"image": str(here / "photos" / name), "name": f"x/{n}.png", "n": n} for n, name in enumerate(ALL[:3])]
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     data.save_to_disk(here / "data")
