@@ -278,6 +278,8 @@ def test_what_a_store_tells(here, capsys):
     told = capsys.readouterr()
     assert "2 photos -> x" in told.out
     assert "sub/a.png: m/part-00000-000001.parquet is damaged" in told.err
+    assert main(["store", "m", "--export", "jsonl", "--out", "x"]) == 1
+    assert "2 photos -> x/annotations.jsonl" in capsys.readouterr().out
     (here / "m" / "failed-00000-000009.parquet").write_bytes(b"PAR1")
     assert main(["store", "m", "--repair"]) == 0
     assert "2 files of m are set aside. Make their photos again." in capsys.readouterr().out

@@ -149,13 +149,14 @@ def _export(store: Store[Any], kind: str, out: str) -> int:
     if is_remote(out):
         raise RegiontokError(f"--out must be a folder on a disk; got {out}.")
     folder = make_folder(out)
+    damaged: list[str] = []
     if kind == "jsonl":
         if isinstance(store, TokenStore):
             raise RegiontokError("--export jsonl is for masks; take npz or safetensors for tokens.")
         with written(folder / "annotations.jsonl") as path, path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in _annotations(store))
-        print(f"{len(store)} photos -> {folder / 'annotations.jsonl'}")
-        return 0
+            file.writelines(json.dumps(line) + "\n" for line in _annotations(store, damaged))
+        print(f"{len(store) - len(damaged)} photos -> {folder / 'annotations.jsonl'}")
+        return 1 if damaged else 0
     failed = 0
     for key in _progress(store):
         try:
@@ -195,10 +196,15 @@ def _arrays(value: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _annotations(store: Store[Any]) -> Iterator[dict[str, Any]]:
-    """Masks as COCO's annotations, with the photo's key as ``file_name``."""
+def _annotations(store: Store[Any], damaged: list[str]) -> Iterator[dict[str, Any]]:
+    """Masks as COCO's annotations, with the photo's key as ``file_name``; those that are damaged are noted."""
     for key in _progress(store):
-        masks = store[key]
+        try:
+            masks = store[key]
+        except CheckpointError as error:
+            damaged.append(key)
+            warn(error)
+            continue
         for number, rle in enumerate(masks.to_coco()):
             one = {"file_name": key, "id": number, "segmentation": rle | {"counts": rle["counts"].decode()}}
             one["score"] = None if np.isnan(masks.scores[number]) else float(masks.scores[number])
