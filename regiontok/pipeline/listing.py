@@ -139,7 +139,7 @@ def in_slice(key: str, rank: int, world_size: int) -> bool:
 
     Example:
         >>> [in_slice("a.jpg", rank, 3) for rank in range(3)]
-        [True, False, False]
+        [False, False, True]
     """
     return zlib.crc32(key.encode(errors="surrogatepass")) % world_size == rank
 

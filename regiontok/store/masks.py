@@ -53,10 +53,8 @@ class MaskStore(Store[MaskSet]):
         >>> write_masks(folder, [("a.jpg", MaskSet.from_masks(np.ones((2, 4, 6), bool)))])
         1
         >>> store = MaskStore(folder)
-        >>> store
-        MaskStore('...masks', 1 photo)
-        >>> store["a.jpg"], "b.jpg" in store
-        (MaskSet(2 masks of 4 x 6 pixels), False)
+        >>> len(store), store["a.jpg"], "b.jpg" in store
+        (1, MaskSet(2 masks of 4 x 6 pixels), False)
     """
 
     kind = "masks"

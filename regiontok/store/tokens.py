@@ -152,7 +152,7 @@ def write_tokens(
         path: The folder, or an address of fsspec; made where it is not there.
         tokens: Pairs of a photo's key and its tokens; taken one by one, so that they may be a generator.
         made_by: How they were made; plain values for JSON. A store has one such way.
-        dtype: Of the stored tokens, one of `DTYPES`.
+        dtype: Of the stored tokens, ``float16`` or ``float32``.
         overwrite: Remove what the store has, first.
         shard_size: Photos per shard.
 
@@ -195,7 +195,7 @@ def tokens_table(
         keys: One per photo.
         tokens: Of as many photos.
         sizes: The photos' heights and widths, if they are known.
-        dtype: One of `DTYPES`.
+        dtype: ``float16`` or ``float32``.
 
     Raises:
         ValueRangeError: Tokens beyond what float16 can hold.
