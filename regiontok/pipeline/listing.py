@@ -9,6 +9,7 @@ import json
 import os
 import posixpath
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -169,14 +170,14 @@ def _twice(keys: Iterable[str]) -> Iterator[str]:
         seen.add(key)
 
 
-class _Source:
+class _Source(ABC):
     """What was named: pairs of an address and, where that does not tell it, a key below ``root``."""
 
     root: str
     named: str
 
-    def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        raise NotImplementedError
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[str, str | None]]: ...
 
 
 class _Files(_Source):
