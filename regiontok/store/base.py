@@ -32,6 +32,8 @@ class Store(Mapping[str, _T]):
     kind: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     """Columns that every shard must have, beside ``key``."""
+    counted: ClassVar[str]
+    """The cheapest column of lists with an entry per mask or token."""
 
     def __init__(self, path: Address, *, shards: slice | Sequence[str] | None = None) -> None:
         pyarrow()
@@ -74,6 +76,7 @@ class Store(Mapping[str, _T]):
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._rows: dict[str, int] = {}
+        self._counts: np.ndarray | None = None
         starts: list[int] = []
         self._ends: list[np.ndarray] = []
         total = 0
@@ -158,9 +161,17 @@ class Store(Mapping[str, _T]):
     def _value(self, table: Any, row: int) -> _T:
         """A row as what it stands for."""
 
-    @abstractmethod
     def count(self, key: str | PurePath) -> int:
-        """How many masks or tokens a photo has, without reading them."""
+        """How many masks or tokens a photo has, without reading them.
+
+        Raises:
+            MissingKeyError: No such photo.
+            CheckpointError: A damaged shard.
+        """
+        shard, row = self._find(as_key(key))
+        if self._counts is None:
+            self._counts = self._joined(column.value_lengths() for column in self._column(self.counted))
+        return int(self._counts[self._starts[shard] + row])
 
     def rows(self) -> Dataset[dict[str, Any]]:
         """The same as a torch dataset of ``{"key": ..., "masks" or "tokens": ...}``, by number."""

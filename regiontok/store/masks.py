@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.maskset import MaskSet
 from regiontok.store.base import Store
-from regiontok.store.keys import as_key, check_key
+from regiontok.store.keys import check_key
 from regiontok.store.manifest import Manifest
 from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
@@ -59,10 +58,7 @@ class MaskStore(Store[MaskSet]):
 
     kind = "masks"
     columns = ("height", "width", "counts", "scores", "stability")
-
-    def _start(self, names: list[str]) -> None:
-        super()._start(names)
-        self._counted: np.ndarray | None = None
+    counted = "scores"
 
     def _manifest_of_file(self, name: str) -> Manifest:
         pa, _ = pyarrow()
@@ -92,18 +88,6 @@ class MaskStore(Store[MaskSet]):
         if any(found.shape != (len(made),) for found in more.values()):
             raise ValueRangeError("there must be as many ids and categories as masks.")
         return replace(made, **more)
-
-    def count(self, key: str | PurePath) -> int:
-        """The number of a photo's masks, without reading them.
-
-        Raises:
-            MissingKeyError: No such photo.
-            CheckpointError: A damaged shard.
-        """
-        shard, row = self._find(as_key(key))
-        if self._counted is None:
-            self._counted = self._joined(column.value_lengths() for column in self._column("scores"))
-        return int(self._counted[self._starts[shard] + row])
 
 
 def write_masks(

@@ -62,10 +62,7 @@ class TokenStore(Store[RegionTokens]):
 
     kind = "tokens"
     columns = ("rows", "cols", "tokens", "patches", "fallback")
-
-    def _start(self, names: list[str]) -> None:
-        super()._start(names)
-        self._counted: np.ndarray | None = None
+    counted = "patches"
 
     def _manifest_of_file(self, name: str) -> Manifest:
         pa, _ = pyarrow()
@@ -123,18 +120,6 @@ class TokenStore(Store[RegionTokens]):
         table, row = self._row(as_key(key))
         height, width = (table.column(name)[row].as_py() for name in ("height", "width"))
         return None if height is None or width is None else (height, width)
-
-    def count(self, key: str | PurePath) -> int:
-        """The number of a photo's tokens, without reading them.
-
-        Raises:
-            MissingKeyError: No such photo.
-            CheckpointError: A damaged shard.
-        """
-        shard, row = self._find(as_key(key))
-        if self._counted is None:
-            self._counted = self._joined(column.value_lengths() for column in self._column("patches"))
-        return int(self._counted[self._starts[shard] + row])
 
 
 def write_tokens(
