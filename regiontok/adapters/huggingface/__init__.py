@@ -11,33 +11,79 @@ Three doors: `with_regions` for a model that is loaded; a class per family, whos
 checkpoint or one that it saved; and `load_model`, which finds the family by itself. `RegionMixin` says what
 ``forward`` and ``generate`` take besides.
 
-    doors          with_regions, without_regions, load_model; who is refused, and why
-    base           the mechanism that families share
+    loading        with_regions, without_regions, load_model
+    families       one file per mechanism, a few lines per family; the table of them, and who is refused
+    base           RegionMixin, what families share
     placeholders   from one placeholder per image to one per region
-    llava, llava_onevision, qwen2_5_vl   the families
+    views          photos in several grids: masks cut to them, budgets shared over them
+    processors     the geometry and tiles of transformers' image processors, and a processor for our encoders
+    serving        image embeddings for a server
     tower          any of regiontok's encoders as a vision tower
-    processors     the geometry of transformers' image processors, and one for these encoders
 """
 
 from regiontok.adapters.huggingface.base import RegionInputs, RegionMixin
-from regiontok.adapters.huggingface.doors import load_model, with_regions, without_regions
-from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
-from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
-from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of
-from regiontok.adapters.huggingface.qwen2_5_vl import RegionQwen2_5_VLForConditionalGeneration
+from regiontok.adapters.huggingface.families import (
+    FAMILIES,
+    RegionAyaVisionForConditionalGeneration,
+    RegionCohere2VisionForConditionalGeneration,
+    RegionFastVlmForConditionalGeneration,
+    RegionGemma3ForConditionalGeneration,
+    RegionGemma4ForConditionalGeneration,
+    RegionGlm4vForConditionalGeneration,
+    RegionGlm46VForConditionalGeneration,
+    RegionIdefics3ForConditionalGeneration,
+    RegionInternVLForConditionalGeneration,
+    RegionLlavaForConditionalGeneration,
+    RegionLlavaNextForConditionalGeneration,
+    RegionLlavaOnevisionForConditionalGeneration,
+    RegionPaliGemmaForConditionalGeneration,
+    RegionPerceptionLMForConditionalGeneration,
+    RegionQwen2_5_VLForConditionalGeneration,
+    RegionQwen2VLForConditionalGeneration,
+    RegionQwen3_5ForConditionalGeneration,
+    RegionQwen3VLForConditionalGeneration,
+    RegionQwen3VLMoeForConditionalGeneration,
+    RegionSmolVLMForConditionalGeneration,
+    RegionVipLlavaForConditionalGeneration,
+)
+from regiontok.adapters.huggingface.loading import load_model, with_regions, without_regions
+from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, tiles_of
 from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
+from regiontok.adapters.huggingface.views import Canvas, View
 
 __all__ = [
+    "FAMILIES",
+    "Canvas",
     "EncoderConfig",
     "EncoderImageProcessor",
     "EncoderTower",
+    "RegionAyaVisionForConditionalGeneration",
+    "RegionCohere2VisionForConditionalGeneration",
+    "RegionFastVlmForConditionalGeneration",
+    "RegionGemma3ForConditionalGeneration",
+    "RegionGemma4ForConditionalGeneration",
+    "RegionGlm4vForConditionalGeneration",
+    "RegionGlm46VForConditionalGeneration",
+    "RegionIdefics3ForConditionalGeneration",
     "RegionInputs",
+    "RegionInternVLForConditionalGeneration",
     "RegionLlavaForConditionalGeneration",
+    "RegionLlavaNextForConditionalGeneration",
     "RegionLlavaOnevisionForConditionalGeneration",
     "RegionMixin",
+    "RegionPaliGemmaForConditionalGeneration",
+    "RegionPerceptionLMForConditionalGeneration",
+    "RegionQwen2VLForConditionalGeneration",
     "RegionQwen2_5_VLForConditionalGeneration",
+    "RegionQwen3VLForConditionalGeneration",
+    "RegionQwen3VLMoeForConditionalGeneration",
+    "RegionQwen3_5ForConditionalGeneration",
+    "RegionSmolVLMForConditionalGeneration",
+    "RegionVipLlavaForConditionalGeneration",
+    "View",
     "geometry_of",
     "load_model",
+    "tiles_of",
     "with_regions",
     "without_regions",
 ]

@@ -7,9 +7,11 @@ that are encoded already to the stock class through its ``mm_encoder_outputs``. 
 import copy
 import functools
 import inspect
+import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,11 @@ from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
 from regiontok.adapters._sizes import need_sizes
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
+from regiontok.adapters.huggingface.views import View, count_photos, cut_masks, share_budget, whole_photos
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
-from regiontok.geometry import Size
+from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
 
@@ -30,19 +33,26 @@ transformers = require("transformers", extra="hf")
 _MODEL_OPTIONS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 """Arguments of ``from_pretrained`` that are the model's, though a config has their names."""
 _CACHES = ("cache", "past_key_values")
+_OF_TEXT = ("language_model", "text_model", "lm_head")
+_OTHER_MEDIA = {"pixel_values_videos": "videos", "input_features": "sounds"}
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class Patches(NamedTuple):
-    """Images as patch features.
+    """Photos as patch features.
 
     Attributes:
-        features: ``(images, rows, cols, dim)``, or a list of ``(rows, cols, dim)``.
-        written: Per image, the number of placeholders that the stock class wants for it.
+        features: ``(views, rows, cols, dim)``, or a list of ``(rows, cols, dim)``. Most families have one view of each
+            photo.
+        written: Per run of placeholders, the number that the stock class wants in it.
+        views: Which part of which photo each grid shows; None for one view of every photo.
+        layers: Features of further layers, each like ``features``, that the language model takes beside them.
     """
 
     features: Features
     written: list[int]
+    views: list[View] | None = None
+    layers: Sequence[Features] = ()
 
 
 class RegionInputs(NamedTuple):
@@ -50,31 +60,38 @@ class RegionInputs(NamedTuple):
 
     Attributes:
         inputs: What the stock class's ``forward`` takes: ``input_ids``, ``attention_mask``, ``labels`` and more, all
-            ``(B, length)``, with one placeholder per region; and ``mm_encoder_outputs``.
-        regions: The batch's `Regions`, in the order of the placeholders.
+            ``(B, length)``, with a placeholder per region; and ``mm_encoder_outputs``.
+        regions: The batch's `Regions`, in the order of their placeholders. Their images are the views.
         layout: Which of the caller's columns stands where.
+        columns: ``(B, length)`` bool: where region tokens are. Placeholders elsewhere are newlines.
+        views: What each image of the regions shows.
     """
 
     inputs: dict[str, Any]
     regions: Regions
     layout: Layout
+    columns: Tensor
+    views: list[View]
 
 
 class RegionMixin:
     """Region tokens for a ``*ForConditionalGeneration`` of transformers, mixed in before it.
 
-    A family says how its photos become patch features (`encode_patches`) and what projects those of regions
-    (`projector`). The rest is here.
+    A family says which grids show its photos (`views`), what their patch features are (`encode_patches`), what
+    projects those of regions (`projector`), and where tokens stand (`place`). The rest is here.
 
     The model's ``forward`` and ``generate`` take what the stock class's do, and more. Logits, and so a Trainer's
     predictions, are of the prompt as it was laid out: `prepare` gives the labels beside them.
 
+    Masks and budgets are per photo, also where a photo is cut into tiles: masks are cut with it, and a budget is shared
+    over its grids in proportion to their patches.
+
     Shape:
-        masks: For the sources of masks: a list with the masks of each image of the batch; see `Regionizer`.
-        image_sizes: Height and width of each photo before preprocessing, ``(images, 2)``, so that masks of another size
+        masks: For the sources of masks: a list with the masks of each photo of the batch; see `Regionizer`.
+        image_sizes: Height and width of each photo before preprocessing, ``(photos, 2)``, so that masks of another size
             are refused, and padding is in no region; by default masks tell it, or all patches show the photo.
-        num_images: How many images each sample has, to check that its placeholders are its own.
-        num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
+        num_images: How many photos each sample has, to check that its placeholders are its own.
+        num_regions: A budget of tokens, one number or one per photo, in place of the Regionizer's own.
     """
 
     regionizer: Regionizer
@@ -87,6 +104,10 @@ class RegionMixin:
     _keys_to_ignore_on_load_unexpected: list[str]
     _encoder_inputs: tuple[str, ...] = ()
     """What `encode_patches` takes besides pixels."""
+    _token_inputs: Mapping[str, int] = MappingProxyType({})
+    """What comes per token besides ids and mask, ``(B, columns)``, and what it is at padding."""
+    _places_photos: ClassVar[bool] = False
+    """Whether views know where they lie, so that the Regionizer needs no geometry."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give a family's ``forward`` the stock one's arguments, for all that looks at them: ``generate`` does."""
@@ -105,27 +126,38 @@ class RegionMixin:
                 "regionizer=Regionizer(...) to from_pretrained, or set config.regiontok = regionizer.config."
             )
         self.regionizer = Regionizer.from_config(options)
-        check_dim(self.regionizer, self.patch_dim)
+        self._check_regionizer(self.regionizer)
         self.post_init()  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(
-        cls, name: Any, *args: Any, regionizer: Regionizer | None = None, config: Any = None, **kwargs: Any
+        cls,
+        name: Any,
+        *args: Any,
+        regionizer: Regionizer | None = None,
+        newline: str | None = None,
+        config: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Load what ``save_pretrained`` wrote, or with ``regionizer`` a stock checkpoint.
 
-        All other arguments are those of transformers. The weights of a ``regionizer`` given here are the model's.
+        All other arguments are those of transformers. The weights of a ``regionizer`` given here are the model's, and
+        are left as they are by a ``quantization_config``. For ``newline`` see `with_regions`.
 
         Raises:
             CheckpointError: A stock checkpoint, and no ``regionizer``.
             ShapeError: A ``regionizer`` of another dimension than the features.
         """
         check_supported(cls._stock)
+        if config is None:
+            hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+            config = transformers.AutoConfig.from_pretrained(name, **hub)
+        config = copy.deepcopy(config)
+        set_newline(config, cls, newline)
+        for given in (kwargs, vars(config)):
+            if given.get("quantization_config") is not None:
+                given["quantization_config"] = _without_regionizer(given["quantization_config"])
         if regionizer is not None:
-            if config is None:
-                hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
-                config = transformers.AutoConfig.from_pretrained(name, **hub)
-            config = copy.deepcopy(config)
             for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
                 setattr(config, option, kwargs.pop(option))
             config.regiontok = dict(regionizer.config)
@@ -140,22 +172,40 @@ class RegionMixin:
     def patch_dim(self) -> int:
         """The dimension of the patch features that regions are made of."""
 
-    @abstractmethod
-    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Patch features of a batch's images."""
-
     @property
     @abstractmethod
     def projector(self) -> Callable[[Tensor], Tensor]:
         """From features of regions ``(R, dim)`` to tokens of the language model ``(R, text_dim)``."""
 
     @abstractmethod
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """The grids that show photos, without encoding them."""
+
+    @abstractmethod
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Patch features of a batch's photos."""
+
+    @abstractmethod
     def blank_image(self) -> dict[str, Any]:
         """The smallest input of `encode_patches`."""
+
+    def read_prompts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The inputs of `encode_patches`, with what prompts tell of photos; as they are, by default."""
+        return inputs
+
+    def add_newlines(self, tokens: RegionTokens, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+        """Tokens as they stand in the prompt, ``(N, text_dim)``, and which region each is, -1 for none."""
+        return tokens.values, torch.arange(len(tokens), device=tokens.values.device)
 
     def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
         """What the stock class needs besides, such as positions of the tokens; nothing, by default."""
         return {}
+
+    def hand_over(self, output: Any) -> Any:
+        """Encoded features, a list of ``(tokens, text_dim)``, as the stock class takes them; as they are, by default."""
+        return output
 
     def encode_regions(
         self,
@@ -166,12 +216,9 @@ class RegionMixin:
         num_regions: Budget | None = None,
         **inputs: Any,
     ) -> RegionTokens:
-        """Region tokens of images, in the language model's dimension."""
-        return self._regionize(self.encode_patches(pixel_values, **inputs).features, masks, image_sizes, num_regions)
-
-    @abstractmethod
-    def image_grids(self, images: int, **inputs: Any) -> list[Size]:
-        """Rows and columns of the patch features of images, without encoding them."""
+        """Region tokens of photos, in the language model's dimension; the images of its regions are the views."""
+        patches = self._encode(pixel_values, image_sizes, inputs)
+        return self._regionize(patches, masks, image_sizes, num_regions).map(self.projector)
 
     def num_tokens(
         self, image_sizes: Any = None, *, num_regions: Budget | None = None, images: int | None = None, **inputs: Any
@@ -182,8 +229,8 @@ class RegionMixin:
             image_sizes: See `RegionMixin`. Where the Regionizer's geometry pads photos, padding is in no token.
             num_regions: See `RegionMixin`.
             images: How many, where ``image_sizes`` does not tell.
-            inputs: What the family's encoder takes besides pixels. Qwen2.5-VL needs the processor's
-                ``image_grid_thw``, which tells how many there are too.
+            inputs: What the family's encoder takes besides pixels. Families of native resolution need the processor's
+                ``image_grid_thw``, which tells how many there are too; some that cut photos need ``tiles``.
 
         Raises:
             ShapeError: Numbers of images that differ.
@@ -203,8 +250,13 @@ class RegionMixin:
                 "how many tokens there are depends on the images. Pass image_sizes, or images where their size does "
                 "not matter."
             )
-        grids = self.image_grids(images or (0 if sizes is None else len(sizes)), **inputs)
-        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, sizes), num_regions=num_regions)
+        views = self.views(images or (0 if sizes is None else len(sizes)), sizes, **inputs)
+        patches = self.regionizer.num_patches([view.grid for view in views], None if self._places_photos else sizes)
+        counts = self.regionizer.num_tokens(patches, num_regions=self._budgets(views, num_regions))
+        per_photo = [0] * count_photos(views)
+        for view, count in zip(views, counts, strict=True):
+            per_photo[view.photo] += count
+        return [count + more for count, more in zip(per_photo, self._count_newlines(views), strict=True)]
 
     def prepare(
         self,
@@ -237,28 +289,38 @@ class RegionMixin:
         Raises:
             ShapeError, DTypeError, ValueRangeError: Placeholders, masks or sizes that do not fit the images.
         """
-        patches = self.encode_patches(pixel_values, **inputs)
-        tokens = self._regionize(patches.features, masks, image_sizes, num_regions)
-        regions = tokens.regions
+        given = {name: inputs.pop(name) for name in self._token_inputs if name in inputs}
+        inputs = self.read_prompts(input_ids, attention_mask, pixel_values, inputs)
+        patches = self._encode(pixel_values, image_sizes, inputs)
+        regional = self._regionize(patches, masks, image_sizes, num_regions)
+        regions = regional.regions
+        views = patches.views or whole_photos([(rows, cols) for rows, cols in regions.grids.tolist()])
+        values, of_region = self.add_newlines(regional.map(self.projector), views)
+        run = torch.tensor([view.run for view in views], device=values.device)[regions.image]
+        run = run[of_region.cummax(0).values]  # a newline stands in the run of the region before it
         if left is None:
             left = attention_mask is not None and attention_mask.ndim == 2 and not bool(attention_mask[:, 0].all())
         layout = lay_out(
             input_ids,
             attention_mask,
             image_token_id=self.config.image_token_id,
-            counts=regions.counts,
+            counts=torch.bincount(run, minlength=len(patches.written)),
             written=torch.tensor(patches.written),
-            num_images=num_images,
+            num_images=None if num_images is None else _runs_per_sample(num_images, views),
             left=left,
         )
         ids = layout.put(input_ids, _padding_id(self.config))
         placed: dict[str, Any] = {"input_ids": ids, "attention_mask": layout.mask}
         if labels is not None:
             placed["labels"] = layout.put(labels, -100).masked_fill(ids == self.config.image_token_id, -100)
+        for name, one in given.items():
+            placed[name] = layout.put(one, self._token_inputs[name])
+        columns = (ids == self.config.image_token_id) & layout.mask.bool()
+        held = [count for count in columns.sum(1).tolist() if count]
+        columns = columns.masked_scatter(columns, (of_region >= 0).to(columns.device))
         placed |= self.place(placed, regions)
-        output = transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=tokens.split())
-        placed["mm_encoder_outputs"] = {"image": output}
-        return RegionInputs(placed, regions, layout)
+        placed["mm_encoder_outputs"] = {"image": self._output(values, held, patches.layers, regions)}
+        return RegionInputs(placed, regions, layout, columns, views)
 
     def forward(
         self,
@@ -273,11 +335,14 @@ class RegionMixin:
         **kwargs: Any,
     ) -> Any:
         """The stock class's, with region tokens; logits are of the prompt as it was laid out, see `prepare`."""
-        _refuse_videos(kwargs)
+        _refuse_other_media(kwargs)
+        if labels is not None and not _keeps_all(kwargs.get("logits_to_keep")):
+            raise ValueRangeError("labels need all logits; logits_to_keep leaves some out. Pass one of them.")
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if pixel_values is not None:
             self._refuse_given(input_ids, kwargs)
-            more = {name: kwargs.pop(name) for name in self._encoder_inputs if name in kwargs}
+            names = (*self._encoder_inputs, *self._token_inputs)
+            more = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
             inputs = self.prepare(
                 input_ids,  # type: ignore[arg-type]
                 pixel_values,
@@ -289,9 +354,10 @@ class RegionMixin:
                 num_regions=num_regions,
                 **more,
             ).inputs
-            return super().forward(**inputs, **kwargs)
+            kwargs |= inputs
+            return super().forward(**kwargs | self._handed_over(kwargs))
         if kwargs.get("mm_encoder_outputs") is not None:  # generation's first step
-            return super().forward(**inputs, **kwargs)
+            return super().forward(**inputs, **kwargs | self._handed_over(kwargs))
         if not _has_past(kwargs):
             self._refuse_images(input_ids, masks, num_regions)
         if not (self.training and torch.is_grad_enabled()):
@@ -308,18 +374,19 @@ class RegionMixin:
         ``max_length`` and ``min_length`` count as if the prompt were as long as it came. A cache cannot be kept for a
         next turn: what comes back is shorter than what it holds.
         """
-        _refuse_videos(kwargs)
+        _refuse_other_media(kwargs)
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is None:
             if kwargs.get("mm_encoder_outputs") is None and not _has_past(kwargs):
                 self._refuse_images(kwargs.get("input_ids", inputs), kwargs.get("masks"), kwargs.get("num_regions"))
-            for name in ("masks", "image_sizes", "num_images", "num_regions"):
+            for name in ("masks", "image_sizes", "num_images", "num_regions", "tiles"):
                 kwargs.pop(name, None)
             return super().generate(inputs, generation_config, *args, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
         self._refuse_given(ids, kwargs)
-        names = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions", *self._encoder_inputs)
-        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        names = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions")
+        names += (*self._encoder_inputs, *self._token_inputs)
+        given = {name: one for name in names if (one := kwargs.pop(name, None)) is not None}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
         given_config = generation_config or self.generation_config
@@ -369,24 +436,70 @@ class RegionMixin:
         Ranks that train together wait for the same gradients: one without an image would stop the others for ever.
         """
         named: Any = self.named_parameters()  # type: ignore[attr-defined]
-        if not any(one.requires_grad for name, one in named if "language_model" not in name and "lm_head" not in name):
+        if not any(one.requires_grad for name, one in named if not any(part in name for part in _OF_TEXT)):
             return
-        features = self.regionizer.normalize(self.encode_patches(**self.blank_image()).features)
+        patches = self.encode_patches(**self.blank_image())
+        features = self.regionizer.normalize(patches.features)
         whole = Regions.from_labels([torch.zeros_like(one[..., 0], dtype=torch.int64) for one in features])
-        nothing = 0.0 * self.regionizer.pool(features, whole).map(self.projector).values.sum()
+        views = patches.views or whole_photos([(rows, cols) for rows, cols in whole.grids.tolist()])
+        values, _ = self.add_newlines(self.regionizer.pool(features, whole).map(self.projector), views)
+        nothing = 0.0 * (values.sum() + sum(one.sum() for layer in patches.layers for one in layer))
         if output.loss is not None:
             output.loss = output.loss + nothing.to(output.loss)
         else:
             output.logits = output.logits + nothing.to(output.logits)
 
+    def _encode(self, pixel_values: Tensor, image_sizes: Any, inputs: dict[str, Any]) -> Patches:
+        if "image_sizes" in self._encoder_inputs:
+            inputs = inputs | {"image_sizes": image_sizes}
+        return self.encode_patches(pixel_values, **inputs)
+
     def _regionize(
-        self, features: Features, masks: Sequence[Masks] | None, image_sizes: Any, num_regions: Budget | None
+        self, patches: Patches, masks: Sequence[Masks] | None, image_sizes: Any, num_regions: Budget | None
     ) -> RegionTokens:
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
+        if patches.views is not None:
+            masks = None if masks is None else cut_masks(patches.views, masks, sizes)
+            budgets = self._budgets(patches.views, num_regions)
+            return self.regionizer(patches.features, masks=masks, num_regions=budgets)
         need_sizes(self.regionizer, masks, sizes)
         if masks is None and self.regionizer.config["geometry"] is None:
             sizes = None  # as processors of some families give them with every photo
-        return self.regionizer(features, masks=masks, sizes=sizes, num_regions=num_regions).map(self.projector)
+        return self.regionizer(patches.features, masks=masks, sizes=sizes, num_regions=num_regions)
+
+    def _budgets(self, views: Sequence[View], num_regions: Budget | None) -> Budget | None:
+        """Budgets of views: their photos', shared; None where none is set."""
+        own = self.regionizer.config["num_regions"] if num_regions is None else num_regions
+        if own is None or count_photos(views) == len(views):
+            return num_regions
+        return share_budget(views, own)
+
+    def _count_newlines(self, views: Sequence[View]) -> list[int]:
+        return [0] * count_photos(views)
+
+    def _output(self, values: Tensor, held: list[int], layers: Sequence[Features], regions: Regions) -> Any:
+        """Features as ``generate`` takes them: of each sample that has photos."""
+        outputs = transformers.modeling_outputs
+        parts = list(values.split(held))
+        if not layers:
+            return outputs.BaseModelOutputWithPooling(pooler_output=parts)
+        pool = MeanPool()
+        deep = [list(pool(layer, regions).values.split(held)) for layer in layers]
+        output = require(self._stock.__module__, extra="hf").BaseModelOutputWithDeepstackFeatures
+        return output(pooler_output=parts, deepstack_features=deep)
+
+    def _handed_over(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        outputs = kwargs["mm_encoder_outputs"]
+        image = outputs.get("image")
+        return {} if image is None else {"mm_encoder_outputs": outputs | {"image": self.hand_over(image)}}
+
+    def _check_regionizer(self, regionizer: Regionizer) -> None:
+        """Refuse a Regionizer that cannot be this model's."""
+        check_dim(regionizer, self.patch_dim)
+        if self._places_photos and regionizer.config["geometry"] is not None:
+            raise ValueRangeError(
+                f"{type(self).__name__} knows itself how photos lie on their tiles. Leave geometry out of the Regionizer."
+            )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start the Regionizer as it starts itself; weights that were loaded transformers keeps from ``nn.init``."""
@@ -395,6 +508,16 @@ class RegionMixin:
             regionizer.reset_parameters()
         else:
             super()._init_weights(module)
+
+
+def _without_regionizer(quantization: Any) -> Any:
+    """A config of quantisation that leaves the Regionizer as it is, and the head where nothing else is said."""
+    kept = copy.deepcopy(quantization)
+    fields = kept if isinstance(kept, dict) else vars(kept)
+    known = [name for name in ("llm_int8_skip_modules", "modules_to_not_convert") if name in fields]
+    for name in known or ("llm_int8_skip_modules",):
+        fields[name] = sorted({*(fields.get(name) or ("lm_head",)), "regionizer"})
+    return kept
 
 
 def register(family: type[Any]) -> None:
@@ -415,6 +538,18 @@ def check_supported(stock: type[Any]) -> None:
             f"transformers {transformers.__version__} is too old: {stock.__name__} takes no mm_encoder_outputs. Run: "
             "pip install 'regiontok[hf]'"
         )
+
+
+def set_newline(config: Any, family: type[Any], newline: str | None) -> None:
+    """Keep in a config what becomes of newlines, of a family that has them."""
+    if newline is None:
+        return
+    if not hasattr(family, "newline"):
+        raise ValueRangeError(
+            f"newline={newline!r} is for families whose tiles are packed; {family._stock.__name__} has no newlines. "
+            "Leave it out."
+        )
+    config.regiontok_newline = newline
 
 
 def check_dim(regionizer: Regionizer, dim: int) -> None:
@@ -453,9 +588,25 @@ def _has_past(kwargs: dict[str, Any]) -> bool:
     return any(kwargs.get(name) is not None and kwargs[name].get_seq_length() > 0 for name in _CACHES)
 
 
-def _refuse_videos(kwargs: dict[str, Any]) -> None:
-    if kwargs.get("pixel_values_videos") is not None:
-        raise ValueRangeError("videos are not cut into regions. Leave pixel_values_videos out.")
+def _refuse_other_media(kwargs: dict[str, Any]) -> None:
+    for name, media in _OTHER_MEDIA.items():
+        if kwargs.get(name) is not None:
+            raise ValueRangeError(f"{media} cannot be cut into regions. Leave {name} out.")
+
+
+def _keeps_all(logits_to_keep: Any) -> bool:
+    return logits_to_keep is None or (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+
+
+def _runs_per_sample(num_images: Sequence[int], views: Sequence[View]) -> list[int]:
+    """How many runs of placeholders each sample has, whose photos are counted."""
+    if count_photos(views) == len(views):
+        return [int(one) for one in num_images]
+    runs = [len({view.run for view in views if view.photo == photo}) for photo in range(count_photos(views))]
+    ends = list(itertools.accumulate([int(one) for one in num_images], initial=0))
+    if ends[-1] != len(runs):
+        raise ShapeError(f"num_images must add up to the {len(runs)} images; got {list(num_images)}.")
+    return [sum(runs[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _padding_id(config: Any) -> int:

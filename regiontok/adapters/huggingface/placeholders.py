@@ -47,13 +47,15 @@ def lay_out(
     num_images: Sequence[int] | None = None,
     left: bool = False,
 ) -> Layout:
-    """Give every image as many placeholders as it has regions.
+    """Give every image as many placeholders as it has tokens.
+
+    An image here is what has a run of placeholders of its own: a photo, or one of its tiles where these are tagged.
 
     Args:
         input_ids: ``(B, columns)``: prompts with one placeholder per image, or with the run that the processor wrote.
         attention_mask: ``(B, columns)``, 0 at padding, which is left out and made anew; None for no padding.
         image_token_id: The placeholder.
-        counts: ``(images,)`` int64: regions of each image of the batch, in the order of their placeholders.
+        counts: ``(images,)`` int64: tokens of each image of the batch, in the order of their placeholders.
         written: ``(images,)`` int64: the run of placeholders that a stock processor writes for each.
         num_images: How many images each sample has, to check; by default only their sum is known.
         left: Pad on the left, as generation needs it.
@@ -70,7 +72,7 @@ def lay_out(
     counts, written = counts.to(input_ids.device), written.to(input_ids.device)
     placeholder = (input_ids == image_token_id) & inside
     repeats = inside.long().masked_fill(placeholder, 0)
-    repeats[_first_of_each_image(placeholder, written, num_images)] = counts
+    repeats[_first_of_each_image(placeholder, inside, written, num_images)] = counts
     batch, columns = input_ids.shape
     lengths = repeats.sum(1)
     ends = lengths.cumsum(0)
@@ -86,7 +88,28 @@ def lay_out(
     return Layout(laid)
 
 
-def _first_of_each_image(placeholder: Tensor, written: Tensor, num_images: Sequence[int] | None) -> Tensor:
+def find_runs(input_ids: Tensor, attention_mask: Tensor | None, image_token_id: int) -> Tensor:
+    """Where placeholders stand together: ``(runs, 3)`` int64, of each its sample, first column and length.
+
+    Example:
+        >>> find_runs(torch.tensor([[5, 9, 9, 6], [9, 7, 9, 0]]), None, 9).tolist()
+        [[0, 1, 2], [1, 0, 1], [1, 2, 1]]
+    """
+    placeholder = input_ids == image_token_id
+    return _runs(placeholder if attention_mask is None else placeholder & attention_mask.bool())
+
+
+def _runs(placeholder: Tensor) -> Tensor:
+    before = torch.nn.functional.pad(placeholder, (1, 0))[:, :-1]
+    after = torch.nn.functional.pad(placeholder, (0, 1))[:, 1:]
+    row, first = (placeholder & ~before).nonzero().unbind(1)
+    last = (placeholder & ~after).nonzero()[:, 1]
+    return torch.stack([row, first, last - first + 1], 1)
+
+
+def _first_of_each_image(
+    placeholder: Tensor, inside: Tensor, written: Tensor, num_images: Sequence[int] | None
+) -> Tensor:
     """``(B, columns)`` bool: the first placeholder of each image."""
     images, total = len(written), int(placeholder.sum())
     per_sample = placeholder.sum(1).tolist()
@@ -94,26 +117,42 @@ def _first_of_each_image(placeholder: Tensor, written: Tensor, num_images: Seque
         _check_samples(per_sample, [int(one) for one in num_images], written.tolist())
     if total == images:
         return placeholder
-    if total != int(written.sum()):
-        runs = " or ".join(str(run) for run in sorted({1, *written.tolist()}))
-        raise ShapeError(
-            f"placeholders and images disagree: the samples hold {per_sample} placeholders, and {images} images came. "
-            f"Each image needs {runs} of them, here the same for all."
-        )
-    start = written.cumsum(0) - written
-    image = torch.repeat_interleave(written)
+    runs, ends = _runs(placeholder), written.cumsum(0)
+    whole = torch.isin(runs[:, 2].cumsum(0), ends)  # images may follow each other without a word between
+    if total != int(written.sum()) or not whole.all():
+        raise ShapeError(_disagreement(runs, ends, whole, written, per_sample, inside))
     row, column = placeholder.nonzero().unbind(1)
-    within = torch.arange(total, device=written.device) - start[image]
-    broken = (row != row[start][image]) | (column - column[start][image] != within)
-    if broken.any():
-        wrong = int(broken.nonzero()[0])
-        raise ShapeError(
-            f"sample {int(row[wrong])}: the {int(written[image[wrong]])} placeholders of an image must stand together; "
-            f"these are apart at column {int(column[wrong])}. Write one placeholder per image."
-        )
     first = torch.zeros_like(placeholder)
+    start = ends - written
     first[row[start], column[start]] = True
     return first
+
+
+def _disagreement(
+    runs: Tensor, ends: Tensor, whole: Tensor, written: Tensor, per_sample: list[int], inside: Tensor
+) -> str:
+    """What is wrong with placeholders that are not those of the images, and what it most likely comes from."""
+    lengths = " or ".join(str(run) for run in sorted({1, *written.tolist()}))
+    told = (
+        f"placeholders and images disagree: the samples hold {per_sample} placeholders, and {len(written)} images came. "
+        f"Each image needs {lengths} of them, here the same for all."
+    )
+    if whole.all():
+        return told
+    wrong = int((~whole).nonzero()[0])
+    sample, first, length = runs[wrong].tolist()
+    image = int((ends <= int(runs[: wrong + 1, 2].sum())).sum())
+    if inside[sample].nonzero().max() == first + length - 1:  # nothing after it
+        return (
+            f"{told} Sample {sample} ends inside a run of them, {length} long, as a prompt does that was truncated: "
+            "raise the tokenizer's max_length, or leave truncation out."
+        )
+    if image < len(written) and per_sample and length > 1:
+        told += (
+            f" Sample {sample} has a run of {length} at column {first}, where image {image} needs {int(written[image])} "
+            "that stand together: are the images in the order of the samples?"
+        )
+    return told
 
 
 def _check_samples(per_sample: list[int], num_images: list[int], written: list[int]) -> None:

@@ -1,5 +1,6 @@
 """Image processors of transformers: the geometry of theirs, so that masks go the same way, and one for our encoders."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from regiontok._require import require
 from regiontok.adapters.huggingface.tower import EncoderConfig
 from regiontok.encoders import Encoder
 from regiontok.errors import ValueRangeError
-from regiontok.geometry import ImageGeometry
+from regiontok.geometry import ImageGeometry, Size
 from regiontok.photos import as_photos
 
 transformers = require("transformers", extra="hf")
@@ -127,6 +128,41 @@ def geometry_of(processor: Any) -> ImageGeometry:
         f"{type(images).__name__} with size {size} and crop {crop} is none of letterbox, squash or center crop. Make "
         "masks on the grid yourself, with MaskSet.on_grid."
     )
+
+
+def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:
+    """The rows and columns of the tiles that a processor cuts photos into, ``(1, 1)`` for one in one piece.
+
+    Args:
+        processor: Of InternVL, Aya Vision, Cohere2 Vision, Idefics3 or SmolVLM, with the options that it has.
+        photos: As `regiontok.photos.as_photos` takes them.
+
+    Raises:
+        ValueRangeError: A processor that cuts photos otherwise, or not at all.
+
+    Example:
+        >>> images = transformers.SmolVLMImageProcessor(size={"longest_edge": 1024}, max_image_size={"longest_edge": 512})
+        >>> tiles_of(images, [Image.new("RGB", (80, 40))])
+        [(1, 2)]
+    """
+    images = getattr(processor, "image_processor", processor)
+    sizes = [(photo.height, photo.width) for photo in as_photos(list(photos))]
+    module = sys.modules[type(images).__module__]
+    canvas = getattr(module, "get_optimal_tiled_canvas", None)
+    if hasattr(images, "do_image_splitting"):
+        cut = [images.get_number_of_image_patches(height, width, {})[1:] for height, width in sizes]
+        return [(int(rows) or 1, int(cols) or 1) for rows, cols in cut]
+    if canvas is None or not hasattr(images, "crop_to_patches"):
+        raise ValueRangeError(
+            f"{type(images).__name__} does not tell the rows and columns of its tiles. Pass tiles yourself, or none."
+        )
+    defaults = getattr(sys.modules[type(processor).__module__], f"{type(processor).__name__}Kwargs", None)
+    of_images = getattr(defaults, "_defaults", {}).get("images_kwargs", {})
+    if not (images.crop_to_patches or of_images.get("crop_to_patches", False)):
+        return [(1, 1)] * len(sizes)
+    tile = _pair(_sides(images.size))
+    cut = [canvas(size, tile, images.min_patches, images.max_patches) for size in sizes]
+    return [(int(rows), int(cols)) for cols, rows in cut]
 
 
 def _sides(size: Any) -> dict[str, int]:

@@ -1,54 +1,30 @@
-"""A loaded model or a folder in, its region version out, and back; and why some models are refused."""
+"""A loaded model or a folder in, its region version out, and back."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 from regiontok._require import require
-from regiontok.adapters.huggingface.base import RegionMixin, check_dim, check_supported
-from regiontok.adapters.huggingface.llava import RegionLlavaForConditionalGeneration
-from regiontok.adapters.huggingface.llava_onevision import RegionLlavaOnevisionForConditionalGeneration
-from regiontok.adapters.huggingface.qwen2_5_vl import RegionQwen2_5_VLForConditionalGeneration
+from regiontok.adapters.huggingface.base import RegionMixin, check_supported, set_newline
+from regiontok.adapters.huggingface.families import FAMILIES, REFUSED
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 
 transformers = require("transformers", extra="hf")
 
-_FAMILIES: dict[str, Any] = {
-    family._stock.__name__: family
-    for family in (
-        RegionLlavaForConditionalGeneration,
-        RegionLlavaOnevisionForConditionalGeneration,
-        RegionQwen2_5_VLForConditionalGeneration,
-    )
-}
-
-_TILES = "it cuts a photo into tiles (anyres), which have a grid each"
-_ONE_TENSOR = "it takes the features of all images as one tensor, so images cannot differ in their counts"
-_REFUSED = {
-    "AyaVisionForConditionalGeneration": _ONE_TENSOR,
-    "FastVlmForConditionalGeneration": _ONE_TENSOR,
-    "Gemma3ForConditionalGeneration": _ONE_TENSOR,
-    "InternVLForConditionalGeneration": _ONE_TENSOR,
-    "LlavaNextForConditionalGeneration": _TILES,
-    "LlavaNextVideoForConditionalGeneration": _TILES,
-    "Mistral3ForConditionalGeneration": "its prompts end every row of patches with a token, and regions have no rows",
-    "PaliGemmaForConditionalGeneration": _ONE_TENSOR,
-    "Qwen3VLForConditionalGeneration": "its language model takes features of several layers for every patch",
-    "VipLlavaForConditionalGeneration": _ONE_TENSOR,
-}
+_BY_STOCK: dict[str, Any] = {family.stock: family.model for family in FAMILIES}
 
 
-def with_regions(model: Any, regionizer: Regionizer) -> Any:
+def with_regions(model: Any, regionizer: Regionizer, *, newline: str | None = None) -> Any:
     """The region version of a loaded model.
 
     The model given keeps its class, config and methods and can go on being used; no class is patched, and there is
     nothing to undo. Both have the same modules: training one, moving it or changing its mode or size does so to both.
 
     Args:
-        model: A ``LlavaForConditionalGeneration``, ``LlavaOnevisionForConditionalGeneration`` or
-            ``Qwen2_5_VLForConditionalGeneration`` of transformers, or the region version of one.
+        model: A multimodal model of transformers, of one of `FAMILIES`, or the region version of one.
         regionizer: How photos become tokens. It is moved to the model's device and dtype and becomes part of it.
+        newline: ``drop``, ``photo`` or ``row``, for LLaVA-NeXT and LLaVA-OneVision; see their `AnyresMixin`.
 
     Returns:
         A `RegionLlavaForConditionalGeneration`, or the like of the model's family.
@@ -66,13 +42,14 @@ def with_regions(model: Any, regionizer: Regionizer) -> Any:
     if not isinstance(regionizer, Regionizer):
         raise DTypeError(f"regionizer must be a Regionizer; got {type(regionizer).__name__}.")
     stock = model._stock if isinstance(model, RegionMixin) else type(model)
-    family = _FAMILIES.get(stock.__name__)
+    family = _BY_STOCK.get(stock.__name__)
     if family is None:
         raise ValueRangeError(_why_not(stock.__name__))
     check_supported(stock)
     view = _view(model, family)
     view.config.regiontok = dict(regionizer.config)
-    check_dim(regionizer, view.patch_dim)
+    set_newline(view.config, family, newline)
+    view._check_regionizer(regionizer)
     view.regionizer = regionizer.to(device=model.device, dtype=model.dtype).train(model.training)
     return view
 
@@ -96,7 +73,7 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
             f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on "
             "the hub."
         ) from error
-    family = next((one for one in _FAMILIES.values() if one.config_class.model_type == config.model_type), None)
+    family = next((one for one in _BY_STOCK.values() if one.config_class.model_type == config.model_type), None)
     if family is None:
         raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
     if getattr(config, "regiontok", ...) is None:
@@ -124,7 +101,9 @@ def without_regions(model: Any) -> Any:
         raise DTypeError(f"model must be one that with_regions made or a family's class; got {type(model).__name__}.")
     view = _view(model, model._stock)
     del view._modules["regionizer"]
-    del view.config.regiontok
+    for name in ("regiontok", "regiontok_newline"):
+        if hasattr(view.config, name):
+            delattr(view.config, name)
     return view
 
 
@@ -143,9 +122,9 @@ def _view(model: Any, kind: Any) -> Any:
 
 
 def _why_not(name: str) -> str:
-    known = ", ".join(_FAMILIES)
+    known = ", ".join(_BY_STOCK)
     if "Peft" in name:
         return f"{name} wraps a model. Give the model in it, peft_model.get_base_model(), and wrap its region version."
-    if name in _REFUSED:
-        return f"{name} cannot have region tokens: {_REFUSED[name]}. Use one of {known}."
+    if name in REFUSED:
+        return f"{name} cannot have region tokens: {REFUSED[name]}. Use one of {known}."
     return f"there is no adapter for {name}. Use one of {known}."

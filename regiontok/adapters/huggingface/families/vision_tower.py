@@ -1,4 +1,4 @@
-"""LLaVA-1.5: any vision tower, a projector, a language model."""
+"""A vision tower of one grid, a projector, a language model: LLaVA-1.5. Regions are made before the projector."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches, RegionMixin, register
+from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.views import View, whole_photos
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
 
@@ -33,13 +34,26 @@ class VisionTowerMixin(RegionMixin):
         """LLaVA's own."""
         return self.model.multi_modal_projector
 
+    @property
+    def tower_grid(self) -> Size:
+        """Rows and columns of the tower's patches."""
+        vision = self.config.vision_config
+        (height, width), (down, across) = pair(vision.image_size), pair(vision.patch_size)
+        return height // down, width // across
+
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """The vision tower's one grid, for each photo."""
+        return whole_photos([self.tower_grid] * photos)
+
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(images, rows, cols, dim)`` of pixels ``(images, 3, height, width)``."""
+        """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
+        features, written = self.encode_tiles(pixel_values)
+        return Patches(features, [written] * len(features))
+
+    def encode_tiles(self, pixel_values: Tensor) -> tuple[Tensor, int]:
+        """Features ``(tiles, rows, cols, dim)`` of pixels, and how many of its tokens the stock class takes of each."""
         if pixel_values.ndim != 4:
-            raise ShapeError(
-                f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}. Photos cut into "
-                "tiles (anyres) have several grids each and are not supported."
-            )
+            raise ShapeError(f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}.")
         tower = self.model.vision_tower
         output = tower(pixel_values.to(tower.dtype), output_hidden_states=True, return_dict=True)
         states, layers = output.hidden_states, _layers(self.config)
@@ -56,20 +70,12 @@ class VisionTowerMixin(RegionMixin):
             )
         maps = [_as_map(one, pixel_values, self.config.vision_config) for one in hidden]
         tokens = hidden[0].shape[1] if hidden[0].ndim == 3 else hidden[0][0, 0].numel()
-        written = tokens - (self.config.vision_feature_select_strategy == "default")
-        return Patches(torch.cat(maps, -1), [written] * len(pixel_values))
-
-    def image_grids(self, images: int, **inputs: Any) -> list[Size]:
-        """The vision tower's one grid, for each image."""
-        vision = self.config.vision_config
-        sides = [(one, one) if isinstance(one, int) else tuple(one) for one in (vision.image_size, vision.patch_size)]
-        (height, width), (down, across) = sides
-        return [(height // down, width // across)] * images
+        return torch.cat(maps, -1), tokens - (self.config.vision_feature_select_strategy == "default")
 
     def blank_image(self) -> dict[str, Any]:
         """One black image of the vision tower's size."""
-        size, tower = self.config.vision_config.image_size, self.model.vision_tower
-        height, width = (size, size) if isinstance(size, int) else size
+        tower = self.model.vision_tower
+        height, width = pair(self.config.vision_config.image_size)
         return {"pixel_values": torch.zeros(1, 3, height, width, device=tower.device, dtype=tower.dtype)}
 
 
@@ -107,12 +113,16 @@ def _layers(config: Any) -> list[int]:
     return [layers] if isinstance(layers, int) else list(layers)
 
 
+def pair(size: Any) -> Size:
+    """Height and width of what a config names by one number or two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
 def _as_map(hidden: Tensor, pixels: Tensor, config: Any) -> Tensor:
     """``(images, rows, cols, dim)`` of a hidden state; tokens before the patches are left out."""
     if hidden.ndim == 4:  # timm's, with channels first
         return hidden.permute(0, 2, 3, 1)
-    patch = config.patch_size
-    down, across = (patch, patch) if isinstance(patch, int) else patch
+    down, across = pair(config.patch_size)
     rows, cols = pixels.shape[2] // down, pixels.shape[3] // across
     prefix = hidden.shape[1] - rows * cols
     if prefix < 0:
@@ -121,6 +131,3 @@ def _as_map(hidden: Tensor, pixels: Tensor, config: Any) -> Tensor:
             f"{pixels.shape[3]}; got {hidden.shape[1]} of them. Towers that merge patches are not supported."
         )
     return hidden[:, prefix:].unflatten(1, (rows, cols))
-
-
-register(RegionLlavaForConditionalGeneration)

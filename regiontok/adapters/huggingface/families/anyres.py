@@ -1,0 +1,275 @@
+"""Photos in tiles that are packed into one run without their padding (anyres): LLaVA-NeXT and LLaVA-OneVision."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._checks import check_choice, check_sizes
+from regiontok._require import require
+from regiontok.adapters.huggingface.base import Patches
+from regiontok.adapters.huggingface.families.vision_tower import VisionTowerMixin, pair
+from regiontok.adapters.huggingface.views import Canvas, View, count_photos, stitch
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Size
+from regiontok.regionizer import Regionizer
+from regiontok.regions import RegionTokens
+
+transformers = require("transformers", extra="hf")
+
+NEWLINES = ("drop", "photo", "row")
+
+
+class AnyresMixin(VisionTowerMixin):
+    """Families that pad a photo on to a grid of tiles, and pack a thumbnail and the tiles without padding into one run.
+
+    The tiles of a photo are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
+    ends each row of patches with a newline, which says little after regions: ``config.regiontok_newline`` tells what
+    becomes of it. ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin
+    in each row, so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source,
+    and else ``drop``.
+    """
+
+    _encoder_inputs = ("image_sizes",)
+    _places_photos = True
+
+    @property
+    def newline(self) -> str:
+        """What becomes of the newline."""
+        chosen = getattr(self.config, "regiontok_newline", None)
+        return chosen or ("row" if self.regionizer.config["source"] == "patch" else "drop")
+
+    @property
+    def projector(self) -> Callable[[Tensor], Tensor]:
+        """LLaVA's own; a newline that is not used is kept in the graph, for ranks that train together."""
+        project, newline = self.model.multi_modal_projector, self.model.image_newline
+        return lambda values: project(values) + 0.0 * newline if self.training else project(values)
+
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """Of each photo the thumbnail, and the tiles without their padding."""
+        views: list[View] = []
+        for photo, size in enumerate(_need(image_sizes)):
+            views += self._views_of(photo, size)
+        return views
+
+    def tiles_of(self, size: Size) -> Size:
+        """Rows and columns of the tiles of a photo."""
+        side = self.config.vision_config.image_size
+        best = require("transformers.image_processing_utils", extra="hf").select_best_resolution
+        height, width = best(size, self.config.image_grid_pinpoints)
+        return height // side, width // side
+
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Features of each view, of pixels ``(photos, tiles, 3, height, width)``, which may be padded with tiles."""
+        sizes, inputs = self._sizes(pixel_values, inputs)
+        tiles, views = self._tiles(sizes, **inputs), self._all_views(sizes, **inputs)
+        counts = [1 if one is None else 1 + one[0] * one[1] for one in tiles]
+        if pixel_values.ndim == 5:
+            if len(pixel_values) != len(sizes) or pixel_values.shape[1] < max(counts):
+                raise ShapeError(
+                    f"pixel_values must hold {counts} tiles of {len(sizes)} photos, as image_sizes tell; got "
+                    f"{tuple(pixel_values.shape)}. Pass the processor's image_sizes, (height, width) of each photo."
+                )
+            pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
+        elif len(pixel_values) != sum(counts):
+            raise ShapeError(f"pixel_values must hold {sum(counts)} tiles; got {tuple(pixel_values.shape)}.")
+        features, _ = self.encode_tiles(pixel_values)
+        grids: list[Tensor] = []
+        written = [0] * len(sizes)
+        start = 0
+        for photo, count in enumerate(counts):
+            own = features[start : start + count]
+            start += count
+            seen = [view for view in views if view.photo == photo]
+            grids.append(own[0])
+            written[photo] = seen[0].patches + (len(seen) == 1)
+            for view in seen[1:]:
+                grids.append(self._unpad(stitch(own[1:], *(tiles[photo] or (1, 1))), sizes[photo], view))
+                written[photo] += view.patches + view.grid[0]
+        return Patches(grids, written, views)
+
+    def add_newlines(self, tokens: RegionTokens, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+        """The newline after each photo or row of tokens, where it is kept."""
+        after = self._ends(tokens, views)
+        region = torch.arange(len(tokens), device=tokens.values.device)
+        if after is None:
+            return tokens.values, region
+        index = region.repeat_interleave(1 + after.long())
+        is_newline = torch.zeros_like(index, dtype=torch.bool)
+        is_newline[1:] = index[1:] == index[:-1]
+        newline = self.model.image_newline.to(tokens.values)
+        return torch.where(is_newline[:, None], newline, tokens.values[index]), index.masked_fill(is_newline, -1)
+
+    def _ends(self, tokens: RegionTokens, views: Sequence[View]) -> Tensor | None:
+        """After which tokens a newline stands, ``(R,)`` bool."""
+        if self.newline == "drop":
+            return None
+        regions = tokens.regions
+        photo = torch.tensor([view.photo for view in views], device=regions.device)
+        ends = _changes(photo[regions.image])
+        if self.newline == "photo":
+            return ends
+        single = photo.bincount() == 1
+        rows = torch.tensor([view.grid[0] for view in views], device=regions.device)
+        cols = torch.tensor([view.grid[1] for view in views], device=regions.device)
+        row = regions.patch[regions.starts] // cols[regions.image] + (rows.cumsum(0) - rows)[regions.image]
+        thumbnail = torch.ones_like(photo, dtype=torch.bool)
+        thumbnail[1:] = photo[1:] != photo[:-1]
+        return torch.where(thumbnail[regions.image], ends & single[photo[regions.image]], _changes(row))
+
+    def _count_newlines(self, views: Sequence[View]) -> list[int]:
+        photos = count_photos(views)
+        if self.newline == "drop":
+            return [0] * photos
+        if self.newline == "photo":
+            return [1] * photos
+        if self.regionizer.config["source"] != "patch":
+            raise ValueRangeError(
+                "newline='row' writes as many as rows in which a region begins, known after encoding."
+            )
+        seen = [[view for view in views if view.photo == photo] for photo in range(photos)]
+        return [own[1].grid[0] if len(own) > 1 else 1 for own in seen]
+
+    def _views_of(self, photo: int, size: Size) -> list[View]:
+        height, width = pair(self.config.vision_config.image_size)
+        rows, cols = self.tower_grid
+        down, across = self.tiles_of(size)
+        thumbnail = View(photo, photo, (rows, cols), Canvas(ImageGeometry.squash((height, width)), (rows, cols)))
+        whole = torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols)
+        kept = self._unpad_image(whole, size)[0]
+        if 0 in kept.shape:
+            raise ShapeError(f"a photo of {size} is too narrow: nothing is left of its tiles. Leave it out.")
+        top, left = divmod(int(kept[0, 0]), across * cols)
+        geometry = ImageGeometry.letterbox((down * height, across * width))
+        canvas = Canvas(geometry, (down * rows, across * cols), top, left)
+        return [thumbnail, View(photo, photo, (kept.shape[0], kept.shape[1]), canvas)]
+
+    def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
+        return self._unpad_image(grid.permute(2, 0, 1), size).permute(1, 2, 0)
+
+    def _unpad_image(self, tensor: Tensor, size: Size) -> Tensor:
+        """The stock module's own function: ``(dim, rows, cols)`` without what is padding."""
+        unpad: Callable[[Tensor, Size], Tensor] = require(self._stock.__module__, extra="hf").unpad_image
+        return unpad(tensor, size)
+
+    def _sizes(self, pixel_values: Tensor, inputs: dict[str, Any]) -> tuple[list[Size], dict[str, Any]]:
+        """Sizes of photos, and the other inputs."""
+        return _need(inputs.get("image_sizes")), {name: one for name, one in inputs.items() if name != "image_sizes"}
+
+    def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
+        """Rows and columns of each photo's tiles; None for a photo that is a thumbnail alone."""
+        return [self.tiles_of(size) for size in sizes]
+
+    def _all_views(self, sizes: list[Size], **inputs: Any) -> list[View]:
+        return self.views(len(sizes), sizes)
+
+    def blank_image(self) -> dict[str, Any]:
+        """A photo of one tile, and its thumbnail."""
+        height, width = self.config.image_grid_pinpoints[0]
+        side = self.config.vision_config.image_size
+        tower, count = self.model.vision_tower, 1 + height // side * (width // side)
+        pixels = torch.zeros(1, count, 3, side, side, device=tower.device, dtype=tower.dtype)
+        return {"pixel_values": pixels, "image_sizes": [(height, width)]}
+
+    def _check_regionizer(self, regionizer: Regionizer) -> None:
+        super()._check_regionizer(regionizer)
+        newline = getattr(self.config, "regiontok_newline", None)
+        if newline is not None:
+            check_choice("newline", newline, NEWLINES)
+            if newline == "row" and regionizer.config["order"] != "raster":
+                raise ValueRangeError("newline='row' needs order='raster', in which rows of tokens follow each other.")
+
+
+class RegionLlavaNextForConditionalGeneration(AnyresMixin, transformers.LlavaNextForConditionalGeneration):
+    """``LlavaNextForConditionalGeneration`` that sees a photo as region tokens; see `AnyresMixin`."""
+
+    _stock = transformers.LlavaNextForConditionalGeneration
+
+
+class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.LlavaOnevisionForConditionalGeneration):
+    """``LlavaOnevisionForConditionalGeneration`` that sees a photo as region tokens; see `AnyresMixin`.
+
+    Its processor cuts the photo of a sample that has one, and gives a thumbnail alone where there are several: then
+    ``batch_num_images`` must come, as it gives it. A photo of more than nine tiles is scaled down; the stock class does
+    that after the projector and this one before, since regions are made there.
+    """
+
+    _stock = transformers.LlavaOnevisionForConditionalGeneration
+    _encoder_inputs = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
+
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """Of each photo the thumbnail, and the tiles without their padding where it was cut."""
+        return self._all_views(_need(image_sizes), **inputs)
+
+    def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
+        cut = self._cut(len(sizes), inputs)
+        return [self.tiles_of(size) if one else None for size, one in zip(sizes, cut, strict=True)]
+
+    def _all_views(self, sizes: list[Size], **inputs: Any) -> list[View]:
+        cut = self._cut(len(sizes), inputs)
+        limit = _most_tiles(inputs.get("vision_aspect_ratio") or self.config.vision_aspect_ratio)
+        views: list[View] = []
+        for photo, (size, one) in enumerate(zip(sizes, cut, strict=True)):
+            if one:
+                thumbnail, whole = self._views_of(photo, size)
+                views += [thumbnail, self._scaled(whole, limit)]
+            else:
+                padded = Canvas(ImageGeometry.letterbox(pair(self.config.vision_config.image_size)), self.tower_grid)
+                views.append(View(photo, photo, self.tower_grid, padded))
+        return views
+
+    def _sizes(self, pixel_values: Tensor, inputs: dict[str, Any]) -> tuple[list[Size], dict[str, Any]]:
+        """A photo of one tile was not cut, and needs no size but for its masks."""
+        if pixel_values.ndim == 5 and pixel_values.shape[1] == 1:
+            inputs = inputs | {"in_one_piece": True}
+            if inputs.get("image_sizes") is None:
+                inputs["image_sizes"] = [pair(self.config.vision_config.image_size)] * len(pixel_values)
+        return super()._sizes(pixel_values, inputs)
+
+    def _cut(self, photos: int, inputs: dict[str, Any]) -> list[bool]:
+        """Which photos are cut: those of samples that have one."""
+        given = inputs.get("batch_num_images")
+        if given is None or inputs.get("in_one_piece"):
+            return [not inputs.get("in_one_piece")] * photos
+        counts = [int(one) for one in given]
+        if sum(counts) != photos:
+            raise ShapeError(f"batch_num_images must add up to the {photos} photos; got {counts}.")
+        return [count == 1 for count in counts for _ in range(count)]
+
+    def _scaled(self, view: View, limit: int) -> View:
+        (rows, cols), side = view.grid, self.tower_grid[0]
+        ratio = math.sqrt(rows * cols / (limit * side**2))
+        if ratio <= 1.1:
+            return view
+        grid = int(rows // ratio), int(cols // ratio)
+        patch = pair(self.config.vision_config.patch_size)
+        whole = ImageGeometry.squash((grid[0] * patch[0], grid[1] * patch[1]))
+        return View(view.photo, view.run, grid, Canvas(whole, grid))
+
+    def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
+        kept = self._unpad_image(grid.permute(2, 0, 1), size)
+        if kept.shape[1:] != view.grid:
+            kept = nn.functional.interpolate(kept[None], view.grid, mode="bilinear")[0]
+        return kept.permute(1, 2, 0)
+
+
+def _need(image_sizes: Any) -> list[Size]:
+    if image_sizes is None:
+        raise ValueRangeError(
+            "pixel_values need image_sizes, the height and width of each photo, which the processor gives with them: "
+            "they tell how it was cut. Pass them."
+        )
+    return check_sizes("image_sizes", image_sizes)
+
+
+def _changes(values: Tensor) -> Tensor:
+    """Where the next one differs, and at the end."""
+    last = torch.ones_like(values, dtype=torch.bool)
+    last[:-1] = values[1:] != values[:-1]
+    return last
+
+
+def _most_tiles(ratio: str) -> int:
+    return int(ratio.strip("anyres_max_"))

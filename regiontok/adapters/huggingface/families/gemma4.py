@@ -1,0 +1,68 @@
+"""Gemma 4: photos at their own shape, padded to as many patches, whose positions tell their grids."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.views import View, whole_photos
+from regiontok.errors import ValueRangeError
+from regiontok.regions import Regions
+
+transformers = require("transformers", extra="hf")
+
+
+class RegionGemma4ForConditionalGeneration(RegionMixin, transformers.Gemma4ForConditionalGeneration):
+    """``Gemma4ForConditionalGeneration`` that sees an image as region tokens.
+
+    Regions are made of the pooled and projected features of its tower. The tokens of an image see each other both ways
+    where its patches do.
+    """
+
+    model: Any
+    _stock = transformers.Gemma4ForConditionalGeneration
+    _encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
+
+    @property
+    def patch_dim(self) -> int:
+        """The language model's dimension."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def projector(self) -> nn.Module:
+        """None: features are projected already."""
+        return nn.Identity()
+
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """The pooled grid of each photo, from ``image_position_ids (photos, patches, 2)``: x and y, -1 at padding."""
+        positions = inputs.get("image_position_ids")
+        if positions is None:
+            raise ValueRangeError(
+                "pixel_values need image_position_ids, which the processor gives with them: they tell each photo's "
+                "grid. Pass them."
+            )
+        side = self.config.vision_config.pooling_kernel_size
+        cols, rows = (positions.amax(1) + 1).unbind(1)
+        return whole_photos(list(zip((rows // side).tolist(), (cols // side).tolist(), strict=True)))
+
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Features ``(rows, cols, dim)`` of each photo, of its patches' pixels ``(photos, patches, numbers)``."""
+        views = self.views(0, **inputs)
+        output = self.model.get_image_features(pixel_values, inputs["image_position_ids"], return_dict=True)
+        features = [one.unflatten(0, view.grid) for one, view in zip(output.pooler_output, views, strict=True)]
+        return Patches(features, [view.patches for view in views])
+
+    def blank_image(self) -> dict[str, Any]:
+        """One pooled patch of black."""
+        vision, weight = self.config.vision_config, self.model.vision_tower.patch_embedder.input_proj.weight
+        side = vision.pooling_kernel_size
+        positions = torch.cartesian_prod(torch.arange(side), torch.arange(side)).to(weight.device)[None]
+        pixels = torch.zeros(1, side**2, 3 * vision.patch_size**2, device=weight.device, dtype=weight.dtype)
+        return {"pixel_values": pixels, "image_position_ids": positions}
+
+    def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
+        """Which tokens are of images."""
+        of_image = (inputs["input_ids"] == self.config.image_token_id) & inputs["attention_mask"].bool()
+        return {"mm_token_type_ids": of_image.long()}

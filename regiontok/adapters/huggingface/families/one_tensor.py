@@ -1,0 +1,137 @@
+"""The features of all photos in one tensor: PaliGemma, Gemma 3, FastVLM, VipLlava, and those that cut photos into tiles."""
+
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.views import View, whole_photos
+from regiontok.errors import ShapeError
+from regiontok.geometry import Size
+from regiontok.regions import Regions
+
+transformers = require("transformers", extra="hf")
+
+
+class OneTensorMixin(RegionMixin):
+    """Families whose ``get_image_features`` gives a square grid per image, projected, all in one tensor.
+
+    Regions are made of the projected features, as the language model gets them.
+    """
+
+    model: Any
+
+    @property
+    def patch_dim(self) -> int:
+        """The language model's dimension."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def projector(self) -> nn.Module:
+        """None: features are projected already."""
+        return nn.Identity()
+
+    @property
+    def tile_pixels(self) -> Size:
+        """Height and width of one image, or of one tile."""
+        size = self.config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def tile_grid(self) -> Size:
+        """Rows and columns of the features of one."""
+        height, width = self.tile_pixels
+        return height // self.config.vision_config.patch_size, width // self.config.vision_config.patch_size
+
+    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """The one grid of each photo."""
+        return whole_photos([self.tile_grid] * photos)
+
+    def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
+        """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
+        if pixel_values.ndim != 4:
+            raise ShapeError(f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}.")
+        features = self.encode_tiles(pixel_values)
+        return Patches(features, [features[0, ..., 0].numel()] * len(features))
+
+    def encode_tiles(self, pixel_values: Tensor) -> Tensor:
+        """Features ``(tiles, rows, cols, dim)``."""
+        features = self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        if features.shape[1] == self.tile_grid[0] * self.tile_grid[1]:
+            return features.unflatten(1, self.tile_grid)
+        side = isqrt(features.shape[1])
+        if side**2 != features.shape[1]:
+            raise ShapeError(
+                f"images must give square grids of features; got {features.shape[1]} features of each, for pixels "
+                f"{tuple(pixel_values.shape)}. Give images of {self.tile_pixels[0]} x {self.tile_pixels[1]} pixels."
+            )
+        return features.unflatten(1, (side, side))
+
+    def hand_over(self, output: Any) -> Any:
+        """All tokens as ``(1, tokens, dim)``."""
+        joined = output.pooler_output
+        joined = joined if isinstance(joined, Tensor) else torch.cat(list(joined))[None]
+        return transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=joined)
+
+    def blank_image(self) -> dict[str, Any]:
+        """One black image."""
+        height, width = self.tile_pixels
+        weight = next(self.model.vision_tower.parameters())
+        return {"pixel_values": torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)}
+
+
+class RegionPaliGemmaForConditionalGeneration(OneTensorMixin, transformers.PaliGemmaForConditionalGeneration):
+    """``PaliGemmaForConditionalGeneration``, 1 and 2, that sees an image as region tokens; see `OneTensorMixin`.
+
+    The ``token_type_ids`` that its processor gives for training, 0 for what sees both ways and 1 for the answer, are
+    laid out with the prompt.
+    """
+
+    _stock = transformers.PaliGemmaForConditionalGeneration
+    _token_inputs = {"token_type_ids": 0}  # noqa: RUF012  never changed
+
+
+class RegionGemma3ForConditionalGeneration(OneTensorMixin, transformers.Gemma3ForConditionalGeneration):
+    """``Gemma3ForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`.
+
+    The tokens of an image see each other both ways, as its patches do. With pan-and-scan, each crop counts as an image.
+    """
+
+    _stock = transformers.Gemma3ForConditionalGeneration
+    _encoder_inputs = ("token_type_ids",)
+
+    @property
+    def tile_grid(self) -> Size:
+        """The grid that patches are averaged to."""
+        return (isqrt(self.config.mm_tokens_per_image),) * 2
+
+    def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
+        """Which tokens are of images."""
+        of_image = (inputs["input_ids"] == self.config.image_token_id) & inputs["attention_mask"].bool()
+        return {"token_type_ids": of_image.long()}
+
+
+class RegionFastVlmForConditionalGeneration(OneTensorMixin, transformers.FastVlmForConditionalGeneration):
+    """``FastVlmForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`."""
+
+    _stock = transformers.FastVlmForConditionalGeneration
+
+    @property
+    def tile_grid(self) -> Size:
+        """As the config counts its features."""
+        return (isqrt(self.config.image_seq_length),) * 2
+
+    @property
+    def tile_pixels(self) -> Size:
+        """As many as make at least a patch each: 64 pixels are one of its convolutional tower, or more."""
+        rows, cols = self.tile_grid
+        return 64 * rows, 64 * cols
+
+
+class RegionVipLlavaForConditionalGeneration(OneTensorMixin, transformers.VipLlavaForConditionalGeneration):
+    """``VipLlavaForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`."""
+
+    _stock = transformers.VipLlavaForConditionalGeneration

@@ -1,0 +1,201 @@
+"""Photos in several grids: which part of a photo each shows, its masks cut to them, its budget shared over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regiontok._checks import check_integer
+from regiontok.clustering import Budget
+from regiontok.downsample import MaskDownsampler, Masks
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.geometry import ImageGeometry, Size
+from regiontok.maskset import MaskSet
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Where a view lies: on the input that its whole photo was placed on, before it was cut.
+
+    Attributes:
+        geometry: How the photo was placed.
+        grid: Rows and columns of the patches of all of it.
+        top: The view's first row.
+        left: The view's first column.
+    """
+
+    geometry: ImageGeometry
+    grid: Size
+    top: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """A grid of patches that shows a photo or a part of it.
+
+    Attributes:
+        photo: Which photo of the batch.
+        run: Which run of placeholders its tokens stand in; views of one run follow each other.
+        grid: Rows and columns of its patches.
+        canvas: Where it lies; None where that is not known, or is the Regionizer's own ``geometry``.
+    """
+
+    photo: int
+    run: int
+    grid: Size
+    canvas: Canvas | None = None
+
+    @property
+    def patches(self) -> int:
+        """How many it has."""
+        return self.grid[0] * self.grid[1]
+
+
+def whole_photos(grids: Sequence[Size]) -> list[View]:
+    """One view of every photo."""
+    return [View(photo, photo, grid) for photo, grid in enumerate(grids)]
+
+
+def count_photos(views: Sequence[View]) -> int:
+    """How many photos views are of."""
+    return 1 + max(view.photo for view in views) if views else 0
+
+
+def tiled(
+    tiles: Sequence[Size | int],
+    side: Size,
+    pixels: Size,
+    *,
+    stitched: bool = False,
+    tagged: bool = False,
+    thumbnail_first: bool = False,
+    letterbox: bool = False,
+) -> list[View]:
+    """The views of photos that a processor cut into equal tiles.
+
+    Args:
+        tiles: Per photo the rows and columns of its tiles, or their number where no more is known. A photo of several
+            has a thumbnail besides, which a number counts too.
+        side: Rows and columns of the patches of one tile.
+        pixels: Height and width of one tile.
+        stitched: Whether the tiles of a photo become one view.
+        tagged: Whether each tile has a run of its own, and not each photo.
+        thumbnail_first: Whether the thumbnail stands before the tiles.
+        letterbox: Whether the photo was padded on to the tiles, and not stretched.
+
+    Example:
+        >>> views = tiled([(1, 1), (1, 2)], (4, 4), (56, 56), stitched=True)
+        >>> [(view.photo, view.grid) for view in views]
+        [(0, (4, 4)), (1, (4, 8)), (1, (4, 4))]
+    """
+    views: list[View] = []
+    run = -1
+    (rows, cols), (height, width) = side, pixels
+    whole = Canvas(ImageGeometry.squash(pixels), side)
+    for photo, one in enumerate(tiles):
+        parts: list[tuple[Size, Canvas | None]]
+        if isinstance(one, int):
+            parts = [(side, whole if one == 1 else None)] * one
+        elif one == (1, 1):
+            parts = [(side, whole)]
+        else:
+            down, across = one
+            kind = ImageGeometry.letterbox if letterbox else ImageGeometry.squash
+            geometry, grid = kind((down * height, across * width)), (down * rows, across * cols)
+            if stitched:
+                parts = [(grid, Canvas(geometry, grid))]
+            else:
+                corners = [(row * rows, col * cols) for row in range(down) for col in range(across)]
+                parts = [(side, Canvas(geometry, grid, top, left)) for top, left in corners]
+            parts.insert(0 if thumbnail_first else len(parts), (side, whole))
+        run += not tagged
+        for grid, canvas in parts:
+            run += tagged
+            views.append(View(photo, run, grid, canvas))
+    return views
+
+
+def stitch(tiles: Tensor, rows: int, cols: int) -> Tensor:
+    """Tiles ``(rows * cols, r, c, dim)``, row by row, as one grid ``(rows * r, cols * c, dim)``."""
+    _, down, across, dim = tiles.shape
+    return tiles.reshape(rows, cols, down, across, dim).transpose(1, 2).reshape(rows * down, cols * across, dim)
+
+
+def cut_masks(views: Sequence[View], masks: Sequence[Masks], sizes: Sequence[Size] | None) -> list[MaskSet]:
+    """Each photo's masks on the grids of its views; all masks are in all of them, so their numbers stay.
+
+    Args:
+        views: Of the batch.
+        masks: One entry per photo; see `MaskDownsampler`.
+        sizes: Height and width of each photo, where masks may be of another size: that is refused.
+
+    Raises:
+        ShapeError: Another number of entries than photos.
+        ValueRangeError: Masks on a grid, which cannot be cut, or a photo whose tiles lie nobody knows how.
+    """
+    photos = count_photos(views)
+    for name, given in (("masks", masks), ("image_sizes", sizes)):
+        if given is not None and len(given) != photos:
+            raise ShapeError(f"{name} must have one entry per photo, {photos}; got {len(given)}.")
+    prepared: list[MaskSet] = []
+    for photo, one in enumerate(masks):
+        own = MaskSet.of(one, size=None if sizes is None else sizes[photo])
+        if own.coverage is not None:
+            raise ValueRangeError(f"masks[{photo}] are on a grid, and its photo has several. Pass masks of the photo.")
+        prepared.append(own)
+    covered: dict[tuple[int, ImageGeometry, Size], Tensor] = {}
+    cut = []
+    for view in views:
+        own, canvas = prepared[view.photo], view.canvas
+        if canvas is None:
+            raise ValueRangeError(
+                f"photo {view.photo} has several tiles whose rows and columns are not known, so its masks cannot be "
+                "cut. Pass tiles, the rows and columns of each photo, as tiles_of(processor, photos) tells them."
+            )
+        known = view.photo, canvas.geometry, canvas.grid
+        if known not in covered:
+            covered[known] = MaskDownsampler(canvas.grid, geometry=canvas.geometry).coverage(own)
+        (rows, cols), top, left = view.grid, canvas.top, canvas.left
+        part = covered[known][:, top : top + rows, left : left + cols]
+        cut.append(MaskSet.on_grid(part, scores=own.scores, stability=own.stability))
+    return cut
+
+
+def share_budget(views: Sequence[View], num_regions: Budget) -> list[int]:
+    """Budgets of views that add up to their photo's, in proportion to their patches and at least 1.
+
+    Args:
+        views: Of the batch.
+        num_regions: Tokens per photo, one number or one each.
+
+    Raises:
+        ShapeError: Another number of budgets than photos.
+        ValueRangeError: A photo of more views than it may have tokens.
+
+    Example:
+        >>> share_budget(tiled([(2, 2)], (4, 4), (56, 56), stitched=True), 40)
+        [32, 8]
+    """
+    photos = count_photos(views)
+    given: Any = num_regions.tolist() if isinstance(num_regions, Tensor) else num_regions
+    budgets = [given] * photos if not isinstance(given, Sequence) and not hasattr(given, "__len__") else list(given)
+    if len(budgets) != photos:
+        raise ShapeError(f"num_regions must be one number, or one per photo, {photos}; got {len(budgets)} of them.")
+    shared: list[int] = []
+    for photo, budget in enumerate(budgets):
+        spare = torch.tensor([view.patches - 1 for view in views if view.photo == photo])
+        left = min(check_integer("num_regions", budget), int(spare.sum()) + len(spare)) - len(spare)
+        if left < 0:
+            raise ValueRangeError(
+                f"num_regions must be at least {len(spare)} for photo {photo}, whose tiles need a token each; got "
+                f"{budget}. Give the processor fewer tiles, or a larger budget."
+            )
+        quota = spare.double() * left / max(1, int(spare.sum()))
+        own = quota.floor().long()
+        rest = (quota - own).sort(descending=True, stable=True).indices[: left - int(own.sum())]
+        own[rest] += 1
+        shared += (own + 1).tolist()
+    return shared
