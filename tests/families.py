@@ -1,7 +1,7 @@
 """Every family that can have region tokens, as a small random model with three photos and what a processor writes for them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import transformers
@@ -32,7 +32,11 @@ def build(name, **options):
     """A stock model of a family by the stem of its classes."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**options)
-    return getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():  # Gemma 3's projection, which would make all images one
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
 
 
 def random(*shape, seed=1):
@@ -41,6 +45,10 @@ def random(*shape, seed=1):
 
 def word(tag, run):
     return [tag, *[IMAGE] * run]
+
+
+ROWS = [[5, "a", 7, "b", 8], [6, 7], [3, "c", 4]]
+"""Two photos, none, and one."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,20 @@ class Case:
         written: Per photo, what a processor writes for it; pieces of ``-n`` stand for runs of n placeholders.
         pixels: Photos of each sample, such as ``[[0, 1], [], [2]]``, to what the processor gives for them.
         kinds: The name under which the stock class takes which tokens are of images.
-        tiled: Whether views know where they lie on photos.
+        tiles: Per photo, what ``tiles`` says where prompts hold one placeholder for several tiles.
     """
 
     make: Callable
     written: list[list[int]]
     pixels: Callable
     kinds: str | None = None
-    tiled: bool = False
-    options: dict = field(default_factory=dict)
+    tiles: list | None = None
 
     def piece(self, photo, *, whole=True):
         """Tokens of a photo, with a processor's runs or with one placeholder for each."""
-        return [one for part in self.written[photo] for one in ([part] if part > 0 else [IMAGE] * (-part if whole else 1))]
+        return [
+            one for part in self.written[photo] for one in ([part] if part > 0 else [IMAGE] * (-part if whole else 1))
+        ]
 
     def prompts(self, rows, *, whole=True, left=True):
         """``input_ids`` and ``attention_mask`` of rows of words, where a photo is written as ``"a"``, ``"b"`` or ``"c"``."""
@@ -73,10 +82,15 @@ class Case:
         ids = torch.tensor([[PAD] * (width - len(row)) * left + row + [PAD] * (width - len(row)) * (not left) for row in rows])  # fmt: skip
         return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
 
-    def photos(self, rows):
-        """What the processor gives for the photos of rows; nothing where there are none."""
+    def inputs(self, rows=ROWS, *, whole=True, left=True):
+        """Prompts, and what the processor gives for their photos; nothing where there are none."""
         samples = [["abc".index(word) for word in row if isinstance(word, str)] for row in rows]
-        return self.pixels(samples) if any(samples) else {}
+        given = self.prompts(rows, whole=whole, left=left)
+        if any(samples):
+            given |= self.pixels(samples)
+        if self.tiles and not whole:
+            given["tiles"] = [self.tiles[photo] for photo in flat(samples)]
+        return given
 
     def for_stock(self, given):
         """What the stock class needs to know besides."""
@@ -166,12 +180,12 @@ CASES = {
     "LLaVA-NeXT": Case(
         lambda: build("LlavaNext", vision_config=CLIP, text_config=TEXT | {"model_type": "llama"}, image_token_index=IMAGE,
                       image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]]),
-        [[-(16 + 2 * 9)], [-(16 + 8 * 3)], [-(16 + 4 * 9)]], anyres, tiled=True,
+        [[-(16 + 2 * 9)], [-(16 + 8 * 3)], [-(16 + 4 * 9)]], anyres,
     ),
     "LLaVA-OneVision": Case(
         lambda: build("LlavaOnevision", vision_config=SIGLIP, text_config=TEXT | {"model_type": "qwen2"}, **IDS,
                       image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]]),
-        [[-17], [-17], [-(16 + 4 * 9)]], onevision, tiled=True,
+        [[-17], [-17], [-(16 + 4 * 9)]], onevision,
     ),
     "Qwen2-VL": Case(
         lambda: build("Qwen2VL", text_config=TEXT | {"rope_parameters": ROPE}, **QWEN_IDS,
@@ -216,33 +230,33 @@ CASES = {
     "InternVL": Case(
         lambda: build("InternVL", vision_config=TOWER | {"image_size": [56, 56], "patch_size": [14, 14]},
                       text_config=TEXT | {"model_type": "qwen2"}, image_token_id=IMAGE, image_seq_length=4),
-        FIVE, tiles, tiled=True,
+        FIVE, tiles, tiles=TILES,
     ),
     "PerceptionLM": Case(
         lambda: build("PerceptionLM", text_config=TEXT | {"model_type": "llama"}, projector_pooling_ratio=2, **IDS,
                       vision_config={"architecture": "vit_pe_core_large_patch14_336", "hidden_size": 32, "model_args": {
                           "embed_dim": 32, "img_size": [56, 56], "depth": 2, "num_heads": 2, "global_pool": "",
                           "use_post_transformer_norm": False, "init_values": 0.1, "ref_feat_shape": [4, 4]}}),
-        [[-12]] * 3, tiles_by_photo, tiled=True,
+        [[-12]] * 3, tiles_by_photo, tiles=[3, 3, 3],
     ),
     "Aya Vision": Case(
         lambda: build("AyaVision", vision_config=SIGLIP, text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32},
                       image_token_index=IMAGE),
         [[50, 60, -4, 51], [50, 61, -4, 62, -4, 63, -4, 64, -4, 60, -4, 51], [50, 61, -4, 62, -4, 60, -4, 51]],
-        tiles, tiled=True,
+        tiles,
     ),
     "Cohere2 Vision": Case(
         lambda: build("Cohere2Vision", vision_config=SIGLIP, image_token_id=IMAGE, alignment_intermediate_size=64,
                       text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32}),
-        [[50, -4, 7, 51], [50, *[-4, 7] * 5, 51], [50, *[-4, 7] * 3, 51]], tiles, tiled=True,
+        [[50, -4, 7, 51], [50, *[-4, 7] * 5, 51], [50, *[-4, 7] * 3, 51]], tiles,
     ),
     "Idefics3": Case(
         lambda: build("Idefics3", vision_config=TOWER, text_config=TEXT | {"model_type": "llama"}, image_token_id=IMAGE),
-        tagged(), tiles_by_sample, tiled=True,
+        tagged(), tiles_by_sample,
     ),
     "SmolVLM": Case(
         lambda: build("SmolVLM", vision_config=TOWER, text_config=TEXT | {"model_type": "llama"}, image_token_id=IMAGE),
-        tagged(), tiles_by_sample, tiled=True,
+        tagged(), tiles_by_sample,
     ),
     "Gemma 3": Case(
         lambda: build("Gemma3", vision_config=SIGLIP, image_token_index=IMAGE, boi_token_index=97, eoi_token_index=96,
@@ -277,5 +291,3 @@ CASES = {
         [[-16]] * 3, images(3, 56, 56),
     ),
 }  # fmt: skip
-ROWS = [[5, "a", 7, "b", 8], [6, 7], [3, "c", 4]]
-"""Two photos, none, and one."""

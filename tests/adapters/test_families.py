@@ -137,15 +137,17 @@ def test_one_tile_of_onevision_is_its_regions():
     stock = tiny_onevision()
     model = with_regions(stock, Regionizer(**IDENTITY))
     tiles = torch.randn(2, 1, 3, 28, 28)
-    for run in (1, 5):  # 2 x 2 patches and the newline
-        ids = torch.tensor([[5] + [IMAGE] * run + [6] + [IMAGE] * run + [7]])
-        given = {"image_sizes": torch.tensor([[28, 28], [28, 28]]), "batch_num_images": torch.tensor([2])}
-        assert model(input_ids=ids, pixel_values=tiles, **given).logits.shape[1] == 11
+    for newline, length in (("row", 13), ("photo", 13), ("drop", 11)):
+        model = with_regions(stock, Regionizer(**IDENTITY), newline=newline)
+        for run in (1, 5):  # 2 x 2 patches and the newline
+            ids = torch.tensor([[5] + [IMAGE] * run + [6] + [IMAGE] * run + [7]])
+            given = {"image_sizes": torch.tensor([[28, 28], [28, 28]]), "batch_num_images": torch.tensor([2])}
+            assert model(input_ids=ids, pixel_values=tiles, **given).logits.shape[1] == length
     features = stock.model.multi_modal_projector(
         stock.model.vision_tower(tiles[:, 0], output_hidden_states=True).hidden_states[-1]
     )
     assert torch.equal(model.encode_regions(tiles).values, features.flatten(0, 1))
-    with pytest.raises(ShapeError, match=r"each image must be one tile; got 3 tiles \(anyres\)"):
+    with pytest.raises(ValueRangeError, match="pixel_values need image_sizes, the height and width of each photo"):
         model.encode_patches(torch.randn(1, 3, 3, 28, 28))
     with pytest.raises(ValueRangeError, match="videos are not cut into regions"):
         model(input_ids=ids, pixel_values=tiles, pixel_values_videos=tiles)

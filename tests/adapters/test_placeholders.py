@@ -63,8 +63,8 @@ def lay(rows, counts, **options):
         ([[1, 9, 9], [2, 3]], [3, 3], {"num_images": [1, 1]}, "sample 0: it holds 2 placeholders and has 1 images"),
         ([[1, 9], [2, 3]], [3], {"num_images": [1]}, r"num_images must have one number per sample, 2, that add up to the 1 images; got \[1\]"),
         ([[1, 9], [2, 3]], [3], {"num_images": [1, 1]}, "num_images must have one number per sample"),
-        ([[9, 9, 1, 9, 9]], [2], {}, "sample 0: the 4 placeholders of an image must stand together; these are apart at column 3"),
-        ([[9, 9], [9, 9]], [2], {}, "sample 1: the 4 placeholders of an image must stand together"),
+        ([[9, 9, 1, 9, 9]], [2], {}, "Sample 0 has 2 together at column 0, and image 0 needs 4: are the images in the order"),
+        ([[9, 9], [9, 9]], [2], {}, r"Sample 0 ends inside a run of them, 2 long, as a prompt does that was truncated: raise the tokenizer's max_length"),
         ([[1, 9]], [2], {"mask": torch.ones(1, 1, 2, 2)}, r"attention_mask must be \(1, 2\), like input_ids; got \(1, 1, 2, 2\)"),
     ],
 )  # fmt: skip

@@ -204,7 +204,7 @@ class RegionMixin:
         return {}
 
     def hand_over(self, output: Any) -> Any:
-        """Encoded features, a list of ``(tokens, text_dim)``, as the stock class takes them; as they are, by default."""
+        """Encoded features, a list of ``(tokens, text_dim)``, as the stock class takes them; a list, by default."""
         return output
 
     def encode_regions(
@@ -384,8 +384,8 @@ class RegionMixin:
             return super().generate(inputs, generation_config, *args, **kwargs)
         ids = kwargs.pop("input_ids", inputs)
         self._refuse_given(ids, kwargs)
-        names = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions")
-        names += (*self._encoder_inputs, *self._token_inputs)
+        of_all = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions")
+        names = (*of_all, *self._encoder_inputs, *self._token_inputs)
         given = {name: one for name in names if (one := kwargs.pop(name, None)) is not None}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
@@ -498,7 +498,7 @@ class RegionMixin:
         check_dim(regionizer, self.patch_dim)
         if self._places_photos and regionizer.config["geometry"] is not None:
             raise ValueRangeError(
-                f"{type(self).__name__} knows itself how photos lie on their tiles. Leave geometry out of the Regionizer."
+                f"{type(self).__name__} knows itself how photos lie on tiles. Leave geometry out of the Regionizer."
             )
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -526,7 +526,9 @@ def register(family: type[Any]) -> None:
     It skips classes that are not its own, and would lose ``lm_head`` without a word.
     """
     mapping = require("transformers.conversion_mapping", extra="hf")
-    known = mapping.get_checkpoint_conversion_mapping(family.config_class.model_type)
+    of_class, of_type = family._stock.__name__, family.config_class.model_type  # the first goes before, as there
+    known = mapping.get_checkpoint_conversion_mapping(of_class)
+    known = mapping.get_checkpoint_conversion_mapping(of_type) if known is None else known
     if known is not None:
         mapping.register_checkpoint_conversion_mapping(family.__name__, known, overwrite=True)
 
@@ -591,7 +593,7 @@ def _has_past(kwargs: dict[str, Any]) -> bool:
 def _refuse_other_media(kwargs: dict[str, Any]) -> None:
     for name, media in _OTHER_MEDIA.items():
         if kwargs.get(name) is not None:
-            raise ValueRangeError(f"{media} cannot be cut into regions. Leave {name} out.")
+            raise ValueRangeError(f"{media} are not cut into regions. Leave {name} out.")
 
 
 def _keeps_all(logits_to_keep: Any) -> bool:

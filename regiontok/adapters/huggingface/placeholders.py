@@ -134,8 +134,8 @@ def _disagreement(
     """What is wrong with placeholders that are not those of the images, and what it most likely comes from."""
     lengths = " or ".join(str(run) for run in sorted({1, *written.tolist()}))
     told = (
-        f"placeholders and images disagree: the samples hold {per_sample} placeholders, and {len(written)} images came. "
-        f"Each image needs {lengths} of them, here the same for all."
+        f"placeholders and images disagree: the samples hold {per_sample} placeholders, and {len(written)} images came."
+        f" Each image needs {lengths} of them, here the same for all."
     )
     if whole.all():
         return told
@@ -149,8 +149,8 @@ def _disagreement(
         )
     if image < len(written) and per_sample and length > 1:
         told += (
-            f" Sample {sample} has a run of {length} at column {first}, where image {image} needs {int(written[image])} "
-            "that stand together: are the images in the order of the samples?"
+            f" Sample {sample} has {length} together at column {first}, and image {image} needs {int(written[image])}:"
+            " are the images in the order of the samples, and their placeholders together?"
         )
     return told
 

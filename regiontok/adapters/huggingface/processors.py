@@ -141,8 +141,8 @@ def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:
         ValueRangeError: A processor that cuts photos otherwise, or not at all.
 
     Example:
-        >>> images = transformers.SmolVLMImageProcessor(size={"longest_edge": 1024}, max_image_size={"longest_edge": 512})
-        >>> tiles_of(images, [Image.new("RGB", (80, 40))])
+        >>> sizes = {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}}
+        >>> tiles_of(transformers.SmolVLMImageProcessor(**sizes), [Image.new("RGB", (80, 40))])
         [(1, 2)]
     """
     images = getattr(processor, "image_processor", processor)

@@ -3,13 +3,13 @@
     vision_tower        one grid, regions before the projector: LLaVA-1.5
     anyres              tiles packed without their padding, likewise: LLaVA-NeXT, LLaVA-OneVision
     one_tensor          one grid, regions after the projector: PaliGemma, Gemma 3, FastVLM, VipLlava
-    tiles               tiles of one size, likewise: InternVL, PerceptionLM, Aya Vision, Cohere2 Vision, Idefics3, SmolVLM
+    tiles               tiles of one size, likewise: InternVL, PerceptionLM, Aya and Cohere2 Vision, Idefics3, SmolVLM
     native_resolution   grids that differ between photos, positions in two dimensions: Qwen-VL, GLM-V
     gemma4              grids that differ between photos, padded: Gemma 4
 
-`FAMILIES` is the table of them all, of which the documentation is made. A new family is a class of some lines in the file
-of its mechanism, a line here and a small model in ``tests/models.py``; "Add a family" in the documentation goes through
-it.
+`FAMILIES` is the table of them all, of which the documentation is made. A new family is a class of some lines in the
+file of its mechanism, an entry here and a small model in ``tests/families.py``; the documentation's "Add a family" goes
+through it.
 """
 
 from typing import Any, NamedTuple
@@ -45,6 +45,33 @@ from regiontok.adapters.huggingface.families.tiles import (
 )
 from regiontok.adapters.huggingface.families.vision_tower import RegionLlavaForConditionalGeneration
 
+__all__ = [
+    "FAMILIES",
+    "REFUSED",
+    "Family",
+    "RegionAyaVisionForConditionalGeneration",
+    "RegionCohere2VisionForConditionalGeneration",
+    "RegionFastVlmForConditionalGeneration",
+    "RegionGemma3ForConditionalGeneration",
+    "RegionGemma4ForConditionalGeneration",
+    "RegionGlm4vForConditionalGeneration",
+    "RegionGlm46VForConditionalGeneration",
+    "RegionIdefics3ForConditionalGeneration",
+    "RegionInternVLForConditionalGeneration",
+    "RegionLlavaForConditionalGeneration",
+    "RegionLlavaNextForConditionalGeneration",
+    "RegionLlavaOnevisionForConditionalGeneration",
+    "RegionPaliGemmaForConditionalGeneration",
+    "RegionPerceptionLMForConditionalGeneration",
+    "RegionQwen2VLForConditionalGeneration",
+    "RegionQwen2_5_VLForConditionalGeneration",
+    "RegionQwen3VLForConditionalGeneration",
+    "RegionQwen3VLMoeForConditionalGeneration",
+    "RegionQwen3_5ForConditionalGeneration",
+    "RegionSmolVLMForConditionalGeneration",
+    "RegionVipLlavaForConditionalGeneration",
+]
+
 
 class Family(NamedTuple):
     """One line of the table.
@@ -75,33 +102,77 @@ class Family(NamedTuple):
 
 
 _TOWER, _PROJECTED, _MERGED = "patches of the vision tower", "projected patches", "merged patches"
-_STITCHED = "regions cross tiles where `tiles` tells their rows and columns, and stay in them else"
-_TAGGED = "regions stay in their tile, each of which has a run of its own; the budget is the photo's"
+_GRID, _CENTROID = "`image_grid_thw`", "a region's rotary position is its centroid"
+_STITCHED = "regions cross tiles where `tiles` tells their rows and columns, and else stay in them"
+_TAGGED = "each tile has a run of its own, in which its regions stay"
 
 FAMILIES: tuple[Family, ...] = (
-    Family("LLaVA-1.5", RegionLlavaForConditionalGeneration, _TOWER, "", "any vision tower of one grid: transformers' (CLIP, SigLIP, DINOv2, RADIO), timm's, or any of our encoders by `EncoderTower.load(name)`"),
-    Family("LLaVA-NeXT", RegionLlavaNextForConditionalGeneration, _TOWER, "`image_sizes`", "thumbnail and tiles are two grids, regions cross tiles; the newline is an option"),
-    Family("LLaVA-OneVision", RegionLlavaOnevisionForConditionalGeneration, _TOWER, "`image_sizes`, `batch_num_images`", "as LLaVA-NeXT; photos of more than nine tiles are scaled before the projector, not after it"),
-    Family("Qwen2-VL", RegionQwen2VLForConditionalGeneration, _MERGED, "`image_grid_thw`", "a region's rotary position is its centroid"),
-    Family("Qwen2.5-VL", RegionQwen2_5_VLForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise"),
-    Family("Qwen3-VL", RegionQwen3VLForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise; deepstack features are means over the same regions"),
-    Family("Qwen3-VL MoE", RegionQwen3VLMoeForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise"),
-    Family("Qwen3.5", RegionQwen3_5ForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise, without deepstack"),
-    Family("GLM-4.1V", RegionGlm4vForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise"),
-    Family("GLM-4.6V", RegionGlm46VForConditionalGeneration, _MERGED, "`image_grid_thw`", "likewise"),
+    Family(
+        "LLaVA-1.5",
+        RegionLlavaForConditionalGeneration,
+        _TOWER,
+        "",
+        "any vision tower of one grid: transformers' (CLIP, SigLIP, DINOv2, RADIO), timm's, or any of our encoders by "
+        "`EncoderTower.load(name)`",
+    ),
+    Family(
+        "LLaVA-NeXT",
+        RegionLlavaNextForConditionalGeneration,
+        _TOWER,
+        "`image_sizes`",
+        "the thumbnail and all tiles together are two grids, so regions cross tiles; newlines are an option",
+    ),
+    Family(
+        "LLaVA-OneVision",
+        RegionLlavaOnevisionForConditionalGeneration,
+        _TOWER,
+        "`image_sizes`, `batch_num_images`",
+        "as LLaVA-NeXT; photos of more than nine tiles are scaled down before the projector, not after it",
+    ),
+    Family("Qwen2-VL", RegionQwen2VLForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("Qwen2.5-VL", RegionQwen2_5_VLForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family(
+        "Qwen3-VL",
+        RegionQwen3VLForConditionalGeneration,
+        _MERGED,
+        _GRID,
+        f"{_CENTROID}; deepstack features are means over the same regions",
+    ),
+    Family("Qwen3-VL MoE", RegionQwen3VLMoeForConditionalGeneration, _MERGED, _GRID, "as Qwen3-VL"),
+    Family("Qwen3.5", RegionQwen3_5ForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.1V", RegionGlm4vForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.6V", RegionGlm46VForConditionalGeneration, _MERGED, _GRID, _CENTROID),
     Family("InternVL", RegionInternVLForConditionalGeneration, _PROJECTED, "", _STITCHED),
     Family("PerceptionLM", RegionPerceptionLMForConditionalGeneration, _PROJECTED, "", _STITCHED),
     Family("Aya Vision", RegionAyaVisionForConditionalGeneration, _PROJECTED, "", _TAGGED),
     Family("Cohere2 Vision", RegionCohere2VisionForConditionalGeneration, _PROJECTED, "", _TAGGED),
     Family("Idefics3", RegionIdefics3ForConditionalGeneration, _PROJECTED, "", _TAGGED),
     Family("SmolVLM", RegionSmolVLMForConditionalGeneration, _PROJECTED, "", _TAGGED),
-    Family("Gemma 3", RegionGemma3ForConditionalGeneration, _PROJECTED, "", "tokens of an image see each other both ways; with pan-and-scan each crop is an image"),
-    Family("Gemma 4", RegionGemma4ForConditionalGeneration, _PROJECTED, "`image_position_ids`", "grids differ between photos"),
-    Family("PaliGemma", RegionPaliGemmaForConditionalGeneration, _PROJECTED, "", "1 and 2; `token_type_ids` for training are laid out with the prompt"),
+    Family(
+        "Gemma 3",
+        RegionGemma3ForConditionalGeneration,
+        _PROJECTED,
+        "",
+        "tokens of an image see each other both ways; with pan-and-scan each crop counts as an image",
+    ),
+    Family(
+        "Gemma 4",
+        RegionGemma4ForConditionalGeneration,
+        _PROJECTED,
+        "`image_position_ids`",
+        "grids differ between photos; tokens of an image see each other both ways where the config says so",
+    ),
+    Family(
+        "PaliGemma",
+        RegionPaliGemmaForConditionalGeneration,
+        _PROJECTED,
+        "",
+        "1 and 2; the `token_type_ids` of training are laid out with the prompt",
+    ),
     Family("FastVLM", RegionFastVlmForConditionalGeneration, _PROJECTED, "", ""),
     Family("VipLlava", RegionVipLlavaForConditionalGeneration, _PROJECTED, "", ""),
-)  # fmt: skip
-"""All of them."""
+)
+"""All of them, in the order of the documentation."""
 
 _ROWS = "its prompts end every row of patches with a token, and regions have no rows"
 _VIDEOS = "it is made for videos, which have a grid per frame"
@@ -110,7 +181,7 @@ REFUSED: dict[str, str] = {
     "DeepseekVLForConditionalGeneration": _OTHER_TAGS,
     "Gemma3nForConditionalGeneration": "its tower gives a fixed set of features without a grid",
     "GotOcr2ForConditionalGeneration": _OTHER_TAGS,
-    "Granite4VisionForConditionalGeneration": "its deepstack features are keyed by layers, which generation cannot expand",
+    "Granite4VisionForConditionalGeneration": "its features of layers carry numbers, which generation cannot expand",
     "JanusForConditionalGeneration": "it makes images as well as it reads them, by another interface",
     "Kimi_K25ForConditionalGeneration": _VIDEOS,
     "Lfm2VlForConditionalGeneration": _OTHER_TAGS,

@@ -26,13 +26,13 @@ class AnyresMixin(VisionTowerMixin):
     """Families that pad a photo on to a grid of tiles, and pack a thumbnail and the tiles without padding into one run.
 
     The tiles of a photo are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
-    ends each row of patches with a newline, which says little after regions: ``config.regiontok_newline`` tells what
-    becomes of it. ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin
-    in each row, so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source,
-    and else ``drop``.
+    ends each row of patches with a newline, which says little after regions: ``newline`` tells what becomes of it.
+    ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin in each row,
+    so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source, and else
+    ``drop``.
     """
 
-    _encoder_inputs = ("image_sizes",)
+    _encoder_inputs: tuple[str, ...] = ("image_sizes",)
     _places_photos = True
 
     @property
@@ -197,7 +197,7 @@ class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.Lla
     """
 
     _stock = transformers.LlavaOnevisionForConditionalGeneration
-    _encoder_inputs = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
+    _encoder_inputs: tuple[str, ...] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
 
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """Of each photo the thumbnail, and the tiles without their padding where it was cut."""
@@ -272,4 +272,4 @@ def _changes(values: Tensor) -> Tensor:
 
 
 def _most_tiles(ratio: str) -> int:
-    return int(ratio.strip("anyres_max_"))
+    return int(ratio.removeprefix("anyres_max_"))

@@ -123,7 +123,7 @@ class RegionQwen3VLForConditionalGeneration(NativeResolutionMixin, transformers.
 
 
 class RegionQwen3VLMoeForConditionalGeneration(NativeResolutionMixin, transformers.Qwen3VLMoeForConditionalGeneration):
-    """``Qwen3VLMoeForConditionalGeneration`` that sees an image as region tokens, as `RegionQwen3VLForConditionalGeneration`."""
+    """``Qwen3VLMoeForConditionalGeneration`` with region tokens, as `RegionQwen3VLForConditionalGeneration`."""
 
     _stock = transformers.Qwen3VLMoeForConditionalGeneration
 
@@ -137,13 +137,13 @@ class RegionQwen3_5ForConditionalGeneration(  # noqa: N801  as transformers name
 
 
 class RegionGlm4vForConditionalGeneration(NativeResolutionMixin, transformers.Glm4vForConditionalGeneration):
-    """``Glm4vForConditionalGeneration`` (GLM-4.1V) that sees an image as region tokens; see `NativeResolutionMixin`."""
+    """``Glm4vForConditionalGeneration`` that sees an image as region tokens; see `NativeResolutionMixin`."""
 
     _stock = transformers.Glm4vForConditionalGeneration
 
 
 class RegionGlm46VForConditionalGeneration(NativeResolutionMixin, transformers.Glm46VForConditionalGeneration):
-    """``Glm46VForConditionalGeneration`` (GLM-4.6V) that sees an image as region tokens; see `NativeResolutionMixin`."""
+    """``Glm46VForConditionalGeneration`` that sees an image as region tokens; see `NativeResolutionMixin`."""
 
     _stock = transformers.Glm46VForConditionalGeneration
 

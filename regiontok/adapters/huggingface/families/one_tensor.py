@@ -1,4 +1,4 @@
-"""The features of all photos in one tensor: PaliGemma, Gemma 3, FastVLM, VipLlava, and those that cut photos into tiles."""
+"""The projected features of all photos in one tensor: PaliGemma, Gemma 3, FastVLM, VipLlava, and all with tiles."""
 
 from math import isqrt
 from typing import Any

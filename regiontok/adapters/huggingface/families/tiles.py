@@ -1,4 +1,4 @@
-"""Photos cut into equal tiles: InternVL and PerceptionLM, whose tiles share a run, and those where each has a run of its own."""
+"""Photos cut into equal tiles: those of InternVL and PerceptionLM share a run, others have a run each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ class TilesMixin(OneTensorMixin):
             tell at least the number.
     """
 
-    _encoder_inputs = ("tiles",)
+    _encoder_inputs: tuple[str, ...] = ("tiles",)
     _places_photos = True
     _tagged = False
     _thumbnail_first = False
@@ -64,8 +64,8 @@ class TilesMixin(OneTensorMixin):
         tiles = [1] * len(features) if inputs.get("tiles") is None else check_tiles(inputs["tiles"])
         if count_tiles(tiles) != len(features):
             raise ShapeError(
-                f"tiles must add up to the {len(features)} that pixel_values hold; got {count_tiles(tiles)} of {tiles}, "
-                "with a thumbnail for every photo of several."
+                f"tiles must add up to the {len(features)} that pixel_values hold; got {count_tiles(tiles)} of {tiles},"
+                " with a thumbnail for every photo of several."
             )
         views = self.views(len(tiles), tiles=tiles)
         per_tile = self.tile_grid[0] * self.tile_grid[1]
@@ -87,7 +87,7 @@ class TilesMixin(OneTensorMixin):
     def read_prompts(
         self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
     ) -> dict[str, Any]:
-        """How many tiles each photo has, from the lengths of its runs or their tags, where ``tiles`` does not say it."""
+        """How many tiles each photo has, by the lengths of its runs or their tags, where ``tiles`` does not say it."""
         if inputs.get("tiles") is not None:
             return inputs
         runs = find_runs(input_ids, attention_mask, self.config.image_token_id)
@@ -119,9 +119,9 @@ class RegionInternVLForConditionalGeneration(TilesMixin, transformers.InternVLFo
     @property
     def tile_grid(self) -> Size:
         """Patches, of which ``downsample_ratio`` makes one."""
-        vision = self.config.vision_config
-        rows, cols = (int(size // patch * self.config.downsample_ratio) for size, patch in zip(self.tile_pixels, pair(vision.patch_size), strict=True))  # fmt: skip
-        return rows, cols
+        (height, width), (down, across) = self.tile_pixels, pair(self.config.vision_config.patch_size)
+        ratio = self.config.downsample_ratio
+        return int(height // down * ratio), int(width // across * ratio)
 
 
 class RegionPerceptionLMForConditionalGeneration(TilesMixin, transformers.PerceptionLMForConditionalGeneration):
@@ -214,7 +214,7 @@ class RegionCohere2VisionForConditionalGeneration(TaggedTilesMixin, transformers
 class _Idefics(TaggedTilesMixin):
     """Idefics3 and SmolVLM: prompts tell rows and columns; pixels are padded to as many tiles in every sample."""
 
-    _encoder_inputs = ("tiles", "pixel_attention_mask")
+    _encoder_inputs: tuple[str, ...] = ("tiles", "pixel_attention_mask")
     _same_row = 2
 
     @property
