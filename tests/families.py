@@ -237,7 +237,7 @@ CASES = {
                       vision_config={"architecture": "vit_pe_core_large_patch14_336", "hidden_size": 32, "model_args": {
                           "embed_dim": 32, "img_size": [56, 56], "depth": 2, "num_heads": 2, "global_pool": "",
                           "use_post_transformer_norm": False, "init_values": 0.1, "ref_feat_shape": [4, 4]}}),
-        [[-12]] * 3, tiles_by_photo, tiles=[3, 3, 3],
+        [[-12]] * 3, tiles_by_photo,
     ),
     "Aya Vision": Case(
         lambda: build("AyaVision", vision_config=SIGLIP, text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32},

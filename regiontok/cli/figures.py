@@ -48,6 +48,7 @@ from regiontok.viewing import (
     save_figure,
     see,
 )
+from regiontok.views import by_canvas
 
 
 def add_commands(commands: Any) -> None:
@@ -213,8 +214,13 @@ def _attention(options: argparse.Namespace) -> int:
         said_by[name] = told
         attention = assistant.attend(asked, [tokens], query=options.query)
         weights = attention.weights[0] if options.layers is None else attention.weights[0][options.layers]
-        placement = assistant.geometry.place((photo.height, photo.width))
-        panels[name] = Attention(attention.regions, weights.mean((0, 1)), placement)
+        mean, size = weights.mean((0, 1)), (photo.height, photo.width)
+        if not assistant.places_photos:
+            panels[name] = Attention(attention.regions, mean, assistant.geometry.place(size))
+            continue
+        for canvas, regions, index in by_canvas(attention.regions, attention.views or []):
+            seen = f"{name}, {canvas.grid[0]} x {canvas.grid[1]}"
+            panels[seen] = Attention(regions, mean[index], canvas.geometry.place(size))
     save_figure(draw_attention(photo, panels, question=options.question, spread=options.spread), options.out)
     for name, told in said_by.items():
         print(f"{name}: {told}")
@@ -247,7 +253,7 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
             given |= amount
         if source == "patch":
             given["padding"] = "keep"
-        if source in MASK_SOURCES:
+        if source in MASK_SOURCES and not stock.places_photos:
             given["geometry"] = stock.geometry
         yield source, Assistant(with_regions(stock.model, Regionizer(**given)), stock.processor)  # weights are shared
 

@@ -7,6 +7,7 @@ The words of a question are the caller's; `regiontok.evaluation.prompts` has the
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,6 +127,11 @@ class Assistant:
         return self.model.regionizer.config["source"] in MASK_SOURCES
 
     @property
+    def places_photos(self) -> bool:
+        """Whether its model cuts photos into views, and knows itself where these lie."""
+        return bool(self.model._places_photos)
+
+    @property
     def geometry(self) -> ImageGeometry:
         """How photos are placed on the encoder's input: the Regionizer's word, or else the processor's.
 
@@ -135,9 +141,6 @@ class Assistant:
         own = self.model.regionizer.config["geometry"]
         if own is not None:
             return ImageGeometry(**own)
-        images = getattr(self.processor, "image_processor", self.processor)
-        if hasattr(images, "merge_size"):  # native resolution: the grid is of the whole photo, whatever its size
-            return ImageGeometry.squash(1008)
         huggingface = require("regiontok.adapters.huggingface", extra="hf")
         geometry: ImageGeometry = huggingface.geometry_of(self.processor)
         return geometry
@@ -159,11 +162,11 @@ class Assistant:
         check_integer("max_new_tokens", max_new_tokens)
         inputs, held = self._inputs(questions)
         counts: list[int] = []
-        hook = self.model.regionizer.register_forward_hook(lambda _, __, tokens: counts.extend(tokens.counts.tolist()))
-        try:
+        with torch.no_grad():
+            if "pixel_values" in inputs:
+                prepared = self.model.prepare(**inputs, left=True)
+                inputs, counts = prepared.inputs, prepared.counts
             sequences = self.model.generate(**inputs, **_GREEDY, max_new_tokens=max_new_tokens)
-        finally:
-            hook.remove()
         made = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         own = iter(counts)
         answers = []
@@ -216,6 +219,7 @@ class Assistant:
         if not questions:
             raise ValueRangeError("there must be at least one question; got none.")
         chats, photos, held = [], [], []
+        per_question: list[list[Image.Image]] = []
         masks: list[Masks] = []
         placeholder = getattr(self.processor, "image_token", "<image>")
         for number, question in enumerate(questions):
@@ -228,6 +232,7 @@ class Assistant:
             parts = [{"type": "image"} for _ in own] + [{"type": "text", "text": question.text}]
             chats.append([{"role": "user", "content": parts}])
             photos += own
+            per_question.append(own)
             held.append(len(own))
             if self.by_masks and own:
                 masks += self._masks_of(number, question, own)
@@ -235,9 +240,14 @@ class Assistant:
         begin = self.processor.tokenizer.bos_token
         told = bool(begin) and texts[0].startswith(begin)  # by the template, and not once more by the tokenizer
         made = self.processor(
-            text=texts, images=photos or None, return_tensors="pt", padding=True, add_special_tokens=not told
+            text=texts,
+            images=per_question if photos else None,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not told,
         )
-        names = ("input_ids", "attention_mask", "pixel_values", "image_sizes", *self.model._encoder_inputs)
+        of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+        names = (*of_all, *self.model._encoder_inputs, *self.model._token_inputs)
         inputs = {
             name: made[name].to(self.model.device) if isinstance(made[name], Tensor) else made[name]
             for name in names
@@ -245,6 +255,10 @@ class Assistant:
         }
         if masks:
             inputs["masks"] = masks
+        if photos and "tiles" in self.model._encoder_inputs:
+            tiles_of = require("regiontok.adapters.huggingface", extra="hf").tiles_of
+            with suppress(ValueRangeError):  # then prompts tell at least their number
+                inputs["tiles"] = tiles_of(self.processor, photos)
         return inputs, held
 
     def _masks_of(self, number: int, question: Question, photos: list[Image.Image]) -> Sequence[Masks]:

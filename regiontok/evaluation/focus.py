@@ -26,6 +26,7 @@ from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
+from regiontok.views import View, count_photos, cut_masks
 
 QUERIES = ("answer", "predicting")
 
@@ -37,14 +38,16 @@ class RegionAttention(NamedTuple):
         weights: Per sample ``(layers, heads, regions of its images)`` float32: the attention that an answer token pays
             to each region, the mean over its answer's tokens. Text takes the rest of 1.
         regions: The batch's `Regions`.
-        images: Per sample, its images among those of the batch.
+        images: Per sample, its images among those of the regions.
         query: Whose rows they are, ``answer`` or ``predicting``.
+        views: What each image of the regions shows; None for one view of every photo.
     """
 
     weights: list[Tensor]
     regions: Regions
     images: list[list[int]]
     query: str
+    views: list[View] | None = None
 
 
 @torch.no_grad()
@@ -88,7 +91,7 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
     answers = prepared.layout.put(answer.long(), 0).bool() & inside
     if query == "predicting":
         answers = torch.cat([answers[:, 1:], torch.zeros_like(answers[:, :1])], 1) & inside
-    visual = (prepared.inputs["input_ids"] == model.config.image_token_id) & inside
+    visual = prepared.columns
     for sample, any_ in enumerate(answers.any(1).tolist()):
         if not any_:
             raise ValueRangeError(f"sample {sample} has no answer token. Leave it out, and count it.")
@@ -111,7 +114,7 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
             own.append(image)
             image += 1
         images.append(own)
-    return RegionAttention(capture.stacked(), prepared.regions, images, query)
+    return RegionAttention(capture.stacked(), prepared.regions, images, query, prepared.views)
 
 
 def check_attention(config: Any, layers: Sequence[int] | None, heads: Sequence[int] | None) -> None:
@@ -141,6 +144,7 @@ def target_regions(
     threshold: float = 0.5,
     geometry: ImageGeometry | None = None,
     sizes: Sequence[Size] | None = None,
+    views: Sequence[View] | None = None,
 ) -> Tensor:
     """Which regions show the object: more than ``threshold`` of their patches' area lies inside its masks.
 
@@ -150,6 +154,8 @@ def target_regions(
         threshold: A share in ``[0, 1]``.
         geometry: How the encoder places photos; needed unless masks are on the grid.
         sizes: Each photo's height and width, where masks may be of another size: they are stretched.
+        views: What each image of the regions shows, of a model that cuts photos into tiles: objects are per photo then,
+            and are cut with it.
 
     Returns:
         ``(R,)`` bool.
@@ -168,6 +174,8 @@ def target_regions(
         Supplement B.1: "overlaps with the mask annotation by a certain threshold"; which one it does not say.
     """
     check_number("threshold", threshold, low=0, high=1)
+    if views is not None and (count_photos(views) < len(views) or any(view.canvas is not None for view in views)):
+        objects, geometry, sizes = cut_masks(views, objects, sizes), None, None
     if len(objects) != len(regions.grids):
         raise ShapeError(f"objects must have one entry per image, {len(regions.grids)}; got {len(objects)}.")
     shares = []

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -306,19 +307,22 @@ def measure_focus(
             [batch[number].question for number in told], [tokens[number] for number in told], query=query
         )
         shown = [batch[number].target[None] for number in told]
-        targets = target_regions(attention.regions, shown, threshold=threshold, geometry=assistant.geometry)
+        geometry = None if assistant.places_photos else assistant.geometry
+        targets = target_regions(
+            attention.regions, shown, threshold=threshold, geometry=geometry, views=attention.views
+        )
         every.add(attention, targets)
-        ends = attention.regions.counts.cumsum(0).tolist()
+        per_image = targets.split(attention.regions.counts.tolist())
         for place, number in enumerate(told):
             one = batch[number]
-            own = slice(ends[place] - int(attention.regions.counts[place]), ends[place])
-            if not targets[own].any():
+            own = torch.cat([per_image[image] for image in attention.images[place]])
+            counts.append(len(own))
+            if not own.any():
                 skipped.append(Skipped(one.asked.name, "no region token shows enough of the object"))
                 continue
             part = attention._replace(weights=[attention.weights[place]], images=[attention.images[place]])
             meters[one.asked.source].add(part, targets)
             right.append(_is_right(said[number].text, one.asked.answer))
-        counts += attention.regions.counts.tolist()
     skipped += [
         Skipped(f"{source + ', ' if source else ''}{file}", "annotated, and no question is about it")
         for source, file in sorted(objects.segmentations.keys() - seen)

@@ -131,7 +131,7 @@ def test_masks_are_of_photos_and_cut_with_them(case, stock):
     regions = prepared.regions
     assert len(regions) == len(prepared.views)
     for view, one in zip(prepared.views, regions.masks(), strict=True):
-        rows, cols = view.grid
+        _, cols = view.grid
         canvas_cols = cols if view.canvas is None else view.canvas.grid[1]
         left = 0 if view.canvas is None else view.canvas.left
         if left >= canvas_cols / 2 or cols == 1:  # nothing is left of the mask: one region of all

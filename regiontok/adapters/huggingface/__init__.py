@@ -15,7 +15,6 @@ checkpoint or one that it saved; and `load_model`, which finds the family by its
     families       one file per mechanism, a few lines per family; the table of them, and who is refused
     base           RegionMixin, what families share
     placeholders   from one placeholder per image to one per region
-    views          photos in several grids: masks cut to them, budgets shared over them
     processors     the geometry and tiles of transformers' image processors, and a processor for our encoders
     serving        image embeddings for a server
     tower          any of regiontok's encoders as a vision tower
@@ -49,11 +48,9 @@ from regiontok.adapters.huggingface.families import (
 from regiontok.adapters.huggingface.loading import load_model, with_regions, without_regions
 from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, tiles_of
 from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
-from regiontok.adapters.huggingface.views import Canvas, View
 
 __all__ = [
     "FAMILIES",
-    "Canvas",
     "EncoderConfig",
     "EncoderImageProcessor",
     "EncoderTower",
@@ -80,7 +77,6 @@ __all__ = [
     "RegionQwen3_5ForConditionalGeneration",
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
-    "View",
     "geometry_of",
     "load_model",
     "tiles_of",

@@ -20,13 +20,13 @@ from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
 from regiontok.adapters._sizes import need_sizes
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
-from regiontok.adapters.huggingface.views import View, count_photos, cut_masks, share_budget, whole_photos
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
+from regiontok.views import View, count_photos, cut_masks, share_budget, whole_photos
 
 transformers = require("transformers", extra="hf")
 
@@ -72,6 +72,11 @@ class RegionInputs(NamedTuple):
     layout: Layout
     columns: Tensor
     views: list[View]
+
+    @property
+    def counts(self) -> list[int]:
+        """Region tokens of each photo."""
+        return _per_photo(self.views, self.regions.counts.tolist())
 
 
 class RegionMixin:
@@ -253,10 +258,9 @@ class RegionMixin:
         views = self.views(images or (0 if sizes is None else len(sizes)), sizes, **inputs)
         patches = self.regionizer.num_patches([view.grid for view in views], None if self._places_photos else sizes)
         counts = self.regionizer.num_tokens(patches, num_regions=self._budgets(views, num_regions))
-        per_photo = [0] * count_photos(views)
-        for view, count in zip(views, counts, strict=True):
-            per_photo[view.photo] += count
-        return [count + more for count, more in zip(per_photo, self._count_newlines(views), strict=True)]
+        return [
+            count + more for count, more in zip(_per_photo(views, counts), self._count_newlines(views), strict=True)
+        ]
 
     def prepare(
         self,
@@ -594,6 +598,14 @@ def _refuse_other_media(kwargs: dict[str, Any]) -> None:
     for name, media in _OTHER_MEDIA.items():
         if kwargs.get(name) is not None:
             raise ValueRangeError(f"{media} are not cut into regions. Leave {name} out.")
+
+
+def _per_photo(views: Sequence[View], counts: Sequence[int]) -> list[int]:
+    """What views hold, added up for their photos."""
+    added = [0] * count_photos(views)
+    for view, count in zip(views, counts, strict=True):
+        added[view.photo] += count
+    return added
 
 
 def _keeps_all(logits_to_keep: Any) -> bool:

@@ -17,6 +17,12 @@ from regiontok.photos import as_photos
 transformers = require("transformers", extra="hf")
 
 
+_NATIVE = 1008
+"""Side in pixels on which a photo of any size is placed, where none matters."""
+_TILING = ("image_grid_pinpoints", "crop_to_patches", "do_image_splitting", "max_num_tiles")
+"""What image processors that cut photos into tiles have."""
+
+
 class EncoderImageProcessor(transformers.BaseImageProcessor):
     """What one of regiontok's encoders does to photos before it sees them, for ``AutoProcessor`` and pipelines.
 
@@ -102,8 +108,11 @@ def geometry_of(processor: Any) -> ImageGeometry:
     Args:
         processor: What ``AutoProcessor`` or ``AutoImageProcessor`` loaded.
 
+    A processor of native resolution keeps the whole photo, whatever its size, which is a squash to any.
+
     Raises:
-        ValueRangeError: It does something to photos that is none of letterbox, squash or center crop.
+        ValueRangeError: It cuts photos into tiles, whose places the model knows itself, or does something else that is
+            none of letterbox, squash or center crop.
 
     Example:
         >>> import transformers
@@ -113,6 +122,13 @@ def geometry_of(processor: Any) -> ImageGeometry:
     images = getattr(processor, "image_processor", processor)
     if isinstance(images, EncoderImageProcessor):
         return ImageGeometry(**images.geometry)
+    if hasattr(images, "merge_size") or hasattr(images, "pooling_kernel_size"):
+        return ImageGeometry.squash(_NATIVE)
+    if any(hasattr(images, name) for name in _TILING):
+        raise ValueRangeError(
+            f"{type(images).__name__} may cut photos into tiles, and a model of them knows itself where these lie. Leave "
+            "geometry out of its Regionizer."
+        )
     size = _sides(getattr(images, "size", None))
     crop = _sides(getattr(images, "crop_size", None)) if getattr(images, "do_center_crop", False) else None
     if getattr(images, "do_resize", False):
@@ -156,8 +172,10 @@ def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:
         raise ValueRangeError(
             f"{type(images).__name__} does not tell the rows and columns of its tiles. Pass tiles yourself, or none."
         )
-    defaults = getattr(sys.modules[type(processor).__module__], f"{type(processor).__name__}Kwargs", None)
-    of_images = getattr(defaults, "_defaults", {}).get("images_kwargs", {})
+    of_images = getattr(type(processor), "images_kwargs", None)
+    if of_images is None:  # of transformers 5.23, in a class beside the processor's
+        kwargs = vars(sys.modules[type(processor).__module__]).get(f"{type(processor).__name__}Kwargs")
+        of_images = getattr(kwargs, "_defaults", {}).get("images_kwargs", {})
     if not (images.crop_to_patches or of_images.get("crop_to_patches", False)):
         return [(1, 1)] * len(sizes)
     tile = _pair(_sides(images.size))

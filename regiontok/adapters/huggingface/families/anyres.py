@@ -11,11 +11,11 @@ from regiontok._checks import check_choice, check_sizes
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches
 from regiontok.adapters.huggingface.families.vision_tower import VisionTowerMixin, pair
-from regiontok.adapters.huggingface.views import Canvas, View, count_photos, stitch
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.regionizer import Regionizer
 from regiontok.regions import RegionTokens
+from regiontok.views import Canvas, View, count_photos, stitch
 
 transformers = require("transformers", extra="hf")
 

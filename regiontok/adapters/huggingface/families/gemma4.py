@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin
-from regiontok.adapters.huggingface.views import View, whole_photos
 from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions
+from regiontok.views import View, whole_photos
 
 transformers = require("transformers", extra="hf")
 

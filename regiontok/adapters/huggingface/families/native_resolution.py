@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from regiontok._checks import Features
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin
-from regiontok.adapters.huggingface.views import View, whole_photos
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regions import Regions
+from regiontok.views import View, whole_photos
 
 transformers = require("transformers", extra="hf")
 

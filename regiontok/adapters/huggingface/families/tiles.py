@@ -12,9 +12,9 @@ from regiontok.adapters.huggingface.base import Patches
 from regiontok.adapters.huggingface.families.one_tensor import OneTensorMixin
 from regiontok.adapters.huggingface.families.vision_tower import pair
 from regiontok.adapters.huggingface.placeholders import find_runs
-from regiontok.adapters.huggingface.views import View, stitch, tiled
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.views import View, stitch, tiled
 
 transformers = require("transformers", extra="hf")
 
@@ -144,6 +144,14 @@ class RegionPerceptionLMForConditionalGeneration(TilesMixin, transformers.Percep
         """Patches, of which ``projector_pooling_ratio`` makes one."""
         rows, cols = self.model.vision_tower.timm_model.patch_embed.grid_size
         return rows // self.config.projector_pooling_ratio, cols // self.config.projector_pooling_ratio
+
+    def read_prompts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Its pixels tell the tiles of each photo."""
+        if inputs.get("tiles") is not None or pixel_values.ndim != 5:
+            return super().read_prompts(input_ids, attention_mask, pixel_values, inputs)
+        return inputs | {"tiles": [pixel_values.shape[1]] * len(pixel_values)}
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features of pixels ``(photos, tiles, 3, height, width)``, or without photos."""

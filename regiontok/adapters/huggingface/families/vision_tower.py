@@ -8,9 +8,9 @@ from torch import Tensor
 
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin
-from regiontok.adapters.huggingface.views import View, whole_photos
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.views import View, whole_photos
 
 transformers = require("transformers", extra="hf")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regiontok._checks import check_integer
 from regiontok.clustering import Budget
@@ -13,6 +13,7 @@ from regiontok.downsample import MaskDownsampler, Masks
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.maskset import MaskSet
+from regiontok.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,33 @@ def share_budget(views: Sequence[View], num_regions: Budget) -> list[int]:
         own[rest] += 1
         shared += (own + 1).tolist()
     return shared
+
+
+def by_canvas(regions: Regions, views: Sequence[View], photo: int = 0) -> list[tuple[Canvas, Regions, Tensor]]:
+    """The regions of a photo's views brought together where these were cut from one canvas.
+
+    Args:
+        regions: Of a batch whose images are the views.
+        views: What each image shows.
+        photo: Which photo.
+
+    Returns:
+        For each canvas, the thumbnail's or that of the tiles: the canvas, its regions as a batch of one image, and
+        which of the batch's regions they are. Views whose place is not known are left out.
+    """
+    starts = regions.counts.cumsum(0) - regions.counts
+    found: dict[tuple[ImageGeometry, Size], list[int]] = {}
+    for image, view in enumerate(views):
+        if view.photo == photo and view.canvas is not None:
+            found.setdefault((view.canvas.geometry, view.canvas.grid), []).append(image)
+    together = []
+    masks = regions.masks()
+    for (geometry, grid), images in found.items():
+        parts = []
+        for image in images:
+            canvas, (rows, cols) = views[image].canvas or Canvas(geometry, grid), views[image].grid
+            right, below = grid[1] - canvas.left - cols, grid[0] - canvas.top - rows
+            parts.append(nn.functional.pad(masks[image], (canvas.left, right, canvas.top, below)))
+        index = [torch.arange(int(regions.counts[image])) + int(starts[image]) for image in images]
+        together.append((Canvas(geometry, grid), Regions.from_masks([torch.cat(parts)]), torch.cat(index)))
+    return together
