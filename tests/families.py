@@ -60,7 +60,7 @@ class Case:
         written: Per photo, what a processor writes for it; pieces of ``-n`` stand for runs of n placeholders.
         pixels: Photos of each sample, such as ``[[0, 1], [], [2]]``, to what the processor gives for them.
         kinds: The name under which the stock class takes which tokens are of images.
-        tiles: Per photo, what ``tiles`` says where prompts hold one placeholder for several tiles.
+        tiles: Per photo, what ``tiles_of`` tells; None for families without tiles, or whose sizes tell it.
     """
 
     make: Callable
@@ -237,26 +237,26 @@ CASES = {
                       vision_config={"architecture": "vit_pe_core_large_patch14_336", "hidden_size": 32, "model_args": {
                           "embed_dim": 32, "img_size": [56, 56], "depth": 2, "num_heads": 2, "global_pool": "",
                           "use_post_transformer_norm": False, "init_values": 0.1, "ref_feat_shape": [4, 4]}}),
-        [[-12]] * 3, tiles_by_photo,
+        [[-12]] * 3, tiles_by_photo, tiles=[3, 3, 3],
     ),
     "Aya Vision": Case(
         lambda: build("AyaVision", vision_config=SIGLIP, text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32},
                       image_token_index=IMAGE),
         [[50, 60, -4, 51], [50, 61, -4, 62, -4, 63, -4, 64, -4, 60, -4, 51], [50, 61, -4, 62, -4, 60, -4, 51]],
-        tiles,
+        tiles, tiles=TILES,
     ),
     "Cohere2 Vision": Case(
         lambda: build("Cohere2Vision", vision_config=SIGLIP, image_token_id=IMAGE, alignment_intermediate_size=64,
                       text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32}),
-        [[50, -4, 7, 51], [50, *[-4, 7] * 5, 51], [50, *[-4, 7] * 3, 51]], tiles,
+        [[50, -4, 7, 51], [50, *[-4, 7] * 5, 51], [50, *[-4, 7] * 3, 51]], tiles, tiles=TILES,
     ),
     "Idefics3": Case(
         lambda: build("Idefics3", vision_config=TOWER, text_config=TEXT | {"model_type": "llama"}, image_token_id=IMAGE),
-        tagged(), tiles_by_sample,
+        tagged(), tiles_by_sample, tiles=TILES,
     ),
     "SmolVLM": Case(
         lambda: build("SmolVLM", vision_config=TOWER, text_config=TEXT | {"model_type": "llama"}, image_token_id=IMAGE),
-        tagged(), tiles_by_sample,
+        tagged(), tiles_by_sample, tiles=TILES,
     ),
     "Gemma 3": Case(
         lambda: build("Gemma3", vision_config=SIGLIP, image_token_index=IMAGE, boi_token_index=97, eoi_token_index=96,

@@ -99,9 +99,8 @@ def test_a_batch_gives_what_its_samples_give_one_by_one(case, stock):
 def test_budgets_are_per_photo_and_known_before(case, stock):
     model = with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=7))
     given = case.inputs(whole=False)
-    more = {name: given[name] for name in (*model._encoder_inputs, "image_sizes") if name in given and name in ("tiles", "image_grid_thw", "image_position_ids", "batch_num_images")}  # fmt: skip
-    if case.tiles is None and model._places_photos and "image_sizes" not in given:
-        more["tiles"] = [(1, 1), (2, 2), (1, 2)]
+    known = ("tiles", "image_grid_thw", "image_position_ids", "batch_num_images")
+    more = {name: given[name] for name in known if name in given}
     for budget in (None, 9, [7, 8, 9]):
         prepared = model.prepare(**given, num_regions=budget)
         found = [0, 0, 0]
@@ -117,12 +116,12 @@ def test_budgets_are_per_photo_and_known_before(case, stock):
 
 
 def test_masks_are_of_photos_and_cut_with_them(case, stock):
-    """The left half of every photo, and nothing of it."""
+    """The left half of a photo is the left half of each grid that shows all of it, and so much of each tile."""
     geometry = None if with_regions(stock, Regionizer(**IDENTITY))._places_photos else ImageGeometry.squash(56)
     model = with_regions(stock, Regionizer(source="segmentation", pool="mean", norm="none", geometry=geometry))
     given = case.inputs(whole=False)
-    if model._places_photos and "image_sizes" not in given:
-        given["tiles"] = [(1, 1), (2, 2), (1, 2)] if case.tiles is None or case.tiles[0] == (1, 1) else [(1, 2)] * 3
+    if case.tiles == [3, 3, 3]:
+        given["tiles"] = [(1, 2)] * 3
     sizes = given["image_sizes"].tolist() if "image_sizes" in given else [(56, 56), (112, 112), (56, 112)]
     masks = [np.zeros((1, *size), bool) for size in sizes]
     for one in masks:

@@ -166,7 +166,9 @@ def test_the_geometry_of_processors(name, geometry):
 
 @pytest.mark.parametrize("name", [*TILED, "LLaVA-NeXT", "LLaVA-OneVision", "PerceptionLM"])
 def test_a_model_of_tiles_needs_no_geometry(name):
-    with pytest.raises(ValueRangeError, match="may cut photos into tiles, and a model of them knows itself where"):
+    with pytest.raises(
+        ValueRangeError, match="may cut photos into tiles, and a model of them knows itself where they lie"
+    ):
         geometry_of(PROCESSORS[name]())
     with pytest.raises(ValueRangeError, match="knows itself how photos lie on tiles. Leave geometry out"):
         with_regions(CASES[name].make(), Regionizer(pool="mean", geometry=ImageGeometry.squash(56)))

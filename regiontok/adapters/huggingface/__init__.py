@@ -47,6 +47,7 @@ from regiontok.adapters.huggingface.families import (
 )
 from regiontok.adapters.huggingface.loading import load_model, with_regions, without_regions
 from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, tiles_of
+from regiontok.adapters.huggingface.serving import ImageEmbedding, image_embeddings, sglang_request, vllm_request
 from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderImageProcessor",
     "EncoderTower",
+    "ImageEmbedding",
     "RegionAyaVisionForConditionalGeneration",
     "RegionCohere2VisionForConditionalGeneration",
     "RegionFastVlmForConditionalGeneration",
@@ -78,8 +80,11 @@ __all__ = [
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
     "geometry_of",
+    "image_embeddings",
     "load_model",
+    "sglang_request",
     "tiles_of",
+    "vllm_request",
     "with_regions",
     "without_regions",
 ]

@@ -126,8 +126,8 @@ def geometry_of(processor: Any) -> ImageGeometry:
         return ImageGeometry.squash(_NATIVE)
     if any(hasattr(images, name) for name in _TILING):
         raise ValueRangeError(
-            f"{type(images).__name__} may cut photos into tiles, and a model of them knows itself where these lie. Leave "
-            "geometry out of its Regionizer."
+            f"{type(images).__name__} may cut photos into tiles, and a model of them knows itself where they lie. Leave"
+            " geometry out of its Regionizer."
         )
     size = _sides(getattr(images, "size", None))
     crop = _sides(getattr(images, "crop_size", None)) if getattr(images, "do_center_crop", False) else None
