@@ -1,7 +1,7 @@
-"""Image embeddings for a server of the stock model: vLLM or SGLang does the language, regiontok the photos.
+r"""Image embeddings for a server of the stock model: vLLM or SGLang does the language, regiontok the photos.
 
     embeddings = image_embeddings(model, processor, [photo], num_regions=128)
-    engine.generate(vllm_request("USER: <image>\\nWhat is this? ASSISTANT:", embeddings))
+    engine.generate(vllm_request("USER: <image>\nWhat is this? ASSISTANT:", embeddings))
 
 The server loads the stock checkpoint and knows nothing of regions. What it is sent is checked here before, since wrong
 shapes can end an engine, and wrong counts of placeholders are taken in silence. Tried with vLLM 0.32 and SGLang 0.5.23.
@@ -208,8 +208,8 @@ def _one_each(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, ke
             ids.append(token)
     if ids.count(identity) != len(embeddings):
         raise ShapeError(
-            f"the prompt must hold a placeholder (token {identity}) for each of the {len(embeddings)} photos, or the run "
-            f"that its processor writes; got {ids.count(identity)} of them."
+            f"the prompt must hold a placeholder (token {identity}) for each of the {len(embeddings)} photos, or the "
+            f"run that its processor writes; got {ids.count(identity)} of them."
         )
     return ids
 
