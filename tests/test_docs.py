@@ -1,6 +1,7 @@
 """The documentation builds without a network, and nothing in it points to nowhere."""
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -110,3 +111,10 @@ def test_commands_in_the_pages_are_commands(capsys):
             assert option in told, f"{page}: {words}"
         seen.add(tuple(command))
     assert len(seen) > 8
+
+
+def test_the_table_of_families_is_that_of_the_code():
+    spec = importlib.util.spec_from_file_location("families", ROOT / "docs" / "families.py")
+    families = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(families)
+    assert families.PAGE.read_text(encoding="utf-8") == families.page(), "run python docs/families.py"

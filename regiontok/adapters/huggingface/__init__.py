@@ -20,9 +20,13 @@ checkpoint or one that it saved; and `load_model`, which finds the family by its
     tower          any of regiontok's encoders as a vision tower
 """
 
-from regiontok.adapters.huggingface.base import RegionInputs, RegionMixin
+from regiontok.adapters.huggingface.base import Patches, RegionInputs, RegionMixin
 from regiontok.adapters.huggingface.families import (
     FAMILIES,
+    AnyresMixin,
+    Family,
+    NativeResolutionMixin,
+    OneTensorMixin,
     RegionAyaVisionForConditionalGeneration,
     RegionCohere2VisionForConditionalGeneration,
     RegionFastVlmForConditionalGeneration,
@@ -44,6 +48,8 @@ from regiontok.adapters.huggingface.families import (
     RegionQwen3VLMoeForConditionalGeneration,
     RegionSmolVLMForConditionalGeneration,
     RegionVipLlavaForConditionalGeneration,
+    TilesMixin,
+    VisionTowerMixin,
 )
 from regiontok.adapters.huggingface.loading import load_model, with_regions, without_regions
 from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, tiles_of
@@ -52,10 +58,15 @@ from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
 
 __all__ = [
     "FAMILIES",
+    "AnyresMixin",
     "EncoderConfig",
     "EncoderImageProcessor",
     "EncoderTower",
+    "Family",
     "ImageEmbedding",
+    "NativeResolutionMixin",
+    "OneTensorMixin",
+    "Patches",
     "RegionAyaVisionForConditionalGeneration",
     "RegionCohere2VisionForConditionalGeneration",
     "RegionFastVlmForConditionalGeneration",
@@ -79,6 +90,8 @@ __all__ = [
     "RegionQwen3_5ForConditionalGeneration",
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
+    "TilesMixin",
+    "VisionTowerMixin",
     "geometry_of",
     "image_embeddings",
     "load_model",

@@ -22,7 +22,7 @@ def with_regions(model: Any, regionizer: Regionizer, *, newline: str | None = No
     nothing to undo. Both have the same modules: training one, moving it or changing its mode or size does so to both.
 
     Args:
-        model: A multimodal model of transformers, of one of `FAMILIES`, or the region version of one.
+        model: A multimodal model of transformers, of one of ``FAMILIES``, or the region version of one.
         regionizer: How photos become tokens. It is moved to the model's device and dtype and becomes part of it.
         newline: ``drop``, ``photo`` or ``row``, for LLaVA-NeXT and LLaVA-OneVision; see their `AnyresMixin`.
 

@@ -151,7 +151,7 @@ def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:
 
     Args:
         processor: Of InternVL, Aya Vision, Cohere2 Vision, Idefics3 or SmolVLM, with the options that it has.
-        photos: As `regiontok.photos.as_photos` takes them.
+        photos: As ``regiontok.photos.as_photos`` takes them.
 
     Raises:
         ValueRangeError: A processor that cuts photos otherwise, or not at all.

@@ -88,14 +88,14 @@ def image_embeddings(
     Args:
         model: Of `regiontok.adapters.huggingface`.
         processor: The model's.
-        photos: As `regiontok.photos.as_photos` takes them.
+        photos: As ``regiontok.photos.as_photos`` takes them.
         masks: One entry per photo, for a model of masks.
         num_regions: A budget per photo, as the model's ``forward`` takes it.
 
     Raises:
         DTypeError: A model without regions.
         ValueRangeError: Tokens that are not finite, which would corrupt what a server does next.
-        ShapeError, PhotoError: What ``prepare`` and `as_photos` raise.
+        ShapeError, PhotoError: What ``prepare`` and ``as_photos`` raise.
     """
     if not isinstance(model, RegionMixin):
         raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")

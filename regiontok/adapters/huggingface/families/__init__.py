@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 from regiontok.adapters.huggingface.base import register
 from regiontok.adapters.huggingface.families.anyres import (
+    AnyresMixin,
     RegionLlavaNextForConditionalGeneration,
     RegionLlavaOnevisionForConditionalGeneration,
 )
 from regiontok.adapters.huggingface.families.gemma4 import RegionGemma4ForConditionalGeneration
 from regiontok.adapters.huggingface.families.native_resolution import (
+    NativeResolutionMixin,
     RegionGlm4vForConditionalGeneration,
     RegionGlm46VForConditionalGeneration,
     RegionQwen2_5_VLForConditionalGeneration,
@@ -30,6 +32,7 @@ from regiontok.adapters.huggingface.families.native_resolution import (
     RegionQwen3VLMoeForConditionalGeneration,
 )
 from regiontok.adapters.huggingface.families.one_tensor import (
+    OneTensorMixin,
     RegionFastVlmForConditionalGeneration,
     RegionGemma3ForConditionalGeneration,
     RegionPaliGemmaForConditionalGeneration,
@@ -42,13 +45,17 @@ from regiontok.adapters.huggingface.families.tiles import (
     RegionInternVLForConditionalGeneration,
     RegionPerceptionLMForConditionalGeneration,
     RegionSmolVLMForConditionalGeneration,
+    TilesMixin,
 )
-from regiontok.adapters.huggingface.families.vision_tower import RegionLlavaForConditionalGeneration
+from regiontok.adapters.huggingface.families.vision_tower import RegionLlavaForConditionalGeneration, VisionTowerMixin
 
 __all__ = [
     "FAMILIES",
     "REFUSED",
+    "AnyresMixin",
     "Family",
+    "NativeResolutionMixin",
+    "OneTensorMixin",
     "RegionAyaVisionForConditionalGeneration",
     "RegionCohere2VisionForConditionalGeneration",
     "RegionFastVlmForConditionalGeneration",
@@ -70,6 +77,8 @@ __all__ = [
     "RegionQwen3_5ForConditionalGeneration",
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
+    "TilesMixin",
+    "VisionTowerMixin",
 ]
 
 
