@@ -6,6 +6,7 @@ from benchmarks import (
     annotations,
     clustering,
     downsampling,
+    families,
     generators,
     memory,
     page,
@@ -28,6 +29,7 @@ QUESTIONS = {
     "generators": generators.main,
     "sources": sources.main,
     "steps": steps.main,
+    "families": families.main,
     "page": page.main,
     "scale": scale.main,
 }

@@ -6,7 +6,8 @@
 A model folder of any family, region model or stock; questions are a list of ``{"image", "text", "answer"}``, or tasks
 of lmms-eval. The rules: a grid that ignores the photo, random patches, ToMe's and VisionZip's, written here from their
 papers, and clustering by its three linkages. Every rule gives regions whose means are the tokens, so that all else is
-one code. The time is of a prefill of one question: encoding, grouping and the language model.
+one code. The time is of a prefill of one question: encoding, grouping and the language model; VisionZip's attention is
+had by a second pass of the encoder, which counts.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
 from benchmarks.partition import tome
 from benchmarks.timing import save, take_turns
@@ -182,7 +183,7 @@ def right_answers(assistant: Assistant, questions: Sequence[dict[str, Any]], pho
 
 
 def task_scores(assistant: Assistant, options: Any) -> dict[str, Any]:
-    """What lmms-eval says of its tasks."""
+    """What lmms-eval says of its tasks, in an environment of ``regiontok[eval]``."""
     from lmms_eval.evaluator import simple_evaluate  # noqa: PLC0415  only in an environment of its own
 
     from regiontok.evaluation.lmms import RegiontokModel  # noqa: PLC0415
@@ -203,7 +204,7 @@ def prefills(models: dict[str, Any], processor: Any, question: dict[str, Any], p
     )
     runs = {name: lambda model=model: model(**inputs, logits_to_keep=1) for name, model in models.items()}
     with torch.no_grad():
-        return {name: one["median_ms"] for name, one in take_turns(runs, rounds=_TIMED).items()}
+        return {name: round(one["median_ms"], 1) for name, one in take_turns(runs, rounds=_TIMED).items()}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -244,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Ask every model, print the table and save it."""
     options = parse(arguments)
     loaded = load_model(options.model).to(options.device)
-    processor = Assistant.load(options.model).processor
+    processor = AutoProcessor.from_pretrained(options.model)
     rules = options.rules or [*RULES, *LINKAGES]
     results: list[dict[str, Any]] = []
     if options.tasks:
@@ -258,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         names = [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]
         models = {f"{rule} {count}": cut(loaded, rule, count) for rule, count in names}
         times = prefills(models, processor, questions[0], photos)
-        if isinstance(loaded.encode_patches(**loaded.blank_image()).features, Tensor):
+        if not loaded._encoder_inputs:  # photos of one shape, each by itself
             remember(loaded)
         for rule, count in names:
             model = cut(loaded, rule, count)
