@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         names = [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]
         models = {f"{rule} {count}": cut(loaded, rule, count) for rule, count in names}
         times = prefills(models, processor, questions[0], photos)
-        if not loaded._encoder_inputs:  # photos of one shape, each by itself
+        if not loaded.encoder_inputs:  # photos of one shape, each by itself
             remember(loaded)
         for rule, count in names:
             model = cut(loaded, rule, count)

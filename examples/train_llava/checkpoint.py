@@ -94,7 +94,7 @@ def with_learning_regions(model: Any, processor: Any, options: argparse.Namespac
         given["num_regions"] = options.tokens
     else:
         given["source"] = "segmentation"
-        if not model._places_photos:
+        if not model.places_photos:
             given["geometry"] = geometry_of(processor)
     return with_regions(model, Regionizer(**given)).train()
 

@@ -129,7 +129,7 @@ class Assistant:
     @property
     def places_photos(self) -> bool:
         """Whether its model cuts photos into views, and knows itself where these lie."""
-        return bool(self.model._places_photos)
+        return bool(self.model.places_photos)
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -166,7 +166,8 @@ class Assistant:
             if "pixel_values" in inputs:
                 prepared = self.model.prepare(**inputs, left=True)
                 inputs, counts = prepared.inputs, prepared.counts
-            sequences = self.model.generate(**inputs, **_GREEDY, max_new_tokens=max_new_tokens)
+            never = [self.model.config.image_token_id]  # a photo's placeholder is no word
+            sequences = self.model.generate(**inputs, **_GREEDY, max_new_tokens=max_new_tokens, suppress_tokens=never)
         made = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         own = iter(counts)
         answers = []
@@ -247,7 +248,7 @@ class Assistant:
             add_special_tokens=not told,
         )
         of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-        names = (*of_all, *self.model._encoder_inputs, *self.model._token_inputs)
+        names = (*of_all, *self.model.encoder_inputs, *self.model.token_inputs)
         inputs = {
             name: made[name].to(self.model.device) if isinstance(made[name], Tensor) else made[name]
             for name in names
@@ -255,7 +256,7 @@ class Assistant:
         }
         if masks:
             inputs["masks"] = masks
-        if photos and "tiles" in self.model._encoder_inputs:
+        if photos and "tiles" in self.model.encoder_inputs:
             tiles_of = require("regiontok.adapters.huggingface", extra="hf").tiles_of
             with suppress(ValueRangeError):  # then prompts tell at least their number
                 inputs["tiles"] = tiles_of(self.processor, photos)

@@ -46,7 +46,7 @@ def lively(model):
 
 def clustered(stock, **options):
     plain = with_regions(stock, Regionizer(**IDENTITY))
-    budget = 6 if plain._places_photos else 3  # tiles need a token each
+    budget = 6 if plain.places_photos else 3  # tiles need a token each
     settings = {"dim": plain.patch_dim, "num_heads": 4, "num_regions": budget}
     return lively(with_regions(stock, Regionizer(**settings | options)))
 
@@ -117,7 +117,7 @@ def test_budgets_are_per_photo_and_known_before(case, stock):
 
 def test_masks_are_of_photos_and_cut_with_them(case, stock):
     """The left half of a photo is the left half of each grid that shows all of it, and so much of each tile."""
-    geometry = None if with_regions(stock, Regionizer(**IDENTITY))._places_photos else ImageGeometry.squash(56)
+    geometry = None if with_regions(stock, Regionizer(**IDENTITY)).places_photos else ImageGeometry.squash(56)
     model = with_regions(stock, Regionizer(source="segmentation", pool="mean", norm="none", geometry=geometry))
     given = case.inputs(whole=False)
     if case.tiles == [3, 3, 3]:

@@ -73,7 +73,7 @@ def test_it_answers_with_a_budget_in_batches_as_one_by_one(stock, processor, pho
     asked = [Question("w5", photos[:1]), Question("w6"), Question("w7 w8", photos[1:])]
     if isinstance(processor, PaliGemmaProcessor):  # needs a photo for every question
         asked[1] = Question("w6", photos[1:2])
-    if "batch_num_images" in assistant.model._encoder_inputs:
+    if "batch_num_images" in assistant.model.encoder_inputs:
         asked[2] = Question("w7 w8", photos[2:])
     told = assistant.answer(asked, max_new_tokens=4)
     assert [answer.tokens for answer in told] == [assistant.answer([one], max_new_tokens=4)[0].tokens for one in asked]
@@ -100,8 +100,8 @@ def test_attention_to_regions_is_what_the_model_pays(name, processor, photos):
     left = [np.zeros((1, photo.height, photo.width), bool) for photo in photos]
     for one in left:
         one[..., : one.shape[2] // 2] = True
-    geometry = None if model._places_photos else geometry_of(processor)
-    if any(view.canvas is None for view in prepared.views) and model._places_photos:
+    geometry = None if model.places_photos else geometry_of(processor)
+    if any(view.canvas is None for view in prepared.views) and model.places_photos:
         with pytest.raises(ValueRangeError, match="has several tiles whose rows and columns are not known"):
             target_regions(attention.regions, left, views=attention.views)
         return

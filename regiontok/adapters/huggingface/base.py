@@ -107,11 +107,11 @@ class RegionMixin:
     _stock: type[Any]
     """The class of transformers that the family stands for."""
     _keys_to_ignore_on_load_unexpected: list[str]
-    _encoder_inputs: tuple[str, ...] = ()
+    encoder_inputs: tuple[str, ...] = ()
     """What `encode_patches` takes besides pixels."""
-    _token_inputs: Mapping[str, int] = MappingProxyType({})
+    token_inputs: Mapping[str, int] = MappingProxyType({})
     """What comes per token besides ids and mask, ``(B, columns)``, and what it is at padding."""
-    _places_photos: ClassVar[bool] = False
+    places_photos: ClassVar[bool] = False
     """Whether views know where they lie, so that the Regionizer needs no geometry."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -243,7 +243,7 @@ class RegionMixin:
                 there are.
         """
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
-        unknown = sorted(set(inputs) - set(self._encoder_inputs))
+        unknown = sorted(set(inputs) - set(self.encoder_inputs))
         if unknown:
             raise ValueRangeError(f"num_tokens takes no {unknown[0]}. Leave it out.")
         if images is not None:
@@ -256,7 +256,7 @@ class RegionMixin:
                 "not matter."
             )
         views = self.views(images or (0 if sizes is None else len(sizes)), sizes, **inputs)
-        patches = self.regionizer.num_patches([view.grid for view in views], None if self._places_photos else sizes)
+        patches = self.regionizer.num_patches([view.grid for view in views], None if self.places_photos else sizes)
         counts = self.regionizer.num_tokens(patches, num_regions=self._budgets(views, num_regions))
         return [
             count + more for count, more in zip(_per_photo(views, counts), self._count_newlines(views), strict=True)
@@ -293,7 +293,7 @@ class RegionMixin:
         Raises:
             ShapeError, DTypeError, ValueRangeError: Placeholders, masks or sizes that do not fit the images.
         """
-        given = {name: inputs.pop(name) for name in self._token_inputs if name in inputs}
+        given = {name: inputs.pop(name) for name in self.token_inputs if name in inputs}
         inputs = self.read_prompts(input_ids, attention_mask, pixel_values, inputs)
         patches = self._encode(pixel_values, image_sizes, inputs)
         regional = self._regionize(patches, masks, image_sizes, num_regions)
@@ -318,7 +318,7 @@ class RegionMixin:
         if labels is not None:
             placed["labels"] = layout.put(labels, -100).masked_fill(ids == self.config.image_token_id, -100)
         for name, one in given.items():
-            placed[name] = layout.put(one, self._token_inputs[name])
+            placed[name] = layout.put(one, self.token_inputs[name])
         columns = (ids == self.config.image_token_id) & layout.mask.bool()
         held = [count for count in columns.sum(1).tolist() if count]
         columns = columns.masked_scatter(columns, (of_region >= 0).to(columns.device))
@@ -345,7 +345,7 @@ class RegionMixin:
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if pixel_values is not None:
             self._refuse_given(input_ids, kwargs)
-            names = (*self._encoder_inputs, *self._token_inputs)
+            names = (*self.encoder_inputs, *self.token_inputs)
             more = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
             inputs = self.prepare(
                 input_ids,  # type: ignore[arg-type]
@@ -389,7 +389,7 @@ class RegionMixin:
         ids = kwargs.pop("input_ids", inputs)
         self._refuse_given(ids, kwargs)
         of_all = ("attention_mask", "masks", "image_sizes", "num_images", "num_regions")
-        names = (*of_all, *self._encoder_inputs, *self._token_inputs)
+        names = (*of_all, *self.encoder_inputs, *self.token_inputs)
         given = {name: one for name in names if (one := kwargs.pop(name, None)) is not None}
         prepared = self.prepare(ids, pixel_values, left=True, **given)
         laid = prepared.inputs["input_ids"].shape[1]
@@ -454,7 +454,7 @@ class RegionMixin:
             output.logits = output.logits + nothing.to(output.logits)
 
     def _encode(self, pixel_values: Tensor, image_sizes: Any, inputs: dict[str, Any]) -> Patches:
-        if "image_sizes" in self._encoder_inputs:
+        if "image_sizes" in self.encoder_inputs:
             inputs = inputs | {"image_sizes": image_sizes}
         return self.encode_patches(pixel_values, **inputs)
 
@@ -500,7 +500,7 @@ class RegionMixin:
     def _check_regionizer(self, regionizer: Regionizer) -> None:
         """Refuse a Regionizer that cannot be this model's."""
         check_dim(regionizer, self.patch_dim)
-        if self._places_photos and regionizer.config["geometry"] is not None:
+        if self.places_photos and regionizer.config["geometry"] is not None:
             raise ValueRangeError(
                 f"{type(self).__name__} knows itself how photos lie on tiles. Leave geometry out of the Regionizer."
             )

@@ -103,7 +103,7 @@ def image_embeddings(
     text = _image_text(processor)
     made = processor(text=[text] * len(given), images=[[photo] for photo in given], return_tensors="pt", padding=True)
     device: Any = model.device  # type: ignore[attr-defined]
-    known = ("input_ids", "attention_mask", "pixel_values", "image_sizes", *model._encoder_inputs)
+    known = ("input_ids", "attention_mask", "pixel_values", "image_sizes", *model.encoder_inputs)
     inputs = {
         name: made[name].to(device) if isinstance(made[name], Tensor) else made[name] for name in known if name in made
     }
@@ -120,7 +120,7 @@ def image_embeddings(
         if not values.isfinite().all():
             raise ValueRangeError(f"photo {photo}: its tokens are not finite. Load the model in a wider dtype.")
         shape = next(view.grid for view in prepared.views if view.photo == photo)
-        grid = _grid(len(values), shape) if "image_grid_thw" in model._encoder_inputs else None
+        grid = _grid(len(values), shape) if "image_grid_thw" in model.encoder_inputs else None
         embeddings.append(ImageEmbedding(values, grid, stock, identity, around))
     return embeddings
 

@@ -32,8 +32,8 @@ class AnyresMixin(VisionTowerMixin):
     ``drop``.
     """
 
-    _encoder_inputs: tuple[str, ...] = ("image_sizes",)
-    _places_photos = True
+    encoder_inputs: tuple[str, ...] = ("image_sizes",)
+    places_photos = True
 
     @property
     def newline(self) -> str:
@@ -77,17 +77,20 @@ class AnyresMixin(VisionTowerMixin):
             raise ShapeError(f"pixel_values must hold {sum(counts)} tiles; got {tuple(pixel_values.shape)}.")
         features, _ = self.encode_tiles(pixel_values)
         grids: list[Tensor] = []
-        written = [0] * len(sizes)
+        written: list[int] = []
         start = 0
         for photo, count in enumerate(counts):
             own = features[start : start + count]
             start += count
             seen = [view for view in views if view.photo == photo]
             grids.append(own[0])
-            written[photo] = seen[0].patches + (len(seen) == 1)
             for view in seen[1:]:
                 grids.append(self._unpad(stitch(own[1:], *(tiles[photo] or (1, 1))), sizes[photo], view))
-                written[photo] += view.patches + view.grid[0]
+            if tiles[photo] is None:
+                written.append(seen[0].patches + 1)
+            else:
+                rows, cols = seen[1].grid if len(seen) > 1 else self._kept(sizes[photo]).shape
+                written.append(seen[0].patches + rows * (cols + 1))
         return Patches(grids, written, views)
 
     def add_newlines(self, tokens: RegionTokens, views: Sequence[View]) -> tuple[Tensor, Tensor]:
@@ -137,14 +140,20 @@ class AnyresMixin(VisionTowerMixin):
         rows, cols = self.tower_grid
         down, across = self.tiles_of(size)
         thumbnail = View(photo, photo, (rows, cols), Canvas(ImageGeometry.squash((height, width)), (rows, cols)))
-        whole = torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols)
-        kept = self._unpad_image(whole, size)[0]
-        if 0 in kept.shape:
-            raise ShapeError(f"a photo of {size} is too narrow: nothing is left of its tiles. Leave it out.")
+        kept = self._kept(size)
+        if 0 in kept.shape:  # a photo so narrow that the stock class, too, leaves nothing of its tiles
+            return [thumbnail]
         top, left = divmod(int(kept[0, 0]), across * cols)
         geometry = ImageGeometry.letterbox((down * height, across * width))
         canvas = Canvas(geometry, (down * rows, across * cols), top, left)
         return [thumbnail, View(photo, photo, (kept.shape[0], kept.shape[1]), canvas)]
+
+    def _kept(self, size: Size) -> Tensor:
+        """Which patches of all tiles of a photo are no padding, by number."""
+        (rows, cols), (down, across) = self.tower_grid, self.tiles_of(size)
+        return self._unpad_image(
+            torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols), size
+        )[0]
 
     def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
         return self._unpad_image(grid.permute(2, 0, 1), size).permute(1, 2, 0)
@@ -197,7 +206,7 @@ class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.Lla
     """
 
     _stock = transformers.LlavaOnevisionForConditionalGeneration
-    _encoder_inputs: tuple[str, ...] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
+    encoder_inputs: tuple[str, ...] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
 
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """Of each photo the thumbnail, and the tiles without their padding where it was cut."""
@@ -213,8 +222,8 @@ class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.Lla
         views: list[View] = []
         for photo, (size, one) in enumerate(zip(sizes, cut, strict=True)):
             if one:
-                thumbnail, whole = self._views_of(photo, size)
-                views += [thumbnail, self._scaled(whole, limit)]
+                thumbnail, *whole = self._views_of(photo, size)
+                views += [thumbnail, *(self._scaled(view, limit) for view in whole)]
             else:
                 padded = Canvas(ImageGeometry.letterbox(pair(self.config.vision_config.image_size)), self.tower_grid)
                 views.append(View(photo, photo, self.tower_grid, padded))
@@ -247,6 +256,13 @@ class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.Lla
         patch = pair(self.config.vision_config.patch_size)
         whole = ImageGeometry.squash((grid[0] * patch[0], grid[1] * patch[1]))
         return View(view.photo, view.run, grid, Canvas(whole, grid))
+
+    def _kept(self, size: Size) -> Tensor:
+        """Which patches of all tiles of a photo are no padding, by number."""
+        (rows, cols), (down, across) = self.tower_grid, self.tiles_of(size)
+        return self._unpad_image(
+            torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols), size
+        )[0]
 
     def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
         kept = self._unpad_image(grid.permute(2, 0, 1), size)

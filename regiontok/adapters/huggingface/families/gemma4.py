@@ -23,7 +23,7 @@ class RegionGemma4ForConditionalGeneration(RegionMixin, transformers.Gemma4ForCo
 
     model: Any
     _stock = transformers.Gemma4ForConditionalGeneration
-    _encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
+    encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
 
     @property
     def patch_dim(self) -> int:

@@ -28,7 +28,7 @@ class NativeResolutionMixin(RegionMixin):
     """
 
     model: Any
-    _encoder_inputs = ("image_grid_thw", "mm_token_type_ids")
+    encoder_inputs = ("image_grid_thw", "mm_token_type_ids")
 
     @property
     def patch_dim(self) -> int:

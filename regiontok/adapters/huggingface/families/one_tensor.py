@@ -91,7 +91,7 @@ class RegionPaliGemmaForConditionalGeneration(OneTensorMixin, transformers.PaliG
     """
 
     _stock = transformers.PaliGemmaForConditionalGeneration
-    _token_inputs = {"token_type_ids": 0}  # noqa: RUF012  never changed
+    token_inputs = {"token_type_ids": 0}  # noqa: RUF012  never changed
 
 
 class RegionGemma3ForConditionalGeneration(OneTensorMixin, transformers.Gemma3ForConditionalGeneration):
@@ -101,7 +101,7 @@ class RegionGemma3ForConditionalGeneration(OneTensorMixin, transformers.Gemma3Fo
     """
 
     _stock = transformers.Gemma3ForConditionalGeneration
-    _encoder_inputs = ("token_type_ids",)
+    encoder_inputs = ("token_type_ids",)
 
     @property
     def tile_grid(self) -> Size:

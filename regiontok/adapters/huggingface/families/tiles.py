@@ -32,8 +32,8 @@ class TilesMixin(OneTensorMixin):
             tell at least the number.
     """
 
-    _encoder_inputs: tuple[str, ...] = ("tiles",)
-    _places_photos = True
+    encoder_inputs: tuple[str, ...] = ("tiles",)
+    places_photos = True
     _tagged = False
     _thumbnail_first = False
 
@@ -222,7 +222,7 @@ class RegionCohere2VisionForConditionalGeneration(TaggedTilesMixin, transformers
 class _Idefics(TaggedTilesMixin):
     """Idefics3 and SmolVLM: prompts tell rows and columns; pixels are padded to as many tiles in every sample."""
 
-    _encoder_inputs: tuple[str, ...] = ("tiles", "pixel_attention_mask")
+    encoder_inputs: tuple[str, ...] = ("tiles", "pixel_attention_mask")
     _same_row = 2
 
     @property

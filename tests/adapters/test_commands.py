@@ -1,0 +1,70 @@
+"""Commands and the focus metric with a family of each mechanism, from a folder with its real processor."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from regiontok import Regionizer
+from regiontok.adapters.huggingface import FAMILIES, with_regions
+from regiontok.cli import main
+from regiontok.evaluation.assistant import Assistant
+from regiontok.evaluation.pixcv import measure_focus, read_objects, read_questions
+from tests.adapters.test_processors import PHOTOS
+from tests.evaluation import test_pixcv
+from tests.families import CASES
+from tests.processors import PROCESSORS, TEMPLATE, placeholder
+
+MECHANISMS = [*{family.mechanism: family.title for family in FAMILIES}.values(), "InternVL"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)  # GLM's
+
+
+@pytest.fixture(scope="module", params=MECHANISMS, ids=lambda name: name.replace(" ", "-"))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name, tmp_path_factory):
+    """A stock model and its processor; and a photo."""
+    folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+    CASES[name].make().save_pretrained(folder / "model")
+    processor = PROCESSORS[name]()
+    processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
+    processor.save_pretrained(folder / "model")
+    PHOTOS[1].save(folder / "photo.png")
+    return folder
+
+
+def test_chat_answers_from_a_stock_folder_with_a_budget(folder, capsys):
+    photo, model = str(folder / "photo.png"), str(folder / "model")
+    assert main(["chat", photo, "w5 w6", "--model", model, "--tokens", "12", "--max-new-tokens", "3"]) == 0
+    told = capsys.readouterr()
+    count = int(re.search(r"photo.png: (\d+) tokens", told.out + told.err)[1])
+    assert 1 <= count <= 12
+
+
+def test_a_figure_shows_where_an_answer_looks(name, folder):
+    photo, model, out = str(folder / "photo.png"), str(folder / "model"), folder / "attention.png"
+    given = ["figures", "attention", photo, "w5", "--model", model, "--answer", "w7", "--out", str(out)]
+    assert main(given) == 0
+    with Image.open(out) as one:
+        alone = one.width
+    assert main([*given, "--sources", "patch", "clustering", "--threshold", "0.9"]) == 0
+    with Image.open(out) as two:
+        assert two.width > alone
+
+
+def test_focus_is_measured(name, folder, tmp_path):
+    processor = PROCESSORS[name]()
+    processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
+    model = with_regions(CASES[name].make(), Regionizer(pool="mean", norm="none", num_regions=12))
+    file = test_pixcv.prepared(tmp_path)
+    found = measure_focus(
+        Assistant(model, processor), read_questions(file, tmp_path), read_objects(tmp_path / "pix"), threshold=0.05,
+        batch_size=2,
+    )  # fmt: skip
+    assert 0 < found.focus.focus < 1
+    assert 0 < found.tokens <= 12
