@@ -4,9 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import clustering, peers, timing
+from benchmarks import budgets, clustering, peers, timing
 from regiontok import UnionFindClusterer
+from regiontok.evaluation.assistant import Assistant, Question
+from tests.adapters.test_processors import PHOTOS
+from tests.families import CASES
+from tests.processors import PROCESSORS, TEMPLATE
 
 RESULTS = sorted(timing.RESULTS.glob("*.json"))
 
@@ -48,3 +53,45 @@ def test_stored_results_are_whole(path: Path):
     assert path.name.startswith(result["question"] + "--")
     assert {"regiontok", "torch", "numpy", "numba"} <= set(result["versions"]) <= set(timing.PACKAGES)
     assert result["figures"]
+
+
+@pytest.mark.parametrize("rule", budgets.RULES)
+@pytest.mark.parametrize("count", [1, 8, 40, 100])
+def test_a_rule_makes_as_many_tokens_as_it_is_told(rule, count):
+    generator = torch.Generator().manual_seed(0)
+    features, looked = torch.randn(12, 12, 16, generator=generator), torch.rand(144, generator=generator)
+    labels = budgets.RULES[rule](features, count, looked)
+    kept = labels[labels >= 0]
+    assert kept.unique().tolist() == list(range(count))
+    if rule == "random":
+        assert len(kept) == count
+    elif rule != "visionzip" or count > 1:
+        assert len(kept) == 144
+    if rule == "visionzip":
+        alone = labels.flatten().bincount(minlength=1) == 1 if (labels >= 0).all() else None
+        dominant = max(1, round(count * 54 / 64))
+        top = looked.argsort(descending=True)[:dominant]
+        assert sorted(labels.flatten()[top].tolist()) == list(range(dominant))
+        assert alone is None or alone[:dominant].all()
+
+
+def test_budgets_are_measured_on_any_model_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(budgets, "_TIMED", 1)
+    stock, processor = CASES["LLaVA-1.5"].make(), PROCESSORS["LLaVA-1.5"]()
+    processor.chat_template = TEMPLATE.replace("IMAGE", "<image>")
+    for one in (stock, processor):
+        one.save_pretrained(tmp_path / "model")
+    questions = []
+    for number, photo in enumerate(PHOTOS):
+        photo.save(tmp_path / f"{number}.png")
+        told = Assistant.load(tmp_path / "model").answer([Question("w5", [photo])], max_new_tokens=1)[0].text
+        questions.append({"image": f"{number}.png", "text": "w5", "answer": told if number else "no such word"})
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    given = [str(tmp_path / "model"), "--questions", str(tmp_path / "questions.json"), "--max-new-tokens", "1"]
+    results = budgets.main([*given, "--tokens", "8", "4"])
+    assert results[0] | {"prefill_ms": 0} == {"rule": "patches", "tokens": 16, "right": 66.7, "prefill_ms": 0}
+    assert [(one["rule"], one["tokens"]) for one in results[1:]] == [
+        (rule, count) for rule in (*budgets.RULES, "centroid", "average", "ward") for count in (8, 4)
+    ]
+    assert "| 16 patches | 66.7 (" in capsys.readouterr().out

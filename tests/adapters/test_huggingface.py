@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     DynamicCache,
     GenerationConfig,
@@ -578,3 +579,11 @@ def test_several_threads_may_share_a_model(stock):
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: model(**prompts(ROWS), pixel_values=PIXELS).logits, range(8)))
     assert all(torch.equal(one, made[0]) for one in made)
+
+
+def test_options_of_a_config_are_set_in_every_way_to_load(stock, tmp_path):
+    clustered(stock).save_pretrained(tmp_path)
+    for given in ({}, {"config": tmp_path}, {"config": AutoConfig.from_pretrained(tmp_path)}):
+        loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, vision_feature_layer=-1, **given)
+        assert loaded.config.vision_feature_layer == -1
+        assert loaded.regionizer.config == clustered(stock).regionizer.config

@@ -154,17 +154,17 @@ class RegionMixin:
             ShapeError: A ``regionizer`` of another dimension than the features.
         """
         check_supported(cls._stock)
-        if config is None:
+        if not isinstance(config, transformers.PreTrainedConfig):
             hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
-            config = transformers.AutoConfig.from_pretrained(name, **hub)
+            config = transformers.AutoConfig.from_pretrained(name if config is None else config, **hub)
         config = copy.deepcopy(config)
+        for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
+            setattr(config, option, kwargs.pop(option))
         set_newline(config, cls, newline)
         for given in (kwargs, vars(config)):
             if given.get("quantization_config") is not None:
                 given["quantization_config"] = _without_regionizer(given["quantization_config"])
         if regionizer is not None:
-            for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
-                setattr(config, option, kwargs.pop(option))
             config.regiontok = dict(regionizer.config)
         loaded = super().from_pretrained(name, *args, config=config, **kwargs)
         if regionizer is not None:
