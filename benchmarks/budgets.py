@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,12 +24,13 @@ from transformers import AutoProcessor, PreTrainedModel
 from benchmarks.partition import tome
 from benchmarks.timing import save, take_turns
 from regiontok import Regionizer, Regions
-from regiontok.adapters.huggingface import EncoderTower, load_model, with_regions
+from regiontok.adapters.huggingface import EncoderTower, load_model, process, with_regions
 from regiontok.adapters.huggingface.base import Patches
 from regiontok.clustering import LINKAGES
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.partition import grid_regions
 from regiontok.photos import read_photo
+from regiontok.views import share_budget, whole_photos
 
 _DOMINANT = 54 / 64
 """VisionZip's share of tokens that are patches as they are: 54 of its 64, 108 of 128."""
@@ -91,7 +91,7 @@ class ClassAttention:
     """How much the class token looks at each patch in the block whose features a model takes, the mean over heads."""
 
     def __init__(self, model: Any) -> None:
-        tower = model.model.vision_tower
+        tower = getattr(model.model, "vision_tower", None)
         if isinstance(tower, EncoderTower):
             inner = next(
                 (one for one in tower.modules() if isinstance(one, PreTrainedModel) and one is not tower), None
@@ -99,14 +99,15 @@ class ClassAttention:
             holder = next((one for one in tower.modules() if getattr(one, "model", None) is inner), None)
             self.block = getattr(holder, "layer", None)
         else:
-            inner, layer = tower, model.config.vision_feature_layer
+            inner, layer = tower, getattr(model.config, "vision_feature_layer", None)
             self.block = layer if not isinstance(layer, int) or layer < 0 else layer - 1
         self.tower = inner
 
-    @property
-    def there(self) -> bool:
-        """Whether there is a class token to ask."""
-        return isinstance(self.block, int) and self.tower is not None and hasattr(self.tower, "set_attn_implementation")
+        grid = getattr(model, "tower_grid", None)
+        if not isinstance(self.block, int) or grid is None or not hasattr(self.tower, "set_attn_implementation"):
+            raise SystemExit(
+                "budgets: VisionZip's rule needs a vision tower of one grid with a class token; see --rules."
+            )
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, patches: int) -> Tensor | None:
@@ -122,33 +123,30 @@ class ClassAttention:
 def cut(model: Any, rule: str, count: int) -> Any:
     """The model with so many tokens per photo by a rule; its norm is its own."""
     norm = model.regionizer.config["norm"]
+    newline = {"newline": "drop"} if hasattr(model, "newline") and rule != "patches" else {}
     if rule in LINKAGES:
-        return with_regions(model, Regionizer(pool="mean", norm=norm, num_regions=count, linkage=rule))
-    small = with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"))
+        return with_regions(model, Regionizer(pool="mean", norm=norm, num_regions=count, linkage=rule), **newline)
+    small = with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"), **newline)
     if rule == "patches":
         return small
     attention = ClassAttention(model) if rule == "visionzip" else None
-    seen: list[Tensor | None] = []
+    looked: list[Tensor | None] = []
+    budgets: list[int] = []
+    encode = small.encode_patches
 
-    if attention is not None:
-        encode = small.encode_patches
-
-        def encode_patches(pixel_values: Tensor, **inputs: Any) -> Any:
-            patches = encode(pixel_values, **inputs)
-            grids = [one.shape[0] * one.shape[1] for one in patches.features]
-            looked = attention(pixel_values, grids[0]) if attention.there and pixel_values.ndim == 4 else None
-            seen[:] = [None] * len(grids) if looked is None else list(looked)
-            return patches
-
-        small.encode_patches = encode_patches
+    def encode_patches(pixel_values: Tensor, **inputs: Any) -> Any:
+        patches = encode(pixel_values, **inputs)
+        views = patches.views or whole_photos([(one.shape[0], one.shape[1]) for one in patches.features])
+        budgets[:] = share_budget(views, count)
+        seen = None if attention is None else attention(pixel_values, views[0].patches)
+        looked[:] = [None] * len(views) if seen is None else list(seen)
+        return patches
 
     def group(features: Any, **_: Any) -> Regions:
-        looked = seen or [None] * len(features)
-        labels = []
-        for one, told in zip(features, looked, strict=True):
-            labels.append(RULES[rule](one, min(count, one.shape[0] * one.shape[1]), told))
-        return Regions.from_labels(labels)
+        given = zip(features, budgets, looked, strict=True)
+        return Regions.from_labels([RULES[rule](one, budget, seen) for one, budget, seen in given])
 
+    small.encode_patches = encode_patches
     small.regionizer.group = group
     return small
 
@@ -197,11 +195,24 @@ def task_scores(assistant: Assistant, options: Any) -> dict[str, Any]:
     return numbers
 
 
+def inputs_of(model: Any, processor: Any, question: dict[str, Any], photos: Path) -> dict[str, Any]:
+    """What a model takes of one question."""
+    parts = [{"type": "image"}, {"type": "text", "text": question["text"]}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+    )
+    return process(model, processor, [text], [[read_photo(photos / question["image"])]])
+
+
+def count_tokens(model: Any, processor: Any, question: dict[str, Any], photos: Path) -> int:
+    """Patches of one photo."""
+    prepared = cut(model, "patches", 0).prepare(**inputs_of(model, processor, question, photos))
+    return int(prepared.counts[0])
+
+
 def prefills(models: dict[str, Any], processor: Any, question: dict[str, Any], photos: Path) -> dict[str, Any]:
     """Medians of a prefill by each model, in turns."""
-    inputs, _ = Assistant(next(iter(models.values())), processor)._inputs(
-        [Question(question["text"], [read_photo(photos / question["image"])])]
-    )
+    inputs = inputs_of(next(iter(models.values())), processor, question, photos)
     runs = {name: lambda model=model: model(**inputs, logits_to_keep=1) for name, model in models.items()}
     with torch.no_grad():
         return {name: round(one["median_ms"], 1) for name, one in take_turns(runs, rounds=_TIMED).items()}
@@ -246,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = parse(arguments)
     loaded = load_model(options.model).to(options.device)
     processor = AutoProcessor.from_pretrained(options.model)
-    rules = options.rules or [*RULES, *LINKAGES]
+    rules = options.rules or [*([] if loaded.encoder_inputs else ["visionzip"]), "grid", "random", "tome", *LINKAGES]
     results: list[dict[str, Any]] = []
     if options.tasks:
         for rule, count in [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]:
@@ -256,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     else:
         questions = json.loads(options.questions.read_text(encoding="utf-8"))[: options.limit]
         photos = options.photos or options.questions.parent
+        whole = count_tokens(loaded, processor, questions[0], photos)
         names = [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]
         models = {f"{rule} {count}": cut(loaded, rule, count) for rule, count in names}
         times = prefills(models, processor, questions[0], photos)
@@ -264,8 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for rule, count in names:
             model = cut(loaded, rule, count)
             right = right_answers(Assistant(model, processor), questions, photos, options)
-            told = count or int(np.prod(model.views(1)[0].grid))
-            results.append({"rule": rule, "tokens": told, "right": right, "prefill_ms": times[f"{rule} {count}"]})
+            results.append(
+                {"rule": rule, "tokens": count or whole, "right": right, "prefill_ms": times[f"{rule} {count}"]}
+            )
             print(json.dumps(results[-1]), flush=True)
         print(table(results))
     figures = {"model": Path(options.model).name, "questions": options.limit, "results": results}

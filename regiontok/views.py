@@ -54,6 +54,18 @@ class View:
         """How many it has."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def padded(self) -> bool:
+        """Whether it shows all of a canvas that the photo was padded on to."""
+        canvas = self.canvas
+        return canvas is not None and canvas.geometry.mode == "letterbox" and canvas.grid == self.grid
+
+    def valid(self, sizes: Sequence[Size] | None) -> Tensor | None:
+        """Which of its patches show the photo, ``(rows, cols)`` bool; None for all, or where its size is not known."""
+        if not self.padded or sizes is None or self.canvas is None:
+            return None
+        return self.canvas.geometry.place(sizes[self.photo]).valid(self.grid)
+
 
 def whole_photos(grids: Sequence[Size]) -> list[View]:
     """One view of every photo."""
@@ -125,16 +137,20 @@ def stitch(tiles: Tensor, rows: int, cols: int) -> Tensor:
     return tiles.reshape(rows, cols, down, across, dim).transpose(1, 2).reshape(rows * down, cols * across, dim)
 
 
-def cut_masks(views: Sequence[View], masks: Sequence[Masks], sizes: Sequence[Size] | None) -> list[MaskSet]:
+def cut_masks(
+    views: Sequence[View], masks: Sequence[Masks], sizes: Sequence[Size] | None, **options: Any
+) -> list[MaskSet]:
     """Each photo's masks on the grids of its views; all masks are in all of them, so their numbers stay.
 
     Args:
         views: Of the batch.
         masks: One entry per photo; see `MaskDownsampler`.
-        sizes: Height and width of each photo, where masks may be of another size: that is refused.
+        sizes: Height and width of each photo: masks of another size are refused.
+        options: Of `MaskDownsampler`: ``method``, ``threshold`` and ``overlap``. Masks that lie on each other are
+            parted on the whole photo, before it is cut.
 
     Raises:
-        ShapeError: Another number of entries than photos.
+        ShapeError: Another number of entries than photos, or masks of another size than their photo.
         ValueRangeError: Masks on a grid, which cannot be cut, or a photo whose tiles lie nobody knows how.
     """
     photos = count_photos(views)
@@ -158,11 +174,24 @@ def cut_masks(views: Sequence[View], masks: Sequence[Masks], sizes: Sequence[Siz
             )
         known = view.photo, canvas.geometry, canvas.grid
         if known not in covered:
-            covered[known] = MaskDownsampler(canvas.grid, geometry=canvas.geometry).coverage(own)
+            downsampler = MaskDownsampler(canvas.grid, geometry=canvas.geometry, **options)
+            size = None if sizes is None else sizes[view.photo]
+            covered[known] = downsampler.coverage(own, size=size)
+            if downsampler.overlap != "keep":
+                covered[known] = _parted(downsampler, own, len(covered[known]))
         (rows, cols), top, left = view.grid, canvas.top, canvas.left
         part = covered[known][:, top : top + rows, left : left + cols]
-        cut.append(MaskSet.on_grid(part, scores=own.scores, stability=own.stability))
+        cut.append(MaskSet.on_grid(part, valid=view.valid(sizes), scores=own.scores, stability=own.stability))
     return cut
+
+
+def _parted(downsampler: MaskDownsampler, masks: MaskSet, count: int) -> Tensor:
+    """Which patches are each mask's, ``(M, rows, cols)``, where one patch belongs to one mask."""
+    regions = downsampler([masks])
+    parted = torch.zeros(count, *regions.grids[0].tolist(), dtype=torch.bool)
+    own = regions.mask_index >= 0
+    parted[regions.mask_index[own]] = regions.masks()[0][own]
+    return parted
 
 
 def share_budget(views: Sequence[View], num_regions: Budget) -> list[int]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import budgets, clustering, peers, timing
-from regiontok import UnionFindClusterer
+from regiontok import Regionizer, UnionFindClusterer
+from regiontok.adapters.huggingface import with_regions
 from regiontok.evaluation.assistant import Assistant, Question
 from tests.adapters.test_processors import PHOTOS
 from tests.families import CASES
@@ -75,7 +76,22 @@ def test_a_rule_makes_as_many_tokens_as_it_is_told(rule, count):
         assert alone is None or alone[:dominant].all()
 
 
-def test_budgets_are_measured_on_any_model_folder(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["LLaVA-NeXT", "InternVL", "SmolVLM", "Qwen3-VL"])
+def test_every_rule_keeps_the_budget_of_a_photo(name):
+    model = with_regions(CASES[name].make(), Regionizer(source="patch", pool="mean", norm="none", padding="keep"))
+    for rule in ("grid", "random", "tome", "ward"):
+        prepared = budgets.cut(model, rule, 12).prepare(**CASES[name].inputs())
+        views = prepared.views
+        patches = [sum(view.patches for view in views if view.photo == photo) for photo in range(3)]
+        wanted = [min(12, one) for one in patches]
+        if rule == "grid":  # whose cells may be fewer in a small tile
+            assert all(2 * one >= most >= one for one, most in zip(prepared.counts, wanted, strict=True))
+        else:
+            assert prepared.counts == wanted, rule
+        assert int(prepared.columns.sum()) == sum(prepared.counts)
+
+
+def test_budgets_are_measured_on_a_model_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(budgets, "_TIMED", 1)
     stock, processor = CASES["LLaVA-1.5"].make(), PROCESSORS["LLaVA-1.5"]()
@@ -91,7 +107,7 @@ def test_budgets_are_measured_on_any_model_folder(tmp_path, monkeypatch, capsys)
     given = [str(tmp_path / "model"), "--questions", str(tmp_path / "questions.json"), "--max-new-tokens", "1"]
     results = budgets.main([*given, "--tokens", "8", "4"])
     assert results[0] | {"prefill_ms": 0} == {"rule": "patches", "tokens": 16, "right": 66.7, "prefill_ms": 0}
-    assert [(one["rule"], one["tokens"]) for one in results[1:]] == [
+    assert {(one["rule"], one["tokens"]) for one in results[1:]} == {
         (rule, count) for rule in (*budgets.RULES, "centroid", "average", "ward") for count in (8, 4)
-    ]
+    }
     assert "| 16 patches | 66.7 (" in capsys.readouterr().out

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from regiontok import MaskSet
-from regiontok.adapters.huggingface import FAMILIES
+from regiontok import MaskSet, Regionizer
+from regiontok.adapters.huggingface import with_regions
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.store import write_masks
 from tests.families import CASES, IMAGE
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft calls it
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),  # GLM's
 ]
-MECHANISMS = list({family.mechanism: family.title for family in FAMILIES}.values())
+MECHANISMS = ["LLaVA-1.5", "LLaVA-NeXT", "Gemma 3", "InternVL", "SmolVLM", "Qwen3-VL", "GLM-4.1V", "Gemma 4"]
 
 
 def stock(name, folder):
@@ -70,7 +70,7 @@ def test_a_stock_checkpoint_is_tuned_on_regions_and_answers(name, data, tmp_path
     assert 1 <= told.counts[0] <= 9
 
 
-@pytest.mark.parametrize("name", ["LLaVA-NeXT", "Qwen3-VL"])
+@pytest.mark.parametrize("name", ["LLaVA-NeXT", "Qwen3-VL", "InternVL"])
 def test_masks_of_a_store_are_learnt_from(name, data, tmp_path):
     stock(name, tmp_path / "stock")
     given = [str(tmp_path / "stock"), "--data", str(data / "questions.json"), "--images", str(data), "--heads", "4"]
@@ -83,9 +83,18 @@ def test_answers_alone_are_learnt(data, tmp_path):
     processor = stock("LLaVA-1.5", tmp_path)
     answers = checkpoint.Answers(data / "questions.json", data)
     assert len(answers) == 6
-    batch = checkpoint.ProcessorCollator(processor)([answers[0], answers[2]])
+    model = with_regions(CASES["LLaVA-1.5"].make(), Regionizer(pool="mean"))
+    batch = checkpoint.ProcessorCollator(model, processor)([answers[0], answers[2]])
     for row, words in enumerate((["w7", "w9"], ["w10"])):
         kept = batch["labels"][row][batch["labels"][row] != -100].tolist()
         assert processor.tokenizer.convert_ids_to_tokens(kept) == words
     assert (batch["input_ids"] == IMAGE).sum() == 32
     assert torch.equal(batch["labels"] == IMAGE, torch.zeros_like(batch["labels"], dtype=torch.bool))
+
+
+def test_a_processor_that_writes_answers_itself_is_refused(data, tmp_path):
+    processor = stock("PaliGemma", tmp_path)
+    model = with_regions(CASES["PaliGemma"].make(), Regionizer(pool="mean"))
+    answers = checkpoint.Answers(data / "questions.json", data)
+    with pytest.raises(SystemExit, match="PaliGemmaProcessor writes prompts in a way of its own"):
+        checkpoint.ProcessorCollator(model, processor)([answers[0]])

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from regiontok import Regionizer
-from regiontok.adapters.huggingface import geometry_of, load_model, with_regions
+from regiontok.adapters.huggingface import geometry_of, load_model, process, with_regions
 from regiontok.photos import read_photo
 from regiontok.store import MaskStore
 
@@ -49,11 +49,13 @@ class ProcessorCollator:
     """Samples as a batch: the processor writes prompts by its chat template, and answers get their labels.
 
     Args:
+        model: The region model, which says what it takes.
         processor: The checkpoint's.
         masks: Of photos by their files' names, for a model of masks.
     """
 
-    def __init__(self, processor: Any, masks: StoredMasks | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, masks: StoredMasks | None = None) -> None:
+        self.model = model
         self.processor = processor
         self.masks = masks
         processor.tokenizer.padding_side = "right"
@@ -61,7 +63,7 @@ class ProcessorCollator:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """What the model's ``forward`` takes."""
         tokenizer = self.processor.tokenizer
-        texts, lengths = [], []
+        texts, answers = [], []
         for sample in samples:
             messages: list[dict[str, Any]] = []
             for asked, told in sample["turns"]:
@@ -71,15 +73,20 @@ class ProcessorCollator:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": told}]})
             prompt = self.processor.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             texts.append(f"{prompt}{sample['turns'][-1][1]}{tokenizer.eos_token or ''}")
-            before, whole = (len(tokenizer(text)["input_ids"]) for text in (prompt, texts[-1]))
-            lengths.append(whole - before)
+            before = len(tokenizer(prompt)["input_ids"])
+            answers.append(tokenizer(texts[-1])["input_ids"][before:])
         photos = [sample["photos"] for sample in samples]
-        given = self.processor(text=texts, images=photos if any(photos) else None, return_tensors="pt", padding=True)
-        batch = dict(given)
+        batch = process(self.model, self.processor, texts, photos)
         labels = torch.full_like(batch["input_ids"], -100)
-        for row, length in enumerate(lengths):
+        for row, answer in enumerate(answers):
             end = int(batch["attention_mask"][row].nonzero().max()) + 1
-            labels[row, end - length : end] = batch["input_ids"][row, end - length : end]
+            found = batch["input_ids"][row, end - len(answer) : end]
+            if found.tolist() != answer:
+                raise SystemExit(
+                    f"{type(self.processor).__name__} writes prompts in a way of its own, that do not end with "
+                    "the answer; this script cannot train on them."
+                )
+            labels[row, end - len(answer) : end] = found
         batch["labels"] = labels
         if self.masks is not None and any(photos):
             files = [(file, photo) for one in samples for file, photo in zip(one["files"], one["photos"], strict=True)]
@@ -103,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     """Train, and save the model with its processor."""
     options = parser().parse_args(arguments)
     processor = AutoProcessor.from_pretrained(options.checkpoint)
-    model = with_learning_regions(load_model(options.checkpoint, dtype=options.dtype), processor, options)
+    model = regional = with_learning_regions(load_model(options.checkpoint, dtype=options.dtype), processor, options)
     for name, weight in model.named_parameters():
         weight.requires_grad_(not any(part in name for part in _VISION) and weight.is_floating_point())
     if options.lora:
@@ -135,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=dataset,
-        data_collator=ProcessorCollator(processor, masks),
+        data_collator=ProcessorCollator(regional, processor, masks),
     )
     print(f"{len(dataset)} answers, {trainer.get_num_trainable_parameters():,} weights trained, {options.out}")
     trainer.train()

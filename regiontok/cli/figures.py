@@ -218,9 +218,13 @@ def _attention(options: argparse.Namespace) -> int:
         if not assistant.places_photos:
             panels[name] = Attention(attention.regions, mean, assistant.geometry.place(size))
             continue
-        for canvas, regions, index in by_canvas(attention.regions, attention.views or []):
-            seen = f"{name}, {canvas.grid[0]} x {canvas.grid[1]}"
-            panels[seen] = Attention(regions, mean[index], canvas.geometry.place(size))
+        grids = by_canvas(attention.regions, attention.views or [])
+        if not grids:
+            raise RegiontokError(f"{name}: where its tiles lie on the photo is not known, so they cannot be drawn.")
+        tiles = max(range(len(grids)), key=lambda number: (grids[number][0].geometry.size, number))
+        for number, (canvas, regions, index) in enumerate(grids):
+            seen = f"{name}, {'tiles' if number == tiles else 'thumbnail'}"
+            panels[name if len(grids) == 1 else seen] = Attention(regions, mean[index], canvas.geometry.place(size))
     save_figure(draw_attention(photo, panels, question=options.question, spread=options.spread), options.out)
     for name, told in said_by.items():
         print(f"{name}: {told}")

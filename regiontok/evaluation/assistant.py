@@ -7,13 +7,11 @@ The words of a question are the caller's; `regiontok.evaluation.prompts` has the
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from regiontok._checks import check_integer
 from regiontok._require import require
@@ -219,7 +217,7 @@ class Assistant:
         """What the model takes, and how many photos each question has."""
         if not questions:
             raise ValueRangeError("there must be at least one question; got none.")
-        chats, photos, held = [], [], []
+        chats, held = [], []
         per_question: list[list[Image.Image]] = []
         masks: list[Masks] = []
         placeholder = getattr(self.processor, "image_token", "<image>")
@@ -232,34 +230,15 @@ class Assistant:
             own = as_photos(list(question.photos)) if len(question.photos) else []
             parts = [{"type": "image"} for _ in own] + [{"type": "text", "text": question.text}]
             chats.append([{"role": "user", "content": parts}])
-            photos += own
             per_question.append(own)
             held.append(len(own))
             if self.by_masks and own:
                 masks += self._masks_of(number, question, own)
         texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        begin = self.processor.tokenizer.bos_token
-        told = bool(begin) and texts[0].startswith(begin)  # by the template, and not once more by the tokenizer
-        made = self.processor(
-            text=texts,
-            images=per_question if photos else None,
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=not told,
-        )
-        of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-        names = (*of_all, *self.model.encoder_inputs, *self.model.token_inputs)
-        inputs = {
-            name: made[name].to(self.model.device) if isinstance(made[name], Tensor) else made[name]
-            for name in names
-            if name in made
-        }
+        process = require("regiontok.adapters.huggingface", extra="hf").process
+        inputs: dict[str, Any] = process(self.model, self.processor, texts, per_question)
         if masks:
             inputs["masks"] = masks
-        if photos and "tiles" in self.model.encoder_inputs:
-            tiles_of = require("regiontok.adapters.huggingface", extra="hf").tiles_of
-            with suppress(ValueRangeError):  # then prompts tell at least their number
-                inputs["tiles"] = tiles_of(self.processor, photos)
         return inputs, held
 
     def _masks_of(self, number: int, question: Question, photos: list[Image.Image]) -> Sequence[Masks]:

@@ -26,6 +26,7 @@ from regiontok.adapters.huggingface import (
 )
 from regiontok.errors import ShapeError, ValueRangeError
 from tests.conftest import assert_close
+from tests.families import CASES
 from tests.models import IMAGE, tiny_llava, tiny_onevision, tiny_qwen
 
 IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
@@ -312,3 +313,88 @@ def test_other_processors_are_refused():
         ValueRangeError, match=r"with size .*256.* and crop .*224.* is none of letterbox, squash or center crop"
     ):
         geometry_of(BitImageProcessor(size={"shortest_edge": 256}, crop_size=224))
+
+
+def test_deepstack_features_are_means_over_the_same_regions():
+    case = CASES["Qwen3-VL"]
+    model = with_regions(case.make(), Regionizer(pool="mean", norm="none", num_regions=3))
+    given = case.inputs()
+    prepared = model.prepare(**given)
+    deep = prepared.inputs["mm_encoder_outputs"]["image"].deepstack_features
+    stock = model.get_image_features(given["pixel_values"], given["image_grid_thw"]).deepstack_features
+    assert len(deep) == len(stock) == 2
+    masks = [mask.flatten(1).float() for mask in prepared.regions.masks()]
+    for found, layer in zip(deep, stock, strict=True):
+        expected = [mask @ one / mask.sum(1, keepdim=True) for mask, one in zip(masks, layer, strict=True)]
+        assert_close(torch.cat(found), torch.cat(expected))
+
+
+@pytest.mark.parametrize("name", ["LLaVA-NeXT", "LLaVA-OneVision"])
+def test_newlines_stand_where_they_are_told_to(name):
+    case = CASES[name]
+    stock, given = case.make(), case.inputs()
+    more = {"batch_num_images": given["batch_num_images"]} if "batch_num_images" in given else {}
+    regionizer = Regionizer(pool="mean", norm="none", num_regions=7)
+    for newline, added in (("drop", [0, 0, 0]), ("photo", [1, 1, 1])):
+        model = with_regions(stock, regionizer, newline=newline)
+        prepared = model.prepare(**given)
+        held = (prepared.inputs["input_ids"] == IMAGE).sum()
+        assert held == sum(prepared.counts) + sum(added)
+        told = model.num_tokens(given["image_sizes"], **more)
+        assert told == [count + one for count, one in zip(prepared.counts, added, strict=True)]
+        values = torch.cat(prepared.inputs["mm_encoder_outputs"]["image"].pooler_output)
+        is_newline = (values == stock.model.image_newline).all(1)
+        assert is_newline.sum() == sum(added)
+        ends = torch.tensor(told).cumsum(0) - 1
+        assert is_newline[ends].tolist() == [bool(one) for one in added]
+    rows = with_regions(stock, regionizer, newline="row").prepare(**given)
+    assert 3 <= (rows.inputs["input_ids"] == IMAGE).sum() - sum(rows.counts) <= sum(rows.counts)
+    patches = with_regions(stock, Regionizer(**IDENTITY, padding="keep"))
+    assert patches.newline == "row"
+    told = patches.num_tokens(given["image_sizes"], **more)
+    assert sum(told) == (patches.prepare(**given).inputs["input_ids"] == IMAGE).sum()
+    shuffled = with_regions(stock, Regionizer(**IDENTITY, order="random"))
+    assert shuffled.newline == "drop"
+    with pytest.raises(ValueRangeError, match="newline='row' needs order='raster'"):
+        with_regions(stock, Regionizer(**IDENTITY, order="area"), newline="row")
+    with pytest.raises(ValueRangeError, match="has no newlines"):
+        with_regions(CASES["Gemma 3"].make(), regionizer, newline="drop")
+    assert with_regions(with_regions(stock, regionizer, newline="photo"), regionizer).newline == "drop"
+
+
+def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
+    case = CASES["LLaVA-OneVision"]
+    stock, given = case.make(), case.inputs([[3, "c", 4]]) | {"vision_aspect_ratio": "anyres_max_1"}
+    (stocks,) = stock.get_image_features(
+        **{one: given[one] for one in given if one not in ("input_ids", "attention_mask")}
+    ).pooler_output
+    model = with_regions(stock, Regionizer(**IDENTITY, padding="keep"))
+    given |= {
+        one: torch.tensor([[3, IMAGE, 4]]) if one == "input_ids" else torch.ones(1, 3)
+        for one in ("input_ids", "attention_mask")
+    }
+    prepared = model.prepare(**given)
+    assert (prepared.inputs["input_ids"] == IMAGE).sum() == len(stocks)
+    assert prepared.views[1].patches < 32
+    values = prepared.inputs["mm_encoder_outputs"]["image"].pooler_output[0]
+    assert (
+        torch.cosine_similarity(values.flatten(), stocks.flatten(), 0) > 0.99
+    )  # scaled before the projector, not after
+    with pytest.raises(ValueRangeError, match="vision_aspect_ratio must be anyres_max_ and a number of tiles"):
+        model.prepare(**given | {"vision_aspect_ratio": "anyres"})
+
+
+@pytest.mark.parametrize("name", ["Idefics3", "SmolVLM", "Aya Vision", "Cohere2 Vision"])
+def test_photos_of_one_tile_are_photos_of_their_own_whatever_is_beside_them(name):
+    """One placeholder each, with other words before; and two samples whose photos must not become one."""
+    case = CASES[name]
+    model = with_regions(case.make(), Regionizer(pool="mean", norm="none", num_regions=3))
+    pixels = torch.randn(2, 3, 56, 56)
+    pixels = pixels[:, None] if name in ("Idefics3", "SmolVLM") else pixels
+    for ids in ([[5, IMAGE, 8], [6, IMAGE, 8]], [[5, IMAGE, 6, IMAGE]], [[5, IMAGE, 5, IMAGE]]):
+        given = pixels if len(ids) == 2 or pixels.ndim == 4 else pixels.transpose(0, 1)
+        prepared = model.prepare(torch.tensor(ids), given)
+        assert prepared.counts == [3, 3], ids
+    whole = case.inputs([["a", 5, "c"], [6, "b"]])
+    with pytest.raises(ShapeError, match="tiles must be those of the prompts"):
+        model.prepare(**whole, tiles=[(1, 2), (1, 1), (2, 2)])

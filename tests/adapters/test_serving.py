@@ -11,7 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.huggingface import FAMILIES, image_embeddings, sglang_request, vllm_request, with_regions
+from regiontok.adapters.huggingface import (
+    FAMILIES,
+    image_embeddings,
+    sglang_request,
+    tiles_of,
+    vllm_request,
+    with_regions,
+)
 from regiontok.adapters.huggingface.serving import SGLANG, VLLM, _grid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.adapters.test_processors import PHOTOS
@@ -44,6 +51,8 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
     image = getattr(processor, "image_token", "<image>")
     for number, (photo, one) in enumerate(zip(PHOTOS, embeddings, strict=True)):
         given = processor(text=[image], images=[[photo]], return_tensors="pt")
+        if name == "InternVL":
+            given["tiles"] = tiles_of(processor, [photo])
         prepared = model.prepare(**given, num_regions=[4, 12, 10][number])
         output = prepared.inputs["mm_encoder_outputs"]["image"]
         deep = [layer[0] for layer in getattr(output, "deepstack_features", [])]
@@ -73,11 +82,19 @@ def test_vllm_gets_one_placeholder_per_photo_and_rows_by_the_count(name):
             vllm_request(prompt, embeddings)
 
 
+def test_embeddings_of_two_models_do_not_go_together():
+    _, llava = made("LLaVA-1.5")
+    _, qwen = made("Qwen2-VL")
+    with pytest.raises(ShapeError, match="embeddings of one prompt must be of one model"):
+        vllm_request([IMAGE, IMAGE], [llava[0], qwen[0]])
+
+
 def test_what_vllm_writes_itself_is_left_out():
     _, embeddings = made("InternVL")
     processor = PROCESSORS["InternVL"]()
     given = processor(text=["w5 <IMG_CONTEXT> w6"], images=[[PHOTOS[1]]], return_tensors="pt")
     assert vllm_request(given["input_ids"][0], embeddings[1:2])["prompt_token_ids"] == [5, IMAGE, 6]
+    assert vllm_request("w5 <img><IMG_CONTEXT></img> w6", embeddings[1:2])["prompt"] == "w5 <IMG_CONTEXT> w6"
 
 
 @pytest.mark.parametrize("name", WITH_GRID)

@@ -33,6 +33,7 @@ from regiontok.adapters.huggingface.families import (
     RegionGemma3ForConditionalGeneration,
     RegionGemma4ForConditionalGeneration,
     RegionGlm4vForConditionalGeneration,
+    RegionGlm4vMoeForConditionalGeneration,
     RegionGlm46VForConditionalGeneration,
     RegionIdefics3ForConditionalGeneration,
     RegionInternVLForConditionalGeneration,
@@ -44,6 +45,7 @@ from regiontok.adapters.huggingface.families import (
     RegionQwen2_5_VLForConditionalGeneration,
     RegionQwen2VLForConditionalGeneration,
     RegionQwen3_5ForConditionalGeneration,
+    RegionQwen3_5MoeForConditionalGeneration,
     RegionQwen3VLForConditionalGeneration,
     RegionQwen3VLMoeForConditionalGeneration,
     RegionSmolVLMForConditionalGeneration,
@@ -52,7 +54,7 @@ from regiontok.adapters.huggingface.families import (
     VisionTowerMixin,
 )
 from regiontok.adapters.huggingface.loading import load_model, with_regions, without_regions
-from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, tiles_of
+from regiontok.adapters.huggingface.processors import EncoderImageProcessor, geometry_of, process, tiles_of
 from regiontok.adapters.huggingface.serving import ImageEmbedding, image_embeddings, sglang_request, vllm_request
 from regiontok.adapters.huggingface.tower import EncoderConfig, EncoderTower
 
@@ -73,6 +75,7 @@ __all__ = [
     "RegionGemma3ForConditionalGeneration",
     "RegionGemma4ForConditionalGeneration",
     "RegionGlm4vForConditionalGeneration",
+    "RegionGlm4vMoeForConditionalGeneration",
     "RegionGlm46VForConditionalGeneration",
     "RegionIdefics3ForConditionalGeneration",
     "RegionInputs",
@@ -88,6 +91,7 @@ __all__ = [
     "RegionQwen3VLForConditionalGeneration",
     "RegionQwen3VLMoeForConditionalGeneration",
     "RegionQwen3_5ForConditionalGeneration",
+    "RegionQwen3_5MoeForConditionalGeneration",
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
     "TilesMixin",
@@ -95,6 +99,7 @@ __all__ = [
     "geometry_of",
     "image_embeddings",
     "load_model",
+    "process",
     "sglang_request",
     "tiles_of",
     "vllm_request",

@@ -23,6 +23,7 @@ from regiontok.adapters.huggingface.placeholders import Layout, lay_out
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
+from regiontok.geometry import Size
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
@@ -256,7 +257,17 @@ class RegionMixin:
                 "not matter."
             )
         views = self.views(images or (0 if sizes is None else len(sizes)), sizes, **inputs)
-        patches = self.regionizer.num_patches([view.grid for view in views], None if self.places_photos else sizes)
+        for name, count in (("images", images), ("image_sizes", None if sizes is None else len(sizes))):
+            if count not in (None, count_photos(views)):
+                raise ShapeError(
+                    f"{name} must be of the {count_photos(views)} photos that the rest tells; got {count}."
+                )
+        if self.places_photos:
+            keeps = self.regionizer.config["padding"] == "keep"
+            valid = [None if keeps else view.valid(sizes) for view in views]
+            patches = [view.patches if one is None else int(one.sum()) for view, one in zip(views, valid, strict=True)]
+        else:
+            patches = self.regionizer.num_patches([view.grid for view in views], sizes)
         counts = self.regionizer.num_tokens(patches, num_regions=self._budgets(views, num_regions))
         return [
             count + more for count, more in zip(_per_photo(views, counts), self._count_newlines(views), strict=True)
@@ -293,6 +304,9 @@ class RegionMixin:
         Raises:
             ShapeError, DTypeError, ValueRangeError: Placeholders, masks or sizes that do not fit the images.
         """
+        unknown = sorted(set(inputs) - {*self.encoder_inputs, *self.token_inputs})
+        if unknown:
+            raise ValueRangeError(f"prepare takes no {unknown[0]}. Leave it out.")
         given = {name: inputs.pop(name) for name in self.token_inputs if name in inputs}
         inputs = self.read_prompts(input_ids, attention_mask, pixel_values, inputs)
         patches = self._encode(pixel_values, image_sizes, inputs)
@@ -463,9 +477,13 @@ class RegionMixin:
     ) -> RegionTokens:
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         if patches.views is not None:
-            masks = None if masks is None else cut_masks(patches.views, masks, sizes)
-            budgets = self._budgets(patches.views, num_regions)
-            return self.regionizer(patches.features, masks=masks, num_regions=budgets)
+            views, options = patches.views, self.regionizer.config
+            budgets = self._budgets(views, num_regions)
+            if masks is not None:
+                downsampling = {"method": options["downsampling"], "threshold": options["coverage"]}
+                cut = cut_masks(views, masks, sizes, overlap=options["overlap"], **downsampling)
+                return self.regionizer(patches.features, masks=cut, num_regions=budgets)
+            return self.regionizer(patches.features, valid=_valid(views, sizes), num_regions=budgets)
         need_sizes(self.regionizer, masks, sizes)
         if masks is None and self.regionizer.config["geometry"] is None:
             sizes = None  # as processors of some families give them with every photo
@@ -547,7 +565,7 @@ def check_supported(stock: type[Any]) -> None:
 
 
 def set_newline(config: Any, family: type[Any], newline: str | None) -> None:
-    """Keep in a config what becomes of newlines, of a family that has them."""
+    """Keep in a config what becomes of newlines, of a family that has them; None leaves it as it is."""
     if newline is None:
         return
     if not hasattr(family, "newline"):
@@ -598,6 +616,16 @@ def _refuse_other_media(kwargs: dict[str, Any]) -> None:
     for name, media in _OTHER_MEDIA.items():
         if kwargs.get(name) is not None:
             raise ValueRangeError(f"{media} are not cut into regions. Leave {name} out.")
+
+
+def _valid(views: Sequence[View], sizes: Sequence[Size] | None) -> list[Tensor] | None:
+    """Which patches of views show their photos; None for all."""
+    valid = [view.valid(sizes) for view in views]
+    if all(one is None for one in valid):
+        return None
+    return [
+        torch.ones(view.grid, dtype=torch.bool) if one is None else one for view, one in zip(views, valid, strict=True)
+    ]
 
 
 def _per_photo(views: Sequence[View], counts: Sequence[int]) -> list[int]:

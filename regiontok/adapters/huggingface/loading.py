@@ -48,6 +48,7 @@ def with_regions(model: Any, regionizer: Regionizer, *, newline: str | None = No
     check_supported(stock)
     view = _view(model, family)
     view.config.regiontok = dict(regionizer.config)
+    vars(view.config).pop("regiontok_newline", None)  # of the regions before
     set_newline(view.config, family, newline)
     view._check_regionizer(regionizer)
     view.regionizer = regionizer.to(device=model.device, dtype=model.dtype).train(model.training)

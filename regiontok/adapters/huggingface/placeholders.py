@@ -142,7 +142,7 @@ def _disagreement(
     wrong = int((~whole).nonzero()[0])
     sample, first, length = runs[wrong].tolist()
     image = int((ends <= int(runs[: wrong + 1, 2].sum())).sum())
-    if inside[sample].nonzero().max() == first + length - 1:  # nothing after it
+    if length > 1 and inside[sample].nonzero().max() == first + length - 1:  # nothing after it
         return (
             f"{told} Sample {sample} ends inside a run of them, {length} long, as a prompt does that was truncated: "
             "raise the tokenizer's max_length, or leave truncation out."

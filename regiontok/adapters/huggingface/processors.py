@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -144,6 +145,42 @@ def geometry_of(processor: Any) -> ImageGeometry:
         f"{type(images).__name__} with size {size} and crop {crop} is none of letterbox, squash or center crop. Make "
         "masks on the grid yourself, with MaskSet.on_grid."
     )
+
+
+def process(model: Any, processor: Any, texts: Sequence[str], photos: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What a model takes of texts and their photos: what its processor gives, padded, and ``tiles`` where it tells.
+
+    Args:
+        model: Of `regiontok.adapters.huggingface`.
+        processor: The model's.
+        texts: With a placeholder per photo. Where they begin with the token of the beginning, as chat templates write
+            it, the tokenizer adds none.
+        photos: One list per text.
+
+    Raises:
+        ValueRangeError: Photos and texts that the processor cannot bring together; the message is its own.
+    """
+    begin = processor.tokenizer.bos_token
+    told = bool(begin) and texts[0].startswith(begin)
+    flat = [photo for some in photos for photo in some]
+    try:
+        made = processor(
+            text=list(texts),
+            images=[list(some) for some in photos] if flat else None,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not told,
+        )
+    except ValueError as error:
+        raise ValueRangeError(
+            f"{type(processor).__name__} does not take these texts and photos together: {error} Ask one at a time."
+        ) from error
+    of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+    inputs = {name: made[name] for name in (*of_all, *model.encoder_inputs, *model.token_inputs) if name in made}
+    if flat and "tiles" in model.encoder_inputs:
+        with suppress(ValueRangeError):  # then prompts tell at least their number
+            inputs["tiles"] = tiles_of(processor, flat)
+    return {name: one.to(model.device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
 
 
 def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:

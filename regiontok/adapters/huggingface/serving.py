@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regiontok.adapters.huggingface.base import RegionMixin
+from regiontok.adapters.huggingface.processors import process
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
@@ -52,14 +53,14 @@ class ImageEmbedding:
         grid: Rows and columns that multiply to K, for families whose server reads positions off a grid; else None.
         stock: The class of transformers that the server loads.
         placeholder: The token that stands for an image, as text and as its number.
-        around: Tokens that the server itself writes around it, by number.
+        around: Tokens that the server itself writes around it, as text and as numbers.
     """
 
     values: Tensor
     grid: Size | None
     stock: str
     placeholder: tuple[str, int]
-    around: tuple[int, ...] = ()
+    around: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -101,18 +102,15 @@ def image_embeddings(
         raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")
     given = as_photos(list(photos))
     text = _image_text(processor)
-    made = processor(text=[text] * len(given), images=[[photo] for photo in given], return_tensors="pt", padding=True)
-    device: Any = model.device  # type: ignore[attr-defined]
-    known = ("input_ids", "attention_mask", "pixel_values", "image_sizes", *model.encoder_inputs)
-    inputs = {
-        name: made[name].to(device) if isinstance(made[name], Tensor) else made[name] for name in known if name in made
-    }
+    inputs = process(model, processor, [text] * len(given), [[photo] for photo in given])
     prepared = model.prepare(**inputs, masks=masks, num_regions=num_regions)
     output = prepared.inputs["mm_encoder_outputs"]["image"]
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     stock, identity = model._stock.__name__, (text, int(model.config.image_token_id))
     around = tuple(
-        int(one) for name in ("start_image_token_id", "end_image_token_id") if (one := getattr(processor, name, None))
+        (str(getattr(processor, name)), int(getattr(processor, f"{name}_id")))
+        for name in ("start_image_token", "end_image_token")
+        if hasattr(processor, f"{name}_id")
     )
     embeddings = []
     for photo, parts in enumerate(zip(*layers, strict=True)):
@@ -140,6 +138,9 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
     request: dict[str, Any] = {}
     if isinstance(prompt, str):
         text = embeddings[0].placeholder[0]
+        if embeddings[0].around:
+            (start, _), (end, _) = embeddings[0].around
+            prompt = prompt.replace(f"{start}{text}{end}", text)
         if prompt.count(text) != len(embeddings):
             raise ShapeError(
                 f"the prompt must hold {text} once for each of the {len(embeddings)} photos; got it "
@@ -193,12 +194,18 @@ def _check_family(engine: str, families: tuple[str, ...], embeddings: Sequence[I
         raise ValueRangeError(
             f"{engine} takes no image embeddings of {embeddings[0].stock}. It does of {', '.join(families)}."
         )
+    kinds = {(one.stock, one.placeholder, one.values.shape[1]) for one in embeddings}
+    if len(kinds) > 1:
+        raise ShapeError(f"embeddings of one prompt must be of one model; got those of {sorted(map(str, kinds))}.")
+    for number, one in enumerate(embeddings):
+        if one.values.ndim != 2 or (one.grid is not None and one.grid[0] * one.grid[1] != len(one)):
+            raise ShapeError(f"photo {number}: its grid must multiply to its {len(one)} tokens; got {one.grid}.")
 
 
 def _one_each(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, keep: bool = False) -> list[int]:
     """Tokens with one placeholder per photo; what the server writes around them goes, unless it is to be kept."""
     _, identity = embeddings[0].placeholder
-    around = set() if keep else set(embeddings[0].around)
+    around = set() if keep else {number for _, number in embeddings[0].around}
     given = prompt.tolist() if isinstance(prompt, Tensor) else [int(one) for one in prompt]
     ids: list[int] = []
     for at, token in enumerate(given):

@@ -24,10 +24,12 @@ from regiontok.adapters.huggingface.families.gemma4 import RegionGemma4ForCondit
 from regiontok.adapters.huggingface.families.native_resolution import (
     NativeResolutionMixin,
     RegionGlm4vForConditionalGeneration,
+    RegionGlm4vMoeForConditionalGeneration,
     RegionGlm46VForConditionalGeneration,
     RegionQwen2_5_VLForConditionalGeneration,
     RegionQwen2VLForConditionalGeneration,
     RegionQwen3_5ForConditionalGeneration,
+    RegionQwen3_5MoeForConditionalGeneration,
     RegionQwen3VLForConditionalGeneration,
     RegionQwen3VLMoeForConditionalGeneration,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "RegionGemma3ForConditionalGeneration",
     "RegionGemma4ForConditionalGeneration",
     "RegionGlm4vForConditionalGeneration",
+    "RegionGlm4vMoeForConditionalGeneration",
     "RegionGlm46VForConditionalGeneration",
     "RegionIdefics3ForConditionalGeneration",
     "RegionInternVLForConditionalGeneration",
@@ -75,6 +78,7 @@ __all__ = [
     "RegionQwen3VLForConditionalGeneration",
     "RegionQwen3VLMoeForConditionalGeneration",
     "RegionQwen3_5ForConditionalGeneration",
+    "RegionQwen3_5MoeForConditionalGeneration",
     "RegionSmolVLMForConditionalGeneration",
     "RegionVipLlavaForConditionalGeneration",
     "TilesMixin",
@@ -149,7 +153,9 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("Qwen3-VL MoE", RegionQwen3VLMoeForConditionalGeneration, _MERGED, _GRID, "as Qwen3-VL"),
     Family("Qwen3.5", RegionQwen3_5ForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("Qwen3.5 MoE", RegionQwen3_5MoeForConditionalGeneration, _MERGED, _GRID, _CENTROID),
     Family("GLM-4.1V", RegionGlm4vForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.5V", RegionGlm4vMoeForConditionalGeneration, _MERGED, _GRID, _CENTROID),
     Family("GLM-4.6V", RegionGlm46VForConditionalGeneration, _MERGED, _GRID, _CENTROID),
     Family("InternVL", RegionInternVLForConditionalGeneration, _PROJECTED, "", _STITCHED),
     Family("PerceptionLM", RegionPerceptionLMForConditionalGeneration, _PROJECTED, "", _STITCHED),
@@ -185,23 +191,24 @@ FAMILIES: tuple[Family, ...] = (
 
 _ROWS = "its prompts end every row of patches with a token, and regions have no rows"
 _VIDEOS = "it is made for videos, which have a grid per frame"
-_OTHER_TAGS = "it writes tiles or frames in a way of its own, for which there is no adapter yet"
+_NOT_YET = "its way with photos is near one of ours, and nobody has made and tried the adapter yet"
+_SOUNDS = "its sounds share the positions of its images"
 REFUSED: dict[str, str] = {
-    "DeepseekVLForConditionalGeneration": _OTHER_TAGS,
+    "DeepseekVLForConditionalGeneration": _NOT_YET,
     "Gemma3nForConditionalGeneration": "its tower gives a fixed set of features without a grid",
-    "GotOcr2ForConditionalGeneration": _OTHER_TAGS,
+    "GotOcr2ForConditionalGeneration": _NOT_YET,
     "Granite4VisionForConditionalGeneration": "its features of layers carry numbers, which generation cannot expand",
     "JanusForConditionalGeneration": "it makes images as well as it reads them, by another interface",
-    "Kimi_K25ForConditionalGeneration": _VIDEOS,
-    "Lfm2VlForConditionalGeneration": _OTHER_TAGS,
+    "Kimi_K25ForConditionalGeneration": _NOT_YET,
+    "Lfm2VlForConditionalGeneration": _NOT_YET,
     "LlavaNextVideoForConditionalGeneration": _VIDEOS,
-    "MiniCPMV4_6ForConditionalGeneration": _OTHER_TAGS,
+    "MiniCPMV4_6ForConditionalGeneration": _NOT_YET,
     "Mistral3ForConditionalGeneration": _ROWS,
     "Molmo2ForConditionalGeneration": _ROWS,
     "Ovis2ForConditionalGeneration": "it puts features of visual indicators among those of the patches",
-    "PaddleOCRVLForConditionalGeneration": _OTHER_TAGS,
-    "Qwen2_5OmniThinkerForConditionalGeneration": "its sounds share the positions of its images",
-    "Qwen3OmniMoeThinkerForConditionalGeneration": "its sounds share the positions of its images",
+    "PaddleOCRVLForConditionalGeneration": _NOT_YET,
+    "Qwen2_5OmniThinkerForConditionalGeneration": _SOUNDS,
+    "Qwen3OmniMoeThinkerForConditionalGeneration": _SOUNDS,
     "VideoLlama3ForConditionalGeneration": _VIDEOS,
 }
 """Why other classes of transformers are refused."""

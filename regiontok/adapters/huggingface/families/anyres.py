@@ -28,8 +28,8 @@ class AnyresMixin(VisionTowerMixin):
     The tiles of a photo are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
     ends each row of patches with a newline, which says little after regions: ``newline`` tells what becomes of it.
     ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin in each row,
-    so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source, and else
-    ``drop``.
+    so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source in raster
+    order, and else ``drop``. A photo so narrow that the stock class leaves nothing of its tiles is its thumbnail alone.
     """
 
     encoder_inputs: tuple[str, ...] = ("image_sizes",)
@@ -38,8 +38,9 @@ class AnyresMixin(VisionTowerMixin):
     @property
     def newline(self) -> str:
         """What becomes of the newline."""
-        chosen = getattr(self.config, "regiontok_newline", None)
-        return chosen or ("row" if self.regionizer.config["source"] == "patch" else "drop")
+        options = self.regionizer.config
+        in_rows = options["source"] == "patch" and options["order"] == "raster"
+        return getattr(self.config, "regiontok_newline", None) or ("row" if in_rows else "drop")
 
     @property
     def projector(self) -> Callable[[Tensor], Tensor]:
@@ -114,13 +115,13 @@ class AnyresMixin(VisionTowerMixin):
         ends = _changes(photo[regions.image])
         if self.newline == "photo":
             return ends
-        single = photo.bincount() == 1
+        whole = torch.tensor([view.padded for view in views], device=regions.device)
         rows = torch.tensor([view.grid[0] for view in views], device=regions.device)
         cols = torch.tensor([view.grid[1] for view in views], device=regions.device)
         row = regions.patch[regions.starts] // cols[regions.image] + (rows.cumsum(0) - rows)[regions.image]
         thumbnail = torch.ones_like(photo, dtype=torch.bool)
         thumbnail[1:] = photo[1:] != photo[:-1]
-        return torch.where(thumbnail[regions.image], ends & single[photo[regions.image]], _changes(row))
+        return torch.where(thumbnail[regions.image], ends & whole[regions.image], _changes(row))
 
     def _count_newlines(self, views: Sequence[View]) -> list[int]:
         photos = count_photos(views)
@@ -133,7 +134,7 @@ class AnyresMixin(VisionTowerMixin):
                 "newline='row' writes as many as rows in which a region begins, known after encoding."
             )
         seen = [[view for view in views if view.photo == photo] for photo in range(photos)]
-        return [own[1].grid[0] if len(own) > 1 else 1 for own in seen]
+        return [own[1].grid[0] if len(own) > 1 else int(own[0].padded) for own in seen]
 
     def _views_of(self, photo: int, size: Size) -> list[View]:
         height, width = pair(self.config.vision_config.image_size)
@@ -257,13 +258,6 @@ class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.Lla
         whole = ImageGeometry.squash((grid[0] * patch[0], grid[1] * patch[1]))
         return View(view.photo, view.run, grid, Canvas(whole, grid))
 
-    def _kept(self, size: Size) -> Tensor:
-        """Which patches of all tiles of a photo are no padding, by number."""
-        (rows, cols), (down, across) = self.tower_grid, self.tiles_of(size)
-        return self._unpad_image(
-            torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols), size
-        )[0]
-
     def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
         kept = self._unpad_image(grid.permute(2, 0, 1), size)
         if kept.shape[1:] != view.grid:
@@ -288,4 +282,7 @@ def _changes(values: Tensor) -> Tensor:
 
 
 def _most_tiles(ratio: str) -> int:
-    return int(ratio.removeprefix("anyres_max_"))
+    told = ratio.removeprefix("anyres_max_")
+    if not told.isdigit():
+        raise ValueRangeError(f"vision_aspect_ratio must be anyres_max_ and a number of tiles; got {ratio!r}.")
+    return int(told)

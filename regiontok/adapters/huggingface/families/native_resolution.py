@@ -49,6 +49,7 @@ class NativeResolutionMixin(RegionMixin):
                 "Pass it."
             )
         side = self.config.vision_config.spatial_merge_size
+        given = torch.as_tensor(given)
         for number, (frames, _, _) in enumerate(given.tolist()):
             if frames != 1:
                 raise ShapeError(
@@ -60,7 +61,7 @@ class NativeResolutionMixin(RegionMixin):
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(rows, cols, dim)`` of each photo; ``image_grid_thw (photos, 3)`` tells their grids."""
         views = self.views(0, **inputs)
-        given = inputs["image_grid_thw"]
+        given = torch.as_tensor(inputs["image_grid_thw"])
         if len(pixel_values) != int(given.prod(1).sum()):
             raise ShapeError(
                 f"pixel_values must hold the {int(given.prod(1).sum())} patches that image_grid_thw tells of; got "
@@ -134,6 +135,20 @@ class RegionQwen3_5ForConditionalGeneration(  # noqa: N801  as transformers name
     """``Qwen3_5ForConditionalGeneration`` that sees an image as region tokens; see `NativeResolutionMixin`."""
 
     _stock = transformers.Qwen3_5ForConditionalGeneration
+
+
+class RegionQwen3_5MoeForConditionalGeneration(  # noqa: N801  as transformers names its class
+    NativeResolutionMixin, transformers.Qwen3_5MoeForConditionalGeneration
+):
+    """``Qwen3_5MoeForConditionalGeneration`` that sees an image as region tokens; see `NativeResolutionMixin`."""
+
+    _stock = transformers.Qwen3_5MoeForConditionalGeneration
+
+
+class RegionGlm4vMoeForConditionalGeneration(NativeResolutionMixin, transformers.Glm4vMoeForConditionalGeneration):
+    """``Glm4vMoeForConditionalGeneration`` that sees an image as region tokens; see `NativeResolutionMixin`."""
+
+    _stock = transformers.Glm4vMoeForConditionalGeneration
 
 
 class RegionGlm4vForConditionalGeneration(NativeResolutionMixin, transformers.Glm4vForConditionalGeneration):

@@ -23,6 +23,8 @@ class OneTensorMixin(RegionMixin):
     """
 
     model: Any
+    _one_size = True
+    """Whether its tower takes images of one size alone."""
 
     @property
     def patch_dim(self) -> int:
@@ -52,13 +54,16 @@ class OneTensorMixin(RegionMixin):
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
-        if pixel_values.ndim != 4:
-            raise ShapeError(f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}.")
         features = self.encode_tiles(pixel_values)
         return Patches(features, [features[0, ..., 0].numel()] * len(features))
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
-        """Features ``(tiles, rows, cols, dim)``."""
+        """Features ``(tiles, rows, cols, dim)`` of pixels ``(tiles, 3, height, width)``."""
+        if pixel_values.ndim < 4 or (self._one_size and tuple(pixel_values.shape[-2:]) != self.tile_pixels):
+            raise ShapeError(
+                f"pixel_values must be (images, 3, {', '.join(map(str, self.tile_pixels))}); got "
+                f"{tuple(pixel_values.shape)}."
+            )
         features = self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
         if features.shape[1] == self.tile_grid[0] * self.tile_grid[1]:
             return features.unflatten(1, self.tile_grid)
@@ -118,6 +123,7 @@ class RegionFastVlmForConditionalGeneration(OneTensorMixin, transformers.FastVlm
     """``FastVlmForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`."""
 
     _stock = transformers.FastVlmForConditionalGeneration
+    _one_size = False
 
     @property
     def tile_grid(self) -> Size:

@@ -88,11 +88,16 @@ class TilesMixin(OneTensorMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """How many tiles each photo has, by the lengths of its runs or their tags, where ``tiles`` does not say it."""
-        if inputs.get("tiles") is not None:
+        given = inputs.get("tiles")
+        if given is not None and not self._tagged:
             return inputs
         runs = find_runs(input_ids, attention_mask, self.config.image_token_id)
         tiles = self.read_tags(runs, input_ids) if self._tagged else self._read_lengths(runs, pixel_values)
-        return inputs if tiles is None else inputs | {"tiles": tiles}
+        if given is not None and self._tagged and tiles is not None:
+            _compare(check_tiles(given), tiles)
+        if given is not None or tiles is None:
+            return inputs
+        return inputs | {"tiles": tiles}
 
     def read_tags(self, runs: Tensor, input_ids: Tensor) -> list[Size | int] | None:
         """The tiles of each photo, whose runs are apart; None where prompts do not tell."""
@@ -102,7 +107,13 @@ class TilesMixin(OneTensorMixin):
         lengths, per_tile = runs[:, 2], self.tile_grid[0] * self.tile_grid[1]
         images = pixel_values.shape[:-3].numel()
         if int(lengths.sum()) == images * per_tile and not (lengths % per_tile).any():
-            return (lengths // per_tile).tolist()
+            counts: list[Size | int] = (lengths // per_tile).tolist()
+            if 2 in counts:
+                raise ValueRangeError(
+                    "a photo has one tile, or three and more with its thumbnail; got a run of two. Do photos follow "
+                    "each other without a word between? Write the processor's tags around them, or pass tiles."
+                )
+            return counts
         if int(lengths.sum()) < images:  # one placeholder per photo
             raise ValueRangeError(
                 f"the samples hold {int(lengths.sum())} placeholders and pixel_values {images} tiles: which are whose? "
@@ -167,18 +178,20 @@ class TaggedTilesMixin(TilesMixin):
 
     def read_tags(self, runs: Tensor, input_ids: Tensor) -> list[Size | int] | None:
         """The tag of the thumbnail, which ends a photo, is the one before the last run."""
-        ends = self._photo_ends(_tags(runs, input_ids))
-        if not len(runs) or ends is None:
+        per_tile = self.tile_grid[0] * self.tile_grid[1]
+        if not len(runs) or (runs[:, 2] != per_tile).any():  # one placeholder for each, without what stands around them
             return None
+        ends = {*self._photo_ends(_tags(runs, input_ids)), *_last_of_samples(runs)}
         tiles: list[Size | int] = []
         start = 0
-        for end in ends:
+        for end in sorted(ends):
             tiles.append(self._read_rows(runs[start : end + 1]))
             start = end + 1
         return tiles
 
-    def _photo_ends(self, tags: Tensor) -> list[int] | None:
-        return (tags == tags[-1]).nonzero()[:, 0].tolist() if len(tags) else None
+    def _photo_ends(self, tags: Tensor) -> list[int]:
+        """Which runs end a photo: here those with the tag of the last."""
+        return [int(one) for one in (tags == tags[-1]).nonzero()[:, 0]]
 
     def _read_rows(self, runs: Tensor) -> Size | int:
         """Rows and columns of a photo's runs, or their number."""
@@ -213,10 +226,9 @@ class RegionCohere2VisionForConditionalGeneration(TaggedTilesMixin, transformers
         """Patches, of which ``downsample_factor`` squared make one."""
         return _merged(self, self.config.downsample_factor)
 
-    def _photo_ends(self, tags: Tensor) -> list[int] | None:
+    def _photo_ends(self, tags: Tensor) -> list[int]:
         """Its tiles end with a line break, so that only the first of a photo stands after another token."""
-        starts = (tags == tags[0]).nonzero()[:, 0].tolist() if len(tags) else []
-        return [*(start - 1 for start in starts[1:]), len(tags) - 1] if starts else None
+        return [int(start) - 1 for start in (tags == tags[0]).nonzero()[1:, 0]]
 
 
 class _Idefics(TaggedTilesMixin):
@@ -275,8 +287,11 @@ class RegionSmolVLMForConditionalGeneration(_Idefics, transformers.SmolVLMForCon
 
 def check_tiles(tiles: Any) -> list[Size | int]:
     """Rows and columns of each photo's tiles, or their number."""
+    given = tiles.tolist() if hasattr(tiles, "tolist") else tiles
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ShapeError(f"tiles must have (rows, cols) for each photo, or a number; got {tiles!r}.")
     checked: list[Size | int] = []
-    for photo, one in enumerate(tiles.tolist() if isinstance(tiles, Tensor) else list(tiles)):
+    for photo, one in enumerate(given):
         if isinstance(one, Sequence) and not isinstance(one, str):
             if len(one) != 2:
                 raise ShapeError(f"tiles[{photo}] must be (rows, cols); got {one}.")
@@ -295,6 +310,22 @@ def count_tiles(tiles: Sequence[Size | int]) -> int:
 def _merged(model: Any, factor: int) -> Size:
     (height, width), (down, across) = model.tile_pixels, pair(model.config.vision_config.patch_size)
     return height // down // factor, width // across // factor
+
+
+def _compare(given: list[Size | int], read: list[Size | int]) -> None:
+    """Refuse tiles that are not those of the prompts."""
+    counts = [[count_tiles([one]) for one in some] for some in (given, read)]
+    known = [
+        isinstance(one, int) or isinstance(other, int) or one == other for one, other in zip(given, read, strict=False)
+    ]
+    if counts[0] != counts[1] or not all(known):
+        raise ShapeError(f"tiles must be those of the prompts, {read}; got {given}. Leave them out.")
+
+
+def _last_of_samples(runs: Tensor) -> list[int]:
+    """Which runs are the last of their sample."""
+    sample = runs[:, 0].tolist()
+    return [number for number, one in enumerate(sample) if number + 1 == len(sample) or sample[number + 1] != one]
 
 
 def _tags(runs: Tensor, input_ids: Tensor) -> Tensor:
