@@ -47,14 +47,14 @@ def build(name: str, **options: Any) -> Any:
     return getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
 
 
-def llava() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def llava() -> tuple[Any, list[int], dict[str, Any]]:
     """One grid of 24 x 24."""
     tower = TOWER | {"model_type": "clip_vision_model", "image_size": 336}
     stock = build("Llava", vision_config=tower, text_config=TEXT | {"model_type": "llama"}, image_token_index=IMAGE)
-    return stock, [[576]], {"pixel_values": pixels(1, 3, 336, 336)}
+    return stock, [-576], {"pixel_values": pixels(1, 3, 336, 336)}
 
 
-def llava_next() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def llava_next() -> tuple[Any, list[int], dict[str, Any]]:
     """A thumbnail of 12 x 12 and tiles of 24 x 24 together, with their newlines."""
     tower = TOWER | {"model_type": "clip_vision_model", "image_size": 168}
     stock = build(
@@ -62,74 +62,73 @@ def llava_next() -> tuple[Any, list[list[int]], dict[str, Any]]:
         image_grid_pinpoints=[[336, 336]],
     )  # fmt: skip
     given = {"pixel_values": pixels(1, 5, 3, 168, 168), "image_sizes": torch.tensor([[300, 300]])}
-    return stock, [[144 + 24 * 25]], given
+    return stock, [-(144 + 24 * 25)], given
 
 
-def internvl() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def internvl() -> tuple[Any, list[int], dict[str, Any]]:
     """Four tiles and a thumbnail of 12 x 12."""
     tower = TOWER | {"image_size": [336, 336], "patch_size": [14, 14]}
     stock = build(
         "InternVL", vision_config=tower, text_config=TEXT | {"model_type": "qwen2"}, image_token_id=IMAGE,
         image_seq_length=144,
     )  # fmt: skip
-    return stock, [[720]], {"pixel_values": pixels(5, 3, 336, 336)}
+    return stock, [-720], {"pixel_values": pixels(5, 3, 336, 336)}
 
 
-def smolvlm() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def smolvlm() -> tuple[Any, list[int], dict[str, Any]]:
     """The same tiles, each in a run of its own."""
     tower = TOWER | {"image_size": 336}
     stock = build(
         "SmolVLM", vision_config=tower, text_config=TEXT | {"model_type": "llama"}, image_token_id=IMAGE, scale_factor=2
     )
-    return stock, [[144]] * 5, {"pixel_values": pixels(1, 5, 3, 336, 336), "tiles": [(2, 2)]}
+    row = [901, 902, -144, 901, 903, -144, 7]
+    return stock, [*row, *row, 7, 901, 904, -144, 901], {"pixel_values": pixels(1, 5, 3, 336, 336)}
 
 
-def gemma3() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def gemma3() -> tuple[Any, list[int], dict[str, Any]]:
     """One grid of 24 x 24, whose tokens see each other."""
     tower = TOWER | {"model_type": "siglip_vision_model", "image_size": 336, "vision_use_head": False}
     stock = build(
         "Gemma3", vision_config=tower, text_config=TEXT, image_token_index=IMAGE, boi_token_index=997,
         eoi_token_index=996, mm_tokens_per_image=576,
     )  # fmt: skip
-    return stock, [[576]], {"pixel_values": pixels(1, 3, 336, 336)}
+    return stock, [-576], {"pixel_values": pixels(1, 3, 336, 336)}
 
 
-def qwen2_5_vl() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def qwen2_5_vl() -> tuple[Any, list[int], dict[str, Any]]:
     """A merged grid of 24 x 24."""
     rope = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}
     stock = build("Qwen2_5_VL", vision_config=VISUAL, text_config=TEXT | {"rope_parameters": rope}, **IDS)
     given = {"pixel_values": pixels(48 * 48, 3 * 2 * 196), "image_grid_thw": torch.tensor([[1, 48, 48]])}
-    return stock, [[576]], given
+    return stock, [-576], given
 
 
-def qwen3_vl() -> tuple[Any, list[list[int]], dict[str, Any]]:
+def qwen3_vl() -> tuple[Any, list[int], dict[str, Any]]:
     """The same, with three deepstack layers."""
     rope = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0, "mrope_interleaved": True}
     visual = VISUAL | {"num_position_embeddings": 576, "deepstack_visual_indexes": [0, 1, 2]}
     stock = build("Qwen3VL", vision_config=visual, text_config=TEXT | {"rope_parameters": rope}, **IDS)
     given = {"pixel_values": pixels(48 * 48, 3 * 2 * 196), "image_grid_thw": torch.tensor([[1, 48, 48]])}
-    return stock, [[576]], given
+    return stock, [-576], given
 
 
 FAMILIES = (llava, llava_next, internvl, smolvlm, gemma3, qwen2_5_vl, qwen3_vl)
 
 
-def prompt(runs: list[list[int]]) -> Tensor:
-    """Words around runs of placeholders, ``(1, columns)``."""
+def prompt(pieces: list[int]) -> Tensor:
+    """Words around what a processor writes, where ``-n`` stands for n placeholders, ``(1, columns)``."""
     words = torch.randint(3, 900, (WORDS,), generator=torch.Generator().manual_seed(0)).tolist()
-    ids = words[:8]
-    for (run,) in runs:
-        ids += [*[IMAGE] * run, 7]
-    return torch.tensor([ids + words[8:]])
+    written = [one for piece in pieces for one in ([piece] if piece > 0 else [IMAGE] * -piece)]
+    return torch.tensor([words[:8] + written + words[8:]])
 
 
 def measure(family: Callable[[], Any]) -> dict[str, Any]:
     """The ratios of one family."""
-    stock, runs, given = family()
-    ids = prompt(runs)
+    stock, pieces, given = family()
+    ids = prompt(pieces)
     inside = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     kinds = {"gemma3": "token_type_ids", "qwen2_5_vl": "mm_token_type_ids", "qwen3_vl": "mm_token_type_ids"}
-    for_stock = {name: value for name, value in given.items() if name != "tiles"}
+    for_stock = dict(given)
     if family.__name__ in kinds:
         for_stock[kinds[family.__name__]] = (ids == IMAGE).long()
     model = with_regions(stock, Regionizer(source="patch", pool="mean", norm="none"))
