@@ -7,7 +7,7 @@ demo: .venv/regiontok
 	.venv/bin/regiontok demo
 
 test: .venv/dev
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 lint: .venv/dev
 	$(PYTHON) -m ruff check

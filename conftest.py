@@ -1,6 +1,10 @@
 """Names that the docstrings' examples may use without importing them."""
 
 import importlib.util
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
