@@ -174,14 +174,14 @@ class RegionMixin:
         return loaded
 
     @property
-    @abstractmethod
     def patch_dim(self) -> int:
-        """The dimension of the patch features that regions are made of."""
+        """The dimension of the patch features that regions are made of; by default the language model's."""
+        return int(self.config.get_text_config().hidden_size)
 
     @property
-    @abstractmethod
     def projector(self) -> Callable[[Tensor], Tensor]:
-        """From features of regions ``(R, dim)`` to tokens of the language model ``(R, text_dim)``."""
+        """From features of regions ``(R, dim)`` to tokens ``(R, text_dim)``; nothing by default."""
+        return nn.Identity()
 
     @abstractmethod
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:

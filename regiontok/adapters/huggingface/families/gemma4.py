@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin
@@ -24,16 +24,6 @@ class RegionGemma4ForConditionalGeneration(RegionMixin, transformers.Gemma4ForCo
     model: Any
     _stock = transformers.Gemma4ForConditionalGeneration
     encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
-
-    @property
-    def patch_dim(self) -> int:
-        """The language model's dimension."""
-        return int(self.config.get_text_config().hidden_size)
-
-    @property
-    def projector(self) -> nn.Module:
-        """None: features are projected already."""
-        return nn.Identity()
 
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The pooled grid of each photo, from ``image_position_ids (photos, patches, 2)``: x and y, -1 at padding."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regiontok._checks import Features
 from regiontok._require import require
@@ -29,16 +29,6 @@ class NativeResolutionMixin(RegionMixin):
 
     model: Any
     encoder_inputs = ("image_grid_thw", "mm_token_type_ids")
-
-    @property
-    def patch_dim(self) -> int:
-        """The dimension of merged features, which is the language model's."""
-        return int(self.config.get_text_config().hidden_size)
-
-    @property
-    def projector(self) -> nn.Module:
-        """None: merged features are in the language model's dimension already."""
-        return nn.Identity()
 
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The merged grid of each photo, from ``image_grid_thw (photos, 3)``."""

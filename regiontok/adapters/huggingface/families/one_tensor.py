@@ -4,7 +4,7 @@ from math import isqrt
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regiontok._require import require
 from regiontok.adapters.huggingface.base import Patches, RegionMixin
@@ -25,16 +25,6 @@ class OneTensorMixin(RegionMixin):
     model: Any
     _one_size = True
     """Whether its tower takes images of one size alone."""
-
-    @property
-    def patch_dim(self) -> int:
-        """The language model's dimension."""
-        return int(self.config.get_text_config().hidden_size)
-
-    @property
-    def projector(self) -> nn.Module:
-        """None: features are projected already."""
-        return nn.Identity()
 
     @property
     def tile_pixels(self) -> Size:
