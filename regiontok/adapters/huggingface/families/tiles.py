@@ -1,5 +1,6 @@
 """Photos cut into equal tiles: those of InternVL and PerceptionLM share a run, others have a run each."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,9 @@ class TilesMixin(OneTensorMixin):
     _thumbnail_first = False
 
     @property
+    @abstractmethod
     def tile_grid(self) -> Size:
         """Rows and columns of the features of one tile."""
-        raise NotImplementedError
 
     def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The grids of ``tiles``."""
