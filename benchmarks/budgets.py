@@ -26,7 +26,7 @@ from benchmarks.timing import save, take_turns
 from regiontok import Regionizer, Regions
 from regiontok.adapters.huggingface import EncoderTower, load_model, process, with_regions
 from regiontok.adapters.huggingface.base import Patches
-from regiontok.clustering import LINKAGES
+from regiontok.choices import LINKAGES
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.partition import grid_regions
 from regiontok.photos import read_photo

@@ -13,7 +13,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from regiontok import Regionizer, encoders, masks, rms_normalize
-from regiontok.evaluation.partition import COUNTS, compare_partitions, mean_partitions
+from regiontok.choices import BUDGETS
+from regiontok.evaluation.partition import compare_partitions, mean_partitions
 from regiontok.viewing import draw_partitions, draw_sources, save_figure, write_page
 
 DOCS = Path(__file__).parent
@@ -42,7 +43,7 @@ def draw_comparison(folder: Path) -> None:
         rows = []
         for photo in real_features.photos().values():
             features, valid = encoder(photo)
-            rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], counts=COUNTS))
+            rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], counts=BUDGETS))
         by_source: dict[str, list[Any]] = {}
         for row in mean_partitions(rows):
             by_source.setdefault(row.source, []).append(row.scores)

@@ -31,27 +31,29 @@ The way of the data, and where each step lives:
     evaluation    questions, benchmarks, the focus metric                      regiontok.evaluation
 
 Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
+
+Names are imported when they are first used, so that the command line can print help without loading torch.
 """
 
-from importlib.metadata import version as _version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from regiontok import encoders, masks
-from regiontok.clustering import MergeTree, UnionFindClusterer
-from regiontok.downsample import MaskDownsampler
-from regiontok.errors import RegiontokError
-from regiontok.geometry import ImageGeometry, Placement
-from regiontok.maskset import MaskSet
-from regiontok.normalize import rms_normalize
-from regiontok.options import RegionizerOptions
-from regiontok.ordering import order_regions
-from regiontok.photos import read_photo
-from regiontok.pooling import CrossAttnPool, MeanPool
-from regiontok.regionizer import Regionizer
-from regiontok.regions import Dropped, Regions, RegionTokens
-from regiontok.splitting import split_regions
-from regiontok.token_files import load_tokens, save_tokens
-
-__version__ = _version("regiontok")
+if TYPE_CHECKING:
+    from regiontok import encoders, masks
+    from regiontok.clustering import MergeTree, UnionFindClusterer
+    from regiontok.downsample import MaskDownsampler
+    from regiontok.errors import RegiontokError
+    from regiontok.geometry import ImageGeometry, Placement
+    from regiontok.maskset import MaskSet
+    from regiontok.normalize import rms_normalize
+    from regiontok.options import RegionizerOptions
+    from regiontok.ordering import order_regions
+    from regiontok.photos import read_photo
+    from regiontok.pooling import CrossAttnPool, MeanPool
+    from regiontok.regionizer import Regionizer
+    from regiontok.regions import Dropped, Regions, RegionTokens
+    from regiontok.splitting import split_regions
+    from regiontok.token_files import load_tokens, save_tokens
 
 __all__ = [
     "CrossAttnPool",
@@ -77,3 +79,44 @@ __all__ = [
     "save_tokens",
     "split_regions",
 ]
+
+_MODULES = {
+    "CrossAttnPool": "pooling",
+    "Dropped": "regions",
+    "ImageGeometry": "geometry",
+    "MaskDownsampler": "downsample",
+    "MaskSet": "maskset",
+    "MeanPool": "pooling",
+    "MergeTree": "clustering",
+    "Placement": "geometry",
+    "RegionTokens": "regions",
+    "Regionizer": "regionizer",
+    "RegionizerOptions": "options",
+    "Regions": "regions",
+    "RegiontokError": "errors",
+    "UnionFindClusterer": "clustering",
+    "load_tokens": "token_files",
+    "order_regions": "ordering",
+    "read_photo": "photos",
+    "rms_normalize": "normalize",
+    "save_tokens": "token_files",
+    "split_regions": "splitting",
+}
+"""The module of each name; the other names of ``__all__`` are modules."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("importlib.metadata").version("regiontok")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"regiontok.{_MODULES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"regiontok.{name}")
+    else:
+        raise AttributeError(f"module 'regiontok' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

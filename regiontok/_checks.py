@@ -43,6 +43,8 @@ def flatten_features(features: Features) -> FlatFeatures:
 def check_features(features: Features) -> Tensor:
     """Check a batch of features; returns its ``grids (B, 2)`` on the CPU."""
     if isinstance(features, Tensor):
+        if features.is_nested:
+            check_readable("features", features)
         if features.ndim != 4:
             hint = _reshape_hint(features.shape)
             raise ShapeError(f"features must be (batch, rows, cols, dim); got {tuple(features.shape)}.{hint}")
@@ -135,7 +137,7 @@ def check_finite(values: Tensor, image: int, cols: int) -> None:
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse an option that is not one of ``choices``."""
     choices = list(choices)
-    if value not in choices:
+    if isinstance(value, Tensor | np.ndarray) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueRangeError(f"{name} must be one of {listed}; got {value!r}.")
 
@@ -153,9 +155,13 @@ def check_number(name: str, value: Any, *, low: float, high: float) -> float:
     """Refuse what is not a number in ``[low, high]``, and NaN is in no range; returns Python's own."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise DTypeError(f"{name} must be a number; got {value!r}.")
-    if not low <= float(value) <= high:
-        raise ValueRangeError(f"{name} must be in [{low:g}, {high:g}]; got {value}.")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond floating point
+        number = math.nan
+    if not low <= number <= high:
+        raise ValueRangeError(f"{name} must be in [{low:g}, {high:g}]; got {str(value)[:40]}.")
+    return number
 
 
 def check_size(name: str, size: Any) -> tuple[int, int]:
@@ -199,8 +205,24 @@ def check_floating(features: Any) -> None:
     """Refuse what is not a floating point tensor."""
     if not isinstance(features, Tensor):
         raise DTypeError(f"features must be floating point tensors; got {type(features).__name__}.")
-    if not features.is_floating_point():
+    if not features.is_floating_point() or features.dtype.itemsize == 1:
         raise DTypeError(f"features must be floating point; got {features.dtype}. Convert them with features.float().")
+    check_readable("features", features)
+
+
+def check_readable(name: str, tensor: Tensor) -> None:
+    """Reject a tensor without values that can be read: nested, sparse, on the meta device, or inside torch.func."""
+    if tensor.is_nested:
+        raise DTypeError(f"{name} must be a dense tensor, or a list of them; got a nested tensor. Use tensor.unbind().")
+    if tensor.layout != torch.strided:
+        raise DTypeError(f"{name} must be a dense tensor; got layout {tensor.layout}. Use tensor.to_dense().")
+    if tensor.is_meta:
+        raise DTypeError(f"{name} must have values; got a tensor on the meta device.")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise DTypeError(
+            f"{name} cannot be inside torch.func.grad, vmap or jvp: grouping reads their values. Group outside, or use "
+            "torch.autograd.grad."
+        )
 
 
 def _reshape_hint(shape: torch.Size) -> str:

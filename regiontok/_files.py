@@ -101,6 +101,18 @@ def is_same(path: str | Path, other: str | Path) -> bool:
         return False
 
 
+def split_lines(text: str) -> list[str]:
+    r"""Return the lines of a text, which end at ``\n`` or ``\r\n`` alone.
+
+    ``str.splitlines`` also splits at characters that JSON and file names may hold, such as U+2028.
+
+    Example:
+        >>> split_lines("a\u2028b\r\nc\n")
+        ['a\u2028b', 'c', '']
+    """
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def read_json(path: str | Path) -> Any:
     """The value in a file of JSON.
 

@@ -3,8 +3,9 @@
 `regiontok.MaskSet` makes sets of them. Files of annotations, and which photo they are of, are `regiontok.masks`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_choice, check_size
+from regiontok._checks import check_choice, check_readable, check_size
 from regiontok._kernels import polygons, rle
+from regiontok.choices import CROWDS
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-
-CROWDS = ("keep", "drop")
 
 _MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
 """No photo is larger; an RLE that says so would have memory asked for that nothing needs."""
@@ -111,7 +111,7 @@ def _of_size(made: Runs, size: Size | None) -> Runs:
 def from_labels(labels: Any, ignore: int | Sequence[int]) -> Runs:
     """See `MaskSet.from_labels`; labels are the ``ids``."""
     array = _label_map(labels)
-    none = [ignore] if isinstance(ignore, int | np.integer) else list(ignore)
+    none = _ignored(ignore)
     values, numbered = np.unique(array, return_inverse=True)
     if array.dtype == np.uint8 and values.tolist() == [0, 255] and not none:
         raise ValueRangeError(
@@ -178,11 +178,23 @@ def as_bytes(masks: Any) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def to_numpy(name: str, value: Any) -> np.ndarray:
-    """An array or tensor as an array."""
+def to_numpy(name: str, value: Any, *, fill: int | None = None) -> np.ndarray:
+    """An array or tensor as an array; masked entries of a masked array become ``fill``, or are rejected if it is None.
+
+    Raises:
+        DTypeError: Something else, or a tensor or array whose entries have no values.
+    """
     if isinstance(value, Tensor):
+        check_readable(name, value)
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            if fill is None:
+                raise DTypeError(f"{name} has masked entries, which have no value. Fill them first: array.filled(...).")
+            value = value if fill == 0 else value.astype(np.int64)
+            return value.filled(fill)
+        return value.data
     if isinstance(value, np.ndarray):
         return value
     raise DTypeError(f"{name} must be an array or a tensor; got {type(value).__name__}.")
@@ -201,10 +213,10 @@ def numbers(name: str, values: Any) -> np.ndarray:
 def _stack(masks: Any) -> np.ndarray:
     """Dense masks in one array: one already, or a list of ``(height, width)``."""
     if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
-        return to_numpy("masks", masks)
+        return to_numpy("masks", masks, fill=0)
     if not masks:
         raise ShapeError("an empty list of masks does not tell the photo's size. Pass an array (0, height, width).")
-    arrays = [to_numpy(f"masks[{index}]", one) for index, one in enumerate(masks)]
+    arrays = [to_numpy(f"masks[{index}]", one, fill=0) for index, one in enumerate(masks)]
     for index, one in enumerate(arrays):
         if one.ndim != 2 or one.shape != arrays[0].shape:
             raise ShapeError(
@@ -231,7 +243,7 @@ def _label_map(labels: Any) -> np.ndarray:
             raise DTypeError(f"{_LABELS}; got a picture of mode {labels.mode}.{hint}")
         labels = np.asarray(labels)
         labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
-    array = to_numpy("labels", labels)
+    array = to_numpy("labels", labels, fill=-1)
     if array.ndim != 2 or 0 in array.shape:
         colours = array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[0] > 1
         hint = _COLOURS if colours else " A single map of a batch is labels[0]." if array.shape[:1] == (1,) else ""
@@ -258,7 +270,14 @@ class _Annotation(NamedTuple):
 
     @property
     def crowd(self) -> bool:
-        return bool(self.annotation.get("iscrowd", 0))
+        """Whether the annotation is of a crowd; tables write 0 and 1 also as text."""
+        value = self.annotation.get("iscrowd")
+        if value is None:
+            return False
+        numbers = {"0": 0, "1": 1} if isinstance(value, str) else {0: 0, 1: 1}
+        if not isinstance(value, str | Real | np.bool_) or value not in numbers:
+            raise DTypeError(f"{self.name}: iscrowd must be 0 or 1; got {_told(value)}.")
+        return bool(numbers[value])  # type: ignore[index]  # a key, as checked
 
     @property
     def name(self) -> str:
@@ -476,6 +495,17 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+
+
+def _ignored(ignore: Any) -> list[Any]:
+    """Labels that are no masks, as a list."""
+    if isinstance(ignore, Tensor | np.ndarray):
+        ignore = ignore.tolist()
+    if isinstance(ignore, int | np.integer):
+        return [ignore]
+    if isinstance(ignore, str | bytes) or not isinstance(ignore, Iterable):
+        raise DTypeError(f"ignore must be a label or a list of labels; got {ignore!r}.")
+    return list(ignore)
 
 
 def _integers(name: str, values: Sequence[Any]) -> np.ndarray:

@@ -35,12 +35,12 @@ from regiontok._kernels.merge import (
     label,
     merge,
 )
+from regiontok.choices import LINKAGES
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regions import Regions
 
 _T = TypeVar("_T")
 
-LINKAGES = ("centroid", "average", "ward")
 Budget = int | Sequence[int] | np.ndarray | Tensor
 """A number of regions: one for all images, or one per image."""
 

@@ -22,6 +22,7 @@ from regiontok._checks import (
 )
 from regiontok._kernels import rle
 from regiontok.annotations import as_bytes
+from regiontok.choices import METHODS, OVERLAPS, UNCOVERED
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement, Size
@@ -31,10 +32,6 @@ from regiontok.regions import Dropped, Regions
 Masks = MaskSet | np.ndarray | Tensor | Image.Image | Mapping[str, Any] | Sequence[Any]
 """One photo's masks: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height, width)``; a label map,
 array or picture; or what `MaskSet.from_coco` and `MaskSet.from_sam` take."""
-
-METHODS = ("exact", "two_step")
-UNCOVERED = ("drop", "background", "single_patches", "cluster")
-OVERLAPS = ("keep", "smallest")
 
 
 class MaskDownsampler:

@@ -21,6 +21,10 @@ class ValueRangeError(RegiontokError, ValueError):
     """A number, name or combination of options lies outside what is allowed."""
 
 
+class UnknownOptionError(RegiontokError, TypeError):
+    """An option of that name does not exist."""
+
+
 class PhotoError(RegiontokError, ValueError):
     """A file or object is not a photo that can be read as one RGB picture."""
 
@@ -37,6 +41,10 @@ class MissingKeyError(CheckpointError, KeyError):
 
 class MissingDependencyError(RegiontokError, ImportError):
     """An optional package is not installed."""
+
+
+class BrokenDependencyError(RegiontokError, ImportError):
+    """A package is installed but cannot be imported."""
 
 
 class OutputError(RegiontokError, ValueError):

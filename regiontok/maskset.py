@@ -312,6 +312,8 @@ class MaskSet:
         """
         try:
             given = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+            if given.dtype == np.bool_ and given.shape != (len(self),):
+                raise IndexError(f"bool must have one entry per mask; got {given.shape}")
             chosen = np.arange(len(self))[given if given.size else np.empty(0, np.int64)]
             if chosen.ndim != 1:
                 raise IndexError("it must be a list of integers, or of bool")
@@ -381,6 +383,8 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         kinds = {"b": np.bool_, "f": np.float32}
+        if value.dtype.kind not in "biuf":
+            raise DTypeError(f"{name} must be numbers; got an array of {value.dtype}.")
         return torch.from_numpy(value.astype(kinds.get(value.dtype.kind, np.int64)))
     raise DTypeError(f"{name} must be an array or a tensor; got {type(value).__name__}.")
 

@@ -1,25 +1,34 @@
 """Every option of a `Regionizer` in one place: name, default, meaning, check, and how it is saved."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from regiontok._checks import check_choice, check_integer, check_number
+from regiontok.choices import MASK_SOURCES, METHODS, NORMS, ORDERS, PADDINGS, POOLS, SOURCES
 from regiontok.clustering import UnionFindClusterer
-from regiontok.downsample import METHODS, MaskDownsampler
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.downsample import MaskDownsampler
+from regiontok.errors import CheckpointError, UnknownOptionError, ValueRangeError
 from regiontok.geometry import ImageGeometry
-from regiontok.ordering import ORDERS
 from regiontok.splitting import check_splitting
-
-SOURCES = ("clustering", "patch", "segmentation", "combined")
-MASK_SOURCES = ("segmentation", "combined")
-NORMS = ("rms", "none")
-POOLS = ("cross_attention", "mean")
-PADDINGS = ("drop", "keep")
 
 _GONE = ("seed",)
 """Options of versions before this one, which say nothing any more."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Reject options that a `Regionizer` does not have.
+
+    Raises:
+        UnknownOptionError: Such an option; the one of the nearest name is named.
+    """
+    known = [field.name for field in fields(RegionizerOptions)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Its options are {', '.join(known)}."
+            raise UnknownOptionError(f"a Regionizer has no option {name!r}. {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from regiontok._checks import check_choice
+from regiontok.choices import ORDERS
 from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions
-
-ORDERS = ("raster", "centroid", "area", "score", "random")
 
 
 def order_regions(regions: Regions, order: str = "raster", *, generator: torch.Generator | None = None) -> Regions:

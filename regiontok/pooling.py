@@ -1,7 +1,7 @@
 """From the patches of a region to its one token: their mean, or attention from that mean to them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -81,20 +81,17 @@ class CrossAttnPool(nn.Module):
             )
         self.dim = dim
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        self.key = _HeadLinear(dim, dim, bias=False)
-        self.value = _HeadLinear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = _Projection(dim)
+        self.key = _Projection(dim, bias=False)
+        self.value = _Projection(dim)
+        self.out = _Projection(dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start as the mean: Xavier projections in, zero out."""
-        for projection in (self.query, self.key, self.value):
-            nn.init.xavier_uniform_(projection.weight)
-        nn.init.zeros_(self.query.bias)
-        nn.init.zeros_(self.value.bias)
+        for projection in (self.query, self.key, self.value, self.out):
+            projection.reset_parameters()
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
@@ -142,16 +139,31 @@ class CrossAttnPool(nn.Module):
         return folded < unfolded
 
 
-class _HeadLinear(nn.Linear):
-    """A projection that is applied head by head where its input has an axis of heads, ``(r, h, c)`` to ``(r, h, d)``.
+class _Projection(nn.Module):
+    """A linear projection ``dim -> dim`` that also works head by head, ``(r, h, c)`` to ``(r, h, d)``.
 
-    All uses of its weight go through this call: what shards a module's weights (DeepSpeed's ZeRO-3) gathers them there.
+    It has the weights of ``nn.Linear`` under the same names, but is no ``nn.Linear``: libraries that wrap or replace
+    those (LoRA with ``target_modules="all-linear"``, quantisers, inference engines) call their replacement with
+    ``(n, dim)`` alone. All uses of the weights go through this call, where DeepSpeed's ZeRO-3 gathers them.
     """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, dim: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, dim))
+        self.register_parameter("bias", nn.Parameter(torch.empty(dim)) if bias else None)
+
+    def reset_parameters(self) -> None:
+        """Initialise the weight by Xavier's rule and the bias with zero."""
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, values: Tensor, backwards: bool = False) -> Tensor:
         """Project ``(n, dim)``, or each head; ``backwards`` from ``(r, h, d)`` to ``(r, h, c)``, by the transpose."""
         if values.ndim == 2:
-            return super().forward(values)
+            return F.linear(values, self.weight, self.bias)
         weight = rearrange(self.weight, "(h d) c -> h d c", h=values.shape[1])
         if backwards:
             return torch.einsum("rhd,hdc->rhc", values, weight)
@@ -217,7 +229,28 @@ def _gather(rows: Tensor, blocks: list[_Block]) -> Iterator[Tensor]:
 def _mean(flat: Tensor, regions: Regions) -> Tensor:
     """Mean feature of each region, ``(R, D)``, summed in float32 at least."""
     wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    return F.embedding_bag(regions.flat_patch, wide, regions.starts, mode="mean").to(flat.dtype)
+    return _Mean.apply(wide, regions.flat_patch, regions.region, regions.starts, regions.areas()).to(flat.dtype)
+
+
+class _Mean(torch.autograd.Function):
+    """``embedding_bag`` in mode ``mean``, and as its gradient a sum over the regions of each patch.
+
+    The gradient is an ``embedding_bag`` too, so that there is a second derivative, which torch's own lacks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, patch: Tensor, region: Tensor, starts: Tensor, areas: Tensor) -> Tensor:
+        ctx.save_for_backward(patch, region, areas)
+        ctx.patches = len(features)
+        return F.embedding_bag(patch, features, starts, mode="mean")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        patch, region, areas = ctx.saved_tensors
+        by_patch = region[torch.argsort(patch, stable=True)]
+        counts = torch.bincount(patch, minlength=ctx.patches)
+        share = gradients[0] / areas[:, None]
+        return F.embedding_bag(by_patch, share, counts.cumsum(0) - counts, mode="sum"), None, None, None, None
 
 
 def _zero_outside(flat: Tensor, regions: Regions) -> Tensor:

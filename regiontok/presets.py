@@ -1,4 +1,6 @@
-"""The paper's Table 1: every row by a name that says all that tells rows apart, with its published figures.
+"""The paper's encoders by name, and its Table 1 with the published figures.
+
+The name of a row has everything that distinguishes it from the other rows.
 
     from regiontok import Regionizer, encoders
     from regiontok.presets import TABLE_1
@@ -13,6 +15,27 @@ default token order open; ``raster`` is ours.
 """
 
 from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """How a named encoder is made: its timm model, input side, and the features that are taken."""
+
+    timm_model: str
+    img_size: int
+    layer: int = -1
+    final_norm: bool = True
+
+
+ENCODERS = {
+    "clip-336": Recipe("vit_large_patch14_clip_336.openai", 336, layer=-2, final_norm=False),
+    "siglip2-378": Recipe("vit_so400m_patch14_siglip_378.v2_webli", 378),
+    "radio-384": Recipe("vit_large_patch16_radio_v3.c_radio", 384),
+    "radio-576": Recipe("vit_large_patch16_radio_v3.c_radio", 576),
+    "dinov2": Recipe("vit_large_patch14_dinov2.lvd142m", 518),
+    "dinov2-reg": Recipe("vit_large_patch14_reg4_dinov2.lvd142m", 518),
+    "aimv2-448": Recipe("aimv2_large_patch14_448.apple_pt", 448),
+}
+"""The paper's encoders by name. RADIO is C-RADIOv3-L; the paper's RADIOv2.5 comes from its own hub, see `Encoder`."""
 
 FIGURES = (
     "tokens", "focus", "pope", "ocrbench", "cv_bench", "mmstar", "mme_perception", "mme_cognition", "mmbench", "mm_vet",

@@ -23,12 +23,13 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._files import make_folder, read_json, write_bytes, write_json
+from regiontok.choices import MASK_SOURCES
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.normalize import rms_normalize
-from regiontok.options import MASK_SOURCES, RegionizerOptions
+from regiontok.options import RegionizerOptions, check_options
 from regiontok.ordering import order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
 from regiontok.regions import Regions, RegionTokens
@@ -49,6 +50,7 @@ class Regionizer(nn.Module):
         options: Those of `RegionizerOptions`, by name, such as ``source="clustering", dim=1024, num_regions=64``.
 
     Raises:
+        UnknownOptionError: An option that it does not have.
         DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
 
     Shape:
@@ -82,6 +84,7 @@ class Regionizer(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
+        check_options(options)
         self.options = RegionizerOptions(**options)
         self.config = self.options.to_config()
         self._clusterer, self._downsampler = self.options.clusterer(), self.options.downsampler()

@@ -17,6 +17,7 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._kernels import dbscan
+from regiontok.choices import NOISES
 from regiontok.errors import ShapeError
 from regiontok.regions import Dropped, Regions
 
@@ -27,8 +28,6 @@ _BLOCK = 48
 _TINY = torch.finfo(torch.float32).tiny
 _LAST = 2**31
 """Labels from here on are those of noise: after all others."""
-
-NOISES = ("own_region", "single_patches", "drop")
 
 
 def split_regions(

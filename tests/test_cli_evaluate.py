@@ -6,7 +6,8 @@ import pytest
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import evaluate, main
-from regiontok.cli.common import add_model_options, told_apart
+from regiontok.cli.arguments import add_model_options
+from regiontok.cli.common import told_apart
 from regiontok.errors import CheckpointError
 from regiontok.evaluation.benchmarks import BENCHMARKS, Measured
 from regiontok.presets import FIGURES

@@ -14,7 +14,7 @@ from PIL import Image
 
 from regiontok import load_tokens
 from regiontok.cli import main
-from regiontok.cli.output import shown
+from regiontok.cli.console import one_line
 from regiontok.store import MaskStore
 
 COMMAND = [sys.executable, "-m", "regiontok"]
@@ -157,8 +157,8 @@ STRANGE = "caf\u00e9\n\x1b[31m.png"
 
 
 def test_names_reach_the_terminal_printable(here, capfd):
-    assert shown(STRANGE) == "caf\u00e9\\n\\x1b[31m.png"
-    assert shown(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"
+    assert one_line(STRANGE) == "caf\u00e9\\n\\x1b[31m.png"
+    assert one_line(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"
     draw(here / STRANGE)
     (here / f"{STRANGE[:-4]}.jpg").write_bytes(b"no photo")
     names = [name for name in os.listdir(here) if name != "p.png"]  # noqa: PTH208

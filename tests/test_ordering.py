@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regiontok import Regions, order_regions
+from regiontok.choices import ORDERS
 from regiontok.errors import ValueRangeError
-from regiontok.ordering import ORDERS
 from tests.conftest import random_labels
 
 

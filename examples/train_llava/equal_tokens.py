@@ -16,7 +16,7 @@ import numpy as np
 from scenes import KINDS
 from tiny import FOLDER, GREY, RESULTS, colour_axes, prepare, share_cores, store_features, toy_encoder, train_one
 
-from regiontok.clustering import LINKAGES
+from regiontok.choices import LINKAGES
 
 SEEDS = {8: (42, 43, 44), 16: (42, 43, 44), 32: (42,)}
 """Seeds by number of tokens."""

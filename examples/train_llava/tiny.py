@@ -28,9 +28,9 @@ from train import run_stage
 from transformers import AutoConfig, set_seed
 
 from regiontok import ImageGeometry, Regions, encoders, read_photo
+from regiontok.choices import MASK_SOURCES, SOURCES
 from regiontok.evaluation.focus import FocusMeter, answer_attention, target_regions
 from regiontok.evaluation.partition import grid_regions
-from regiontok.options import MASK_SOURCES, SOURCES
 from regiontok.store import MaskStore
 
 TRAIN, TEST = 2000, 300

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from regiontok import masks
-from regiontok.options import MASK_SOURCES
+from regiontok.choices import MASK_SOURCES
 from regiontok.store import MaskStore, TokenStore
 
 STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
@@ -170,7 +170,7 @@ def run_stage(
             template = TEMPLATES[stage.template].jinja(tokenizer.eos_token)
             processor_of(trainer.model, tokenizer, stage.geometry, template).save_pretrained(out / "model")
     if skipped.is_file():
-        lines = sorted(set(skipped.read_text(encoding="utf-8").splitlines()))
+        lines = sorted(set(skipped.read_text(encoding="utf-8").split("\n")))
         print(f"{len(lines)} samples were skipped or too long; {skipped} names them. The first: {lines[0]}")
     return trainer
 

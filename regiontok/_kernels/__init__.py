@@ -30,6 +30,13 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
     return kernel
 
 
+def cache_folder(kernel: Any) -> str | None:
+    """Return the folder of a compiled loop's cache; None if there is none, and the loop is compiled in memory."""
+    cache = getattr(kernel, "_cache", None)
+    folder = getattr(cache, "cache_path", None)
+    return None if folder is None else str(folder)
+
+
 def _or_none(access: Callable[..., Any]) -> Callable[..., Any]:
     """An access to the cache that fails as if nothing were there: a full disk or a damaged file costs only time."""
 

@@ -12,19 +12,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from regiontok import encoders, masks
 from regiontok._checks import check_size
 from regiontok._files import is_same
-from regiontok.cli.output import as_path, as_text, warn
-from regiontok.clustering import LINKAGES, default_linkage
+from regiontok.cli.checks import amount_of, annotated, uses_masks
+from regiontok.cli.console import warn
+from regiontok.clustering import default_linkage
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.evaluation.assistant import Assistant, stock_regions
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
-from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_size
 from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
@@ -38,8 +37,6 @@ _S = TypeVar("_S", bound=Store[Any])
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
 """What one photo can fail with, so that the others go on."""
 
-TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
-"""Sources as the paper's Table 1 lists them."""
 
 MaskSource = Callable[[Path | str, Image.Image], MaskSet]
 """Masks of a photo that was read from a path."""
@@ -60,11 +57,6 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
         self.seconds[stage] = time.perf_counter() - start
         return result
-
-
-def progress(items: Sequence[_T]) -> Any:
-    """The same items, with a bar where there are several."""
-    return tqdm(items, unit="photo", disable=len(items) == 1)
 
 
 class Found(NamedTuple):
@@ -101,58 +93,6 @@ def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
     return found
 
 
-ENCODER_NAMES = (
-    f"pixels (default, needs no weights), {', '.join(encoders.ENCODERS)}, timm:MODEL, open_clip:MODEL/TAG or "
-    "hf:MODEL|FOLDER"
-)
-
-
-def add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose an encoder."""
-    parser.add_argument(
-        "--encoder",
-        default="pixels",
-        help=ENCODER_NAMES,
-    )
-    parser.add_argument("--weights", type=as_path, metavar="FILE", help="safetensors file with the encoder's weights")
-    parser.add_argument(
-        "--img-size",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="input side in pixels, or height and width; default: the encoder's own",
-    )
-    add_layer_options(parser)
-    add_placing_options(parser)
-
-
-def add_layer_options(parser: argparse.ArgumentParser) -> None:
-    """Options of which features of an encoder are taken."""
-    parser.add_argument(
-        "--layer",
-        type=int,
-        metavar="N",
-        help="block whose features to take, counted from 0 or negative from the end; default: the last, or for "
-        "clip-336 the second to last",
-    )
-    parser.add_argument(
-        "--final-norm",
-        action=argparse.BooleanOptionalAction,
-        help="apply the encoder's last norm to them; default: yes, but for clip-336",
-    )
-
-
-def add_placing_options(parser: argparse.ArgumentParser) -> None:
-    """Options of how photos come to an encoder, and where it is."""
-    parser.add_argument(
-        "--geometry",
-        default="letterbox",
-        choices=("letterbox", "squash", "center_crop"),
-        help="how a photo is brought to the encoder's input; default: %(default)s",
-    )
-    parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
-
-
 def load_encoder(options: argparse.Namespace) -> Encoder:
     """The encoder that the options choose."""
     return encoders.load(
@@ -173,131 +113,6 @@ def _side(given: list[int] | None) -> int | Size | None:
     return given[0] if len(given) == 1 else check_size("img_size", given)
 
 
-AMOUNTS = ("threshold", "tokens", "explained_variance", "linkage")
-
-
-def add_amount_options(parser: Any) -> None:
-    """Options of how many regions clustering makes."""
-    amount = parser.add_mutually_exclusive_group()
-    amount.add_argument(
-        "--threshold",
-        type=float,
-        metavar="T",
-        help="merge neighbours while their cosine is at least T; fewer regions for a lower T; default: 0.7",
-    )
-    amount.add_argument("--tokens", type=int, metavar="K", help="K tokens per photo instead")
-    amount.add_argument(
-        "--explained-variance",
-        type=float,
-        metavar="V",
-        help="as few tokens as keep the share V of the patches' squared deviation",
-    )
-    parser.add_argument(
-        "--linkage",
-        choices=LINKAGES,
-        help="which neighbours merge first; default: ward for --tokens and --explained-variance, else centroid",
-    )
-
-
-def amount_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Options of a `Regionizer` that say how many regions clustering makes; those that were given."""
-    given = {"num_regions" if name == "tokens" else name: getattr(options, name) for name in AMOUNTS}
-    budgeted = options.tokens is not None or options.explained_variance is not None
-    if options.linkage == "ward" and not budgeted:
-        raise RegiontokError("--linkage ward has no threshold. Say how many by --tokens or --explained-variance.")
-    if options.explained_variance is not None and options.linkage not in (None, "ward"):
-        raise RegiontokError(f"--explained-variance is for --linkage ward; got {options.linkage}. Leave one out.")
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def named_amounts(options: argparse.Namespace) -> list[str]:
-    """Which of these options were given, as they are written."""
-    return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
-
-
-def add_mask_options(
-    parser: argparse.ArgumentParser, *, files: bool, root: bool = True, shown: str | None = None
-) -> None:
-    """Options that choose masks: a generator and, where ``files``, a store of masks in its place.
-
-    Args:
-        parser: Of the command.
-        files: Whether there may be a store.
-        root: And whether its photos have names.
-        shown: What is the default.
-    """
-    group = parser.add_argument_group("masks")
-    told = f"{', '.join(masks.GENERATORS)}" + (", or a store that regiontok masks wrote" if files else "")
-    group.add_argument(
-        "--masks",
-        type=as_text,
-        metavar="GENERATOR|STORE" if files else "GENERATOR",
-        help=f"{told}; felzenszwalb needs no weights" + (f"; default: {shown}" if shown else ""),
-    )
-    if files and root:
-        add_root_option(group)
-    if files:
-        group.add_argument(
-            "--missing",
-            choices=masks.GENERATORS,
-            help="makes the masks of photos that the store has not; default: none",
-        )
-    group.add_argument(
-        "--sam-model", type=as_text, metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
-    )
-    cheap = masks.CHEAP
-    for setting, kind in (
-        ("points_per_side", int),
-        ("stability_score_thresh", float),
-        ("pred_iou_thresh", float),
-        ("box_nms_thresh", float),
-    ):
-        group.add_argument(
-            f"--{setting.replace('_', '-')}", type=kind, metavar="N", help=f"of SAM; default: {getattr(cheap, setting)}"
-        )
-    group.add_argument(
-        "--ladder", action="store_true", help="48, 64, then 96 points per side, until there are 80 to 160 masks"
-    )
-
-
-def add_annotation_options(parser: argparse.ArgumentParser) -> None:
-    """Options that name masks which people made."""
-    group = parser.add_argument_group("annotated masks, in place of --masks")
-    group.add_argument("--coco", type=as_path, metavar="FILE.json", help="COCO annotations, such as instances_val2017")
-    group.add_argument("--no-crowds", action="store_true", help="leave annotations of crowds out")
-    group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the photos' names, as VOC's")
-    group.add_argument(
-        "--replace", nargs=2, metavar=("OLD", "NEW"), help="in photos' names, such as _leftImg8bit _gtFine_labelIds"
-    )
-    group.add_argument("--ignore", nargs="+", type=int, metavar="N", help="labels of no mask, such as 0 255")
-    group.add_argument(
-        "--stored-pixels",
-        action="store_true",
-        help="made on photos as stored, before EXIF turns them",
-    )
-
-
-def annotated(options: argparse.Namespace) -> str | None:
-    """The option of annotated masks that was given; refuses those that do not go together."""
-    given = [f"--{name.replace('_', '-')}" for name in ("coco", "label_maps") if getattr(options, name, None)]
-    given += ["--masks"] * bool(getattr(options, "masks", None))
-    if len(given) > 1:
-        raise RegiontokError(f"{given[0]} and {given[1]} both name masks. Leave one out.")
-    source = given[0] if given and given[0] != "--masks" else None
-    if source and uses_masks(options):
-        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, and {source} has them. Leave it out.")
-    for name, wanted in (
-        ("no_crowds", "--coco"),
-        ("ignore", "--label-maps"),
-        ("replace", "--label-maps"),
-        ("stored_pixels", None),
-    ):
-        if getattr(options, name, None) and source != (wanted or source or ""):
-            needs = wanted or "--coco and --label-maps"
-            raise RegiontokError(f"--{name.replace('_', '-')} is for {needs}. Leave it out.")
-    return source
-
-
 def annotations_of(options: argparse.Namespace) -> dict[str, Any]:
     """Where annotated masks come from, as plain values."""
     if options.coco:
@@ -305,65 +120,12 @@ def annotations_of(options: argparse.Namespace) -> dict[str, Any]:
     return {"annotations": "label maps", "folder": options.label_maps.name, "ignore": options.ignore or []}
 
 
-def has_masks(options: argparse.Namespace) -> bool:
-    """Whether any masks are named; refuses options of masks where none are."""
-    named = bool(annotated(options) or options.masks)
-    if not named and uses_masks(options):
-        raise RegiontokError(f"{uses_masks(options)[0]} is for --masks. Leave it out, or name a generator.")
-    return named
-
-
-def uses_masks(options: argparse.Namespace) -> list[str]:
-    """The mask options that were given."""
-    names = ("sam_model", "points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
-    return given + ["--ladder"] * options.ladder
-
-
-def choose_sources(options: argparse.Namespace) -> list[str]:
-    """The sources that ``--sources`` names, or all that can be had, as Table 1 lists them; refuses masks that miss."""
-    named = bool(annotated(options) or options.masks)
-    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or named]
-    sources = [source for source in TABLE_ORDER if source in wanted]
-    with_masks = [source for source in sources if source in MASK_SOURCES]
-    if with_masks and not named:
-        raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
-    if not with_masks and (named or uses_masks(options)):
-        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
-    return sources
-
-
-def add_root_option(parser: Any) -> None:
-    """The option that says where keys begin."""
-    parser.add_argument(
-        "--root",
-        type=as_text,
-        metavar="DIR",
-        help="the folder that keys of a store are below; default: the folder that is named",
-    )
-
-
 def load_generator(options: argparse.Namespace, **more: Any) -> Any:
-    """The mask generator that the options choose."""
-    given = uses_masks(options)
+    """Load the mask generator that the options choose, as `checks.check_generator` has checked them."""
     if options.masks == "felzenszwalb":
-        if given or more:
-            raise RegiontokError(
-                f"{(given or ['--mosaic'])[0]} is for SAM's masks, not for felzenszwalb. Leave it out."
-            )
         return masks.load(options.masks)
-    if more and options.masks in ("sam2-pipeline", "sam2-package"):
-        raise RegiontokError(f"--mosaic is for sam2 and sam3; got {options.masks}. Leave it out.")
-    if options.ladder and options.masks == "sam2-pipeline":
-        raise RegiontokError("--ladder is for sam2, sam3 and sam2-package: the pipeline would encode a photo again.")
     settings: Any = masks.CHEAP
-    if options.ladder:
-        clash = [name for name in given if name not in ("--ladder", "--sam-model", "--box-nms-thresh")]
-        if clash:
-            raise RegiontokError(f"{clash[0]} is set by every step of the ladder. Leave one of the two out.")
-        settings = [_set(step, options) for step in masks.LADDER]
-    else:
-        settings = _set(masks.CHEAP, options)
+    settings = [_set(step, options) for step in masks.LADDER] if options.ladder else _set(settings, options)
     return masks.load(options.masks, model=options.sam_model, device=options.device, settings=settings, **more)
 
 
@@ -522,16 +284,6 @@ def check_photo_size(
         raise CheckpointError(f"{told}. Make them again.")
     turned = (read_size(path)[1] if orientation is None else orientation) != 1 and not options.stored_pixels
     raise CheckpointError(f"{told}." + turned * " It is turned by its EXIF orientation: try --stored-pixels.")
-
-
-def add_model_options(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
-    """Options that choose a multimodal model, and how it sees photos where the model does not say that itself."""
-    parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
-    add_amount_options(stock)
-    stock.add_argument("--norm", choices=NORMS, help="of patch features before clustering; default: none")
-    add_mask_options(parser, files=True, root=names)
 
 
 def told_apart(options: argparse.Namespace) -> dict[str, Any]:

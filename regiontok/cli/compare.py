@@ -1,72 +1,23 @@
 """``regiontok compare``: which regions stand best for the patches of an encoder, at equal counts."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from regiontok._files import write_json
-from regiontok.cli.common import (
-    FAILURES,
-    add_annotation_options,
-    add_encoder_options,
-    add_mask_options,
-    annotated,
-    find_photos,
-    has_masks,
-    load_encoder,
-    load_masks,
-    progress,
-    roots_of,
-)
-from regiontok.cli.output import as_path, check_outputs, explain, report
+from regiontok.choices import MASK_SOURCES
+from regiontok.cli.checks import annotated, has_masks
+from regiontok.cli.common import FAILURES, find_photos, load_encoder, load_masks, roots_of
+from regiontok.cli.console import progress
+from regiontok.cli.output import check_outputs, explain, report
 from regiontok.encoders import Encoder
-from regiontok.errors import RegiontokError
-from regiontok.evaluation.partition import COUNTS, PartitionResult, compare_partitions, mean_partitions
-from regiontok.options import MASK_SOURCES, NORMS
+from regiontok.evaluation.partition import PartitionResult, compare_partitions, mean_partitions
 from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
 from regiontok.viewing import check_figure, draw_partitions, save_figure
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``compare`` to the parser."""
-    compare = commands.add_parser(
-        "compare",
-        help="compare regions at equal counts on an encoder's features",
-        description="Print how well regions stand for the patches of photos: a grid and clustering by its three rules "
-        "at equal counts, and with masks the sources of masks at counts of their own. With annotated masks, of --coco "
-        "or --label-maps, also how well regions keep to objects. Means over photos; a figure, and JSON beside it.",
-    )
-    compare.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
-    compare.add_argument(
-        "--tokens",
-        nargs="+",
-        type=int,
-        default=list(COUNTS),
-        metavar="K",
-        help=f"default: {' '.join(map(str, COUNTS))}",
-    )
-    compare.add_argument(
-        "--norm", default="rms", choices=NORMS, help="of patch features before clustering; default: %(default)s"
-    )
-    compare.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    compare.add_argument(
-        "--out",
-        type=as_path,
-        default=Path("regiontok-compare.png"),
-        metavar="FILE",
-        help="the figure, and with .json after its name the scores of every photo; default: %(default)s",
-    )
-    add_encoder_options(compare)
-    add_mask_options(compare, files=True)
-    add_annotation_options(compare)
-    compare.set_defaults(run=_compare)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    wrong = [count for count in options.tokens if count < 1]
-    if wrong:
-        raise RegiontokError(f"--tokens must be from 1; got {wrong[0]}.")
+def run_compare(options: argparse.Namespace) -> int:
+    """Run ``compare``; return the exit code."""
     with_masks = has_masks(options)
     check_figure(options.out)
     details = options.out.with_name(f"{options.out.name}.json")

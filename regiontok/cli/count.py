@@ -1,36 +1,15 @@
 """``regiontok count``: how many tokens photos get from each source."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regiontok.cli.common import (
-    FAILURES,
-    add_amount_options,
-    add_annotation_options,
-    add_encoder_options,
-    add_mask_options,
-    amount_of,
-    choose_sources,
-    find_photos,
-    load_encoder,
-    load_masks,
-    named_amounts,
-    progress,
-    roots_of,
-)
-from regiontok.cli.output import (
-    add_details_options,
-    as_path,
-    check_outputs,
-    explain,
-    report,
-    write_details,
-)
-from regiontok.errors import RegiontokError
-from regiontok.options import MASK_SOURCES, NORMS, SOURCES
+from regiontok.choices import MASK_SOURCES
+from regiontok.cli.checks import amount_of, choose_sources
+from regiontok.cli.common import FAILURES, find_photos, load_encoder, load_masks, roots_of
+from regiontok.cli.console import progress
+from regiontok.cli.output import check_outputs, explain, report, write_details
 from regiontok.photos import read_photo
 from regiontok.presets import paper_tokens
 from regiontok.regionizer import Regionizer
@@ -38,38 +17,11 @@ from regiontok.regions import Regions
 from regiontok.viewing import check_figure, draw_counts, save_figure
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``count`` to the parser."""
-    count = commands.add_parser(
-        "count",
-        help="count the tokens of photos by source",
-        description="Print the distribution of tokens per photo for each source, beside the mean in the paper's Table "
-        "1, and draw a histogram. Sources of masks are counted where --masks is given.",
-    )
-    count.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
-    count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
-    count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    add_amount_options(count)
-    count.add_argument(
-        "--out",
-        type=as_path,
-        default=Path("regiontok-counts.png"),
-        metavar="FILE",
-        help="the histogram; default: %(default)s",
-    )
-    add_encoder_options(count)
-    add_mask_options(count, files=True)
-    add_annotation_options(count)
-    add_details_options(count)
-    count.set_defaults(run=_count)
-
-
-def _count(options: argparse.Namespace) -> int:
+def run_count(options: argparse.Namespace) -> int:
+    """Run ``count``; return the exit code."""
     sources = choose_sources(options)
     with_masks = any(source in MASK_SOURCES for source in sources)
     amount = amount_of(options)
-    if amount and "clustering" not in sources:
-        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     check_figure(options.out)
     photos = [found.path for found in find_photos(options.photos, options.out)]
     check_outputs(options, options.out, photos=photos)

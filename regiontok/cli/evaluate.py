@@ -5,43 +5,18 @@ from typing import Any
 
 from regiontok._files import make_folder
 from regiontok._require import require
-from regiontok.cli.common import add_model_options, amount_of, told_apart, uses_masks
-from regiontok.cli.output import as_path, as_text, warn
+from regiontok.choices import GENERATORS
+from regiontok.cli.checks import amount_of, uses_masks
+from regiontok.cli.common import told_apart
+from regiontok.cli.console import warn
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import stock_regions
 from regiontok.evaluation.benchmarks import BENCHMARKS, has_judge, run
 from regiontok.evaluation.table import beside_the_paper, read_scores, row_name, write_scores
-from regiontok.masks import GENERATORS
-from regiontok.presets import TABLE_1
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``evaluate`` to the parser."""
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="run the paper's seven benchmarks on a model",
-        description="Run POPE, OCRBench, CV-Bench, MMStar, MME, MMBench and MM-Vet through lmms-eval, and print a row "
-        "of the paper's Table 1 beside the paper's. Scores are kept in --out, where what is there already is not run "
-        "again. MM-Vet needs a judge: OPENAI_API_KEY, or what lmms-eval takes in its place.",
-    )
-    evaluate.add_argument("model", type=as_text, metavar="DIR", help="a region model, or a stock one: folder or name")
-    evaluate.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for scores, answers, logs")
-    evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
-    evaluate.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
-    evaluate.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="that share the questions, with --device cuda a GPU each; default: %(default)s",
-    )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="so many questions of each, to try it out")
-    add_model_options(evaluate, names=False)
-    evaluate.set_defaults(run=_evaluate)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Run ``evaluate``; return the exit code."""
     given = [name for name in uses_masks(options) if name != "--sam-model"]
     if given:
         raise RegiontokError(f"{given[0]} is not for evaluate, which makes masks at the paper's cheap setting.")

@@ -9,31 +9,14 @@ from PIL import Image
 
 from regiontok import encoders
 from regiontok._require import require
-from regiontok.cli.common import (
-    ENCODER_NAMES,
-    add_amount_options,
-    add_annotation_options,
-    add_encoder_options,
-    add_layer_options,
-    add_mask_options,
-    add_model_options,
-    add_placing_options,
-    amount_of,
-    choose_sources,
-    find_photos,
-    has_masks,
-    load_assistant,
-    load_encoder,
-    load_masks,
-    named_amounts,
-    progress,
-    roots_of,
-)
-from regiontok.cli.output import as_path, as_text, check_outputs
+from regiontok.choices import MASK_SOURCES
+from regiontok.cli.checks import amount_of, choose_sources, has_masks, named_amounts
+from regiontok.cli.common import find_photos, load_assistant, load_encoder, load_masks, roots_of
+from regiontok.cli.console import progress
+from regiontok.cli.output import check_outputs
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import check_attention
-from regiontok.options import MASK_SOURCES, NORMS, SOURCES
 from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
 from regiontok.viewing import (
@@ -49,74 +32,6 @@ from regiontok.viewing import (
     see,
 )
 from regiontok.views import by_canvas
-
-
-def add_commands(commands: Any) -> None:
-    """Add ``figures`` and its figures to the parser."""
-    figures = commands.add_parser("figures", help="draw the paper's figures for any photo, encoder and model")
-    which = figures.add_subparsers(required=True, metavar="FIGURE")
-    for name, run, several, told in (
-        ("norms", _norms, False, "norms of patch features before and after rms (the paper's Figure 1)"),
-        ("features", _features, True, "patch features by PCA, in colours that photos share (Figure 2)"),
-        ("encoders", _encoders, True, "features, regions from clustering and norms, by encoder (Figure 2)"),
-    ):
-        figure = which.add_parser(name, help=told, description=f"Draw {told}.")
-        _add_photos(figure, several=several)
-        figure.add_argument(
-            "--encoders",
-            nargs="+",
-            default=["pixels"],
-            metavar="NAME",
-            help=f"side by side; {ENCODER_NAMES}",
-        )
-        figure.add_argument("--random", action="store_true", help="random weights, for a look without a download")
-        add_layer_options(figure)
-        add_placing_options(figure)
-        if name == "encoders":
-            add_amount_options(figure)
-            figure.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
-        figure.set_defaults(run=run)
-
-    regions = which.add_parser(
-        "regions", help="the regions of each source (Figure 2)", description="Draw the regions of each source."
-    )
-    _add_photos(regions, several=False)
-    regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
-    add_amount_options(regions)
-    regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    add_encoder_options(regions)
-    add_mask_options(regions, files=True)
-    add_annotation_options(regions)
-    regions.set_defaults(run=_regions)
-
-    attention = which.add_parser(
-        "attention",
-        help="where an answer looks, over patches or regions (Figure 3)",
-        description="Draw where the answer to a question looks: a panel per model, or per source of a stock model.",
-    )
-    _add_photos(attention, several=False)
-    attention.add_argument("question", type=as_text, metavar="QUESTION")
-    attention.add_argument(
-        "--model", nargs="+", required=True, type=as_text, metavar="DIR", help="trained region models, or stock ones"
-    )
-    attention.add_argument(
-        "--sources", nargs="+", choices=SOURCES, help="of one stock model, without training; default: patch"
-    )
-    attention.add_argument("--answer", metavar="TEXT", help="whose attention; default: what the model says")
-    attention.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
-    attention.add_argument("--query", default="answer", choices=("answer", "predicting"), help="default: %(default)s")
-    attention.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: the mean of all")
-    attention.add_argument("--spread", action="store_true", help="share a region's attention among its patches")
-    add_model_options(attention)
-    attention.set_defaults(run=_attention)
-
-
-def _add_photos(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    if several:
-        parser.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
-    else:
-        parser.add_argument("photo", type=as_path, metavar="PHOTO")
-    parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
 
 
 def _check(options: argparse.Namespace, photos: Sequence[Path]) -> None:
@@ -150,25 +65,29 @@ def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[st
     return views
 
 
-def _norms(options: argparse.Namespace) -> int:
+def run_norms(options: argparse.Namespace) -> int:
+    """Run ``figures norms``; return the exit code."""
     _check(options, [options.photo])
     views = _view(options, [read_photo(options.photo)])
     return _save(draw_norms({name: seen[0] for name, seen in views.items()}), options)
 
 
-def _features(options: argparse.Namespace) -> int:
+def run_features(options: argparse.Namespace) -> int:
+    """Run ``figures features``; return the exit code."""
     photos = _photos(options)
     return _save(draw_features(_view(options, photos)), options)
 
 
-def _encoders(options: argparse.Namespace) -> int:
+def run_encoders(options: argparse.Namespace) -> int:
+    """Run ``figures encoders``; return the exit code."""
     amount = amount_of(options)
     photos = _photos(options)
     figure = draw_encoders(_view(options, photos), norm=options.norm, **amount)
     return _save(figure, options)
 
 
-def _regions(options: argparse.Namespace) -> int:
+def run_regions(options: argparse.Namespace) -> int:
+    """Run ``figures regions``; return the exit code."""
     _check(options, [options.photo])
     sources, amount = choose_sources(options), amount_of(options)
     if amount and "clustering" not in sources:
@@ -195,7 +114,8 @@ def _regions(options: argparse.Namespace) -> int:
     return _save(draw_sources(photo, regions, encoder.geometry.place((photo.height, photo.width))), options)
 
 
-def _attention(options: argparse.Namespace) -> int:
+def run_attention(options: argparse.Namespace) -> int:
+    """Run ``figures attention``; return the exit code."""
     _check(options, [options.photo])
     if options.sources and len(options.model) > 1:
         raise RegiontokError("--sources is for one stock model; several models are a panel each. Leave one out.")

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from regiontok.cli.common import add_root_option
-from regiontok.cli.output import warn
+from regiontok.cli.console import progress_bar, warn
 from regiontok.errors import RegiontokError
 from regiontok.pipeline import Listing, Made, Photo, Stop, Work, fill, in_slice, ray
 from regiontok.pipeline.roots import Roots, describe_difference
@@ -25,57 +23,6 @@ from regiontok.store.writer import Known, check_place, keys_in
 _MOST_NAMED = 20
 """Failures that are named; the store has them all."""
 _MOST_LANES = 8
-
-PHOTOS = "PHOTO|FOLDER|PATTERN|LIST"
-FILLING = (
-    "column",
-    "key_column",
-    "limit",
-    "slice",
-    "batch",
-    "workers",
-    "shard_size",
-    "shard_minutes",
-    "retry_failed",
-    "overwrite",
-    "mixed",
-    "engine",
-    "cpus",
-    "address",
-)
-"""Options that are for a store alone."""
-
-
-def add_listing_options(parser: Any, *, root: bool = True, title: str = "photos") -> None:
-    """Options of which photos are taken, and of their keys."""
-    group = parser.add_argument_group(title)
-    if root:
-        add_root_option(group)
-    group.add_argument("--column", metavar="NAME", help="of a folder of datasets: where its photos are")
-    group.add_argument("--key-column", metavar="NAME", help="and their keys; default: row numbers")
-    group.add_argument("--limit", type=int, metavar="N", help="make no more than N photos now")
-    group.add_argument(
-        "--slice",
-        metavar="R/N",
-        help="a part of the photos, R of N counted from 0, beside other processes with the same store; or torchrun or "
-        "slurm, whose numbers are taken",
-    )
-
-
-def add_filling_options(parser: Any, *, batch: int, of: str) -> None:
-    """Options of how a store is filled."""
-    group = parser.add_argument_group("filling a store")
-    group.add_argument("--batch", type=int, metavar="N", help=f"photos per call of {of}; default: {batch}")
-    group.add_argument("--workers", type=int, metavar="N", help="threads that read photos; default: one per core")
-    group.add_argument("--shard-size", type=int, metavar="N", help="photos per file; default: 1000")
-    group.add_argument("--shard-minutes", type=float, metavar="M", help="write a file at least so often; default: 5")
-    group.add_argument("--retry-failed", action="store_true", help="try photos again that failed before")
-    again = group.add_mutually_exclusive_group()
-    again.add_argument("--overwrite", action="store_true", help="remove what the store has, and make it anew")
-    again.add_argument("--mixed", action="store_true", help="add to a store that was made by other options")
-    group.add_argument("--engine", choices=("here", "ray"), help="ray: on a cluster; default: here")
-    group.add_argument("--cpus", type=int, metavar="N", help="cores per actor of Ray; default: 1")
-    group.add_argument("--address", metavar="ADDR", help="of a Ray cluster, such as auto; default: this machine")
 
 
 def lanes_on(device: str, *, order: str = "raster") -> int:
@@ -109,7 +56,6 @@ def fill_store(
         batch: Photos that are made together, where the options do not say.
         prepare: Called with the listing before the work is made.
     """
-    _check(options)
     engine, shard_size = options.engine or "here", options.shard_size or 1000
     minutes = 5 if options.shard_minutes is None else options.shard_minutes
     rank, world_size = _slice(options)
@@ -235,8 +181,7 @@ class _Progress:
     def __init__(self, told: _Told, listing: Listing) -> None:
         self.told = told
         self._counter = Counter(told.pending(listing, count=False))
-        interval = 0.2 if sys.stderr.isatty() else 10  # a log is not to fill up
-        self._bar = tqdm(unit="photo", mininterval=interval, delay=1, leave=False)
+        self._bar = progress_bar()
 
     def __enter__(self) -> "_Progress":
         return self
@@ -258,22 +203,6 @@ class _Progress:
             told["listed"] = "so far"
         self._bar.set_postfix(told, refresh=False)
         self._bar.update(len(lengths) + len(failures))
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name in ("batch", "shard_size", "workers", "limit", "cpus"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise RegiontokError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
-    if options.shard_minutes is not None and not options.shard_minutes > 0:
-        raise RegiontokError(f"--shard-minutes must be positive; got {options.shard_minutes}.")
-    for name in ("address", "cpus"):
-        if getattr(options, name) is not None and options.engine != "ray":
-            raise RegiontokError(f"--{name} is for --engine ray. Leave it out, or give that.")
-    if options.slice is not None and options.engine == "ray":
-        raise RegiontokError("--slice is for processes beside each other, and --engine ray shares photos itself.")
-    if options.slice is not None and options.overwrite:
-        raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
 
 
 def _absolute(path: str) -> str:

@@ -1,35 +1,18 @@
-"""What commands print and write: names that any terminal can show, files that replace no input, details per photo."""
+"""Files that commands write, which replace no input, and reports of what failed."""
 
 import argparse
 import csv
 import io
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regiontok._files import check_output, is_same, write_bytes, write_json
+from regiontok.cli.console import one_line, warn
 from regiontok.errors import OutputError
 
 _OUTPUTS = ("out", "csv", "json")
 """Options that name what is written; all other paths are read."""
-
-
-def as_path(text: str) -> Path:
-    """A path of the command line; an empty one would be the folder that one is in."""
-    return Path(as_text(text))
-
-
-def as_text(text: str) -> str:
-    """A text of the command line that is not empty, as a variable of a script may be that was never set."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty")
-    return text
-
-
-def shown(name: object) -> str:
-    """A name as one line that any terminal can show: what is not printable is escaped, as in ``repr``."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(name))
 
 
 def explain(path: Path, error: BaseException) -> str:
@@ -37,13 +20,7 @@ def explain(path: Path, error: BaseException) -> str:
     told = str(error) or "not enough memory"
     if told.startswith(f"{path}:"):
         told = told[len(str(path)) + 1 :].strip()
-    return f"{shown(path)}: {told}"
-
-
-def warn(message: object) -> None:
-    """Tell something on stderr."""
-    lines = str(message).splitlines() or [""]
-    print("regiontok:", "\n".join(map(shown, lines)), file=sys.stderr)
+    return f"{one_line(path)}: {told}"
 
 
 def report(failed: Sequence[str], photos: int) -> int:
@@ -84,12 +61,6 @@ def _inputs(options: argparse.Namespace) -> list[Path]:
                 Path(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str | Path)
             ]
     return given
-
-
-def add_details_options(parser: Any) -> None:
-    """Options of files with every photo."""
-    parser.add_argument("--csv", type=as_path, metavar="FILE", help="write a row per photo")
-    parser.add_argument("--json", type=as_path, metavar="FILE", help="the same as a list of objects")
 
 
 def write_details(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from tqdm import tqdm
 
 from regiontok._files import make_folder, write_bytes, written
 from regiontok.cli.common import open_store
-from regiontok.cli.output import as_text, warn
+from regiontok.cli.console import is_terminal, progress, warn
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.regions import RegionTokens
 from regiontok.store import MaskStore, TokenStore, check_key
@@ -26,35 +25,8 @@ from regiontok.token_files import save_tokens
 _MOST_NAMED = 20
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``store`` to the parser."""
-    store = commands.add_parser(
-        "store",
-        help="what a store has, whether it is whole, and its rows as other files",
-        description="Tell of a store that regiontok masks or regiontok tokenize --store wrote; without an option, what "
-        "it has and how it was made.",
-    )
-    store.add_argument(
-        "store", type=as_text, metavar="DIR", help="the store; also an address such as s3://bucket/masks"
-    )
-    what = store.add_mutually_exclusive_group()
-    what.add_argument("--verify", action="store_true", help="read every row; name what is damaged, and exit with 1")
-    what.add_argument("--repair", action="store_true", help="set aside shards with damaged rows, to be made again")
-    what.add_argument("--stats", action="store_true", help="items per photo, sizes, shards and failures, as JSON")
-    what.add_argument(
-        "--export",
-        choices=("npz", "safetensors", "jsonl"),
-        help="write rows as files in --out: one per photo, or for jsonl (of masks) one of COCO's annotations",
-    )
-    store.add_argument("--out", type=as_text, metavar="DIR", help="of --export")
-    store.set_defaults(run=_store)
-
-
-def _store(options: argparse.Namespace) -> int:
-    if options.out is not None and options.export is None:
-        raise RegiontokError("--out is for --export. Leave it out.")
-    if options.export is not None and options.out is None:
-        raise RegiontokError("--export needs --out DIR.")
+def run_store(options: argparse.Namespace) -> int:
+    """Run ``store``; return the exit code."""
     store = _open(options.store)
     if options.verify:
         return _verify(store)
@@ -216,4 +188,4 @@ def _annotations(store: Store[Any], damaged: list[str]) -> Iterator[dict[str, An
 
 
 def _progress(store: Store[Any]) -> Any:
-    return tqdm(store, unit="photo", disable=len(store) < 1000 or not sys.stderr.isatty())
+    return progress(store, least=1000 if is_terminal() else sys.maxsize)

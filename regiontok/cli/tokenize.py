@@ -15,62 +15,42 @@ from sklearn.datasets import load_sample_image
 
 from regiontok import __version__, encoders, masks
 from regiontok._files import make_folder, written
+from regiontok.choices import (
+    MASK_SOURCES,
+)
+from regiontok.cli.arguments import DEFAULT_BATCH, DEFAULT_OUT
+from regiontok.cli.checks import REGION_OPTIONS, amount_of, annotated
 from regiontok.cli.common import (
     FAILURES,
     Found,
     Stopwatch,
-    add_amount_options,
-    add_annotation_options,
-    add_encoder_options,
-    add_mask_options,
-    amount_of,
-    annotated,
     annotations_of,
     find_clashes,
     find_photos,
     load_encoder,
     load_generator,
     load_masks,
-    named_amounts,
-    progress,
     roots_of,
-    uses_masks,
 )
-from regiontok.cli.filling import FILLING, add_filling_options, add_listing_options, fill_store, lanes_on
-from regiontok.cli.output import (
-    add_details_options,
-    as_path,
-    as_text,
-    check_outputs,
-    explain,
-    report,
-    shown,
-    warn,
-    write_details,
-)
+from regiontok.cli.console import one_line, progress, warn
+from regiontok.cli.filling import fill_store, lanes_on
+from regiontok.cli.output import check_outputs, explain, report, write_details
 from regiontok.clustering import UnionFindClusterer
-from regiontok.downsample import METHODS, OVERLAPS, UNCOVERED
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, OutputError, RegiontokError
 from regiontok.geometry import ImageGeometry
 from regiontok.maskset import MaskSet
-from regiontok.options import MASK_SOURCES, NORMS, PADDINGS, SOURCES
-from regiontok.ordering import ORDERS
 from regiontok.photos import read_photo
 from regiontok.pipeline import MakeTokens, Work
 from regiontok.pipeline.roots import Roots, identity
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions, RegionTokens
-from regiontok.splitting import NOISES
 from regiontok.store import MaskStore
 from regiontok.store.manifest import read_manifest
 from regiontok.store.places import Place, is_remote
-from regiontok.store.tokens import DTYPES
 from regiontok.token_files import read_config, save_tokens
 from regiontok.viewing import draw_regions
 
-_OUT = "regiontok-out"
-_BATCH = 4
 _MOST_LINES = 10
 """Photos that are listed one by one; of more there is a summary."""
 _STAGES = ("read", "encode", "masks", "normalize", "group", "pool", "write")
@@ -97,79 +77,15 @@ class Row(NamedTuple):
         }
 
 
-def add_commands(commands: Any) -> None:
-    """Add ``tokenize`` and ``demo`` to the parser."""
-    tokenize = commands.add_parser(
-        "tokenize",
-        help="cut photos into region tokens",
-        description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
-        "NAME.regions.safetensors: tokens (K, dim), the options as JSON, and labels (rows, cols; -1 in no region), or "
-        "for sources of masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K). A token is "
-        "its region's mean. regiontok.load_tokens reads it back.",
-    )
-    tokenize.add_argument(
-        "photos", nargs="+", type=as_text, metavar="PHOTO|FOLDER", help="with --store also a pattern or a list"
-    )
-    add_encoder_options(tokenize)
-    tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
-    add_amount_options(tokenize)
-    tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
-    tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
-    out = tokenize.add_mutually_exclusive_group()
-    out.add_argument(
-        "--out",
-        type=as_path,
-        metavar="DIR",
-        help=f"for the files, each where its photo lies below the folder that was named; default: {_OUT}",
-    )
-    out.add_argument(
-        "--store",
-        type=as_text,
-        metavar="DIR",
-        help="write a store of tokens instead, for many photos: a folder of Parquet files, which goes on where it "
-        "stopped; on a disk, or where fsspec reaches, such as s3://bucket/tokens",
-    )
-    tokenize.add_argument(
-        "--pictures",
-        action=argparse.BooleanOptionalAction,
-        help="draw the regions; default: yes, but with --store, where they come into its folder pictures, no",
-    )
-    tokenize.add_argument("--dtype", choices=DTYPES, help="of the tokens in a store; default: float16")
-    add_details_options(tokenize)
-    add_mask_options(tokenize, files=True, shown="sam2")
-    add_annotation_options(tokenize)
-    regions = tokenize.add_argument_group("regions of masks")
-    regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
-    regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
-    regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
-    regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
-    regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
-    regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
-    regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
-    regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
-    add_listing_options(tokenize, root=False, title="photos of a store")
-    add_filling_options(tokenize, batch=_BATCH, of="the encoder")
-    tokenize.set_defaults(run=_tokenize)
-
-    demo = commands.add_parser("demo", help="cut scikit-learn's sample photo into region tokens, offline, in seconds")
-    demo.add_argument("--out", type=as_path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
-    demo.set_defaults(run=_demo)
-
-
-def _tokenize(options: argparse.Namespace) -> int:
-    _check(options)
+def run_tokenize(options: argparse.Namespace) -> int:
+    """Run ``tokenize``; return the exit code."""
     if options.source in MASK_SOURCES and not annotated(options):
         options.masks = options.masks or "sam2"
     if options.store is not None:
         return _fill(options)
-    given = [name for name in (*FILLING, "dtype") if getattr(options, name) not in (None, False)]
-    if given:
-        raise RegiontokError(f"--{given[0].replace('_', '-')} is for --store. Leave it out, or name a store.")
     named = [Path(one) for one in options.photos]
     photos = find_photos(named)
-    out = make_folder(options.out or _OUT)
+    out = make_folder(options.out or DEFAULT_OUT)
     check_outputs(options, photos=[found.path for found in photos])
     targets = _targets(photos, out)
     encoder = load_encoder(options)
@@ -196,12 +112,12 @@ def _tokenize(options: argparse.Namespace) -> int:
     if rows:
         _print_table(rows)
         what = "Tokens are" if options.pictures is False else "Pictures and tokens are"
-        print(f"{what} in {shown(out)}{os.sep}")
+        print(f"{what} in {one_line(out)}{os.sep}")
     return report(failed, len(photos))
 
 
 def _regionizer(options: argparse.Namespace, encoder: Encoder) -> Regionizer:
-    given = {name: getattr(options, name) for name in _REGION_OPTIONS if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in REGION_OPTIONS if getattr(options, name) is not None}
     return Regionizer(
         source=options.source,
         norm=options.norm,
@@ -217,12 +133,9 @@ def _regionizer(options: argparse.Namespace, encoder: Encoder) -> Regionizer:
 
 def _fill(options: argparse.Namespace) -> int:
     """Tokens of many photos to a store."""
-    for name in ("csv", "json"):
-        if getattr(options, name):
-            raise RegiontokError(f"--{name} is for --out; a store tells by regiontok store {options.store} --stats.")
     if options.pictures and is_remote(options.store):
         raise RegiontokError("--pictures are files on a disk, and this store is none. Leave it out.")
-    return fill_store(options, options.store, _work, batch=_BATCH, prepare=find_clashes)
+    return fill_store(options, options.store, _work, batch=DEFAULT_BATCH, prepare=find_clashes)
 
 
 def _work(options: argparse.Namespace, roots: Roots) -> Work:
@@ -270,37 +183,8 @@ def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, re
         warn(error)  # its tokens are made all the same
 
 
-_COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
-_REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", *_COMBINED_OPTIONS)
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuse options that the source has no use for."""
-    given, of_combined = (
-        [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
-        for names in (_REGION_OPTIONS, _COMBINED_OPTIONS)
-    )
-    clusters = options.source == "clustering" or options.uncovered == "cluster"
-    amounts = named_amounts(options)
-    if amounts and not clusters:
-        raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
-    if options.source != "clustering" and options.linkage == "ward":
-        raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
-    if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
-        raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
-    of_masks = (
-        given
-        + uses_masks(options)
-        + [name for name in (annotated(options), options.masks and "--masks", options.missing and "--missing") if name]
-    )
-    if options.source not in MASK_SOURCES and of_masks:
-        name = of_masks[0]
-        raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
-    if options.source != "combined" and of_combined:
-        raise RegiontokError(f"{of_combined[0]} is for --source combined. Leave it out.")
-
-
-def _demo(options: argparse.Namespace) -> int:
+def run_demo(options: argparse.Namespace) -> int:
+    """Run ``demo``; return the exit code."""
     start = time.perf_counter()
     encoder = encoders.load("pixels")
     regionizer = Regionizer(pool="mean")
@@ -424,7 +308,7 @@ def _photo_of(file: Path) -> str | None:
 def _print_table(rows: Sequence[Row]) -> None:
     """A line per photo where these are few, and the mean where there are several."""
     lines = list(rows) if len(rows) <= _MOST_LINES else []
-    width = min(40, max(5, *(len(shown(row.photo)) for row in rows)))
+    width = min(40, max(5, *(len(one_line(row.photo)) for row in rows)))
     stages = [stage for stage in _STAGES if stage in rows[0].seconds]
     print(f"{'photo':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in stages) + "  ms")
     if len(rows) > 1:
@@ -433,7 +317,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         regions = sum(row.regions for row in rows) / len(rows)
         lines.append(Row("mean", round(patches), round(regions), times, []))
     for row in lines:
-        name = shown(row.photo)
+        name = one_line(row.photo)
         name = name if len(name) <= width else "..." + name[3 - width :]
         columns = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in stages)
         print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {columns}")
@@ -443,7 +327,7 @@ def _print_table(rows: Sequence[Row]) -> None:
     if len(rows) <= _MOST_LINES:
         for row in rows:
             for note in row.notes:
-                print(f"{shown(row.photo)}: {note}")
+                print(f"{one_line(row.photo)}: {note}")
         return
     photos = Counter(note.partition(": ")[2] or note for row in rows for note in row.notes)
     for note, count in photos.items():

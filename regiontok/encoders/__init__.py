@@ -8,39 +8,20 @@ Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from regiontok._checks import check_choice, check_device, check_integer, check_size
+from regiontok.choices import GEOMETRIES
 from regiontok.encoders import huggingface, open_clip, timm
 from regiontok.encoders.base import Encoded, Encoder, LoadOptions
 from regiontok.encoders.pixels import PixelDescriptor
 from regiontok.errors import ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
+from regiontok.presets import ENCODERS, Recipe
 
 __all__ = ["ENCODERS", "Encoded", "Encoder", "PixelDescriptor", "load"]
-
-
-class Recipe(NamedTuple):
-    """How a named encoder is made: its timm model, input side, and the features that are taken."""
-
-    timm_model: str
-    img_size: int
-    layer: int = -1
-    final_norm: bool = True
-
-
-ENCODERS = {
-    "clip-336": Recipe("vit_large_patch14_clip_336.openai", 336, layer=-2, final_norm=False),
-    "siglip2-378": Recipe("vit_so400m_patch14_siglip_378.v2_webli", 378),
-    "radio-384": Recipe("vit_large_patch16_radio_v3.c_radio", 384),
-    "radio-576": Recipe("vit_large_patch16_radio_v3.c_radio", 576),
-    "dinov2": Recipe("vit_large_patch14_dinov2.lvd142m", 518),
-    "dinov2-reg": Recipe("vit_large_patch14_reg4_dinov2.lvd142m", 518),
-    "aimv2-448": Recipe("aimv2_large_patch14_448.apple_pt", 448),
-}
-"""The paper's encoders by name. RADIO is C-RADIOv3-L; the paper's RADIOv2.5 comes from its own hub, see `Encoder`."""
 
 
 def load(
@@ -88,7 +69,7 @@ def load(
         Supplement: CLIP at 336, SigLIP2 at 378, RADIO at 384 and 576, DINOv2, DINOv2 with registers, AIMv2 at 448
         (Table 1, Figure 2). Which layer is taken the paper does not say.
     """
-    check_choice("geometry", geometry, ("letterbox", "squash", "center_crop"))
+    check_choice("geometry", geometry, GEOMETRIES)
     size = img_size if img_size is None or isinstance(img_size, Sequence) else (img_size, img_size)
     size = None if size is None else check_size("img_size", size)
     if layer is not None:

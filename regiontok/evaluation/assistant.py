@@ -15,11 +15,11 @@ from PIL import Image
 
 from regiontok._checks import check_integer
 from regiontok._require import require
+from regiontok.choices import MASK_SOURCES
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.evaluation.focus import RegionAttention, answer_attention
 from regiontok.geometry import ImageGeometry
-from regiontok.options import MASK_SOURCES
 from regiontok.photos import as_photos
 from regiontok.regionizer import Regionizer
 

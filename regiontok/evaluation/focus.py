@@ -21,14 +21,13 @@ from torch import Tensor
 
 from regiontok._checks import check_choice, check_integer, check_number
 from regiontok._require import require
+from regiontok.choices import QUERIES
 from regiontok.downsample import MaskDownsampler, Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
 from regiontok.views import View, count_photos, cut_masks
-
-QUERIES = ("answer", "predicting")
 
 
 class RegionAttention(NamedTuple):

@@ -15,14 +15,13 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from regiontok._checks import Features, Valid, check_finite, check_integer, flatten_features, flatten_valid
-from regiontok.clustering import LINKAGES, UnionFindClusterer
+from regiontok.choices import BUDGETS, LINKAGES
+from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
-
-COUNTS = (32, 64, 100, 128)
 
 
 class PartitionScores(NamedTuple):
@@ -164,7 +163,7 @@ def compare_partitions(
     features: Tensor,
     *,
     valid: Tensor | None = None,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int] = BUDGETS,
     others: Mapping[str, Regions] | None = None,
     objects: MaskSet | None = None,
     geometry: ImageGeometry | None = None,

@@ -24,18 +24,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from regiontok._checks import check_choice, check_integer
+from regiontok._files import split_lines
 from regiontok._require import require
+from regiontok.choices import ANSWERS, QUERIES
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, PhotoError, RegiontokError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
-from regiontok.evaluation.focus import QUERIES, FocusMeter, FocusResult, check_attention, target_regions
+from regiontok.evaluation.focus import FocusMeter, FocusResult, check_attention, target_regions
 from regiontok.evaluation.prompts import OPTIONS, with_options
 from regiontok.geometry import Size
 from regiontok.masks import CocoMasks
 from regiontok.maskset import MaskSet
 from regiontok.photos import as_rgb, read_photo
 
-ANSWERS = ("generated", "right")
 _ANNOTATIONS = "FinalSegmentations.json"
 
 
@@ -200,7 +201,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(split_lines(file.read_text(encoding="utf-8"))):
         if line.strip():
             try:
                 yield json.loads(line)

@@ -17,6 +17,7 @@ from torch import nn
 
 from regiontok._checks import check_choice, check_device
 from regiontok._require import require
+from regiontok.choices import GENERATORS
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.masks.annotated import CocoMasks, LabelMaps
 from regiontok.masks.felzenszwalb import FelzenszwalbMasks
@@ -42,8 +43,6 @@ __all__ = [
     "load",
 ]
 
-GENERATORS = ("sam2", "sam3", "sam2-pipeline", "sam2-package", "felzenszwalb")
-"""``sam2`` and ``sam3`` are `Sam2Masks`; the next two make the same masks by others' code, slowly."""
 
 _SIZES = {
     "tiny": ("t", 96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7), (8, 4, 14, 7)),

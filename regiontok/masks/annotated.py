@@ -12,7 +12,8 @@ from PIL import Image
 
 from regiontok._checks import check_choice, check_size
 from regiontok._files import read_json
-from regiontok.annotations import CROWDS, name_format
+from regiontok.annotations import name_format
+from regiontok.choices import CROWDS
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from regiontok._checks import check_integer, check_number
+from regiontok.choices import BOX_NMS_THRESH, POINTS_PER_SIDE, PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from regiontok.errors import DTypeError, ValueRangeError
 from regiontok.maskset import MaskSet
 
@@ -31,10 +32,10 @@ class MaskSettings:
         the offset are SAM 2's own.
     """
 
-    points_per_side: int = 24
-    stability_score_thresh: float = 0.9
-    pred_iou_thresh: float = 0.5
-    box_nms_thresh: float = 0.7
+    points_per_side: int = POINTS_PER_SIDE
+    stability_score_thresh: float = STABILITY_SCORE_THRESH
+    pred_iou_thresh: float = PRED_IOU_THRESH
+    box_nms_thresh: float = BOX_NMS_THRESH
     stability_score_offset: float = 1.0
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from regiontok._files import split_lines
 from regiontok._require import require
 from regiontok.errors import PhotoError, RegiontokError, ValueRangeError
 from regiontok.geometry import Size
@@ -351,9 +352,9 @@ def _listed(path: str, root: str) -> _Source:
         data = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
         text = data.decode("utf-8-sig")
         if path.lower().endswith(".txt"):
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = [line.strip(" \t") for line in split_lines(text) if line.strip()]
         else:
-            lines = [line for line in text.splitlines() if line.strip()]
+            lines = [line for line in split_lines(text) if line.strip()]
             entries = list(map(json.loads, lines)) if path.lower().endswith(".jsonl") else json.loads(text)
             if not isinstance(entries, list):
                 raise TypeError(f"it must hold a list; got {type(entries).__name__}")

@@ -37,10 +37,8 @@ class Made(NamedTuple):
         """How many masks or tokens each row has."""
         if self.table is None:
             return []
-        pa, _ = pyarrow()
         column = self.table.column("counts" if "counts" in self.table.column_names else "patches")
-        lengths: list[int] = pa.compute.list_value_length(column).to_pylist()
-        return lengths
+        return [length for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
 
 
 class Stop:

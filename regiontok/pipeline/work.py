@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from regiontok._checks import check_choice
+from regiontok.choices import TOKEN_DTYPES
 from regiontok.encoders import Encoder
 from regiontok.errors import DTypeError, PhotoError, RegiontokError
 from regiontok.geometry import Size
@@ -18,7 +19,7 @@ from regiontok.pipeline.listing import Photo, Reader
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.store.masks import masks_table
-from regiontok.store.tokens import DTYPES, tokens_table
+from regiontok.store.tokens import tokens_table
 
 
 class Work(ABC):
@@ -141,7 +142,7 @@ class MakeTokens(Work):
     kind = "tokens"
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, TOKEN_DTYPES)
 
     def describe(self) -> dict[str, Any]:
         """Of the encoder, the Regionizer and the masks."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from regiontok.errors import CheckpointError, MissingKeyError
+from regiontok.errors import CheckpointError, DTypeError, MissingKeyError, ValueRangeError
 from regiontok.store.keys import as_key
 from regiontok.store.manifest import NAME, Manifest, read_manifest
 from regiontok.store.places import Address, Place
@@ -60,10 +60,22 @@ class Store(Mapping[str, _T]):
         if found.kind != self.kind:
             raise CheckpointError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
         self.manifest = found
-        names = [shard.name for shard in shards_of(self._place, "part")]
+        return self._choose([shard.name for shard in shards_of(self._place, "part")], chosen)
+
+    def _choose(self, names: list[str], chosen: slice | Sequence[str] | None) -> list[str]:
+        """Return the chosen ones of the store's shards."""
         if chosen is None:
             return names
-        return names[chosen] if isinstance(chosen, slice) else [name for name in names if name in set(chosen)]
+        if isinstance(chosen, slice):
+            return names[chosen]
+        if isinstance(chosen, str | bytes) or not isinstance(chosen, Iterable):
+            raise DTypeError(f"shards must be a slice or a list of names, such as {names[:1]}; got {chosen!r}.")
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise ValueRangeError(
+                f"{self.path} has no shard {unknown[0]!r}; it has {len(names)}, such as {', '.join(names[:2])}."
+            )
+        return [name for name in names if name in set(chosen)]
 
     @abstractmethod
     def _manifest_of_file(self, name: str) -> Manifest:

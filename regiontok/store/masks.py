@@ -155,6 +155,8 @@ def checked_pairs(pairs: Any, kind: str) -> Iterator[tuple[str, Any]]:
     """
     if isinstance(pairs, Mapping):
         pairs = pairs.items()
+    if not isinstance(pairs, Iterable):
+        raise DTypeError(f"{kind} must come in pairs of a key and its {kind}; got {type(pairs).__name__}.")
     rest = iter(pairs)
     first = list(itertools.islice(rest, 1))
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from regiontok._checks import check_choice
+from regiontok.choices import TOKEN_DTYPES
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.regions import Dropped, Regions, RegionTokens
@@ -25,8 +26,6 @@ from regiontok.store.masks import add_new, checked_pairs
 from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
 from regiontok.store.writer import StoreWriter
-
-DTYPES = ("float16", "float32")
 
 
 class TokenStore(Store[RegionTokens]):
@@ -151,7 +150,7 @@ def write_tokens(
             beyond what float16 can hold.
         MissingDependencyError: pyarrow is not installed.
     """
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("dtype", dtype, TOKEN_DTYPES)
     dims: set[int] = set()
 
     def as_table(keys: Sequence[str], some: Sequence[RegionTokens]) -> Any:

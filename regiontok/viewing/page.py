@@ -22,11 +22,11 @@ from torch import Tensor
 
 from regiontok._checks import check_integer, check_number
 from regiontok._files import write_bytes
+from regiontok.choices import MASK_SOURCES
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.maskset import MaskSet
-from regiontok.options import MASK_SOURCES
 from regiontok.photos import as_rgb
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions

@@ -8,15 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regiontok import ImageGeometry, MaskSet, Regionizer, Regions, UnionFindClusterer, encoders, masks
+from regiontok.choices import BUDGETS
 from regiontok.cli import main
 from regiontok.errors import ShapeError, ValueRangeError
-from regiontok.evaluation.partition import (
-    COUNTS,
-    compare_partitions,
-    grid_regions,
-    mean_partitions,
-    measure_partition,
-)
+from regiontok.evaluation.partition import compare_partitions, grid_regions, mean_partitions, measure_partition
 from regiontok.viewing import draw_partitions
 from tests.conftest import smooth_features
 from tests.references import squared_error
@@ -223,11 +218,11 @@ def test_all_rules_are_compared_at_equal_counts(china):
     others = {"segmentation": regionizer.group(features, masks=masks.load("felzenszwalb")(china), valid=valid)}
     rows = compare_partitions(features[0], valid=valid[0], others=others)
     assert [(row.source, row.tokens) for row in rows] == [
-        *((source, count) for source in ("grid", "centroid", "average", "ward") for count in COUNTS),
+        *((source, count) for source in ("grid", "centroid", "average", "ward") for count in BUDGETS),
         ("segmentation", None),
     ]
     kept = {(row.source, row.tokens): row.scores.kept for row in rows}
-    for count in COUNTS:
+    for count in BUDGETS:
         direct = UnionFindClusterer(num_regions=count)(features, valid)
         assert kept["ward", count] == measure_partition(features, direct, valid=valid)[0].kept
         assert kept["ward", count] > max(kept["centroid", count], kept["grid", count])

@@ -1,0 +1,213 @@
+"""Checks of options that go together; none of them needs torch, so that a rejected command ends at once."""
+
+import argparse
+from typing import Any
+
+from regiontok.choices import GENERATORS, MASK_SOURCES, SOURCES
+from regiontok.cli.arguments import AMOUNTS
+from regiontok.errors import RegiontokError
+
+TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
+"""Sources as the paper's Table 1 lists them."""
+
+FILLING = (
+    "column",
+    "key_column",
+    "limit",
+    "slice",
+    "batch",
+    "workers",
+    "shard_size",
+    "shard_minutes",
+    "retry_failed",
+    "overwrite",
+    "mixed",
+    "engine",
+    "cpus",
+    "address",
+)
+"""Options that are for a store alone."""
+_COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
+REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", *_COMBINED_OPTIONS)
+
+
+def amount_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of a `Regionizer` that say how many regions clustering makes; those that were given."""
+    given = {"num_regions" if name == "tokens" else name: getattr(options, name) for name in AMOUNTS}
+    budgeted = options.tokens is not None or options.explained_variance is not None
+    if options.linkage == "ward" and not budgeted:
+        raise RegiontokError("--linkage ward has no threshold. Say how many by --tokens or --explained-variance.")
+    if options.explained_variance is not None and options.linkage not in (None, "ward"):
+        raise RegiontokError(f"--explained-variance is for --linkage ward; got {options.linkage}. Leave one out.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def named_amounts(options: argparse.Namespace) -> list[str]:
+    """Which of these options were given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
+
+
+def annotated(options: argparse.Namespace) -> str | None:
+    """The option of annotated masks that was given; refuses those that do not go together."""
+    given = [f"--{name.replace('_', '-')}" for name in ("coco", "label_maps") if getattr(options, name, None)]
+    given += ["--masks"] * bool(getattr(options, "masks", None))
+    if len(given) > 1:
+        raise RegiontokError(f"{given[0]} and {given[1]} both name masks. Leave one out.")
+    source = given[0] if given and given[0] != "--masks" else None
+    if source and uses_masks(options):
+        raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, and {source} has them. Leave it out.")
+    for name, wanted in (
+        ("no_crowds", "--coco"),
+        ("ignore", "--label-maps"),
+        ("replace", "--label-maps"),
+        ("stored_pixels", None),
+    ):
+        if getattr(options, name, None) and source != (wanted or source or ""):
+            needs = wanted or "--coco and --label-maps"
+            raise RegiontokError(f"--{name.replace('_', '-')} is for {needs}. Leave it out.")
+    return source
+
+
+def has_masks(options: argparse.Namespace) -> bool:
+    """Whether any masks are named; refuses options of masks where none are."""
+    named = bool(annotated(options) or options.masks)
+    if not named and uses_masks(options):
+        raise RegiontokError(f"{uses_masks(options)[0]} is for --masks. Leave it out, or name a generator.")
+    return named
+
+
+def uses_masks(options: argparse.Namespace) -> list[str]:
+    """The mask options that were given."""
+    names = ("sam_model", "points_per_side", "stability_score_thresh", "pred_iou_thresh", "box_nms_thresh")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    return given + ["--ladder"] * options.ladder
+
+
+def choose_sources(options: argparse.Namespace) -> list[str]:
+    """The sources that ``--sources`` names, or all that can be had, as Table 1 lists them; refuses masks that miss."""
+    named = bool(annotated(options) or options.masks)
+    wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or named]
+    sources = [source for source in TABLE_ORDER if source in wanted]
+    with_masks = [source for source in sources if source in MASK_SOURCES]
+    if with_masks and not named:
+        raise RegiontokError(f"--sources {with_masks[0]} needs --masks, such as --masks felzenszwalb.")
+    if not with_masks and (named or uses_masks(options)):
+        raise RegiontokError("--masks and its options are for the sources segmentation and combined. Leave them out.")
+    return sources
+
+
+def check_filling(options: argparse.Namespace) -> None:
+    """Reject options of filling a store that are out of range or do not go together."""
+    for name in ("batch", "shard_size", "workers", "limit", "cpus"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RegiontokError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+    if options.shard_minutes is not None and not options.shard_minutes > 0:
+        raise RegiontokError(f"--shard-minutes must be positive; got {options.shard_minutes}.")
+    for name in ("address", "cpus"):
+        if getattr(options, name) is not None and options.engine != "ray":
+            raise RegiontokError(f"--{name} is for --engine ray. Leave it out, or give that.")
+    if options.slice is not None and options.engine == "ray":
+        raise RegiontokError("--slice is for processes beside each other, and --engine ray shares photos itself.")
+    if options.slice is not None and options.overwrite:
+        raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
+
+
+def check_tokenize(options: argparse.Namespace) -> None:
+    """Reject options of ``tokenize`` that its source or its output does not use."""
+    _check_source(options)
+    if options.store is not None:
+        check_filling(options)
+        for name in ("csv", "json"):
+            if getattr(options, name):
+                raise RegiontokError(
+                    f"--{name} is for --out; a store tells by regiontok store {options.store} --stats."
+                )
+    else:
+        given = [name for name in (*FILLING, "dtype") if getattr(options, name) not in (None, False)]
+        if given:
+            raise RegiontokError(f"--{given[0].replace('_', '-')} is for --store. Leave it out, or name a store.")
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    given, of_combined = (
+        [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+        for names in (REGION_OPTIONS, _COMBINED_OPTIONS)
+    )
+    clusters = options.source == "clustering" or options.uncovered == "cluster"
+    amounts = named_amounts(options)
+    if amounts and not clusters:
+        raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
+    if options.source != "clustering" and options.linkage == "ward":
+        raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
+    if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
+        raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
+    of_masks = (
+        given
+        + uses_masks(options)
+        + [name for name in (annotated(options), options.masks and "--masks", options.missing and "--missing") if name]
+    )
+    if options.source not in MASK_SOURCES and of_masks:
+        name = of_masks[0]
+        raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
+    if options.source != "combined" and of_combined:
+        raise RegiontokError(f"{of_combined[0]} is for --source combined. Leave it out.")
+    check_generator(options, options.masks)
+    check_generator(options, options.missing)
+    amount_of(options)
+
+
+def check_masks(options: argparse.Namespace) -> None:
+    """Reject options of ``masks`` that its generator or its annotations do not use."""
+    source = annotated(options)
+    if source and options.mosaic is not None:
+        raise RegiontokError(f"--mosaic is for making masks, and {source} has them. Leave it out.")
+    if not source:
+        check_generator(options, options.masks or "sam2")
+    check_filling(options)
+
+
+def check_generator(options: argparse.Namespace, generator: str | None) -> None:
+    """Reject options of making masks that a generator does not use; None and a store have nothing to check."""
+    if generator not in GENERATORS:
+        return
+    given = uses_masks(options)
+    mosaic = getattr(options, "mosaic", None) is not None
+    if generator == "felzenszwalb" and (given or mosaic):
+        raise RegiontokError(f"{(given or ['--mosaic'])[0]} is for SAM's masks, not for felzenszwalb. Leave it out.")
+    if mosaic and generator in ("sam2-pipeline", "sam2-package"):
+        raise RegiontokError(f"--mosaic is for sam2 and sam3; got {generator}. Leave it out.")
+    if options.ladder and generator == "sam2-pipeline":
+        raise RegiontokError("--ladder is for sam2, sam3 and sam2-package: the pipeline would encode an image again.")
+    clash = [name for name in given if name not in ("--ladder", "--sam-model", "--box-nms-thresh")]
+    if options.ladder and clash:
+        raise RegiontokError(f"{clash[0]} is set by every step of the ladder. Leave one of the two out.")
+
+
+def check_count(options: argparse.Namespace) -> None:
+    """Reject options of ``count`` and ``figures regions`` that no source uses."""
+    if amount_of(options) and "clustering" not in choose_sources(options):
+        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
+    check_generator(options, options.masks)
+
+
+def check_compare(options: argparse.Namespace) -> None:
+    """Reject budgets below one region, and options of masks without masks."""
+    wrong = [count for count in options.tokens if count < 1]
+    if wrong:
+        raise RegiontokError(f"--tokens must be from 1; got {wrong[0]}.")
+    check_view(options)
+
+
+def check_view(options: argparse.Namespace) -> None:
+    """Reject options of masks without masks."""
+    if has_masks(options):
+        check_generator(options, options.masks)
+
+
+def check_store(options: argparse.Namespace) -> None:
+    """Reject ``--out`` without ``--export``, and the other way round."""
+    if options.out is not None and options.export is None:
+        raise RegiontokError("--out is for --export. Leave it out.")
+    if options.export is not None and options.out is None:
+        raise RegiontokError("--export needs --out DIR.")
