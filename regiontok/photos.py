@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def read_photo(path: str | Path, data: bytes | None = None) -> Image.Image:
             Pillow's limit against decompression bombs.
     """
     try:
-        with Image.open(path if data is None else io.BytesIO(data)) as image:
+        with _opened(path, data) as image:
             limit = (
                 Image.MAX_IMAGE_PIXELS
             )  # Pillow only warns up to twice of it, and filters of warnings are no thread's own
@@ -100,7 +102,7 @@ def read_size(path: str | Path, data: bytes | None = None) -> tuple[Size, int]:
         PhotoError: No such file, or not an image.
     """
     try:
-        with Image.open(path if data is None else io.BytesIO(data)) as image:
+        with _opened(path, data) as image:
             orientation = 1
             with contextlib.suppress(Exception):  # a damaged EXIF block says nothing, as for `as_rgb`
                 orientation = image.getexif().get(_ORIENTATION, 1)
@@ -110,6 +112,20 @@ def read_size(path: str | Path, data: bytes | None = None) -> tuple[Size, int]:
     if orientation not in range(1, 9):
         orientation = 1
     return (size if orientation < 5 else size[::-1]), orientation
+
+
+def _opened(path: str | Path, data: bytes | None) -> Image.Image:
+    """Open an image from a file or from its bytes.
+
+    Raises:
+        PhotoError: Neither a regular file nor a folder: reading a named pipe would wait for a writer without end.
+    """
+    if data is not None:
+        return Image.open(io.BytesIO(data))
+    mode = os.stat(path).st_mode  # noqa: PTH116  a million times
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise PhotoError("not a regular file but a named pipe, a socket or a device.")
+    return Image.open(path)
 
 
 def as_photos(photos: Photos) -> list[Image.Image]:

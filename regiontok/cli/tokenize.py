@@ -279,14 +279,14 @@ def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
 
     With a number where that is another photo's of this run or of one before, or would write over a photo.
     """
-    kept = {found.path.resolve() for found in photos}
+    kept = {os.path.realpath(found.path) for found in photos}
     taken: set[str] = set()
     targets = []
     for found in photos:
         target, number = out / found.name.with_suffix(""), 2
         while (
             str(target).lower() in taken
-            or _picture(target).resolve() in kept
+            or os.path.realpath(_picture(target)) in kept
             or _photo_of(_tensors(target)) not in (None, identity(found.path))
         ):
             target, number = out / found.name.with_name(f"{found.name.stem}-{number}"), number + 1

@@ -166,9 +166,15 @@ class _Local(Place):
             raise CheckpointError(f"{self.address} cannot be read ({error.strerror}).") from error
         sizes = {}
         for entry in found:
-            with suppress(FileNotFoundError):  # one that was removed meanwhile says nothing of the others
+            try:
                 if entry.is_file():
                     sizes[entry.name] = entry.stat().st_size
+                elif entry.is_symlink() and not entry.is_dir():
+                    sizes[entry.name] = 0  # it leads nowhere, and reading it says so
+            except FileNotFoundError:  # removed since the folder was listed
+                pass
+            except OSError:  # a link to itself, or to where nobody may read
+                sizes[entry.name] = 0
         return sizes
 
     def is_file(self) -> bool:
