@@ -6,7 +6,13 @@ ordinary ``ImportError``, so callers need not know these names. A message says w
 
 
 class RegiontokError(Exception):
-    """Base of every error that regiontok raises on purpose."""
+    """Base of every error that regiontok raises on purpose.
+
+    Attributes:
+        kind: A stable word for the kind of fault, by which failures of images can be grouped; see `failure_kind`.
+    """
+
+    kind = "value"
 
 
 class ShapeError(RegiontokError, ValueError):
@@ -26,16 +32,28 @@ class UnknownOptionError(RegiontokError, TypeError):
 
 
 class PhotoError(RegiontokError, ValueError):
-    """A file or object is not a photo that can be read as one RGB picture."""
+    """A file or object is not a photo that can be read as one RGB picture.
+
+    Args:
+        message: What is wrong.
+        kind: ``missing``, ``not_an_image``, ``damaged``, ``too_large``, ``unreadable`` or ``unsupported``.
+    """
+
+    def __init__(self, message: str, kind: str = "unsupported") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(RegiontokError, ValueError):
     """Weights or a saved folder cannot be found, reached or matched."""
 
+    kind = "data"
+
 
 class MissingKeyError(CheckpointError, KeyError):
-    """A store has no photo of this key."""
+    """A store, or a file of annotations, has no image of this key."""
 
+    kind = "no_annotation"
     __str__ = Exception.__str__  # and not the quoted form of `KeyError`
 
 
@@ -49,3 +67,21 @@ class BrokenDependencyError(RegiontokError, ImportError):
 
 class OutputError(RegiontokError, ValueError):
     """A file cannot be written, or would replace what must stay."""
+
+
+def failure_kind(error: BaseException) -> str:
+    """Return a stable word for the kind of an error with which an image failed.
+
+    ``missing``, ``not_an_image``, ``damaged``, ``too_large``, ``unreadable`` and ``unsupported`` are of the image;
+    ``no_annotation`` and ``data`` of its masks; ``value`` of the options; ``memory`` and ``io`` of the machine; and
+    ``internal`` is a fault of the program.
+
+    Example:
+        >>> failure_kind(PhotoError("a.jpg: there is no such file.", "missing"))
+        'missing'
+    """
+    if isinstance(error, RegiontokError):
+        return error.kind
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "memory"
+    return "io" if isinstance(error, OSError) else "internal"

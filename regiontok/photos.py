@@ -124,7 +124,7 @@ def _opened(path: str | Path, data: bytes | None) -> Image.Image:
         return Image.open(io.BytesIO(data))
     mode = os.stat(path).st_mode  # noqa: PTH116  a million times
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise PhotoError("not a regular file but a named pipe, a socket or a device.")
+        raise PhotoError("not a regular file but a named pipe, a socket or a device.", "unreadable")
     return Image.open(path)
 
 
@@ -170,23 +170,24 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def explain_photo(photo: str, error: Exception) -> PhotoError:
-    """Say in a user's words why a photo cannot be had."""
+    """Return why an image cannot be read, in a user's words and with its kind."""
     if isinstance(error, PhotoError):
-        return PhotoError(f"{photo}: {error}")
+        return PhotoError(f"{photo}: {error}", error.kind)
     if isinstance(error, FileNotFoundError):
-        return PhotoError(f"{photo}: there is no such file.")
+        return PhotoError(f"{photo}: there is no such file.", "missing")
     if isinstance(error, IsADirectoryError):
-        return PhotoError(f"{photo}: a folder, not a photo. Name the files in it.")
+        return PhotoError(f"{photo}: a folder, not a photo. Name the files in it.", "not_an_image")
     if isinstance(error, UnidentifiedImageError):
-        return PhotoError(f"{photo}: not an image that Pillow {PIL.__version__} can read.")
+        return PhotoError(f"{photo}: not an image that Pillow {PIL.__version__} can read.", "not_an_image")
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return PhotoError(
             f"{photo}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
-            "bombs. Make the photo smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+            "bombs. Make the photo smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.",
+            "too_large",
         )
     if isinstance(error, OSError) and error.strerror:
-        return PhotoError(f"{photo}: cannot be read ({error.strerror}).")
-    return PhotoError(f"{photo}: damaged or cut short ({error}).")
+        return PhotoError(f"{photo}: cannot be read ({error.strerror}).", "unreadable")
+    return PhotoError(f"{photo}: damaged or cut short ({error}).", "damaged")
 
 
 def _from_wide_grey(values: np.ndarray) -> Image.Image:

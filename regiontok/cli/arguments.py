@@ -216,6 +216,11 @@ def add_filling_options(parser: Any, *, batch: int, of: str) -> None:
     group.add_argument("--shard-size", type=int, metavar="N", help="photos per file; default: 1000")
     group.add_argument("--shard-minutes", type=float, metavar="M", help="write a file at least so often; default: 5")
     group.add_argument("--retry-failed", action="store_true", help="try photos again that failed before")
+    group.add_argument(
+        "--remake-changed",
+        action="store_true",
+        help="make images again whose file has another size or modification time than when they were made",
+    )
     again = group.add_mutually_exclusive_group()
     again.add_argument("--overwrite", action="store_true", help="remove what the store has, and make it anew")
     again.add_argument("--mixed", action="store_true", help="add to a store that was made by other options")

@@ -20,6 +20,7 @@ FILLING = (
     "shard_size",
     "shard_minutes",
     "retry_failed",
+    "remake_changed",
     "overwrite",
     "mixed",
     "engine",
@@ -209,5 +210,7 @@ def check_store(options: argparse.Namespace) -> None:
     """Reject ``--out`` without ``--export``, and the other way round."""
     if options.out is not None and options.export is None:
         raise RegiontokError("--out is for --export. Leave it out.")
+    if options.images is not None and not options.verify:
+        raise RegiontokError("--images is for --verify. Leave it out.")
     if options.export is not None and options.out is None:
         raise RegiontokError("--export needs --out DIR.")

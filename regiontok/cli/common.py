@@ -182,7 +182,19 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
     if roots is None and options.root is not None:
         roots = Roots([options.root])
     key_of = None if roots is None else KeyFinder(store.manifest.photos, roots, given=options.root is not None)
-    told, alone = False, threading.Lock()
+    told, alone, warned = False, threading.Lock(), threading.Event()
+
+    def warn_if_changed(key: str, path: Path | str) -> None:
+        if warned.is_set() or is_remote(path) or key not in store:
+            return
+        if key_of is None or key_of.elsewhere or options.root is not None:
+            return  # copies have times of their own
+        if store.stamp(key).differs(Listing.stamp_of_file(path)):
+            warned.set()
+            warn(
+                f"{path} has changed since its masks were made, and others may have. regiontok store {options.masks} "
+                "--verify --images FOLDER names them; regiontok masks --remake-changed makes their masks again."
+            )
 
     def find(path: Path | str, photo: Image.Image) -> MaskSet:
         nonlocal told
@@ -196,6 +208,7 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
         if make is not None and key not in store:
             with alone:  # readers may be many, and the device is one
                 return make(path, photo)
+        warn_if_changed(key, path)
         return check_photo_size(store[key], path, (photo.height, photo.width), None, options)
 
     return find

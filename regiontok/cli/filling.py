@@ -16,6 +16,7 @@ from regiontok.pipeline import Listing, Made, Photo, Stop, Work, fill, in_slice,
 from regiontok.pipeline.roots import Roots, describe_difference
 from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, StoreWriter
+from regiontok.store.failures import Failure
 from regiontok.store.keys import printable
 from regiontok.store.places import is_remote
 from regiontok.store.writer import Known, check_place, keys_in
@@ -87,9 +88,9 @@ def fill_store(
     )
     with writer:  # from here on nobody else writes
         known = keys_in(path)
-        for name in known.damaged:
+        for name, why in known.damaged.items():
             writer.place.set_aside(name)
-            warn(f"{path}/{name} is damaged and set aside as {name}.damaged; its photos are made again.")
+            warn(f"{why.rstrip('.')}. It is set aside as {name}.damaged; its photos are made again.")
         told = _Told(options, known, rank, world_size)
         with Stop() as stop, _Progress(told, listing) as progress:
             how: dict[str, Any] = {"batch": options.batch or batch, "stop": stop}
@@ -101,7 +102,7 @@ def fill_store(
                 gpu = options.device != "cpu"
                 ray.fill(
                     writer,
-                    (Photo(photo.key, _absolute(photo.address)) for photo in told.pending(listing)),
+                    (photo._replace(address=_absolute(photo.address)) for photo in told.pending(listing)),
                     listing.reader(),
                     partial(make_work, _absolute_paths(options), listing.roots),
                     workers=options.workers or options.cpus or 1,
@@ -121,10 +122,11 @@ class _Told:
         self.options = options
         self.known = known
         self.rank, self.world_size = rank, world_size
-        self.there = self.failed_before = 0
+        self.there = self.failed_before = self.changed = 0
+        self.first_changed = ""
         self.made = self.items = 0
         self.least, self.most = sys.maxsize, 0
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[Failure] = []
         self.failed = 0
 
     def pending(self, listing: Listing, *, count: bool = True) -> Iterator[Photo]:
@@ -133,7 +135,11 @@ class _Told:
         for photo in listing:
             if self.world_size > 1 and not in_slice(photo.key, self.rank, self.world_size):
                 continue
-            if photo.key in self.known.keys:
+            changed = photo.key in self.known.keys and self.known.keys[photo.key].differs(listing.stamp(photo))
+            if changed and count:
+                self.changed += 1
+                self.first_changed = self.first_changed or photo.key
+            if photo.key in self.known.keys and not (changed and self.options.remake_changed):
                 self.there += count
             elif not self.options.retry_failed and printable(photo.key) in self.known.failures:
                 self.failed_before += count
@@ -143,7 +149,7 @@ class _Told:
                 left = None if left is None else left - 1
                 yield photo
 
-    def add(self, lengths: Any, failures: list[tuple[str, str]]) -> None:
+    def add(self, lengths: Any, failures: list[Failure]) -> None:
         """Count a batch: the numbers of masks or tokens of its photos, and its failures."""
         if len(lengths):
             self.made += len(lengths)
@@ -154,14 +160,19 @@ class _Told:
 
     def report(self, path: str, kind: str, stop: Stop) -> int:
         """Tell how it ended; returns the exit code."""
-        for key, reason in self.failures:
-            warn(f"{key}: {reason}")
+        for failure in self.failures:
+            warn(f"{failure.key}: {failure.reason}")
         if self.failed:
             more = self.failed - len(self.failures)
             named = f", {more} more of them in the store's table of failures" if more else ""
             warn(f"{self.failed} of {self.made + self.failed} photos failed and are named above{named}.")
         if self.failed_before:
             warn(f"{self.failed_before} photos failed before and were not tried again; --retry-failed tries them.")
+        if self.changed and not self.options.remake_changed:
+            warn(
+                f"{self.changed} images, such as {self.first_changed}, have changed since their rows were made; "
+                "--remake-changed makes those again."
+            )
         there = f"; {self.there} were there" if self.there else ""
         if self.made:
             each = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -194,7 +205,7 @@ class _Progress:
         """A batch is done."""
         self.tick(made.lengths, made.failures)
 
-    def tick(self, lengths: list[int], failures: list[tuple[str, str]]) -> None:
+    def tick(self, lengths: list[int], failures: list[Failure]) -> None:
         """Photos are done, or failed."""
         self.told.add(lengths, failures)
         self._bar.total = self._counter.count

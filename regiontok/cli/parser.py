@@ -186,6 +186,9 @@ def _add_store(commands: Any) -> None:
         help="write rows as files in --out: one per photo, or for jsonl (of masks) one of COCO's annotations",
     )
     store.add_argument("--out", type=as_text, metavar="DIR", help="of --export")
+    store.add_argument(
+        "--images", type=as_text, metavar="FOLDER", help="with --verify, name images that changed since they were made"
+    )
     store.set_defaults(run=("store", "run_store"), check=checks.check_store)
 
 

@@ -15,9 +15,11 @@ from regiontok._files import make_folder, write_bytes, written
 from regiontok.cli.common import open_store
 from regiontok.cli.console import is_terminal, progress, warn
 from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.pipeline import Listing
 from regiontok.regions import RegionTokens
 from regiontok.store import MaskStore, TokenStore, check_key
-from regiontok.store.base import Store, read_failures
+from regiontok.store.base import Store
+from regiontok.store.failures import read_failures
 from regiontok.store.manifest import read_manifest
 from regiontok.store.places import Place, is_remote
 from regiontok.token_files import save_tokens
@@ -29,7 +31,7 @@ def run_store(options: argparse.Namespace) -> int:
     """Run ``store``; return the exit code."""
     store = _open(options.store)
     if options.verify:
-        return _verify(store)
+        return _verify(store, options.images)
     if options.repair:
         return _repair(store)
     if options.export is not None:
@@ -70,6 +72,7 @@ def _stats(store: Store[Any]) -> dict[str, Any]:
         "shards": len(store.shards),
         "bytes": sum(sizes.get(name, 0) for name in store.shards),
         "failures": len(failures),
+        "failure_kinds": store.failure_kinds,
         "first_failures": dict(list(failures.items())[:_MOST_NAMED]),
         "damaged": store.damaged,
         "repeated": store.repeated,
@@ -78,12 +81,12 @@ def _stats(store: Store[Any]) -> dict[str, Any]:
     }
 
 
-def _verify(store: Store[Any]) -> int:
-    """Read every row."""
+def _verify(store: Store[Any], images: str | None) -> int:
+    """Read every row; compare the images with those that the rows were made of, if their folder is named."""
     bad = 0
     for key in _progress(store):
         try:
-            store[key]
+            store.check(key)
         except CheckpointError as error:
             bad += 1
             if bad <= _MOST_NAMED:
@@ -93,20 +96,43 @@ def _verify(store: Store[Any]) -> int:
     lost = f"{bad} rows and {len(store.damaged)} shards are damaged"
     if bad or store.damaged:
         warn(f"{lost}. Set them aside by --repair; then the command that made the store makes their photos again.")
+    changed = 0 if images is None else _count_changed(store, images)
+    if bad or store.damaged or changed:
         return 1
     print(f"{store!r} is whole; {len(store.failures)} photos failed.")
     return 0
 
 
+def _count_changed(store: Store[Any], images: str) -> int:
+    """Name the images in a folder that have changed since their rows were made; return their number."""
+    listing = Listing([images])
+    several = len(store.manifest.photos) > 1  # then keys begin with the folder's name
+    changed = seen = 0
+    for photo in listing:
+        key = f"{listing.roots.names[0]}/{photo.key}" if several else photo.key
+        if key not in store:
+            continue
+        seen += 1
+        if store.stamp(key).differs(listing.stamp(photo)):
+            changed += 1
+            if changed <= _MOST_NAMED:
+                warn(f"{key} has changed since its row was made.")
+    if not seen:
+        raise RegiontokError(f"none of the images in {images} is in {store.path}. Name the folder that keys are below.")
+    if changed:
+        warn(f"{changed} of {seen} images have changed; --remake-changed makes their rows again.")
+    return changed
+
+
 def _repair(store: Store[Any]) -> int:
     """Set aside shards of which anything cannot be read, so that their photos are made again."""
     place = Place.of(store.path)
-    names = [*store.damaged, *read_failures(place)[1]]
+    names = [*store.damaged, *read_failures(place).damaged]
     for name in store.shards:
         alone = type(store)(store.path, shards=[name])
         try:
-            for _ in alone.values():
-                pass
+            for key in alone:
+                alone.check(key)
         except CheckpointError:
             names.append(name)
     for name in names:

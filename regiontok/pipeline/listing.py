@@ -25,6 +25,7 @@ from regiontok.geometry import Size
 from regiontok.photos import as_rgb, explain_photo, read_photo, read_size
 from regiontok.pipeline.roots import Roots
 from regiontok.store.places import filesystem, is_remote
+from regiontok.store.stamps import Stamp, stamp_of
 
 LISTS = (".txt", ".json", ".jsonl")
 """Files that list photos."""
@@ -33,10 +34,11 @@ DRAWN = ".regions.png"
 
 
 class Photo(NamedTuple):
-    """A photo: its key, and the path or address it is read from."""
+    """An image: its key, the path or address it is read from, and the stamp of its file as far as a listing has it."""
 
     key: str
     address: str
+    stamp: Stamp = Stamp()
 
 
 class Reader:
@@ -57,6 +59,19 @@ class Reader:
         if not is_remote(photo.address):
             return read_photo(photo.address)
         return read_photo(photo.address, read_bytes(photo.address))
+
+    def stamp(self, photo: Photo) -> Stamp:
+        """Return the size and modification time of an image's file, as far as they are known without reading it."""
+        return photo.stamp if photo.stamp != Stamp() or is_remote(photo.address) else self.stamp_of_file(photo.address)
+
+    @staticmethod
+    def stamp_of_file(path: str | Path) -> Stamp:
+        """Return the stamp of a file on this machine; an empty one if there is no such file."""
+        try:
+            status = os.stat(path)  # noqa: PTH116  a million times
+        except (OSError, ValueError):  # it fails when it is read, or is a row of a dataset
+            return Stamp()
+        return Stamp(status.st_size, status.st_mtime_ns // 1000)
 
     def size(self, photo: Photo) -> tuple[Size, int]:
         """A photo's height and width, upright, and its EXIF orientation, without its pixels.
@@ -123,13 +138,13 @@ class Listing(Reader):
         seen: set[str] | None = None if alone else set()
         for source in self._sources:
             key_of = self.roots.below(source.root)
-            for address, key in source:
+            for address, key, stamp in source:
                 own = key_of(address if key is None else f"{source.root}/{key}")
                 if seen is not None:
                     if own in seen:
                         continue
                     seen.add(own)
-                yield Photo(own, address)
+                yield Photo(own, address, stamp)
 
     def reader(self) -> Reader:
         """What reads the photos, without the names of all of them."""
@@ -171,14 +186,22 @@ def _twice(keys: Iterable[str]) -> Iterator[str]:
         seen.add(key)
 
 
+class Entry(NamedTuple):
+    """An image of a source: its address, its key below ``root`` if the address does not give it, and its stamp."""
+
+    address: str
+    key: str | None = None
+    stamp: Stamp = Stamp()
+
+
 class _Source(ABC):
-    """What was named: pairs of an address and, where that does not tell it, a key below ``root``."""
+    """Images that were named together."""
 
     root: str
     named: str
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[str, str | None]]: ...
+    def __iter__(self) -> Iterator[Entry]: ...
 
 
 class _Files(_Source):
@@ -189,8 +212,8 @@ class _Files(_Source):
         self.root = root
         self.paths = paths
 
-    def __iter__(self) -> Iterator[tuple[str, None]]:
-        return ((path, None) for path in self.paths)
+    def __iter__(self) -> Iterator[Entry]:
+        return map(Entry, self.paths)
 
 
 class _Folder(_Source):
@@ -199,8 +222,8 @@ class _Folder(_Source):
     def __init__(self, folder: str) -> None:
         self.root = self.named = folder
 
-    def __iter__(self) -> Iterator[tuple[str, None]]:
-        return ((path, None) for path in self._walk(self.root.rstrip("/") or "/"))
+    def __iter__(self) -> Iterator[Entry]:
+        return map(Entry, self._walk(self.root.rstrip("/") or "/"))
 
     def _walk(self, folder: str) -> Iterator[str]:
         try:
@@ -227,21 +250,22 @@ class _RemoteFolder(_Source):
     def __reduce__(self) -> tuple[Any, ...]:
         return _RemoteFolder, (self.root,)
 
-    def __iter__(self) -> Iterator[tuple[str, None]]:
+    def __iter__(self) -> Iterator[Entry]:
         path = self.path.rstrip("/")
-        return ((self.root + one.removeprefix(path), None) for one in self._walk(path))
+        return (Entry(self.root + name.removeprefix(path), stamp=stamp) for name, stamp in self._walk(path))
 
-    def _walk(self, folder: str) -> Iterator[str]:
+    def _walk(self, folder: str) -> Iterator[tuple[str, Stamp]]:
         try:
-            found = sorted((one["name"].rstrip("/"), one["type"]) for one in self.files.ls(folder, detail=True))
+            listed = sorted(self.files.ls(folder, detail=True), key=lambda info: str(info["name"]).rstrip("/"))
         except Exception as error:  # a client's errors are of all kinds
             raise explain_photo(folder, error) from error
-        for name, kind in found:
+        for info in listed:
+            name = info["name"].rstrip("/")
             path = name if name.startswith(folder) else "/" + name  # memory:// answers as it likes
-            if kind == "directory":
+            if info["type"] == "directory":
                 yield from self._walk(path)
             elif _is_photo(path):
-                yield path
+                yield path, stamp_of(info)
 
 
 class _Dataset(_Source):
@@ -278,11 +302,11 @@ class _Dataset(_Source):
             raise PhotoError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
         return rows
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
+    def __iter__(self) -> Iterator[Entry]:
         keys = None if self.key_column is None else self._rows[self.key_column]
         width = len(str(max(0, len(self._rows) - 1)))
         for number in range(len(self._rows)):
-            yield f"{self.root}#{number}", f"{number:0{width}d}" if keys is None else str(keys[number])
+            yield Entry(f"{self.root}#{number}", f"{number:0{width}d}" if keys is None else str(keys[number]))
 
     def image(self, address: str) -> Image.Image | None:
         folder, _, number = address.rpartition("#")

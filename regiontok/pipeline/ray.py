@@ -5,9 +5,10 @@ another. A task is a writer of its own: what it had written before it died is th
 """
 
 import contextlib
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -17,11 +18,13 @@ from regiontok.pipeline.listing import Photo, Reader
 from regiontok.pipeline.run import Made, Stop
 from regiontok.pipeline.run import fill as fill_here
 from regiontok.pipeline.work import Work
+from regiontok.store.failures import Failure
 from regiontok.store.keys import printable
 from regiontok.store.manifest import Manifest
 from regiontok.store.masks import MaskStore
 from regiontok.store.places import Place
 from regiontok.store.shards import shards_of
+from regiontok.store.stamps import Stamp
 from regiontok.store.tokens import TokenStore
 from regiontok.store.writer import StoreWriter, keys_in
 
@@ -38,7 +41,7 @@ def fill(
     cpus: float = 1,
     address: str | None = None,
     stop: Stop,
-    tick: Callable[[list[int], list[tuple[str, str]]], None] | None = None,
+    tick: Callable[[list[int], list[Failure]], None] | None = None,
 ) -> None:
     """Make rows of photos by the actors of a cluster, which write them.
 
@@ -107,7 +110,8 @@ def fill(
                     "machines of the cluster do not share. Name a place that they do, such as s3://bucket/name."
                 )
             if tick is not None:
-                tick([int(one) for one in task["lengths"]], list(zip(task["failed"], task["reasons"], strict=True)))
+                failures = [Failure(*fields) for fields in json.loads(task["failures"])]
+                tick([int(length) for length in task["lengths"]], failures)
     finally:
         if started:
             ray.shutdown()
@@ -142,7 +146,7 @@ def _tasks(photos: Iterable[Photo], size: int, first: int) -> Iterator[dict[str,
     rest = iter(photos)
     number = first
     while some := list(islice(rest, size)):
-        yield {"writer": number, "keys": [one.key for one in some], "addresses": [one.address for one in some]}
+        yield {"writer": number, "photos": json.dumps(some)}
         number += 1
 
 
@@ -166,7 +170,7 @@ class _Actor:
         self.reader, self.path, self.manifest, self.settings = reader, path, manifest, settings
         self.batch, self.workers, self.flag = batch, workers, flag
 
-    def _counts(self, writer: int, keys: set[str]) -> list[int]:
+    def _counts(self, writer: int, keys: Collection[str]) -> list[int]:
         """How many items photos have that were made before this task was given to another actor."""
         if not keys:
             return []
@@ -180,13 +184,12 @@ class _Actor:
         import ray  # noqa: PLC0415  there, since this runs
 
         writer, known = int(task["writer"]), keys_in(self.path, writer=int(task["writer"]))
+        listed = (Photo(key, address, Stamp(*stamp)) for key, address, stamp in json.loads(task["photos"]))
         photos = (
-            Photo(str(key), str(address))
-            for key, address in zip(task["keys"], task["addresses"], strict=True)
-            if key not in known.keys and printable(str(key)) not in known.failures
+            photo for photo in listed if photo.key not in known.keys and printable(photo.key) not in known.failures
         )
         lengths = self._counts(writer, known.keys)
-        failures: list[tuple[str, str]] = list(known.failures.items())
+        failures = list(known.failures.values())
 
         def tick(made: Made) -> None:
             lengths.extend(made.lengths)
@@ -207,6 +210,5 @@ class _Actor:
         return {
             "shards": [name for name in mine if name.split("-")[1] == f"{writer:05d}"],
             "lengths": lengths,
-            "failed": [key for key, _ in failures],
-            "reasons": [reason for _, reason in failures],
+            "failures": json.dumps(failures),
         }

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from regiontok.errors import OutputError, RegiontokError
+from regiontok.errors import OutputError, RegiontokError, failure_kind
 from regiontok.pipeline.listing import Photo, Reader
 from regiontok.pipeline.work import Work
+from regiontok.store.failures import Failure
 from regiontok.store.keys import check_key
 from regiontok.store.shards import pyarrow
+from regiontok.store.stamps import Stamp, with_stamps
 from regiontok.store.writer import StoreWriter
 
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
@@ -28,8 +30,7 @@ class Made(NamedTuple):
 
     table: Any
     """Rows, or None where every photo failed."""
-    failures: list[tuple[str, str]]
-    """Keys and reasons."""
+    failures: list[Failure]
     ends_shard: bool
 
     @property
@@ -150,8 +151,8 @@ def fill(
         for one in made:
             if one.table is not None:
                 writer.write(one.table)
-            for key, reason in one.failures:
-                writer.fail(key, reason)
+            for failure in one.failures:
+                writer.fail(*failure)
             if one.ends_shard:
                 writer.cut()
             if tick is not None:
@@ -174,41 +175,46 @@ def _batches(photos: Iterable[Photo], batch: int, shard_size: int) -> Iterator[t
         yield some, left == shard_size
 
 
-def _read(work: Work, reader: Reader, photo: Photo) -> Any:
+def _read(work: Work, reader: Reader, photo: Photo) -> tuple[Any, Stamp]:
+    """Return what a work needs of an image, and the stamp that its file had before it was read."""
     check_key(photo.key)
-    return work.read(reader, photo)
+    stamp = reader.stamp(photo)
+    return work.read(reader, photo), stamp
 
 
-def _make(work: Work, reading: list[tuple[Photo, Future[Any]]], ends_shard: bool) -> Made:
-    """Rows of a batch; where it fails, of its photos one by one to find those that do."""
-    failures: list[tuple[str, str]] = []
-    keys, items = [], []
+def _make(work: Work, reading: list[tuple[Photo, Future[tuple[Any, Stamp]]]], ends_shard: bool) -> Made:
+    """Make the rows of a batch; if that fails, make them one by one to find the images that fail."""
+    failures: list[Failure] = []
+    keys, items, stamps = [], [], []
     for photo, future in reading:
         try:
-            items.append(future.result())
-            keys.append(photo.key)
+            item, stamp = future.result()
         except FAILURES as error:
-            failures.append((photo.key, _reason(photo, error)))
+            failures.append(_failure(photo.key, error, photo.address))
+        else:
+            keys.append(photo.key)
+            items.append(item)
+            stamps.append(stamp)
     if not keys:
         return Made(None, failures, ends_shard)
     try:
-        return Made(work.make(keys, items), failures, ends_shard)
+        return Made(with_stamps(work.make(keys, items), stamps), failures, ends_shard)
     except FAILURES as error:
         if len(keys) == 1:
-            return Made(None, [*failures, (keys[0], str(error) or "not enough memory")], ends_shard)
-    except Exception:  # a fault of the work, perhaps of one photo alone
+            return Made(None, [*failures, _failure(keys[0], error)], ends_shard)
+    except Exception:  # a fault of the work, perhaps of one image alone
         if len(keys) == 1:
             raise
     tables, faults = [], []
-    for key, item in zip(keys, items, strict=True):
+    for key, item, stamp in zip(keys, items, stamps, strict=True):
         try:
-            tables.append(work.make([key], [item]))
+            tables.append(with_stamps(work.make([key], [item]), [stamp]))
         except FAILURES as error:
-            failures.append((key, str(error) or "not enough memory"))
+            failures.append(_failure(key, error))
         except Exception as error:
             faults.append(error)
-            failures.append((key, f"{type(error).__name__}: {error}"))
-    if len(faults) == len(keys):  # of every photo: to go on would make failures of a million
+            failures.append(Failure(key, f"{type(error).__name__}: {error}", failure_kind(error)))
+    if len(faults) == len(keys):  # of every image: to go on would make failures of a million
         raise faults[0]
     return Made(_concatenated(tables), failures, ends_shard)
 
@@ -217,10 +223,10 @@ def _concatenated(tables: list[Any]) -> Any:
     return pyarrow()[0].concat_tables(tables) if tables else None
 
 
-def _reason(photo: Photo, error: BaseException) -> str:
-    """Why a photo could not be read, without its address in front, which the key tells."""
-    told = str(error) or "not enough memory"
-    return told.removeprefix(f"{photo.address}: ")
+def _failure(key: str, error: BaseException, address: str = "") -> Failure:
+    """Return the failure of an image; its address is not repeated in the reason, because the key gives it."""
+    reason = str(error) or "not enough memory"
+    return Failure(key, reason.removeprefix(f"{address}: "), failure_kind(error))
 
 
 def _wait(future: "Future[Made]") -> None:

@@ -4,7 +4,7 @@ import os
 import threading
 import warnings
 from abc import abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
@@ -14,10 +14,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from regiontok.errors import CheckpointError, DTypeError, MissingKeyError, ValueRangeError
+from regiontok.store.failures import read_failures
 from regiontok.store.keys import as_key
 from regiontok.store.manifest import NAME, Manifest, read_manifest
 from regiontok.store.places import Address, Place
-from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys, shards_of
+from regiontok.store.records import ShardRows, read_records, read_shard
+from regiontok.store.shards import damage, open_shard, pyarrow, shards_of
+from regiontok.store.stamps import Stamp, read_stamps
 
 _T = TypeVar("_T")
 _OPEN_FILES = 32
@@ -30,8 +33,6 @@ class Store(Mapping[str, _T]):
     """Rows by key, in the order of the shards; see `MaskStore` and `TokenStore`."""
 
     kind: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]]
-    """Columns that every shard must have, beside ``key``."""
     counted: ClassVar[str]
     """The cheapest column of lists with an entry per mask or token."""
 
@@ -82,51 +83,46 @@ class Store(Mapping[str, _T]):
         """How the rows of a single file were made."""
 
     def _start(self, names: list[str]) -> None:
-        """Read the keys of all shards; those that are damaged are named, and the others served."""
+        """Read the keys of all shards; shards that are damaged or not of this store are named, and the others read."""
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._rows: dict[str, int] = {}
         self._counts: np.ndarray | None = None
         starts: list[int] = []
         self._ends: list[np.ndarray] = []
+        shards: list[ShardRows] = []
         total = 0
-        for name, found in zip(names, self._read_all(names), strict=True):
-            if isinstance(found, CheckpointError):
-                self.damaged[name] = str(found)
+        for name, rows in zip(names, self._read_all(names), strict=True):
+            if isinstance(rows, CheckpointError):
+                self.damaged[name] = str(rows)
                 continue
-            keys, ends = found
-            self._rows.update(zip(keys, range(total, total + len(keys)), strict=True))  # of two rows the later counts
+            shards.append(rows)
             self.shards.append(name)
             starts.append(total)
-            self._ends.append(ends)
-            total += len(keys)
+            self._ends.append(rows.ends)
+            total += len(rows.keys)
         self._starts = np.array([*starts, total], np.int64)
+        self._rows = _number_rows(shards, starts)
         self.repeated = total - len(self._rows)
         if self.damaged and not self.shards and not os.path.isdir(self.path) and len(names) == 1:  # noqa: PTH112
             raise CheckpointError(next(iter(self.damaged.values())))
         for why in self.damaged.values():
             warnings.warn(f"a shard is damaged and left out: {why}", stacklevel=4)
 
-    def _read_all(self, names: list[str]) -> Iterator[tuple[list[str], np.ndarray] | CheckpointError]:
-        if len(names) < 2:
-            return iter([self._read_shard(name) for name in names])
-        with ThreadPoolExecutor(_OPENERS) as pool:
-            return iter(list(pool.map(self._read_shard, names)))
+    def _read_all(self, names: list[str]) -> Iterator[ShardRows | CheckpointError]:
+        records = read_records(self._place) if self._place.address == Place.of(self.path).address else []
 
-    def _read_shard(self, name: str) -> tuple[list[str], np.ndarray] | CheckpointError:
-        """The keys of a shard and the ends of its row groups, or why it cannot be read."""
-        pa, _ = pyarrow()
-        try:
-            with open_shard(self._place, name) as file:
-                for column in self.columns:
-                    file.schema_arrow.field(column)
-                return read_keys(file), group_ends(file)
-        except CheckpointError as error:
-            return error
-        except damage(pa) as error:
-            return CheckpointError(f"{self._place.address}/{name} is no whole shard of {self.kind} ({error}).")
+        def read(name: str) -> ShardRows | CheckpointError:
+            try:
+                return read_shard(self._place, name, self.manifest, records)
+            except CheckpointError as error:
+                return error
+
+        if len(names) < 2:
+            return iter([read(name) for name in names])
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            return iter(list(pool.map(read, names)))
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -136,7 +132,14 @@ class Store(Mapping[str, _T]):
     @property
     def failures(self) -> dict[str, str]:
         """Photos that are not in the store since they failed, and why; a damaged table of them tells nothing."""
-        return {key: why for key, why in read_failures(self._place)[0].items() if key not in self._rows}
+        found = read_failures(self._place).by_key.values()
+        return {failure.key: failure.reason for failure in found if failure.key not in self._rows}
+
+    @property
+    def failure_kinds(self) -> dict[str, int]:
+        """How many images failed, by the kind of fault that `regiontok.errors.failure_kind` names."""
+        found = read_failures(self._place).by_key.values()
+        return dict(Counter(failure.kind for failure in found if failure.key not in self._rows).most_common())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened anew where it is unpickled, as in a spawned worker."""
@@ -185,6 +188,25 @@ class Store(Mapping[str, _T]):
             self._counts = self._joined(column.value_lengths() for column in self._column(self.counted))
         return int(self._counts[self._starts[shard] + row])
 
+    def stamp(self, key: str | PurePath) -> Stamp:
+        """The size in bytes and the modification time of the file that the row was made of, as far as they are known.
+
+        Raises:
+            MissingKeyError: No such image.
+            CheckpointError: A damaged shard.
+        """
+        table, row = self._row(as_key(key))
+        return read_stamps(table.slice(row, 1))[0]
+
+    def check(self, key: str | PurePath) -> None:
+        """Read a row in full, and check its values.
+
+        Raises:
+            MissingKeyError: No such image.
+            CheckpointError: A damaged row.
+        """
+        self[key]
+
     def rows(self) -> Dataset[dict[str, Any]]:
         """The same as a torch dataset of ``{"key": ..., "masks" or "tokens": ...}``, by number."""
         return _Rows(self)
@@ -209,8 +231,8 @@ class Store(Mapping[str, _T]):
 
     def _failure(self, key: str) -> str:
         """Why a photo failed, if the store tells."""
-        why = read_failures(self._place)[0].get(key)
-        return f" It failed: {why}" if why else ""
+        failure = read_failures(self._place).by_key.get(key)
+        return f" It failed: {failure.reason}" if failure else ""
 
     def _column(self, name: str) -> Iterator[Any]:
         """A column over all rows, a shard at a time."""
@@ -276,22 +298,18 @@ class _Rows(Dataset[dict[str, Any]]):
         return {"key": key, self.store.kind: self.store[key]}
 
 
-def read_failures(place: Place, *, writer: int | None = None) -> tuple[dict[str, str], list[str]]:
-    """Photos that failed by a store's tables, or one writer's, and why; and the tables that are damaged."""
-    pa, _ = pyarrow()
-    found: dict[str, str] = {}
-    bad: list[str] = []
-    for shard in shards_of(place, "failed"):
-        if writer is not None and shard.writer != writer:
-            continue
-        try:
-            with open_shard(place, shard.name) as file:
-                table = file.read(["key", "reason"], use_threads=False)
-            pairs = zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True)
-            found |= {str(key): str(reason) for key, reason in pairs}
-        except damage(pa):
-            bad.append(shard.name)
-    return found, bad
+def _number_rows(shards: Sequence[ShardRows], starts: Sequence[int]) -> dict[str, int]:
+    """Return the row of each key, in the order of the shards; of two rows of a key the one that was written later."""
+    rows: dict[str, int] = {}
+    numbered = [(shard, range(start, start + len(shard.keys))) for shard, start in zip(shards, starts, strict=True)]
+    for shard, numbers in numbered:
+        rows.update(zip(shard.keys, numbers, strict=True))
+    if len(rows) < sum(len(shard.keys) for shard in shards):
+        latest: dict[str, int] = {}
+        for shard, numbers in sorted(numbered, key=lambda pair: pair[0].written):
+            latest.update(zip(shard.keys, numbers, strict=True))
+        rows = {key: latest[key] for key in rows}
+    return rows
 
 
 def _reopen(kind: type[Store[Any]], path: str, shards: slice | Sequence[str] | None) -> Store[Any]:

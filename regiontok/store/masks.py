@@ -1,7 +1,8 @@
 """Masks in a store, a row per photo: COCO's RLE, readable by pycocotools, datasets and DuckDB alike.
 
 Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
-and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none.
+and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none;
+``image_bytes`` (int64) and ``image_modified`` (timestamp, UTC) of the image's file, null where they are not known.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from regiontok.store.keys import check_key
 from regiontok.store.manifest import Manifest
 from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
+from regiontok.store.stamps import Stamp, with_stamps
 from regiontok.store.writer import StoreWriter, keys_in
 
 _ROWS = 50
@@ -57,7 +59,6 @@ class MaskStore(Store[MaskSet]):
     """
 
     kind = "masks"
-    columns = ("height", "width", "counts", "scores", "stability")
     counted = "scores"
 
     def _manifest_of_file(self, name: str) -> Manifest:
@@ -137,7 +138,7 @@ def add_new(writer: StoreWriter, path: Address, pairs: Iterable[tuple[str, Any]]
                     f"{writer.manifest.kind} of {key} are there already, or come twice; every photo needs a key of its "
                     "own."
                 )
-            known.add(key)
+            known[key] = Stamp()
             waiting.append(as_table([key], [value]))
             if len(waiting) == min(_ROWS, writer.shard_size):
                 some, waiting = waiting, []
@@ -198,4 +199,4 @@ def masks_table(keys: Sequence[str], masks: Sequence[MaskSet]) -> Any:
         "ids": [one.ids for one in masks],
         "categories": [one.categories for one in masks],
     }
-    return pa.table(columns, schema)
+    return with_stamps(pa.table(columns, schema), [Stamp()] * len(keys))

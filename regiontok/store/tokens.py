@@ -3,7 +3,8 @@
 Columns: ``key`` (string); ``height``, ``width`` of the photo, null where they are not known; ``rows``, ``cols`` of the
 grid (int32); ``tokens`` (list of K lists of dim float16 or float32); ``patches`` (list of K lists of int32: the patches
 of each token's region, counted row by row); for regions of masks ``mask_index`` (list of int32) and ``scores`` (list of
-float32), else null; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool), as `Regions` has them.
+float32), else null; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool), as `Regions` has them;
+``image_bytes`` (int64) and ``image_modified`` (timestamp, UTC) of the image's file, null where they are not known.
 """
 
 import json
@@ -25,6 +26,7 @@ from regiontok.store.manifest import Manifest
 from regiontok.store.masks import add_new, checked_pairs
 from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
+from regiontok.store.stamps import Stamp, with_stamps
 from regiontok.store.writer import StoreWriter
 
 
@@ -60,7 +62,6 @@ class TokenStore(Store[RegionTokens]):
     """
 
     kind = "tokens"
-    columns = ("rows", "cols", "tokens", "patches", "fallback")
     counted = "patches"
 
     def _manifest_of_file(self, name: str) -> Manifest:
@@ -100,6 +101,12 @@ class TokenStore(Store[RegionTokens]):
             dropped=tuple(Dropped(0, entry["mask_index"], entry["reason"]) for entry in dropped),
         )
         return RegionTokens(torch.from_numpy(values), regions)
+
+    def check(self, key: str | PurePath) -> None:
+        """Read a row in full, and check that its tokens are finite; see `Store.check`."""
+        tokens = self[key]
+        if not tokens.values.isfinite().all():
+            raise CheckpointError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")
 
     def _per_token(self, table: Any, row: int, name: str, count: int) -> np.ndarray | None:
         """A number per token, where the photo has them."""
@@ -216,7 +223,7 @@ def tokens_table(
         "dropped": pa.array(dropped, pa.list_(pa.struct({"mask_index": pa.int32(), "reason": pa.string()}))),
         "fallback": pa.array(regions.fallback.numpy()),
     }
-    return pa.table(columns)
+    return with_stamps(pa.table(columns), [Stamp()] * len(keys))
 
 
 def _offsets(pa: Any, lengths: np.ndarray) -> Any:

@@ -10,12 +10,23 @@ from typing import Any, NamedTuple
 
 from regiontok._checks import check_integer
 from regiontok.errors import CheckpointError, OutputError, ValueRangeError
-from regiontok.store.base import read_failures
+from regiontok.store.failures import Failure, failures_table, read_failures
 from regiontok.store.keys import check_key, printable
 from regiontok.store.locks import writing
 from regiontok.store.manifest import NAME, Manifest, read_manifest
 from regiontok.store.places import Address, Place, is_remote
-from regiontok.store.shards import Shard, damage, open_shard, pyarrow, read_keys, shard_name, shards_of
+from regiontok.store.records import (
+    WRITTEN,
+    Record,
+    ShardRows,
+    is_record,
+    layout_of,
+    read_records,
+    read_shard,
+    write_record,
+)
+from regiontok.store.shards import Shard, pyarrow, shard_name, shards_of
+from regiontok.store.stamps import Stamp
 
 _GROUP_BYTES = 1 << 20
 """Of rows that are compressed together and read together: one row costs as much as all of its group."""
@@ -64,6 +75,7 @@ class StoreWriter:
         self.writer = writer
         self.shard_size = shard_size
         self.shard_minutes = shard_minutes
+        self.mixed = mixed
         self.rows = self.failed = 0
         self._in_hand = _InHand()
         self._stack = ExitStack()
@@ -109,9 +121,9 @@ class StoreWriter:
         self.rows += len(table)
         self._cut_if_due()
 
-    def fail(self, key: str, reason: str) -> None:
-        """Add a photo to the table of failures."""
-        self._in_hand.failures[printable(key)] = printable(reason)
+    def fail(self, key: str, reason: str, kind: str = "internal") -> None:
+        """Add an image to the table of failures, with why it failed and the kind of fault as a stable word."""
+        self._in_hand.failures[printable(key)] = Failure(printable(key), printable(reason), kind)
         self._in_hand.started = self._in_hand.started or time.monotonic()
         self.failed += 1
         self._cut_if_due()
@@ -138,9 +150,9 @@ class StoreWriter:
             hand.drop()
         self._number += bool(hand.failures or hand.keys)
 
-    def _write_failures(self, failures: dict[str, str]) -> None:
-        pa, pq = pyarrow()
-        table = pa.table({"key": list(failures), "reason": list(failures.values())})
+    def _write_failures(self, failures: dict[str, Failure]) -> None:
+        _, pq = pyarrow()
+        table = failures_table(list(failures.values()))
         name = shard_name("failed", self.writer, self._number)
         with self.place.temporary(name) as temporary:
             try:
@@ -154,6 +166,8 @@ class StoreWriter:
         for kind in ("part", "failed"):
             for shard in shards_of(self.place, kind):
                 self.place.remove(shard.name)
+        for name in filter(is_record, self.place.names()):
+            self.place.remove(name)
         self.place.remove(NAME)
 
 
@@ -162,7 +176,7 @@ class _InHand:
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, Failure] = {}
         self.started: float | None = None
         self._tables: list[Any] = []
         self._bytes = 0
@@ -193,8 +207,12 @@ class _InHand:
             return
         try:
             if self._writer is None:
+                kind, made_by = store.manifest.kind, store.manifest.made_by
                 schema = self._tables[0].schema.with_metadata(
-                    {"regiontok": version("regiontok"), store.manifest.kind: json.dumps(store.manifest.made_by)}
+                    {"regiontok": version("regiontok"), kind: json.dumps(made_by), WRITTEN: str(time.time_ns())}
+                )
+                write_record(
+                    store.place, Record(json.loads(json.dumps(made_by)), layout_of(schema, kind)), mixed=store.mixed
                 )
                 name = shard_name("part", store.writer, store._number)
                 self._temporary = self._stack.enter_context(store.place.temporary(name))
@@ -274,7 +292,11 @@ def check_place(path: Address, *, overwrite: bool = False) -> Manifest | None:
             f"{place.address} has shards and no {NAME}, which tells how they were made. Put it back, or make the store "
             "anew with --overwrite."
         )
-    others = [name for name in names if Shard.of(name) is None and not name.endswith((".damaged", "pictures"))]
+    others = [
+        name
+        for name in names
+        if Shard.of(name) is None and not is_record(name) and not name.endswith((".damaged", "pictures"))
+    ]
     if others:
         raise OutputError(
             f"{place.address} is a folder of other things, such as {others[0]}, and no store. Name another folder."
@@ -283,26 +305,38 @@ def check_place(path: Address, *, overwrite: bool = False) -> Manifest | None:
 
 
 class Known(NamedTuple):
-    """What a store has: keys, why photos failed that it has not, and files that are damaged and count for nothing."""
+    """What a store has.
 
-    keys: set[str]
-    failures: dict[str, str]
-    damaged: list[str]
+    Attributes:
+        keys: The stamp of each image that it has.
+        failures: Images that failed and that it does not have.
+        damaged: Why files of it count for nothing, by name: they are damaged, or not of this store.
+    """
+
+    keys: dict[str, Stamp]
+    failures: dict[str, Failure]
+    damaged: dict[str, str]
 
 
 def keys_in(path: Address, *, writer: int | None = None) -> Known:
-    """What a store has, or of its writers one, read from its keys alone."""
+    """Return what a store has, or one of its writers, read from keys and stamps alone."""
     place = Place.of(path)
-    pa, _ = pyarrow()
-    found: set[str] = set()
-    damaged = []
+    manifest = read_manifest(place)
+    if manifest is None:
+        return Known({}, {}, {})
+    records = read_records(place)
+    shards: list[ShardRows] = []
+    damaged: dict[str, str] = {}
     for shard in shards_of(place, "part"):
         if writer is not None and shard.writer != writer:
             continue
         try:
-            with open_shard(place, shard.name) as file:
-                found.update(read_keys(file))
-        except damage(pa):
-            damaged.append(shard.name)
-    failed, bad = read_failures(place, writer=writer)
-    return Known(found, {key: why for key, why in failed.items() if key not in found}, damaged + bad)
+            shards.append(read_shard(place, shard.name, manifest, records, stamps=True))
+        except CheckpointError as error:
+            damaged[shard.name] = str(error)
+    keys: dict[str, Stamp] = {}
+    for rows in sorted(shards, key=lambda rows: rows.written):
+        keys.update(zip(rows.keys, rows.stamps, strict=True))
+    failed = read_failures(place, writer=writer)
+    damaged |= {name: f"{place.address}/{name} is damaged." for name in failed.damaged}
+    return Known(keys, {key: failure for key, failure in failed.by_key.items() if key not in keys}, damaged)
