@@ -262,7 +262,11 @@ class Regionizer(nn.Module):
         Raises:
             CheckpointError: Options that this version does not know, or that cannot be.
         """
-        return cls(**vars(RegionizerOptions.from_config(config)))
+        options = RegionizerOptions.from_config(config)
+        try:
+            return cls(**vars(options))
+        except ValueRangeError as error:  # heads that do not divide the dimension, say
+            raise CheckpointError(f"the options of a Regionizer are damaged: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Regionizer":

@@ -295,13 +295,13 @@ def test_photos_of_a_damaged_shard_are_made_again(here, capsys):
     (here / "m" / "part-00000-000000.parquet").write_bytes(b"PAR1")
     assert main(["store", "m", "--verify"]) == 1
     assert main(arguments) == 0
-    assert "m/part-00000-000000.parquet is damaged and set aside" in capsys.readouterr().err
+    assert "It is set aside as part-00000-000000.parquet.damaged" in capsys.readouterr().err
     assert len(MaskStore("m")) == 4
     assert main(arguments) == 0
     assert capsys.readouterr().err == ""
     (here / "m" / "failed-00000-000003.parquet").write_bytes(b"PAR1")
     assert main(arguments) == 0
-    assert "failed-00000-000003.parquet is damaged and set aside" in capsys.readouterr().err
+    assert "m/failed-00000-000003.parquet is damaged. It is set aside" in capsys.readouterr().err
 
 
 def test_keys_lead_nowhere_but_below_the_folder_that_is_exported_to(here, capsys):

@@ -26,7 +26,7 @@ from regiontok import (
     order_regions,
     rms_normalize,
 )
-from regiontok.errors import CheckpointError, DTypeError, OutputError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, OutputError, ShapeError, UnknownOptionError, ValueRangeError
 from tests.conftest import smooth_features
 from tests.test_pooling import trained
 
@@ -282,7 +282,7 @@ def test_a_folder_saved_before_there_were_linkages_is_the_papers_rule(tmp_path, 
 def test_options_have_one_place():
     assert inspect.signature(Regionizer) == inspect.signature(RegionizerOptions)
     assert list(Regionizer(pool="mean").config) == [field.name for field in dataclasses.fields(RegionizerOptions)]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+    with pytest.raises(UnknownOptionError, match="no option 'colour'"):
         Regionizer(pool="mean", colour="red")
     choices = (Path(__file__).parents[1] / "docs" / "choices.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`(\w+)`", choices))

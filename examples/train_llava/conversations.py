@@ -108,7 +108,10 @@ def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
     name = name_of(entry)
     turns: list[tuple[str, str]] = []
     question: str | None = None
-    for number, turn in enumerate(entry.get("conversations") or []):
+    conversations = entry.get("conversations") or []
+    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
+        raise DataError(f"sample {name}: its conversations must be a list of objects with from and value.")
+    for number, turn in enumerate(conversations):
         role, value = turn.get("from"), turn.get("value")
         if role not in ("human", "gpt"):
             raise DataError(f"sample {name}: turn {number} is from {role!r}; it must be from 'human' or 'gpt'.")
@@ -140,7 +143,10 @@ def name_of(entry: dict[str, Any]) -> str:
 def files_of(entry: dict[str, Any]) -> list[str]:
     """The image files of an entry, which may name one, several or none."""
     files = entry.get("image") or []
-    return [files] if isinstance(files, str) else list(files)
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list) or not all(isinstance(file, str) and file for file in files):
+        raise DataError(f"sample {name_of(entry)}: image must be a file name or a list of them; got {files!r}.")
+    return files
 
 
 def _image_first(question: str) -> str:
@@ -148,6 +154,24 @@ def _image_first(question: str) -> str:
     count = question.count(IMAGE)
     words = question.replace(IMAGE, "").strip()
     return "\n".join([IMAGE] * count + [words] * bool(words)) if count else question
+
+
+def read_entries(file: str | Path) -> list[dict[str, Any]]:
+    """Return the entries of a LLaVA JSON file.
+
+    Raises:
+        DataError: It cannot be read, is no JSON, or holds something else than a list of objects.
+    """
+    try:
+        entries = json.loads(Path(file).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{file} must hold a list of samples.")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DataError(f"{file}: entry {number} must be an object; got {type(entry).__name__}.")
+    return entries
 
 
 class Conversations(Dataset[dict[str, Any]]):
@@ -184,9 +208,7 @@ class Conversations(Dataset[dict[str, Any]]):
         on_too_long: str = "error",
         skipped: str | Path | None = None,
     ) -> None:
-        self.entries = json.loads(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(self.entries, list) or not self.entries:
-            raise DataError(f"{file} must hold a list of samples.")
+        self.entries = read_entries(file)
         self.images = Path(images)
         self.tokenizer = tokenizer
         self.template = template
@@ -259,7 +281,7 @@ class Conversations(Dataset[dict[str, Any]]):
         """About how long each sample is, with the tokens of its images as far as they are known; negative for text."""
         result = []
         for entry in self.entries:
-            words = sum(len(str(turn.get("value")).split()) for turn in entry.get("conversations") or [])
+            words = sum(len(asked.split()) + len(answer.split()) for asked, answer in read_turns(entry)[0])
             files = files_of(entry)
             known = [self._known(file) for file in files]
             result.append(words + sum(self.visual_tokens(one) for one in known) if files else -words)

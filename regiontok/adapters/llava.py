@@ -67,12 +67,12 @@ class RegionProjector(nn.Module):
         """
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         need_sizes(self.regionizer, masks, sizes)
-        self._masks, self._sizes = masks, sizes
-        self._budget = num_regions
+        before = self._masks, self._sizes, self._budget
+        self._masks, self._sizes, self._budget = masks, sizes, num_regions
         try:
             yield
         finally:
-            self._masks = self._sizes = self._budget = None
+            self._masks, self._sizes, self._budget = before
 
     def num_tokens(self, image_sizes: Sequence[Size], *, num_regions: Budget | None = None) -> list[int]:
         """How many tokens images of these sizes will get, before they are encoded.
@@ -194,10 +194,14 @@ def _read(saved: Path) -> Iterator[tuple[str, Tensor]]:
     if not files:
         raise CheckpointError(f"there is no file {saved}, nor a folder of weights.")
     for file in files:
-        if file.suffix == ".safetensors":
-            yield from load_file(file).items()
-        else:
-            yield from torch.load(file, map_location="cpu", weights_only=True).items()
+        try:
+            if file.suffix == ".safetensors":
+                weights = load_file(file)
+            else:
+                weights = torch.load(file, map_location="cpu", weights_only=True)
+            yield from weights.items()
+        except Exception as error:  # damaged bytes raise errors of all kinds
+            raise CheckpointError(f"{file} is damaged or holds no weights: {error}") from error
 
 
 def _projector(model: Any) -> RegionProjector:

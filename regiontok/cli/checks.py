@@ -153,7 +153,8 @@ def _check_source(options: argparse.Namespace) -> None:
         raise RegiontokError(f"{name} is for --source segmentation and combined. Leave it out.")
     if options.source != "combined" and of_combined:
         raise RegiontokError(f"{of_combined[0]} is for --source combined. Leave it out.")
-    check_generator(options, options.masks)
+    if options.source in MASK_SOURCES and not annotated(options):
+        check_generator(options, options.masks or "sam2")
     check_generator(options, options.missing)
     amount_of(options)
 

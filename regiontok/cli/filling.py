@@ -88,6 +88,7 @@ def fill_store(
     )
     with writer:  # from here on nobody else writes
         known = keys_in(path)
+        writer.generation = known.generation + 1 if options.remake_changed else 0
         for name, why in known.damaged.items():
             writer.place.set_aside(name)
             warn(f"{why.rstrip('.')}. It is set aside as {name}.damaged; its photos are made again.")

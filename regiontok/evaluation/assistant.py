@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from regiontok._checks import check_integer
-from regiontok._require import require
+from regiontok._require import check_importable, require
 from regiontok.choices import MASK_SOURCES
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
@@ -112,6 +112,7 @@ class Assistant:
         """
         huggingface = require("regiontok.adapters.huggingface", extra="hf")
         transformers = require("transformers", extra="hf")
+        check_importable("torchvision")
         model = huggingface.load_model(folder, regionizer=regionizer, **options)
         try:
             processor = transformers.AutoProcessor.from_pretrained(folder)
@@ -207,6 +208,10 @@ class Assistant:
             padded[row, length - len(one) :] = one
             mask[row, length - len(one) :] = 1
             answer[row, length - len(tokens) :] = True
+        for name, padding in self.model.token_inputs.items():
+            if name in inputs:  # of the prompt; what follows it is the answer's, which is 1
+                of_prompt, inputs[name] = inputs[name], mask.new_full(mask.shape, padding).masked_fill(answer, 1)
+                inputs[name][mask.bool() & ~answer] = of_prompt[inside]
         return answer_attention(self.model, answer, query=query, input_ids=padded, attention_mask=mask, **inputs)
 
     def tokens(self, text: str) -> list[int]:

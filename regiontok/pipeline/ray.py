@@ -90,7 +90,11 @@ def fill(
                 "reader": reader,
                 "path": writer.place.address,
                 "manifest": writer.manifest,
-                "settings": {"shard_size": writer.shard_size, "shard_minutes": writer.shard_minutes},
+                "settings": {
+                    "shard_size": writer.shard_size,
+                    "shard_minutes": writer.shard_minutes,
+                    "generation": writer.generation,
+                },
                 "batch": batch,
                 "workers": workers,
                 "lanes": 1 if gpus else max(1, int(cpus)),

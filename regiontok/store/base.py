@@ -299,14 +299,17 @@ class _Rows(Dataset[dict[str, Any]]):
 
 
 def _number_rows(shards: Sequence[ShardRows], starts: Sequence[int]) -> dict[str, int]:
-    """Return the row of each key, in the order of the shards; of two rows of a key the one that was written later."""
+    """Return the row of each key, in the order of the shards.
+
+    Of two rows of a key the one of the later generation counts, or else the one in the later shard.
+    """
     rows: dict[str, int] = {}
     numbered = [(shard, range(start, start + len(shard.keys))) for shard, start in zip(shards, starts, strict=True)]
     for shard, numbers in numbered:
         rows.update(zip(shard.keys, numbers, strict=True))
     if len(rows) < sum(len(shard.keys) for shard in shards):
         latest: dict[str, int] = {}
-        for shard, numbers in sorted(numbered, key=lambda pair: pair[0].written):
+        for shard, numbers in sorted(numbered, key=lambda pair: pair[0].generation):
             latest.update(zip(shard.keys, numbers, strict=True))
         rows = {key: latest[key] for key in rows}
     return rows

@@ -2,7 +2,7 @@
 
 Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
 and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none;
-``image_bytes`` (int64) and ``image_modified`` (timestamp, UTC) of the image's file, null where they are not known.
+``image_bytes`` and ``image_modified`` (int64: microseconds since 1970, UTC) of the image's file, null if unknown.
 """
 
 import itertools

@@ -25,8 +25,8 @@ COLUMNS = {
     "tokens": ("rows", "cols", "tokens", "patches", "fallback"),
 }
 """Columns that every shard of a kind must have, beside ``key``."""
-WRITTEN = b"written"
-"""Metadata of a shard: when it was begun, in nanoseconds since 1970. Of two rows of a key the later one counts."""
+GENERATION = b"generation"
+"""Metadata of shards of images that were made again: a number above those of all shards that were there before."""
 _DTYPES = {"halffloat": "float16", "float": "float32"}
 
 
@@ -38,11 +38,11 @@ class Record(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """The rows of a shard: keys, the end of each row group, when it was written, and stamps if they were asked for."""
+    """The rows of a shard: keys, the end of each row group, its generation, and stamps if they were asked for."""
 
     keys: list[str]
     ends: np.ndarray
-    written: int
+    generation: int
     stamps: list[Stamp]
 
 
@@ -131,8 +131,10 @@ def read_shard(
             keys, known = read_keys(file), [Stamp()]
             if stamps and set(STAMP_COLUMNS) <= set(schema.names):
                 known = read_stamps(file.read(list(STAMP_COLUMNS), use_threads=False))
-            written = int(metadata.get(WRITTEN, 0))
-            return ShardRows(keys, group_ends(file), written, known if len(known) == len(keys) else known * len(keys))
+            generation = int(metadata.get(GENERATION, 0))
+            return ShardRows(
+                keys, group_ends(file), generation, known if len(known) == len(keys) else known * len(keys)
+            )
     except CheckpointError:
         raise
     except damage(pa) as error:

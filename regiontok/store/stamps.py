@@ -38,10 +38,7 @@ def stamp_of(info: dict[str, Any]) -> Stamp:
 def with_stamps(table: Any, stamps: list[Stamp]) -> Any:
     """Return a table of rows with the stamps of their images."""
     pa, _ = pyarrow()
-    columns = (
-        pa.array([stamp.size for stamp in stamps], pa.int64()),
-        pa.array([stamp.modified for stamp in stamps], pa.timestamp("us")),
-    )
+    columns = [pa.array([stamp[place] for stamp in stamps], pa.int64()) for place in range(2)]
     for name, column in zip(COLUMNS, columns, strict=True):
         place = table.schema.get_field_index(name)
         table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
@@ -52,6 +49,4 @@ def read_stamps(table: Any) -> list[Stamp]:
     """Return the stamps in a table of rows; empty ones where it has no such columns."""
     if not set(COLUMNS) <= set(table.column_names):
         return [Stamp()] * len(table)
-    pa, _ = pyarrow()
-    modified = table.column(COLUMNS[1]).cast(pa.int64()).to_pylist()
-    return [Stamp(*pair) for pair in zip(table.column(COLUMNS[0]).to_pylist(), modified, strict=True)]
+    return [Stamp(*pair) for pair in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]

@@ -4,7 +4,7 @@ Columns: ``key`` (string); ``height``, ``width`` of the photo, null where they a
 grid (int32); ``tokens`` (list of K lists of dim float16 or float32); ``patches`` (list of K lists of int32: the patches
 of each token's region, counted row by row); for regions of masks ``mask_index`` (list of int32) and ``scores`` (list of
 float32), else null; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool), as `Regions` has them;
-``image_bytes`` (int64) and ``image_modified`` (timestamp, UTC) of the image's file, null where they are not known.
+``image_bytes`` and ``image_modified`` (int64: microseconds since 1970, UTC) of the image's file, null if unknown.
 """
 
 import json

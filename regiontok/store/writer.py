@@ -16,7 +16,7 @@ from regiontok.store.locks import writing
 from regiontok.store.manifest import NAME, Manifest, read_manifest
 from regiontok.store.places import Address, Place, is_remote
 from regiontok.store.records import (
-    WRITTEN,
+    GENERATION,
     Record,
     ShardRows,
     is_record,
@@ -44,7 +44,8 @@ class StoreWriter:
         shard_minutes: Minutes that a shard gathers rows, about, at most; None is no limit.
         mixed: Take rows that were made by other options than those of the store.
         overwrite: Remove what the store has, first.
-        locked: Hold the writer's lock; not where whoever gave the number does.
+        locked: Acquire the writer's lock. Set to False if the caller already holds it.
+        generation: Of two rows of a key the one of the higher generation counts; `Known.generation` has the highest.
 
     Raises:
         OutputError: A place that cannot be written to, a file in its place, or another writer.
@@ -64,6 +65,7 @@ class StoreWriter:
         mixed: bool = False,
         overwrite: bool = False,
         locked: bool = True,
+        generation: int = 0,
     ) -> None:
         check_integer("shard_size", shard_size)
         check_integer("writer", writer, minimum=0)
@@ -76,6 +78,7 @@ class StoreWriter:
         self.shard_size = shard_size
         self.shard_minutes = shard_minutes
         self.mixed = mixed
+        self.generation = generation
         self.rows = self.failed = 0
         self._in_hand = _InHand()
         self._stack = ExitStack()
@@ -208,9 +211,10 @@ class _InHand:
         try:
             if self._writer is None:
                 kind, made_by = store.manifest.kind, store.manifest.made_by
-                schema = self._tables[0].schema.with_metadata(
-                    {"regiontok": version("regiontok"), kind: json.dumps(made_by), WRITTEN: str(time.time_ns())}
-                )
+                metadata: dict[str | bytes, str] = {"regiontok": version("regiontok"), kind: json.dumps(made_by)}
+                if store.generation:
+                    metadata[GENERATION] = str(store.generation)
+                schema = self._tables[0].schema.with_metadata(metadata)
                 write_record(
                     store.place, Record(json.loads(json.dumps(made_by)), layout_of(schema, kind)), mixed=store.mixed
                 )
@@ -311,11 +315,13 @@ class Known(NamedTuple):
         keys: The stamp of each image that it has.
         failures: Images that failed and that it does not have.
         damaged: Why files of it count for nothing, by name: they are damaged, or not of this store.
+        generation: The highest one of its shards.
     """
 
     keys: dict[str, Stamp]
     failures: dict[str, Failure]
     damaged: dict[str, str]
+    generation: int
 
 
 def keys_in(path: Address, *, writer: int | None = None) -> Known:
@@ -323,7 +329,7 @@ def keys_in(path: Address, *, writer: int | None = None) -> Known:
     place = Place.of(path)
     manifest = read_manifest(place)
     if manifest is None:
-        return Known({}, {}, {})
+        return Known({}, {}, {}, 0)
     records = read_records(place)
     shards: list[ShardRows] = []
     damaged: dict[str, str] = {}
@@ -335,8 +341,9 @@ def keys_in(path: Address, *, writer: int | None = None) -> Known:
         except CheckpointError as error:
             damaged[shard.name] = str(error)
     keys: dict[str, Stamp] = {}
-    for rows in sorted(shards, key=lambda rows: rows.written):
+    for rows in sorted(shards, key=lambda rows: rows.generation):
         keys.update(zip(rows.keys, rows.stamps, strict=True))
     failed = read_failures(place, writer=writer)
     damaged |= {name: f"{place.address}/{name} is damaged." for name in failed.damaged}
-    return Known(keys, {key: failure for key, failure in failed.by_key.items() if key not in keys}, damaged)
+    failures = {key: failure for key, failure in failed.by_key.items() if key not in keys}
+    return Known(keys, failures, damaged, max((rows.generation for rows in shards), default=0))

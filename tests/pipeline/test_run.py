@@ -16,7 +16,7 @@ from PIL import Image
 from regiontok import ImageGeometry, MaskSet, Regionizer, encoders, read_photo
 from regiontok.errors import PhotoError
 from regiontok.masks import FelzenszwalbMasks
-from regiontok.pipeline import GenerateMasks, Listing, MakeTokens, Photo, Stop, Work, fill, make_rows
+from regiontok.pipeline import GenerateMasks, Listing, MakeTokens, Photo, Reader, Stop, Work, fill, make_rows
 from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore
 from regiontok.store.masks import masks_table
@@ -60,7 +60,7 @@ def filled(folder, work, count, *, shard_size=1000, batch=4, workers=2, **option
     known = keys_in(folder)
     with StoreWriter(folder, Manifest(kind="masks", made_by=work.describe()), shard_size=shard_size) as writer:
         rest = [photo for photo in photos(count) if photo.key not in known.keys and photo.key not in known.failures]
-        fill(writer, rest, None, work, batch=batch, workers=workers, **options)
+        fill(writer, rest, Reader(), work, batch=batch, workers=workers, **options)
     return MaskStore(folder)
 
 
@@ -93,7 +93,7 @@ def test_keys_that_cannot_be_fail_alone(tmp_path):
     some = [Photo("a.png", "a.png"), Photo("\udcff.png", "\udcff.png"), Photo("../b.png", "../b.png")]
     work = Sizes()
     with StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer:
-        fill(writer, some, None, work, batch=2, workers=1)
+        fill(writer, some, Reader(), work, batch=2, workers=1)
     store = MaskStore(tmp_path / "m")
     assert list(store) == ["a.png"]
     assert set(store.failures) == {"\\udcff.png", "../b.png"}
@@ -143,7 +143,7 @@ def test_what_is_ahead_is_bounded():
             taken.append(photo)
             yield photo
 
-    rows = make_rows(listed(), None, Sizes(), batch=4, workers=2, shard_size=1000)
+    rows = make_rows(listed(), Reader(), Sizes(), batch=4, workers=2, shard_size=1000)
     next(rows)
     assert len(taken) <= 5 * 4
     rows.close()

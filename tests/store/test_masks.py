@@ -72,7 +72,8 @@ def test_others_can_read_it(tmp_path):
     masks = random_masks(1)
     write_masks(tmp_path / "m", [("a.jpg", masks), ("b.jpg", random_masks(2, 0))])
     table = pq.read_table(shard_of(tmp_path / "m"))
-    assert table.column_names == ["key", "height", "width", "counts", "scores", "stability", "ids", "categories"]
+    of_masks = ["key", "height", "width", "counts", "scores", "stability", "ids", "categories"]
+    assert table.column_names == [*of_masks, "image_bytes", "image_modified"]
     row = table.to_pylist()[0]
     decoded = coco.area([{"size": [row["height"], row["width"]], "counts": counts} for counts in row["counts"]])
     assert decoded.tolist() == masks.areas().tolist()
@@ -164,7 +165,7 @@ def test_files_that_are_no_masks(tmp_path):
         MaskStore(tmp_path / "text.parquet")
     for columns in ({"key": ["a"]}, {"key": ["a"], "height": [1], "width": [1], "counts": [[b"1"]]}):
         pq.write_table(pa.table(columns), tmp_path / "other.parquet")
-        with pytest.raises(CheckpointError, match="other.parquet is no whole shard of masks"):
+        with pytest.raises(CheckpointError, match="other.parquet is no complete shard of this store of masks"):
             MaskStore(tmp_path / "other.parquet")
 
 

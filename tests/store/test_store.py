@@ -90,7 +90,7 @@ def test_a_damaged_shard_is_named_and_the_rest_served(tmp_path, damage):
         with pytest.warns(UserWarning, match=r"a shard is damaged and left out: .*part-00000-000001.parquet is not"):
             store = MaskStore(tmp_path / "m")
         assert list(store.damaged) == ["part-00000-000001.parquet"]
-        assert keys_in(tmp_path / "m").damaged == ["part-00000-000001.parquet"]
+        assert list(keys_in(tmp_path / "m").damaged) == ["part-00000-000001.parquet"]
         assert "1 damaged" in repr(store)
     assert len(store) == 20
     assert same(store["29.jpg"], random_masks(29))

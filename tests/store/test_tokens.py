@@ -132,7 +132,7 @@ def test_a_shard_of_something_else_is_named(tmp_path):
     write_tokens(tmp_path / "t", [("a.jpg", clustered())])
     shard = tmp_path / "t" / TokenStore(tmp_path / "t").shards[0]
     pq.write_table(pq.read_table(shard, columns=["key", "rows", "cols"]), shard)
-    with pytest.warns(UserWarning, match="is no whole shard of tokens"):
+    with pytest.warns(UserWarning, match="is no complete shard of this store of tokens"):
         TokenStore(tmp_path / "t")
 
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -22,7 +23,7 @@ from regiontok.adapters._sizes import need_sizes
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
 from regiontok.clustering import Budget
 from regiontok.downsample import Masks
-from regiontok.errors import CheckpointError, MissingDependencyError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
@@ -36,7 +37,7 @@ _MODEL_OPTIONS = ("dtype", "torch_dtype", "quantization_config", "attn_implement
 _CACHES = ("cache", "past_key_values")
 _OF_TEXT = ("language_model", "text_model", "lm_head")
 _OTHER_MEDIA = {"pixel_values_videos": "videos", "input_features": "sounds"}
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class Patches(NamedTuple):
@@ -133,6 +134,7 @@ class RegionMixin:
             )
         self.regionizer = Regionizer.from_config(options)
         self._check_regionizer(self.regionizer)
+        guard_inner(self)
         self.post_init()  # type: ignore[attr-defined]
 
     @classmethod
@@ -151,12 +153,13 @@ class RegionMixin:
         are left as they are by a ``quantization_config``. For ``newline`` see `with_regions`.
 
         Raises:
-            CheckpointError: A stock checkpoint, and no ``regionizer``.
+            CheckpointError: A stock checkpoint, and no ``regionizer``; or a checkpoint that lacks weights of its
+                Regionizer, or has others.
             ShapeError: A ``regionizer`` of another dimension than the features.
         """
         check_supported(cls._stock)
         if not isinstance(config, transformers.PreTrainedConfig):
-            hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+            hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
             config = transformers.AutoConfig.from_pretrained(name if config is None else config, **hub)
         config = copy.deepcopy(config)
         for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
@@ -167,11 +170,18 @@ class RegionMixin:
                 given["quantization_config"] = _without_regionizer(given["quantization_config"])
         if regionizer is not None:
             config.regiontok = dict(regionizer.config)
-        loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+        wants_report = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
         if regionizer is not None:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.regionizer.load_state_dict(regionizer.state_dict())
-        return loaded
+        else:
+            _check_loaded(name, report)
+        return (model, report) if wants_report else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save the model as transformers does, with the options of the Regionizer that it has now."""
+        self.config.regiontok = dict(self.regionizer.config)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def patch_dim(self) -> int:
@@ -307,6 +317,12 @@ class RegionMixin:
         unknown = sorted(set(inputs) - {*self.encoder_inputs, *self.token_inputs})
         if unknown:
             raise ValueRangeError(f"prepare takes no {unknown[0]}. Leave it out.")
+        if not isinstance(pixel_values, Tensor):
+            raise DTypeError(
+                f"pixel_values must be a tensor, as the processor returns it; got {type(pixel_values).__name__}."
+            )
+        if num_images is not None and not isinstance(num_images, Sequence | Tensor):
+            raise DTypeError(f"num_images must have a number per sample; got {num_images!r}.")
         given = {name: inputs.pop(name) for name in self.token_inputs if name in inputs}
         inputs = self.read_prompts(input_ids, attention_mask, pixel_values, inputs)
         patches = self._encode(pixel_values, image_sizes, inputs)
@@ -530,6 +546,48 @@ class RegionMixin:
             regionizer.reset_parameters()
         else:
             super()._init_weights(module)
+
+
+def _check_loaded(name: Any, report: Mapping[str, Any]) -> None:
+    """Reject a checkpoint whose weights of the Regionizer are not those that its config asks for."""
+    for keys, fault in ((report["missing_keys"], "lacks"), (report["unexpected_keys"], "has unexpected")):
+        wrong = sorted(key for key in keys if "regionizer." in str(key))
+        if wrong:
+            raise CheckpointError(
+                f"{name} {fault} {len(wrong)} weights of the Regionizer that its config describes, the first "
+                f"{wrong[0]}. A stock class that loads and saves a region model loses them: take the folder that the "
+                "region model's save_pretrained wrote, or pass regionizer=Regionizer(...) to start anew."
+            )
+
+
+def guard_inner(model: Any) -> None:
+    """Let the inner model of a region model reject pixels: it would make every patch a token.
+
+    Trainers and engines that call the inner model themselves, and put a head of their own on it, would train or serve
+    the stock model without a word.
+    """
+    unguard_inner(model)
+    model.model.register_forward_pre_hook(_reject_pixels, with_kwargs=True)
+
+
+def unguard_inner(model: Any) -> None:
+    """Let the inner model take pixels again. Hooks of a module that shares its weights are left alone."""
+    hooks = dict(model.model._forward_pre_hooks)
+    with_kwargs = dict(model.model._forward_pre_hooks_with_kwargs)
+    for number in [number for number, hook in hooks.items() if hook is _reject_pixels]:
+        del hooks[number], with_kwargs[number]
+    model.model._forward_pre_hooks = OrderedDict(hooks)
+    model.model._forward_pre_hooks_with_kwargs = OrderedDict(with_kwargs)
+
+
+def _reject_pixels(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = [name for name in inspect.signature(type(inner).forward).parameters if name != "self"]
+    if (kwargs | dict(zip(names, args, strict=False))).get("pixel_values") is not None:
+        raise ValueRangeError(
+            f"pixel_values came to {type(inner).__name__}, the inner model of a region model, which makes no regions: "
+            "every patch would be a token, and the Regionizer would not be trained. Call the region model itself. "
+            "Trainers that call the inner model, as those of TRL do, are not supported."
+        )
 
 
 def _without_regionizer(quantization: Any) -> Any:

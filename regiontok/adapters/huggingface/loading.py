@@ -4,10 +4,19 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from regiontok._require import require
-from regiontok.adapters.huggingface.base import RegionMixin, check_supported, set_newline
+from safetensors import SafetensorError
+
+from regiontok._require import check_importable, require
+from regiontok.adapters.huggingface.base import (
+    HUB_OPTIONS,
+    RegionMixin,
+    check_supported,
+    guard_inner,
+    set_newline,
+    unguard_inner,
+)
 from regiontok.adapters.huggingface.families import FAMILIES, REFUSED
-from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, RegiontokError, ValueRangeError
 from regiontok.regionizer import Regionizer
 
 transformers = require("transformers", extra="hf")
@@ -18,8 +27,10 @@ _BY_STOCK: dict[str, Any] = {family.stock: family.model for family in FAMILIES}
 def with_regions(model: Any, regionizer: Regionizer, *, newline: str | None = None) -> Any:
     """The region version of a loaded model.
 
-    The model given keeps its class, config and methods and can go on being used; no class is patched, and there is
-    nothing to undo. Both have the same modules: training one, moving it or changing its mode or size does so to both.
+    The given model keeps its class, config and methods and can still be used; no class is patched, and there is
+    nothing to undo. Both models share their weights, so training one trains the other. Call ``train``, ``eval``, ``to``
+    and ``resize_token_embeddings`` on the model that is used: calls on the stock model do not reach the Regionizer, and
+    calls on either do not change the mode, and the size in the config, of the other.
 
     Args:
         model: A multimodal model of transformers, of one of ``FAMILIES``, or the region version of one.
@@ -50,6 +61,8 @@ def with_regions(model: Any, regionizer: Regionizer, *, newline: str | None = No
     view.config.regiontok = dict(regionizer.config)
     vars(view.config).pop("regiontok_newline", None)  # of the regions before
     set_newline(view.config, family, newline)
+    view._modules["model"] = _view(view.model, type(view.model), config=view.config)
+    guard_inner(view)
     view._check_regionizer(regionizer)
     view.regionizer = regionizer.to(device=model.device, dtype=model.dtype).train(model.training)
     return view
@@ -67,8 +80,9 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
         CheckpointError: A folder that holds no model, or a ``regionizer`` for a model that has its own.
         ValueRangeError: A model whose family is not supported; the message says why.
     """
+    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, **hub)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on "
@@ -86,10 +100,15 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
         regionizer = regionizer or Regionizer(source="patch", norm="none", padding="keep")
     elif regionizer is not None:
         raise CheckpointError(f"{folder} holds a region model, whose Regionizer is its own. Leave the other one out.")
+    check_importable("torchvision")
+    if getattr(config, "quantization_config", None) or options.get("quantization_config"):
+        check_importable("bitsandbytes")
     try:
         return family.from_pretrained(folder, regionizer=regionizer, **options).eval()
-    except OSError as error:
-        raise CheckpointError(f"{folder}: its weights cannot be had: {error}") from error
+    except RegiontokError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {error}") from error
 
 
 def without_regions(model: Any) -> Any:
@@ -102,19 +121,21 @@ def without_regions(model: Any) -> Any:
         raise DTypeError(f"model must be one that with_regions made or a family's class; got {type(model).__name__}.")
     view = _view(model, model._stock)
     del view._modules["regionizer"]
+    view._modules["model"] = _view(view.model, type(view.model), config=view.config)
+    unguard_inner(view)
     for name in ("regiontok", "regiontok_newline"):
         if hasattr(view.config, name):
             delattr(view.config, name)
     return view
 
 
-def _view(model: Any, kind: Any) -> Any:
-    """The same modules and weights as another class, with a config of its own."""
+def _view(model: Any, kind: Any, *, config: Any = None) -> Any:
+    """The same modules and weights as another class, with a config of its own, or the one that is given."""
     view = kind.__new__(kind)
     view.__dict__ = {
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(model).items()
     }
-    view.config = copy.copy(model.config)
+    view.config = copy.copy(model.config) if config is None else config
     if "_hf_hook" in vars(model):  # accelerate keeps the class's forward in the instance
         for name in ("forward", "_old_forward", "_hf_hook"):
             view.__dict__.pop(name, None)

@@ -34,6 +34,8 @@ VLLM = (
     "Qwen3VLMoeForConditionalGeneration",
 )
 """Families of whose images vLLM takes embeddings."""
+ONE_COUNT = ("InternVLForConditionalGeneration", "LlavaForConditionalGeneration")
+"""Families of which vLLM 0.32 stacks the images of a step, so that their counts must be equal within a prompt."""
 SGLANG = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
@@ -150,6 +152,12 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
     else:
         request["prompt_token_ids"] = _one_each(prompt, embeddings)
     values = [one.values for one in embeddings]
+    counts = sorted({len(one) for one in values})
+    if len(counts) > 1 and embeddings[0].stock in ONE_COUNT:
+        raise ShapeError(
+            f"vLLM takes image embeddings of {embeddings[0].stock} of one count per prompt; got {counts}. Give all "
+            "images of a prompt the same num_regions in image_embeddings."
+        )
     grids = [grid for one in embeddings if (grid := one.image_grid_thw) is not None]
     if grids:
         request["multi_modal_data"] = {"image": {"image_embeds": torch.cat(values), "image_grid_thw": torch.cat(grids)}}
