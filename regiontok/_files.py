@@ -1,5 +1,6 @@
 """Files in and out: JSON that may be damaged, and outputs that are whole or not there."""
 
+import hashlib
 import json
 import os
 import uuid
@@ -99,6 +100,19 @@ def is_same(path: str | Path, other: str | Path) -> bool:
         return Path(path).samefile(other)
     except (OSError, ValueError):
         return False
+
+
+def digest(path: str | Path) -> str:
+    """Return a digest of a file's bytes.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def split_lines(text: str) -> list[str]:

@@ -95,6 +95,9 @@ def from_sam(masks: Any, size: Size | None) -> Runs:
     else:
         made = _dense(as_bytes(segmentations))
     known = {}
+    ids = [_whole(one.get("id")) for one in masks]
+    if ids and all(value is not None for value in ids):
+        known["ids"] = _integers("id", ids)
     for name, key in (("scores", "predicted_iou"), ("stability", "stability_score")):
         if any(key in one for one in masks):
             known[name] = numbers(key, [one.get(key, np.nan) for one in masks])
@@ -474,6 +477,11 @@ def name_format(given: Any) -> None:
         raise DTypeError(
             "this is a whole file of COCO annotations. Take those of one photo, or read it with "
             "regiontok.masks.CocoMasks (--coco on the command line)."
+        )
+    if {"image", "annotations"} <= given.keys():
+        raise DTypeError(
+            "this is a whole file of SA-1B. Take its annotations, or read it with regiontok.MaskSet.of or "
+            "regiontok.masks.MaskFiles (--mask-files on the command line)."
         )
     if {"result", "annotations"} & given.keys():
         raise DTypeError(_EXPORT.format(tool="a task of Label Studio"))

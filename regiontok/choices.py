@@ -28,6 +28,10 @@ BOX_NMS_THRESH = 0.7
 """Default settings of SAM's automatic masks, which are the paper's cheap setting; see `MaskSettings`."""
 CROWDS = ("keep", "drop")
 """What to do with COCO annotations of crowds."""
+DUPLICATES = ("merge", "first")
+"""What to do with an image that a file of COCO annotations has under several ids."""
+MATCHES = ("path", "name")
+"""How names in a file of annotations are matched with images: by the ends of paths, or by the last part alone."""
 
 TOKEN_DTYPES = ("float16", "float32")
 """Data types of tokens in a store."""

@@ -69,7 +69,8 @@ class MaskSet:
     def of(cls, masks: Any, *, size: Size | None = None) -> "MaskSet":
         """Masks of one photo in any form that is known: what the other constructors take, or a set already.
 
-        A list is COCO's or SAM's by its first entry; two dimensions of integers, or a Pillow image, are a label map.
+        A list is COCO's or SAM's by its first entry; two dimensions of integers, or a Pillow image, are a label map. A
+        dict with ``image`` and ``annotations`` is SA-1B's.
 
         Args:
             masks: The photo's masks.
@@ -85,6 +86,10 @@ class MaskSet:
             return cls.from_labels(masks) if labels else cls.from_masks(masks)
         if isinstance(masks, Image.Image):
             return cls.from_labels(masks)
+        if isinstance(masks, Mapping) and isinstance(masks.get("image"), Mapping) and "annotations" in masks:
+            image = masks["image"]  # of SA-1B
+            size = (image["height"], image["width"]) if size is None and {"height", "width"} <= image.keys() else size
+            return cls.of(masks["annotations"], size=size)
         if isinstance(masks, Mapping) and "masks" in masks:
             return cls.from_sam(masks, size=size)
         if isinstance(masks, Mapping | str | bytes) or not isinstance(masks, Sequence) or not masks:

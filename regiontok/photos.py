@@ -1,9 +1,11 @@
 """Reading photos: one upright RGB picture of 8 bits, or an error that says why not."""
 
 import contextlib
+import functools
 import io
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from regiontok._checks import check_integer
 from regiontok.errors import DTypeError, PhotoError
 
 Size = tuple[int, int]
@@ -19,17 +22,24 @@ Size = tuple[int, int]
 Photos = Image.Image | str | Path | np.ndarray | Sequence[Image.Image | str | Path | np.ndarray]
 """One photo or several: Pillow images, paths, or arrays of uint8."""
 
+DRAWN = ".regions.png"
+"""Suffix of the pictures that ``regiontok tokenize`` draws, which are no input."""
 _ORIENTATION = 0x0112
 _SINGLE_PICTURE_FORMATS = ("MPO",)
 """Formats whose further frames are previews or depth of the same photo, as phones write them."""
 
 
-def read_photo(path: str | Path, data: bytes | None = None) -> Image.Image:
-    """Read a photo from a file, or from its bytes where these are given.
+def read_photo(path: str | Path, data: bytes | None = None, *, bits: int | None = None) -> Image.Image:
+    """Read an image from a file, or from its bytes if they are given.
 
-    Turned upright by its EXIF orientation; CMYK, palette and grey converted to RGB; 16-bit grey scaled to 8, or 12-bit
-    grey where no pixel needs more; transparency laid over white. A damaged EXIF block is passed over: it says nothing
-    of the pixels.
+    It is turned upright by its EXIF orientation; CMYK, palette and greyscale are converted to RGB; greyscale of 16 bits
+    is scaled from 65535 to 255; transparency is laid over white. Invalid EXIF data is ignored.
+
+    Args:
+        path: The file.
+        data: Its bytes, if they are known.
+        bits: Bits that a 16-bit greyscale image uses, such as 12 for many scanners and cameras: white is then
+            ``2**bits - 1``.
 
     Raises:
         PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
@@ -42,13 +52,16 @@ def read_photo(path: str | Path, data: bytes | None = None) -> Image.Image:
             )  # Pillow only warns up to twice of it, and filters of warnings are no thread's own
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            return as_rgb(image)
+            return as_rgb(image, bits=bits)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Turn any Pillow image into one upright RGB picture of 8 bits; see `read_photo`.
+def as_rgb(image: Image.Image, *, bits: int | None = None) -> Image.Image:
+    """Turn any Pillow image into one upright RGB image of 8 bits; see `read_photo`.
+
+    Warns:
+        UserWarning: Colours of 16 bits that are all below a sixteenth of full brightness, as those of 12 bits are.
 
     Raises:
         DTypeError: Not a Pillow image.
@@ -64,13 +77,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        image = _from_wide_grey(np.asarray(image))
+        image = _from_wide_grey(np.asarray(image), bits)
     elif image.mode == "F":
         raise PhotoError("its pixels are floating point and do not say what white is. Convert it to 8 bits first.")
     elif wide and 0 < np.asarray(image.convert("RGB")).max() < 16:
-        raise PhotoError(
-            "its colours of 16 bits are all below a sixteenth of full brightness, as those of 12 bits are. Scale them "
-            "to 16 bits, or convert it to 8."
+        warnings.warn(
+            f"{getattr(image, 'filename', None) or 'an image'}: its colours of 16 bits are all below a sixteenth of "
+            "full brightness, as those of 12 bits are. If they are, scale them to 16 bits.",
+            stacklevel=2,
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -190,12 +204,24 @@ def explain_photo(photo: str, error: Exception) -> PhotoError:
     return PhotoError(f"{photo}: damaged or cut short ({error}).", "damaged")
 
 
-def _from_wide_grey(values: np.ndarray) -> Image.Image:
-    """Grey of 16 bits as one of 8, or of 12 bits where none of it is brighter: at 16 it would be all but black."""
+def _from_wide_grey(values: np.ndarray, bits: int | None = None) -> Image.Image:
+    """Scale greyscale of 16 bits, or of the ``bits`` that it uses, to 8 bits."""
     values = values.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    white = (1 << check_integer("bits", bits, minimum=1)) - 1 if bits is not None else 65535
+    if values.min() < 0 or values.max() > white:
         raise PhotoError(
-            f"its pixels go from {values.min()} to {values.max()}, beyond 16 bits. Convert it to 8 bits first."
+            f"its pixels go from {values.min()} to {values.max()}, beyond {bits or 16} bits. "
+            + ("Give as many bits as it has." if bits else "Convert it to 8 bits first.")
         )
-    white = 4095 if values.max() <= 4095 else 65535
     return Image.fromarray((values * 255 / white).round().astype(np.uint8))
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file's name has a suffix that Pillow reads, and is no picture that ``tokenize`` drew."""
+    _, suffix = os.path.splitext(name)  # noqa: PTH122  a million times
+    return suffix.lower() in _suffixes() and not name.endswith(DRAWN)
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)

@@ -6,9 +6,11 @@ from typing import Any
 
 from regiontok.choices import (
     BOX_NMS_THRESH,
+    DUPLICATES,
     GENERATORS,
     GEOMETRIES,
     LINKAGES,
+    MATCHES,
     NORMS,
     POINTS_PER_SIDE,
     PRED_IOU_THRESH,
@@ -81,7 +83,15 @@ def add_placing_options(parser: argparse.ArgumentParser) -> None:
         choices=GEOMETRIES,
         help="how a photo is brought to the encoder's input; default: %(default)s",
     )
+    add_bits_option(parser)
     parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+
+
+def add_bits_option(parser: Any) -> None:
+    """Add the option of how greyscale images of 16 bits are scaled."""
+    parser.add_argument(
+        "--bits", type=int, metavar="N", help="that greyscale images of 16 bits use, such as 12; default: all 16"
+    )
 
 
 AMOUNTS = ("threshold", "tokens", "explained_variance", "linkage")
@@ -135,7 +145,7 @@ def add_mask_options(
         group.add_argument(
             "--missing",
             choices=GENERATORS,
-            help="makes the masks of photos that the store has not; default: none",
+            help="makes the masks of images that the store, or the annotations, lack; default: none",
         )
     group.add_argument(
         "--sam-model", type=as_text, metavar="MODEL", help="of SAM: a name on the hub, a folder, or sam2's own FILE.pt"
@@ -157,6 +167,20 @@ def add_annotation_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("annotated masks, in place of --masks")
     group.add_argument("--coco", type=as_path, metavar="FILE.json", help="COCO annotations, such as instances_val2017")
     group.add_argument("--no-crowds", action="store_true", help="leave annotations of crowds out")
+    group.add_argument(
+        "--duplicates", choices=DUPLICATES, help="of --coco: images under several ids; default: an error"
+    )
+    group.add_argument(
+        "--match",
+        choices=MATCHES,
+        help="of --coco: match the ends of paths, or names alone; default: path",
+    )
+    group.add_argument(
+        "--mask-files",
+        type=as_path,
+        metavar="DIR",
+        help="a file per image, by name: SA-1B's JSON, JSON records of COCO or SAM, .npz, .npy, or label maps",
+    )
     group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the photos' names, as VOC's")
     group.add_argument(
         "--replace", nargs=2, metavar=("OLD", "NEW"), help="in photos' names, such as _leftImg8bit _gtFine_labelIds"

@@ -2,8 +2,9 @@
 
 import argparse
 
-from regiontok.cli.common import load_assistant, load_masks, roots_of
+from regiontok.cli.common import load_assistant, roots_of
 from regiontok.cli.console import note
+from regiontok.cli.mask_sources import load_masks
 from regiontok.evaluation.assistant import Question
 from regiontok.evaluation.prompts import short_answer, with_options
 from regiontok.photos import read_photo

@@ -48,25 +48,34 @@ def named_amounts(options: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
 
 
+ANNOTATIONS = ("coco", "label_maps", "mask_files")
+"""Options that name annotated masks."""
+
+
 def annotated(options: argparse.Namespace) -> str | None:
-    """The option of annotated masks that was given; refuses those that do not go together."""
-    given = [f"--{name.replace('_', '-')}" for name in ("coco", "label_maps") if getattr(options, name, None)]
-    given += ["--masks"] * bool(getattr(options, "masks", None))
-    if len(given) > 1:
-        raise RegiontokError(f"{given[0]} and {given[1]} both name masks. Leave one out.")
-    source = given[0] if given and given[0] != "--masks" else None
-    if source and uses_masks(options):
+    """Return the option of annotated masks that is set; reject options that do not go together."""
+    names = [_flag(name) for name in ANNOTATIONS if getattr(options, name, None)]
+    names += ["--masks"] * bool(getattr(options, "masks", None))
+    if len(names) > 1:
+        raise RegiontokError(f"{names[0]} and {names[1]} both name masks. Leave one out.")
+    source = names[0] if names and names[0] != "--masks" else None
+    if source and uses_masks(options) and getattr(options, "missing", None) is None:
         raise RegiontokError(f"{uses_masks(options)[0]} is for making masks, and {source} has them. Leave it out.")
-    for name, wanted in (
-        ("no_crowds", "--coco"),
-        ("ignore", "--label-maps"),
-        ("replace", "--label-maps"),
-        ("stored_pixels", None),
+    for name, sources in (
+        ("no_crowds", ["--coco"]),
+        ("duplicates", ["--coco"]),
+        ("match", ["--coco"]),
+        ("ignore", ["--label-maps", "--mask-files"]),
+        ("replace", ["--label-maps", "--mask-files"]),
+        ("stored_pixels", ["--coco", "--label-maps", "--mask-files"]),
     ):
-        if getattr(options, name, None) and source != (wanted or source or ""):
-            needs = wanted or "--coco and --label-maps"
-            raise RegiontokError(f"--{name.replace('_', '-')} is for {needs}. Leave it out.")
+        if getattr(options, name, None) and source not in sources:
+            raise RegiontokError(f"{_flag(name)} is for {' and '.join(sources)}. Leave it out.")
     return source
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def has_masks(options: argparse.Namespace) -> bool:
@@ -99,6 +108,8 @@ def choose_sources(options: argparse.Namespace) -> list[str]:
 
 def check_filling(options: argparse.Namespace) -> None:
     """Reject options of filling a store that are out of range or do not go together."""
+    if options.bits is not None and not 1 <= options.bits <= 16:
+        raise RegiontokError(f"--bits must be from 1 to 16; got {options.bits}.")
     for name in ("batch", "shard_size", "workers", "limit", "cpus"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -164,8 +175,9 @@ def check_masks(options: argparse.Namespace) -> None:
     source = annotated(options)
     if source and options.mosaic is not None:
         raise RegiontokError(f"--mosaic is for making masks, and {source} has them. Leave it out.")
-    if not source:
-        check_generator(options, options.masks or "sam2")
+    if options.missing is not None and not source:
+        raise RegiontokError("--missing is for annotated masks, such as --coco, which may lack some. Leave it out.")
+    check_generator(options, options.missing if source else options.masks or "sam2")
     check_filling(options)
 
 

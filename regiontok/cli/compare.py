@@ -6,8 +6,9 @@ from typing import Any
 from regiontok._files import write_json
 from regiontok.choices import MASK_SOURCES
 from regiontok.cli.checks import annotated, has_masks
-from regiontok.cli.common import FAILURES, find_photos, load_encoder, load_masks, roots_of
+from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
 from regiontok.cli.console import progress
+from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs, explain, report
 from regiontok.encoders import Encoder
 from regiontok.evaluation.partition import PartitionResult, compare_partitions, mean_partitions
@@ -34,7 +35,7 @@ def run_compare(options: argparse.Namespace) -> int:
     failed = []
     for path in progress(photos):
         try:
-            photo = read_photo(path)
+            photo = read_photo(path, bits=options.bits)
             features, valid = encoder(photo)
             features = regionizers["patch"].normalize(features)
             others, objects = {}, None

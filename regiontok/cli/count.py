@@ -7,8 +7,9 @@ import numpy as np
 
 from regiontok.choices import MASK_SOURCES
 from regiontok.cli.checks import amount_of, choose_sources
-from regiontok.cli.common import FAILURES, find_photos, load_encoder, load_masks, roots_of
+from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
 from regiontok.cli.console import progress
+from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs, explain, report, write_details
 from regiontok.photos import read_photo
 from regiontok.presets import paper_tokens
@@ -43,7 +44,7 @@ def run_count(options: argparse.Namespace) -> int:
     failed = []
     for path in progress(photos):
         try:
-            photo = read_photo(path)
+            photo = read_photo(path, bits=options.bits)
             features, valid = encoder(photo)
             masks = [masks_of(path, photo)] if masks_of else None
             one: dict[str, Regions] = {}

@@ -11,8 +11,9 @@ from regiontok import encoders
 from regiontok._require import require
 from regiontok.choices import MASK_SOURCES
 from regiontok.cli.checks import amount_of, choose_sources, has_masks, named_amounts
-from regiontok.cli.common import find_photos, load_assistant, load_encoder, load_masks, roots_of
+from regiontok.cli.common import find_photos, load_assistant, load_encoder, roots_of
 from regiontok.cli.console import progress
+from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.assistant import Assistant, Question
@@ -44,7 +45,7 @@ def _photos(options: argparse.Namespace) -> list[Image.Image]:
     """The photos that are named, read."""
     paths = [found.path for found in find_photos(options.photos, options.out)]
     _check(options, paths)
-    return [read_photo(path) for path in paths]
+    return [read_photo(path, bits=options.bits) for path in paths]
 
 
 def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[str, list[Seen]]:
@@ -68,7 +69,7 @@ def _view(options: argparse.Namespace, photos: Sequence[Image.Image]) -> dict[st
 def run_norms(options: argparse.Namespace) -> int:
     """Run ``figures norms``; return the exit code."""
     _check(options, [options.photo])
-    views = _view(options, [read_photo(options.photo)])
+    views = _view(options, [read_photo(options.photo, bits=options.bits)])
     return _save(draw_norms({name: seen[0] for name, seen in views.items()}), options)
 
 
@@ -92,7 +93,7 @@ def run_regions(options: argparse.Namespace) -> int:
     sources, amount = choose_sources(options), amount_of(options)
     if amount and "clustering" not in sources:
         raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
-    photo = read_photo(options.photo)
+    photo = read_photo(options.photo, bits=options.bits)
     encoder = load_encoder(options)
     masks = (
         [load_masks(options, encoder, roots=roots_of(options, [options.photo]))(options.photo, photo)]

@@ -53,7 +53,7 @@ def fill_store(
     Args:
         options: Of the command.
         path: Of the store.
-        make_work: What makes the rows, by the options and the folders that keys are below.
+        make_work: Returns what makes the rows, by the options and the folders that keys are below.
         batch: Photos that are made together, where the options do not say.
         prepare: Called with the listing before the work is made.
     """
@@ -62,12 +62,22 @@ def fill_store(
     rank, world_size = _slice(options)
     _take_own_gpu(options)
     before = check_place(path, overwrite=options.overwrite)
-    listing = Listing(options.photos, root=options.root, column=options.column, key_column=options.key_column)
+    listing = Listing(
+        options.photos,
+        root=options.root,
+        column=options.column,
+        key_column=options.key_column,
+        bits=options.bits,
+    )
     if prepare is not None:
         prepare(options, listing)
     remote = engine == "ray"  # whose actors have the device, and other folders
     work = make_work(argparse.Namespace(**vars(options) | {"device": "cpu"}) if remote else options, listing.roots)
-    manifest = Manifest(kind=work.kind, made_by=work.describe(), photos=listing.roots.describe())
+    manifest = Manifest(
+        kind=work.kind,
+        made_by=work.describe() | ({} if options.bits is None else {"bits": options.bits}),
+        photos=listing.roots.describe(),
+    )
     if before is not None and not options.overwrite:
         before.check_more(manifest, path, mixed=options.mixed)
         other = describe_difference(before.photos, manifest.photos)
@@ -125,7 +135,7 @@ class _Told:
         self.rank, self.world_size = rank, world_size
         self.there = self.failed_before = self.changed = 0
         self.first_changed = ""
-        self.made = self.items = 0
+        self.made = self.items = self.empty = 0
         self.least, self.most = sys.maxsize, 0
         self.failures: list[Failure] = []
         self.failed = 0
@@ -155,6 +165,7 @@ class _Told:
         if len(lengths):
             self.made += len(lengths)
             self.items += int(sum(lengths))
+            self.empty += sum(length == 0 for length in lengths)
             self.least, self.most = min(self.least, *lengths), max(self.most, *lengths)
         self.failed += len(failures)
         self.failures += failures[: _MOST_NAMED - len(self.failures)]
@@ -174,6 +185,8 @@ class _Told:
                 f"{self.changed} images, such as {self.first_changed}, have changed since their rows were made; "
                 "--remake-changed makes those again."
             )
+        if self.empty:
+            warn(f"{self.empty} images have no masks. --missing GENERATOR makes masks of images without annotations.")
         there = f"; {self.there} were there" if self.there else ""
         if self.made:
             each = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -224,8 +237,8 @@ def _absolute(path: str) -> str:
 
 def _absolute_paths(options: argparse.Namespace) -> argparse.Namespace:
     """The options with what names files that are there from their root."""
-    told = {name: value for name, value in vars(options).items() if name != "opened"}  # which each process does itself
-    for name in ("masks", "coco", "label_maps", "weights", "sam_model", "store", "out"):
+    told = {name: value for name, value in vars(options).items() if name != "annotations"}  # opened by each process
+    for name in ("masks", "coco", "label_maps", "mask_files", "weights", "sam_model", "store", "out"):
         value = told.get(name)
         if value is not None and not is_remote(value) and (name in ("store", "out") or Path(value).exists()):
             told[name] = type(value)(_absolute(str(value)))

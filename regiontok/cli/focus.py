@@ -3,7 +3,8 @@
 import argparse
 
 from regiontok._files import make_folder, write_json
-from regiontok.cli.common import load_assistant, load_masks, told_apart
+from regiontok.cli.common import load_assistant, told_apart
+from regiontok.cli.mask_sources import load_masks
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.pixcv import measure_focus, read_objects, read_questions
 from regiontok.evaluation.table import beside_the_paper, read_scores, row_name, write_scores

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from regiontok.choices import (
-    ANSWERS,
     BUDGETS,
+    GENERATORS,
     METHODS,
     NOISES,
     NORMS,
     ORDERS,
     OVERLAPS,
     PADDINGS,
-    QUERIES,
     SOURCES,
     TOKEN_DTYPES,
     UNCOVERED,
@@ -31,6 +30,7 @@ from regiontok.cli.arguments import (
     PHOTOS,
     add_amount_options,
     add_annotation_options,
+    add_bits_option,
     add_details_options,
     add_encoder_options,
     add_filling_options,
@@ -42,8 +42,7 @@ from regiontok.cli.arguments import (
     as_path,
     as_text,
 )
-from regiontok.evaluation.benchmarks import BENCHMARKS
-from regiontok.presets import TABLE_1
+from regiontok.cli.parser_models import add_chat, add_evaluate, add_focus
 
 
 class _Version(argparse.Action):
@@ -73,9 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
         _add_compare,
         _add_view,
         _add_figures,
-        _add_chat,
-        _add_evaluate,
-        _add_focus,
+        add_chat,
+        add_evaluate,
+        add_focus,
         _add_env,
     ):
         add(commands)
@@ -160,7 +159,11 @@ def _add_masks(commands: Any) -> None:
     masks.add_argument(
         "--mosaic", type=int, metavar="N", help="N x N photos in one input of SAM: faster, with worse masks"
     )
+    add_bits_option(masks)
     masks.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
+    masks.add_argument(
+        "--missing", choices=GENERATORS, help="makes the masks of images without annotations; default: none are made"
+    )
     add_annotation_options(masks)
     add_filling_options(masks, batch=DEFAULT_BATCH, of="the generator")
     masks.set_defaults(run=("masks", "run_masks"), check=checks.check_masks)
@@ -343,83 +346,6 @@ def _add_figure_photos(parser: argparse.ArgumentParser, *, several: bool) -> Non
     else:
         parser.add_argument("photo", type=as_path, metavar="PHOTO")
     parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
-
-
-def _add_chat(commands: Any) -> None:
-    chat = commands.add_parser(
-        "chat",
-        help="ask a multimodal model about a photo",
-        description="Print a model's answer to a question about a photo, decoded greedily.",
-    )
-    chat.add_argument("photo", type=as_path, metavar="IMAGE")
-    chat.add_argument("question", type=as_text, metavar="QUESTION")
-    chat.add_argument(
-        "--model",
-        required=True,
-        type=as_text,
-        metavar="DIR",
-        help="a region model, or a stock one: folder or name",
-    )
-    form = chat.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="ask for a word or phrase, as the paper does")
-    form.add_argument("--options", nargs="+", metavar="OPTION", help="ask for the letter of one of these, likewise")
-    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
-    add_model_options(chat)
-    chat.set_defaults(run=("chat", "run_chat"))
-
-
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="run the paper's seven benchmarks on a model",
-        description="Run POPE, OCRBench, CV-Bench, MMStar, MME, MMBench and MM-Vet through lmms-eval, and print a row "
-        "of the paper's Table 1 beside the paper's. Scores are kept in --out, where what is there already is not run "
-        "again. MM-Vet needs a judge: OPENAI_API_KEY, or what lmms-eval takes in its place.",
-    )
-    evaluate.add_argument("model", type=as_text, metavar="DIR", help="a region model, or a stock one: folder or name")
-    evaluate.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for scores, answers, logs")
-    evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
-    evaluate.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
-    evaluate.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="that share the questions, with --device cuda a GPU each; default: %(default)s",
-    )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="so many questions of each, to try it out")
-    add_model_options(evaluate, names=False)
-    evaluate.set_defaults(run=("evaluate", "run_evaluate"))
-
-
-def _add_focus(commands: Any) -> None:
-    focus = commands.add_parser(
-        "focus",
-        help="how much attention a model's answers pay to the object asked for, on PixCV-Bench",
-        description="Ask CV-Bench's questions, and print how much of the answers' attention goes to region tokens of "
-        "the object, beside the paper's Focus. What cannot be counted is skipped, counted and named in --out.",
-    )
-    focus.add_argument("model", type=as_text, metavar="DIR", help="a region model, or a stock one: folder or name")
-    focus.add_argument(
-        "--annotations", type=as_path, required=True, metavar="DIR|FILE", help="PixCV-Bench's folder, or COCO's JSON"
-    )
-    focus.add_argument(
-        "--questions", type=as_path, required=True, metavar="FILE", help="CV-Bench's test_2d.parquet or test_2d.jsonl"
-    )
-    focus.add_argument("--images", type=as_path, metavar="DIR", help="where the photos of a jsonl file are")
-    focus.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for the scores and what was skipped")
-    focus.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
-    focus.add_argument("--answers", default="generated", choices=ANSWERS, help="default: %(default)s")
-    focus.add_argument("--query", default="answer", choices=QUERIES, help="whose rows of attention; default: answer")
-    focus.add_argument(
-        "--target-share", type=float, default=0.5, metavar="S", help="of a region in the object; default: %(default)s"
-    )
-    focus.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: all")
-    focus.add_argument("--heads", type=int, nargs="+", metavar="N", help="default: all")
-    focus.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: %(default)s")
-    add_model_options(focus)
-    focus.set_defaults(run=("focus", "run_focus"))
 
 
 def _add_env(commands: Any) -> None:

@@ -13,27 +13,22 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from regiontok import __version__, encoders, masks
+from regiontok import __version__, encoders
 from regiontok._files import make_folder, written
-from regiontok.choices import (
-    MASK_SOURCES,
-)
+from regiontok.choices import GENERATORS, MASK_SOURCES
 from regiontok.cli.arguments import DEFAULT_BATCH, DEFAULT_OUT
 from regiontok.cli.checks import REGION_OPTIONS, amount_of, annotated
 from regiontok.cli.common import (
     FAILURES,
     Found,
     Stopwatch,
-    annotations_of,
-    find_clashes,
     find_photos,
     load_encoder,
-    load_generator,
-    load_masks,
     roots_of,
 )
 from regiontok.cli.console import one_line, progress, warn
 from regiontok.cli.filling import fill_store, lanes_on
+from regiontok.cli.mask_sources import annotations_of, check_annotations, load_generator, load_masks
 from regiontok.cli.output import check_outputs, explain, report, write_details
 from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
@@ -100,9 +95,8 @@ def run_tokenize(options: argparse.Namespace) -> int:
         find = partial(masks_of, path) if masks_of else None
         try:
             make_folder(target.parent)
-            row = _tokenize_photo(
-                str(path), partial(read_photo, path), encoder, regionizer, target, find, options.pictures is not False
-            )
+            read = partial(read_photo, path, bits=options.bits)
+            row = _tokenize_photo(str(path), read, encoder, regionizer, target, find, options.pictures is not False)
             rows.append(row)
             details.append(rows[-1].details())
         except FAILURES as error:
@@ -135,7 +129,7 @@ def _fill(options: argparse.Namespace) -> int:
     """Tokens of many photos to a store."""
     if options.pictures and is_remote(options.store):
         raise RegiontokError("--pictures are files on a disk, and this store is none. Leave it out.")
-    return fill_store(options, options.store, _work, batch=DEFAULT_BATCH, prepare=find_clashes)
+    return fill_store(options, options.store, _work, batch=DEFAULT_BATCH, prepare=check_annotations)
 
 
 def _work(options: argparse.Namespace, roots: Roots) -> Work:
@@ -151,8 +145,8 @@ def _work(options: argparse.Namespace, roots: Roots) -> Work:
     _warm_up(options.source)
     if options.source in MASK_SOURCES:
         masks_of = load_masks(options, encoder, roots=roots)
-        work.masks_told = _masks_told(options)
-        if options.masks in masks.GENERATORS:  # beside the encoder, and not in the threads that read
+        work.masks_told = _describe_masks(options)
+        if options.masks in GENERATORS:  # beside the encoder, and not in the threads that read
             work.generator = lambda images: [masks_of("", image) for image in images]
             work.lanes = work.lanes if options.masks == "felzenszwalb" else 1  # SAM takes all cores by itself
         else:
@@ -160,16 +154,17 @@ def _work(options: argparse.Namespace, roots: Roots) -> Work:
     return work
 
 
-def _masks_told(options: argparse.Namespace) -> dict[str, Any]:
-    """Where the masks of a store's tokens are from, as plain values."""
+def _describe_masks(options: argparse.Namespace) -> dict[str, Any]:
+    """Return where the masks of a store's tokens are from, as plain values."""
+    missing = {} if options.missing is None else {"missing": load_generator(options, options.missing).describe()}
     if annotated(options):
-        return annotations_of(options)
-    if options.masks in masks.GENERATORS:
-        told: dict[str, Any] = load_generator(options).describe()
-        return told
+        return annotations_of(options).describe() | missing
+    if options.masks in GENERATORS:
+        described: dict[str, Any] = load_generator(options, options.masks).describe()
+        return described
     manifest = read_manifest(Place.of(options.masks))
     made_by = MaskStore(options.masks).made_by if manifest is None else manifest.made_by
-    return made_by | ({"missing": options.missing} if options.missing else {})
+    return made_by | missing
 
 
 def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:

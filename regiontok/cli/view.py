@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from regiontok.cli.checks import has_masks
-from regiontok.cli.common import load_encoder, load_masks, roots_of
+from regiontok.cli.common import load_encoder, roots_of
 from regiontok.cli.console import one_line
+from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs
 from regiontok.photos import read_photo
 from regiontok.viewing.page import write_page
@@ -16,7 +17,7 @@ def run_view(options: argparse.Namespace) -> int:
     out = options.out or Path(f"{options.photo.stem}.html")
     check_outputs(options, out)
     with_masks = has_masks(options)
-    photo = read_photo(options.photo)
+    photo = read_photo(options.photo, bits=options.bits)
     encoder = load_encoder(options)
     masks = (
         load_masks(options, encoder, roots=roots_of(options, [options.photo]))(options.photo, photo)

@@ -4,7 +4,7 @@
     masks = generate([photo, ...])               # a list with one MaskSet per photo
 
 Any callable of this shape is a generator: what it returns may also be what `MaskDownsampler` takes. `MaskStore` and
-`write_masks` keep masks in a file; `CocoMasks` and `LabelMaps` read those that people have.
+`write_masks` keep masks in a file; `CocoMasks`, `MaskFiles` and `LabelMaps` read masks that people have.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ from regiontok._checks import check_choice, check_device
 from regiontok._require import require
 from regiontok.choices import GENERATORS
 from regiontok.errors import CheckpointError, ValueRangeError
-from regiontok.masks.annotated import CocoMasks, LabelMaps
+from regiontok.masks.coco_file import CocoMasks
 from regiontok.masks.felzenszwalb import FelzenszwalbMasks
 from regiontok.masks.granularity import BOUND, CHEAP, LADDER, MaskSettings
+from regiontok.masks.mask_files import LabelMaps, MaskFiles
 from regiontok.masks.package import PackageMasks
 from regiontok.masks.pipeline import PipelineMasks
 from regiontok.masks.sam2 import Sam2Masks
@@ -35,6 +36,7 @@ __all__ = [
     "CocoMasks",
     "FelzenszwalbMasks",
     "LabelMaps",
+    "MaskFiles",
     "MaskGenerator",
     "MaskSettings",
     "PackageMasks",

@@ -11,7 +11,6 @@ import posixpath
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +18,25 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from regiontok._files import split_lines
-from regiontok._require import require
-from regiontok.errors import PhotoError, RegiontokError, ValueRangeError
+from regiontok.errors import PhotoError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.photos import as_rgb, explain_photo, read_photo, read_size
+from regiontok.photos import explain_photo, is_image_name, read_photo, read_size
+from regiontok.pipeline.containers import (
+    COMPRESSED_TARS,
+    PARQUET,
+    TARS,
+    Container,
+    DatasetFolder,
+    Entry,
+    ParquetImages,
+    TarImages,
+)
 from regiontok.pipeline.roots import Roots
 from regiontok.store.places import filesystem, is_remote
 from regiontok.store.stamps import Stamp, stamp_of
 
 LISTS = (".txt", ".json", ".jsonl")
 """Files that list photos."""
-DRAWN = ".regions.png"
-"""What the pictures end in that ``regiontok tokenize`` draws; no photos."""
 
 
 class Photo(NamedTuple):
@@ -42,49 +48,57 @@ class Photo(NamedTuple):
 
 
 class Reader:
-    """Reads photos, wherever they are."""
+    """Reads images, wherever they are.
 
-    def __init__(self, datasets: Sequence["_Dataset"] = ()) -> None:
-        self._datasets = list(datasets)
+    Args:
+        containers: Files that hold many images.
+        bits: Of greyscale images of 16 bits; see `regiontok.read_photo`.
+    """
+
+    def __init__(self, containers: Iterable[Container] = (), *, bits: int | None = None) -> None:
+        self.bits = bits
+        self._containers = {container.named: container for container in containers}
+
+    def _container(self, address: str) -> Container | None:
+        return self._containers.get(address.rpartition("#")[0]) if self._containers else None
 
     def read(self, photo: Photo) -> Image.Image:
-        """A photo's pixels, upright and RGB.
+        """An image's pixels, upright and RGB.
 
         Raises:
             PhotoError: It cannot be read; see `regiontok.read_photo`.
         """
-        for source in self._datasets:
-            if (found := source.image(photo.address)) is not None:
-                return found
-        if not is_remote(photo.address):
-            return read_photo(photo.address)
-        return read_photo(photo.address, read_bytes(photo.address))
+        container = self._container(photo.address)
+        if container is not None:
+            return container.image(photo.address, self.bits)
+        data = read_bytes(photo.address) if is_remote(photo.address) else None
+        return read_photo(photo.address, data, bits=self.bits)
+
+    def size(self, photo: Photo) -> tuple[Size, int]:
+        """An image's height and width, upright, and its EXIF orientation, without its pixels.
+
+        Raises:
+            PhotoError: It cannot be read.
+        """
+        container = self._container(photo.address)
+        if container is not None:
+            return container.size(photo.address)
+        return read_size(photo.address, read_bytes(photo.address) if is_remote(photo.address) else None)
 
     def stamp(self, photo: Photo) -> Stamp:
         """Return the size and modification time of an image's file, as far as they are known without reading it."""
-        return photo.stamp if photo.stamp != Stamp() or is_remote(photo.address) else self.stamp_of_file(photo.address)
+        if photo.stamp != Stamp() or is_remote(photo.address) or self._container(photo.address) is not None:
+            return photo.stamp
+        return self.stamp_of_file(photo.address)
 
     @staticmethod
     def stamp_of_file(path: str | Path) -> Stamp:
         """Return the stamp of a file on this machine; an empty one if there is no such file."""
         try:
             status = os.stat(path)  # noqa: PTH116  a million times
-        except (OSError, ValueError):  # it fails when it is read, or is a row of a dataset
+        except (OSError, ValueError):  # it fails when it is read
             return Stamp()
         return Stamp(status.st_size, status.st_mtime_ns // 1000)
-
-    def size(self, photo: Photo) -> tuple[Size, int]:
-        """A photo's height and width, upright, and its EXIF orientation, without its pixels.
-
-        Raises:
-            PhotoError: It cannot be read.
-        """
-        for source in self._datasets:
-            if (found := source.image(photo.address)) is not None:
-                return (found.height, found.width), 1
-        if not is_remote(photo.address):
-            return read_size(photo.address)
-        return read_size(photo.address, read_bytes(photo.address))
 
 
 class Listing(Reader):
@@ -92,12 +106,14 @@ class Listing(Reader):
 
     Args:
         named: Photos, folders, patterns such as ``photos/*.jpg``, lists (a text file with a path per line; JSON or
-            JSON lines of paths, or of objects with ``image``, as LLaVA's data are), or folders that ``datasets`` saved;
-            each on a disk, or where fsspec reaches, such as ``s3://bucket/photos``.
+            JSON lines of paths, or of objects with ``image``, as LLaVA's data are), folders that ``datasets`` saved,
+            Parquet files with a column of images, or WebDataset tars; each on a disk, or where fsspec reaches, such as
+            ``s3://bucket/photos``. The images of a Parquet file or a tar are below the name of that file.
         root: The folder that keys are below, and paths in lists are relative to; by default the folder that is named,
             or that a photo or a list is in.
-        column: Of datasets: where their photos are.
-        key_column: Of datasets: what to take for keys; by default row numbers.
+        column: Of datasets and Parquet files: where their images are.
+        key_column: Of datasets and Parquet files: what to take for keys; by default row numbers.
+        bits: Of greyscale images of 16 bits; see `regiontok.read_photo`.
 
     Raises:
         PhotoError: No photo at all, or a list that cannot be read.
@@ -119,11 +135,12 @@ class Listing(Reader):
         root: str | Path | None = None,
         column: str | None = None,
         key_column: str | None = None,
+        bits: int | None = None,
     ) -> None:
         self.named = [os.fspath(one) for one in named]
-        sources = [_source(one, None if root is None else os.fspath(root), column, key_column) for one in self.named]
-        self._sources = _joined(sources)
-        super().__init__([source for source in self._sources if isinstance(source, _Dataset)])
+        base = None if root is None else os.fspath(root)
+        self._sources = _joined([source for name in self.named for source in _sources(name, base, column, key_column)])
+        super().__init__([source for source in self._sources if isinstance(source, Container)], bits=bits)
         self.roots = Roots([root] if root is not None else [source.root for source in self._sources])
         self.given = root is not None
         for source in self._sources:
@@ -148,7 +165,7 @@ class Listing(Reader):
 
     def reader(self) -> Reader:
         """What reads the photos, without the names of all of them."""
-        return Reader(self._datasets)
+        return Reader(self._containers.values(), bits=self.bits)
 
 
 def in_slice(key: str, rank: int, world_size: int) -> bool:
@@ -175,23 +192,6 @@ def read_bytes(address: str) -> bytes:
         raise explain_photo(address, error) from error
     except Exception as error:  # a client's errors are of all kinds
         raise PhotoError(f"{address}: cannot be read: {error}") from error
-
-
-def _twice(keys: Iterable[str]) -> Iterator[str]:
-    """Those that came before."""
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            yield key
-        seen.add(key)
-
-
-class Entry(NamedTuple):
-    """An image of a source: its address, its key below ``root`` if the address does not give it, and its stamp."""
-
-    address: str
-    key: str | None = None
-    stamp: Stamp = Stamp()
 
 
 class _Source(ABC):
@@ -236,7 +236,7 @@ class _Folder(_Source):
             path = f"{folder.rstrip('/')}/{name}"
             if is_folder:
                 yield from self._walk(path)
-            elif _is_photo(name) and os.path.isfile(path):  # noqa: PTH113  a name that is too long is none
+            elif is_image_name(name) and os.path.isfile(path):  # noqa: PTH113  a name that is too long is none
                 yield path
 
 
@@ -264,88 +264,61 @@ class _RemoteFolder(_Source):
             path = name if name.startswith(folder) else "/" + name  # memory:// answers as it likes
             if info["type"] == "directory":
                 yield from self._walk(path)
-            elif _is_photo(path):
+            elif is_image_name(path):
                 yield path, stamp_of(info)
 
 
-class _Dataset(_Source):
-    """Photos in a column of a dataset that ``datasets`` saved."""
-
-    def __init__(self, folder: str, column: str | None, key_column: str | None) -> None:
-        self.root = self.named = folder
-        self.column = column
-        self.key_column = key_column
-        features = self._rows.features
-        images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-        if column is None and len(images) == 1:
-            self.column = images[0]
-        if self.column not in features:
-            raise PhotoError(f"{folder}: say which column has the photos (--column), one of {', '.join(features)}.")
-        if key_column is not None and key_column not in features:
-            raise PhotoError(f"{folder}: there is no column {key_column} of keys, but {', '.join(features)}.")
-        if key_column is not None:
-            twice, seen = next(_twice(map(str, self._rows[key_column])), None), len(self._rows)
-            if twice is not None:
-                raise PhotoError(f"{folder}: of {seen} rows several have {key_column} {twice!r}, which is no key then.")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_rows"}
-
-    @cached_property
-    def _rows(self) -> Any:
-        datasets = require("datasets", extra="datasets")
-        try:
-            rows = datasets.load_from_disk(self.root)
-        except Exception as error:  # of all kinds where files are damaged
-            raise PhotoError(f"{self.root}: the dataset cannot be read: {error}") from error
-        if not hasattr(rows, "features"):
-            raise PhotoError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
-        return rows
-
-    def __iter__(self) -> Iterator[Entry]:
-        keys = None if self.key_column is None else self._rows[self.key_column]
-        width = len(str(max(0, len(self._rows) - 1)))
-        for number in range(len(self._rows)):
-            yield Entry(f"{self.root}#{number}", f"{number:0{width}d}" if keys is None else str(keys[number]))
-
-    def image(self, address: str) -> Image.Image | None:
-        folder, _, number = address.rpartition("#")
-        if folder != self.root:
-            return None
-        try:
-            found = self._rows[int(number)][self.column]
-            if found is None:
-                raise PhotoError("the row has no photo.")
-            return as_rgb(found)
-        except RegiontokError:
-            raise
-        except Exception as error:
-            raise explain_photo(address, error) from error
+Source = _Source | Container
 
 
-def _source(named: str, root: str | None, column: str | None, key_column: str | None) -> _Source:
+def _sources(named: str, root: str | None, column: str | None, key_column: str | None) -> list[Source]:
+    """Return what a name stands for: one source, or for a pattern of tars or Parquet files one for each of them."""
+    if not named.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)):
+        return [_source(named, root, column, key_column)]
+    if named.lower().endswith(COMPRESSED_TARS):
+        raise PhotoError(f"{named} is a compressed tar, whose images cannot be read one by one. Decompress it first.")
+    files = [named]
+    if glob.has_magic(named):
+        if is_remote(named):
+            system, path = filesystem(named)
+            scheme = named.partition("://")[0]
+            files = [f"{scheme}://{one.lstrip('/')}" for one in sorted(system.glob(path))]
+        elif not os.path.exists(named):  # noqa: PTH110
+            files = sorted(glob.iglob(named, recursive=True))  # noqa: PTH207
+    files = [file.removeprefix("file://") for file in files]
+    missing = next((file for file in files if not is_remote(file) and not os.path.lexists(file)), None)
+    if missing is not None or not files:
+        raise PhotoError(f"{missing or named}: there is no such file.", "missing")
+    if named.lower().endswith(TARS):
+        if column or key_column:
+            raise PhotoError(f"{named}: --column and --key-column are of datasets and Parquet files. Leave them out.")
+        return [TarImages(file) for file in files]
+    return [ParquetImages(file, column, key_column) for file in files]
+
+
+def _source(named: str, root: str | None, column: str | None, key_column: str | None) -> Source:
     if is_remote(named):
         return _remote_source(named, root)
     path = named.removeprefix("file://")
     if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
         path = os.path.normpath(path)
         if Path(path, "dataset_info.json").is_file() or Path(path, "dataset_dict.json").is_file():
-            return _Dataset(path, column, key_column)
+            return DatasetFolder(path, column, key_column)
         return _Folder(path)
     if Path(path).suffix.lower() in LISTS:
         return _listed(path, root or str(Path(path).parent))
     if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
         fixed = _fixed_part(path)
-        found = sorted(one for one in glob.iglob(path, recursive=True) if _is_photo(one))  # noqa: PTH207
+        found = sorted(one for one in glob.iglob(path, recursive=True) if is_image_name(one))  # noqa: PTH207
         return _Files(named, fixed, found)
-    if not os.path.lexists(path) and not _is_photo(path):
+    if not os.path.lexists(path) and not is_image_name(path):
         raise PhotoError(f"{named}: there is no such file or folder.")
     return _Files(named, str(Path(path).parent), [path])
 
 
-def _joined(sources: Sequence[_Source]) -> list[_Source]:
+def _joined(sources: Sequence[Source]) -> list[Source]:
     """The same, with photos that are named one after another in one folder as one source."""
-    joined: list[_Source] = []
+    joined: list[Source] = []
     for source in sources:
         last = joined[-1] if joined else None
         if isinstance(source, _Files) and isinstance(last, _Files) and source.root == last.root:
@@ -361,7 +334,7 @@ def _remote_source(named: str, root: str | None) -> _Source:
     if Path(path).suffix.lower() in LISTS:
         return _listed(named, root or named.rpartition("/")[0])
     if glob.has_magic(path):
-        found = [f"{scheme}://{one.lstrip('/')}" for one in sorted(files.glob(path)) if _is_photo(one)]
+        found = [f"{scheme}://{one.lstrip('/')}" for one in sorted(files.glob(path)) if is_image_name(one)]
         return _Files(named, _fixed_part(named), found)
     try:
         folder = files.isdir(path)
@@ -421,18 +394,3 @@ def _until_magic(parts: Sequence[str]) -> Iterator[str]:
         if glob.has_magic(part):
             return
         yield part
-
-
-def _is_photo(name: str) -> bool:
-    _, suffix = os.path.splitext(name)  # noqa: PTH122  a million times
-    return suffix.lower() in _suffixes() and not name.endswith(DRAWN)
-
-
-def _suffixes() -> frozenset[str]:
-    global _SUFFIXES  # Pillow's plugins are read once
-    if _SUFFIXES is None:
-        _SUFFIXES = frozenset(one for one, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    return _SUFFIXES
-
-
-_SUFFIXES: frozenset[str] | None = None

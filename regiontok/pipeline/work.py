@@ -61,10 +61,7 @@ class GenerateMasks(Work):
 
     def describe(self) -> dict[str, Any]:
         """What the generator tells of itself."""
-        told = getattr(self.generator, "describe", None)
-        return (
-            dict(told()) if told else {"generator": getattr(self.generator, "__name__", type(self.generator).__name__)}
-        )
+        return describe_generator(self.generator)
 
     def read(self, reader: Reader, photo: Photo) -> Image.Image:
         """The photo."""
@@ -80,30 +77,50 @@ class GenerateMasks(Work):
 
 @dataclass
 class TakeMasks(Work):
-    """Masks that people made, which are looked up by photo.
+    """Masks that people made, which are looked up by image.
 
     Args:
-        find: The masks of a photo of a size, as it lies upright, and its EXIF orientation; called in the order of the
-            listing.
-        told: Where they are from, as plain values.
+        find: The masks of an image of a size, upright, and of an EXIF orientation; None if it has none. It is called in
+            the order of the listing.
+        made_by: Where the masks are from, as plain values.
+        generator: Makes masks of the images that have none; by default they get an empty set.
     """
 
-    find: Callable[[Photo, Size, int], MaskSet]
-    told: dict[str, Any] = field(default_factory=dict)
+    find: Callable[[Photo, Size, int], MaskSet | None]
+    made_by: dict[str, Any] = field(default_factory=dict)
+    generator: Any = None
     kind = "masks"
 
     def describe(self) -> dict[str, Any]:
-        """Where they are from."""
-        return self.told
+        """Return where the masks are from, and the generator of those that are missing."""
+        return (
+            self.made_by if self.generator is None else self.made_by | {"missing": describe_generator(self.generator)}
+        )
 
-    def read(self, reader: Reader, photo: Photo) -> tuple[Photo, Size, int]:
-        """The photo's size, and how EXIF turns it; its pixels are not read."""
-        size, orientation = reader.size(photo)
-        return photo, size, orientation
+    def read(self, reader: Reader, photo: Photo) -> tuple[Reader, Photo, Size, int]:
+        """Return an image's size and how EXIF turns it; its pixels are not read."""
+        return reader, photo, *reader.size(photo)
 
-    def make(self, keys: Sequence[str], items: Sequence[tuple[Photo, Size, int]]) -> Any:
-        """The masks of some photos."""
-        return masks_table(keys, [self.find(*one) for one in items])
+    def make(self, keys: Sequence[str], items: Sequence[tuple[Reader, Photo, Size, int]]) -> Any:
+        """Return the masks of some images."""
+        return masks_table(keys, [self._masks_of(*item) for item in items])
+
+    def _masks_of(self, reader: Reader, photo: Photo, size: Size, orientation: int) -> MaskSet:
+        found = self.find(photo, size, orientation)
+        if found is not None:
+            return found
+        if self.generator is None:
+            return MaskSet.from_coco([], size=size)
+        made = self.generator([reader.read(photo)])[0]
+        return made if isinstance(made, MaskSet) else MaskSet.of(made)
+
+
+def describe_generator(generator: Any) -> dict[str, Any]:
+    """Return what a generator reports of itself, or its name."""
+    describe = getattr(generator, "describe", None)
+    if describe is not None:
+        return dict(describe())
+    return {"generator": getattr(generator, "__name__", type(generator).__name__)}
 
 
 class _Placed(NamedTuple):

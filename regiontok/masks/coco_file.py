@@ -1,33 +1,34 @@
-"""Masks that people have: a file of COCO annotations, or a folder of label maps, by photo.
+"""Masks of images in a file of COCO annotations, matched by file name."""
 
-Which photo annotations are of is told by names: of a photo's path and the name that the file gives it one ends in the
-other, and of no other name; or the path ends in that of its label map but for the suffix.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from regiontok._checks import check_choice, check_size
 from regiontok._files import read_json
 from regiontok.annotations import name_format
-from regiontok.choices import CROWDS
-from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.choices import CROWDS, DUPLICATES, MATCHES
+from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
-from regiontok.photos import explain_photo, one_frame
 
-_MAPS = (".png", ".tif", ".tiff", ".bmp")
+_MOST_COMPARED = 10_000
+"""Names that are compared with an image's to find the nearest one."""
 
 
 class CocoMasks:
     """Masks of photos in a file of COCO annotations, such as ``instances_val2017.json``, by file name.
 
+    Annotations are matched to images by file name: one path must be a suffix of the other, and the match be unique.
+    Backslashes, drive letters and leading ``..`` in the file's names are understood.
+
     Args:
         path: A JSON file with ``images``, ``annotations`` and perhaps ``categories``.
         iscrowd: ``keep``, or ``drop`` to leave crowds out.
+        duplicates: What to do with an image that the file has under several ids, as of several annotators: ``merge``
+            their annotations, or take those of the ``first`` id. By default that is an error.
+        match: ``path``, or ``name`` to match the last part of paths alone.
 
     Attributes:
         categories: Names by id, where the file has them.
@@ -35,7 +36,8 @@ class CocoMasks:
         bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
 
     Raises:
-        CheckpointError: No such file, no COCO annotations, an image twice, of two sizes, or two images of one id.
+        CheckpointError: No such file, no COCO annotations, an image under several ids or of two sizes, or two images
+            of one id.
 
     Example:
         >>> masks = CocoMasks("instances_val2017.json")  # doctest: +SKIP
@@ -43,34 +45,57 @@ class CocoMasks:
         MaskSet(20 masks of 426 x 640 pixels)
     """
 
-    def __init__(self, path: str | Path, *, iscrowd: str = "keep") -> None:
+    def __init__(
+        self, path: str | Path, *, iscrowd: str = "keep", duplicates: str | None = None, match: str = "path"
+    ) -> None:
         check_choice("iscrowd", iscrowd, CROWDS)
+        check_choice("match", match, MATCHES)
+        if duplicates is not None:
+            check_choice("duplicates", duplicates, DUPLICATES)
         self.path = Path(path)
         self.iscrowd = iscrowd
+        self.match = match
         images, annotations, self.categories = _read(self.path)
         self.unplaced: list[int] = []
         self.bare: list[int] = []
         self._images: dict[str, _Image] = {}
-        by_id: dict[Any, _Image] = {}
+        by_id = self._number(images, duplicates)
+        for number, annotation in enumerate(annotations):
+            if _is_bare(annotation.get("segmentation")):
+                self.bare.append(number)
+            elif annotation["image_id"] not in by_id:
+                self.unplaced.append(number)
+            elif (image := by_id[annotation["image_id"]]) is not None:
+                image.annotations[number] = annotation
+        self._by_end: dict[str, list[str]] = {}
+        for name in self._images:
+            self._by_end.setdefault(_parts(name)[-1], []).append(name)
+
+    def _number(self, images: list["_Image"], duplicates: str | None) -> dict[Any, "_Image | None"]:
+        """Return the image of each id, None for one whose annotations are left out; keep the images by name."""
+        by_id: dict[Any, _Image | None] = {}
+        ids: dict[str, list[Any]] = {}
+        names: dict[Any, str] = {}
         for image in images:
             known = self._images.setdefault(image.name, image)
             if known.size != image.size:
                 raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
-            if by_id.setdefault(image.id, known) is not known:
+            if names.setdefault(image.id, image.name) != image.name:
                 raise CheckpointError(
-                    f"{self.path} has two images of id {image.id}, {by_id[image.id].name} and {image.name}: whose its "
-                    "annotations are cannot be told."
+                    f"{self.path} has two images of id {image.id}, {names[image.id]} and {image.name}, so that their "
+                    "annotations cannot be told apart."
                 )
-        for number, annotation in enumerate(annotations):
-            if annotation.get("segmentation") in (None, []):
-                self.bare.append(number)
-            elif annotation["image_id"] in by_id:
-                by_id[annotation["image_id"]].annotations[number] = annotation
-            else:
-                self.unplaced.append(number)
-        self._by_end: dict[str, list[str]] = {}
-        for name in self._images:
-            self._by_end.setdefault(_parts(name)[-1], []).append(name)
+            if image.id not in by_id:
+                ids.setdefault(image.name, []).append(image.id)
+                by_id[image.id] = None if known is not image and duplicates == "first" else known
+        several = {name: some for name, some in ids.items() if len(some) > 1}
+        if several and duplicates is None:
+            name, some = next(iter(several.items()))
+            raise CheckpointError(
+                f"{self.path} has {len(several)} images under several ids, such as {name} under "
+                f"{', '.join(map(str, some))}. Choose by duplicates='merge' or 'first' (--duplicates)."
+            )
+        return by_id
 
     def __repr__(self) -> str:
         return f"CocoMasks({str(self.path)!r}, {len(self)} photo{'s' * (len(self) != 1)})"
@@ -92,20 +117,32 @@ class CocoMasks:
         return True
 
     def find(self, key: str | Path) -> str:
-        """The file's name of a photo: the longest one that ends its path, or else the only one that its path ends.
+        """Return the file's name of an image: the longest one that ends its path, or the only one that its path ends.
 
         Raises:
-            CheckpointError: No such photo, or several.
+            MissingKeyError: No such image; the nearest name is named.
+            CheckpointError: Several such images.
         """
         parts = _parts(str(key))
         ends = {name: _parts(name) for name in self._by_end.get(parts[-1] if parts else "", ())}
-        exact = [name for name, own in ends.items() if parts[-len(own) :] == own]
-        fitting = [max(exact, key=lambda name: len(ends[name]))] if exact else []
-        fitting = fitting or [name for name, own in ends.items() if own[-len(parts) :] == parts]
-        if len(fitting) != 1:
-            several = f"{len(fitting)} images of that name: {', '.join(fitting[:3])}" if fitting else f"no image {key}"
-            raise CheckpointError(f"{self.path} has {several}.")
+        if self.match == "name":
+            fitting = list(ends)
+        else:
+            exact = [name for name, own in ends.items() if parts[-len(own) :] == own]
+            fitting = [max(exact, key=lambda name: len(ends[name]))] if exact else []
+            fitting = fitting or [name for name, own in ends.items() if own[-len(parts) :] == parts]
+        if len(fitting) > 1:
+            raise CheckpointError(f"{self.path} has {len(fitting)} images of that name: {', '.join(fitting[:3])}.")
+        if not fitting:
+            raise MissingKeyError(f"{self.path} has no image {key}.{self._nearest(key, list(ends))}")
         return fitting[0]
+
+    def _nearest(self, key: str | Path, same_end: list[str]) -> str:
+        """Return a hint with the name of the file that is nearest to an image's."""
+        if same_end:
+            return f" It has {same_end[0]}, in another folder: match='name' (--match name) matches names alone."
+        near = difflib.get_close_matches(Path(str(key)).name, list(self._by_end)[:_MOST_COMPARED], 1)
+        return f" Its nearest name is {self._by_end[near[0]][0]}." if near else ""
 
     def __getitem__(self, key: str | Path) -> MaskSet:
         """The masks of a photo, by its name in the file, or a path that ends in it; there may be none.
@@ -119,6 +156,10 @@ class CocoMasks:
         except RegiontokError as error:
             raise CheckpointError(f"{self.path}, {image.name}: {error}") from error
 
+    def read(self, key: str | Path, size: Size | None = None) -> MaskSet:
+        """Return the masks of an image, as ``masks[key]`` does; the file gives its size."""
+        return self[key]
+
     def annotations(self, key: str | Path) -> dict[int, Mapping[str, Any]]:
         """The annotations of a photo as they are, by their numbers in the file; found as ``masks[key]`` finds them."""
         return dict(self._images[self.find(key)].annotations)
@@ -126,65 +167,6 @@ class CocoMasks:
     def size(self, key: str | Path) -> Size | None:
         """A photo's height and width as the file tells them, if it does; found as ``masks[key]`` finds it."""
         return self._images[self.find(key)].size
-
-
-class LabelMaps:
-    """Masks of photos in a folder of label maps: PNG, TIFF or BMP of the photos' names, of palettes or integers.
-
-    Args:
-        folder: With ``a/b.png`` for a photo whose path ends in ``a/b`` and any suffix; the longest such name counts.
-        ignore: Labels that are no masks, such as ``(0, 255)`` in VOC.
-        replace: A part of photos' names and what label maps have in its place, such as ``("_leftImg8bit",
-            "_gtFine_labelIds")`` for Cityscapes.
-
-    Raises:
-        CheckpointError: No such folder.
-    """
-
-    def __init__(
-        self, folder: str | Path, *, ignore: int | Sequence[int] = (), replace: Sequence[str] | None = None
-    ) -> None:
-        self.folder = Path(folder)
-        self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
-        self.replace = None if replace is None else (replace[0], replace[1])
-        if not self.folder.is_dir():
-            raise CheckpointError(f"there is no folder {folder} of label maps.")
-
-    def __repr__(self) -> str:
-        return f"LabelMaps({str(self.folder)!r}, ignore={self.ignore}, replace={self.replace})"
-
-    def find(self, key: str | Path) -> Path:
-        """A photo's label map.
-
-        Raises:
-            CheckpointError: There is none.
-        """
-        parts = [part for part in Path(key).parts if part not in (Path(key).anchor, "..")]
-        for start in range(len(parts)):
-            stem = self.folder.joinpath(*parts[start:]).with_suffix("")
-            if self.replace is not None:
-                stem = stem.with_name(stem.name.replace(*self.replace) or stem.name)
-            for suffix in _MAPS:
-                file = stem.with_name(stem.name + suffix)
-                if file.is_file():
-                    return file
-        raise CheckpointError(f"{self.folder} has no label map of {key}, such as {Path(key).stem}.png.")
-
-    def __getitem__(self, key: str | Path) -> MaskSet:
-        """The masks of a photo.
-
-        Raises:
-            CheckpointError: It has no label map, or one that is damaged or of colours.
-        """
-        file = self.find(key)
-        try:
-            with Image.open(file) as picture:
-                one_frame(picture)
-                return MaskSet.from_labels(picture, ignore=self.ignore)
-        except RegiontokError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
-            raise CheckpointError(str(explain_photo(str(file), error))) from error
 
 
 class _Image(NamedTuple):
@@ -226,9 +208,22 @@ def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[Any, str
     return images, annotations, categories
 
 
+def _is_bare(segmentation: Any) -> bool:
+    """Return whether a segmentation is empty: no polygon, only empty ones, or an empty object."""
+    return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
+
+
 def _parts(name: str) -> tuple[str, ...]:
-    """The parts of a path, also of one that was written on Windows."""
-    return PurePosixPath(name.replace("\\", "/")).parts
+    """Return the parts of a path, also of one from Windows, without a drive, a root and leading dots."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    start = 0
+    while start < len(parts) and (parts[start] in ("/", "//", ".", "..") or _is_drive(parts[start])):
+        start += 1
+    return parts[start:]
+
+
+def _is_drive(part: str) -> bool:
+    return len(part) == 2 and part[1] == ":" and part[0].isalpha()
 
 
 def _name_of(image: Mapping[str, Any]) -> str:
