@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,13 @@ _SINGLE_PICTURE_FORMATS = ("MPO",)
 """Formats whose further frames are previews or depth of the same photo, as phones write them."""
 
 
-def read_photo(path: str | Path, data: bytes | None = None, *, bits: int | None = None) -> Image.Image:
+def read_photo(
+    path: str | Path,
+    data: bytes | None = None,
+    *,
+    bits: int | None = None,
+    admit: Callable[[int], None] | None = None,
+) -> Image.Image:
     """Read an image from a file, or from its bytes if they are given.
 
     It is turned upright by its EXIF orientation; CMYK, palette and greyscale are converted to RGB; greyscale of 16 bits
@@ -40,6 +46,7 @@ def read_photo(path: str | Path, data: bytes | None = None, *, bits: int | None 
         data: Its bytes, if they are known.
         bits: Bits that a 16-bit greyscale image uses, such as 12 for many scanners and cameras: white is then
             ``2**bits - 1``.
+        admit: Called with the number of pixels before they are decoded, as to wait for memory.
 
     Raises:
         PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
@@ -52,6 +59,8 @@ def read_photo(path: str | Path, data: bytes | None = None, *, bits: int | None 
             )  # Pillow only warns up to twice of it, and filters of warnings are no thread's own
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
+            if admit is not None:
+                admit(image.width * image.height)
             return as_rgb(image, bits=bits)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error

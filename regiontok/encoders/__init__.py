@@ -6,6 +6,7 @@
 Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that are known.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def load(
     check_choice("geometry", geometry, GEOMETRIES)
     size = img_size if img_size is None or isinstance(img_size, Sequence) else (img_size, img_size)
     size = None if size is None else check_size("img_size", size)
+    if size is not None:
+        _check_memory(size)
     if layer is not None:
         check_integer("layer", layer, minimum=-1000)
     check_device(device)
@@ -116,6 +119,23 @@ def load(
         geometry=geometry,
     )
     return _tell(builders[library](model, options), given)
+
+
+def _check_memory(size: Size) -> None:
+    """Reject an input that this machine has no memory for: its pixels as integers, as floats, and cut into patches.
+
+    Raises:
+        ValueRangeError: Such a size.
+    """
+    needed = 30 * size[0] * size[1]
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise ValueRangeError(
+            f"img_size must fit into memory; got {size[0]} x {size[1]} pixels, which take about {needed >> 30} GiB; "
+            f"this machine has {available >> 30} GiB."
+        )
 
 
 def _tell(encoder: Encoder, given: dict[str, Any]) -> Encoder:

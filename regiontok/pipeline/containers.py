@@ -10,7 +10,7 @@ import tarfile
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -69,8 +69,10 @@ class Container(ABC):
             PhotoError: It cannot be read.
         """
 
-    def image(self, address: str, bits: int | None) -> Image.Image:
-        """Return an image's pixels, upright and RGB.
+    def image(
+        self, address: str, *, bits: int | None = None, admit: Callable[[int], None] | None = None
+    ) -> Image.Image:
+        """Return an image's pixels, upright and RGB; see `regiontok.read_photo` for the arguments.
 
         Raises:
             PhotoError: It cannot be read.
@@ -83,7 +85,7 @@ class Container(ABC):
                 raise
             except Exception as error:  # a file that is opened lazily is decoded only here
                 raise explain_photo(address, error) from error
-        return read_photo(address, value, bits=bits)
+        return read_photo(address, value, bits=bits, admit=admit)
 
     def size(self, address: str) -> tuple[Size, int]:
         """Return an image's height and width, upright, and its EXIF orientation.

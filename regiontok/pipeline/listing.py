@@ -10,7 +10,7 @@ import os
 import posixpath
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,17 +62,17 @@ class Reader:
     def _container(self, address: str) -> Container | None:
         return self._containers.get(address.rpartition("#")[0]) if self._containers else None
 
-    def read(self, photo: Photo) -> Image.Image:
-        """An image's pixels, upright and RGB.
+    def read(self, photo: Photo, *, admit: Callable[[int], None] | None = None) -> Image.Image:
+        """Return an image's pixels, upright and RGB; ``admit`` is called with their number before they are decoded.
 
         Raises:
             PhotoError: It cannot be read; see `regiontok.read_photo`.
         """
         container = self._container(photo.address)
         if container is not None:
-            return container.image(photo.address, self.bits)
+            return container.image(photo.address, bits=self.bits, admit=admit)
         data = read_bytes(photo.address) if is_remote(photo.address) else None
-        return read_photo(photo.address, data, bits=self.bits)
+        return read_photo(photo.address, data, bits=self.bits, admit=admit)
 
     def size(self, photo: Photo) -> tuple[Size, int]:
         """An image's height and width, upright, and its EXIF orientation, without its pixels.

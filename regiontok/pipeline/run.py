@@ -1,6 +1,7 @@
 """Photos to a store: read by threads, made in batches, written shard by shard, in the order of the listing."""
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import torch
 
 from regiontok.errors import OutputError, RegiontokError, failure_kind
 from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.memory import GatedReader, PixelGate
 from regiontok.pipeline.work import Work
 from regiontok.store.failures import Failure
 from regiontok.store.keys import check_key
@@ -108,13 +110,18 @@ def make_rows(
     groups = _batches(photos, batch, shard_size)
     readers, makers = ThreadPoolExecutor(workers, "reader"), ThreadPoolExecutor(work.lanes, "maker")
     making: deque[Future[Made]] = deque()
+    gate, started = PixelGate(), itertools.count()
     with _one_thread_each(work.lanes):
         try:
             while not stop():
                 while len(making) < work.lanes + 2 and (group := next(groups, None)) is not None:
                     some, ends = group
-                    reading = [(photo, readers.submit(_read, work, reader, photo)) for photo in some]
-                    making.append(makers.submit(_make, work, reading, ends))
+                    number = next(started)
+                    gated = GatedReader(reader, gate, number)
+                    reading = [(photo, readers.submit(_read, work, gated, photo)) for photo in some]
+                    future = makers.submit(_make, work, reading, ends)
+                    future.add_done_callback(lambda _, number=number: gate.leave(number))  # type: ignore[misc]
+                    making.append(future)
                 if not making:
                     return
                 first = making.popleft()
@@ -127,6 +134,7 @@ def make_rows(
             while making and making[0].done():  # what is made already is not given up
                 yield making.popleft().result()
         finally:
+            gate.close()
             readers.shutdown(wait=False, cancel_futures=True)
             makers.shutdown(wait=False, cancel_futures=True)
 
