@@ -1,5 +1,7 @@
 """Stock checkpoints in 4 and 8 bits with a pool that is trained: bitsandbytes runs on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,7 +26,20 @@ BITS = {
 
 @pytest.fixture(params=["LLaVA-1.5", "Qwen3-VL", "InternVL"])
 def case(request):
-    return CASES[request.param]
+    """A family whose linear layers have inputs in multiples of 64 and outputs in multiples of 32.
+
+    On a CPU with AVX-512 BF16, bitsandbytes accepts no others in 4 bits.
+    """
+    case = CASES[request.param]
+
+    def make():
+        small = case.make()
+        small.config.vision_config.hidden_size = 64
+        small.config.text_config.intermediate_size = 128
+        torch.manual_seed(0)
+        return type(small)(small.config).eval()
+
+    return replace(case, make=make)
 
 
 @pytest.fixture
@@ -35,6 +50,11 @@ def trained(case):
     regionizer = Regionizer(dim=dim, num_heads=4, num_regions=6)
     torch.nn.init.normal_(regionizer.pool.out.weight, std=0.3)
     return regionizer
+
+
+@torch.no_grad()  # bitsandbytes computes in bfloat16 without gradients where the CPU can, and not with them
+def logits(model, given):
+    return model(**given).logits
 
 
 def linear(model):
@@ -53,16 +73,16 @@ def test_the_regionizer_stays_as_it_is_and_lora_trains_on_top(case, trained, bit
     for name, weight in trained.state_dict().items():
         assert torch.equal(model.regionizer.state_dict()[name], weight.to(model.dtype)), name
     assert config.llm_int8_skip_modules is None  # the caller's is as it was
+    model.save_pretrained(tmp_path / "saved")  # before it runs: bitsandbytes 0.50 can save wrong scales afterwards
     given = case.inputs()
-    expected = model(**given).logits
-    whole = with_regions(stock, trained)(**given).logits
+    expected = logits(model, given)
+    whole = logits(with_regions(stock, trained), given)
     assert torch.cosine_similarity(expected.flatten(), whole.flatten(), 0) > 0.8  # coarser, and the same model
     assert not torch.equal(expected, whole)
-    model.save_pretrained(tmp_path / "saved")
     loaded = load_model(tmp_path / "saved")
     assert linear(loaded) == {kind}
     assert type(loaded.regionizer.pool.out) is torch.nn.Linear
-    assert_close(loaded(**given).logits, expected)
+    assert_close(logits(loaded, given), expected)
 
     def tuned():
         options = LoraConfig(target_modules=r".*language_model.*\.q_proj", modules_to_save=["regionizer.pool"])
@@ -74,11 +94,11 @@ def test_the_regionizer_stays_as_it_is_and_lora_trains_on_top(case, trained, bit
     for _ in range(2):
         lora(**given, labels=labels).loss.backward()
         optimizer.step()
-    after = lora.eval()(**given).logits
+    after = logits(lora.eval(), given)
     assert not torch.equal(after, expected)
     lora.save_pretrained(tmp_path / "lora")
     again = PeftModel.from_pretrained(load_model(tmp_path / "saved"), tmp_path / "lora").eval()
-    assert_close(again(**given).logits, after)
+    assert_close(logits(again, given), after)
 
 
 def test_a_loaded_model_in_4_bits_gets_regions_and_goes_back(case, trained, tmp_path):
@@ -87,8 +107,7 @@ def test_a_loaded_model_in_4_bits_gets_regions_and_goes_back(case, trained, tmp_
     stock = type(case.make()).from_pretrained(tmp_path, quantization_config=config)
     model = with_regions(stock, trained)
     given = case.inputs()
-    assert_close(
-        model(**given).logits, load_model(tmp_path, regionizer=trained, quantization_config=config)(**given).logits
-    )
-    back = without_regions(model)
-    assert torch.equal(back(**given, **case.for_stock(given)).logits, stock(**given, **case.for_stock(given)).logits)
+    loaded = load_model(tmp_path, regionizer=trained, quantization_config=config)
+    assert_close(logits(model, given), logits(loaded, given))
+    back, whole = without_regions(model), given | case.for_stock(given)
+    assert torch.equal(logits(back, whole), logits(stock, whole))
