@@ -1,6 +1,7 @@
 """Fixtures and the one table of tolerances."""
 
 import os
+import signal
 import uuid
 
 import numpy as np
@@ -36,6 +37,16 @@ def assert_close(actual, expected):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def default_signals():
+    """SIGINT and SIGTERM end this process and those it starts, also where whatever started the tests ignores them."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,7 @@ def test_nobody_reading_is_no_error(here):
     assert (here / "c.png").is_file()  # what was made is written before it is told
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_so_keeps_what_is_whole_and_leaves_no_parts(here, number, code):
     for photo in range(300):

@@ -219,22 +219,23 @@ def test_other_options_are_refused_mixed_or_made_anew(here, capsys):
     assert {TokenStore("t").count(key) for key in TokenStore("t")} == {5}
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_the_rows_in_hand_and_says_how_to_go_on(here, number, code):
     for one in range(400):
         shutil.copy("photos/sub/c.jpg", f"photos/{one}.jpg")
-    arguments = ["tokenize", "photos", "--store", "t", "--batch", "1", "--encoder", "pixels"]
+    arguments = ["tokenize", "photos", "--store", "t", "--batch", "1", "--shard-size", "100"]
     with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        while not (here / "t" / "store.json").exists() and process.poll() is None:
+        while not list((here / "t").glob("part-*.parquet")) and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(0.5)
+        time.sleep(0.05)  # for rows of the next shard
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     assert "stopped; what was made is in t. Run the same command again to go on." in told
     assert "Traceback" not in told
     there = len(TokenStore("t"))
-    assert 0 < there < 404
+    assert 100 <= there < 404
     assert main(arguments) == 0
     assert len(TokenStore("t")) == 404
     assert TokenStore("t").repeated == 0

@@ -121,6 +121,7 @@ def test_to_stop_writes_the_rows_in_hand(tmp_path):
     assert len(filled(tmp_path / "m", Sizes(), 40)) == 40
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_signal_is_heard_and_the_second_is_at_once():
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
