@@ -21,6 +21,11 @@ settings.load_profile(os.environ.get("REGIONTOK_TEST_PROFILE", "default"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network, and none waits for it
 
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:This DataLoader will create:UserWarning")  # on a single core
+
+
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-12},
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
