@@ -22,6 +22,7 @@ from regiontok.adapters.huggingface import (
 from regiontok.adapters.huggingface.serving import SGLANG, VLLM, _grid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.adapters.test_processors import PHOTOS
+from tests.conftest import assert_close
 from tests.families import CASES, CLIP, IMAGE, TEXT, build
 from tests.processors import PROCESSORS
 
@@ -56,7 +57,7 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
         prepared = model.prepare(**given, num_regions=[4, 12, 10][number])
         output = prepared.inputs["mm_encoder_outputs"]["image"]
         deep = [layer[0] for layer in getattr(output, "deepstack_features", [])]
-        assert torch.equal(one.values, torch.cat([output.pooler_output[0], *deep], 1))
+        assert_close(one.values, torch.cat([output.pooler_output[0], *deep], 1))  # made in another batch
         assert not one.values.requires_grad
         assert one.values.is_contiguous()
 
