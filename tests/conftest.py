@@ -20,6 +20,7 @@ settings.register_profile("thorough", parent=settings.get_profile("default"), ma
 settings.load_profile(os.environ.get("REGIONTOK_TEST_PROFILE", "default"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network, and none waits for it
+os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)  # Ray would write one to the home folder
 
 
 def pytest_configure(config):
@@ -37,6 +38,12 @@ TOLERANCES = {
 def assert_close(actual, expected):
     """Compare at the tolerance of ``actual``'s dtype, the only one there is."""
     torch.testing.assert_close(actual, expected.to(actual.dtype), **TOLERANCES[actual.dtype])
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same weights and features in a test whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
