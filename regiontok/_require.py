@@ -3,8 +3,6 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import traceback
-from pathlib import Path
 from types import ModuleType
 
 from regiontok.errors import BrokenDependencyError, MissingDependencyError, RegiontokError
@@ -61,8 +59,8 @@ def explain_import(error: BaseException, package: str) -> BrokenDependencyError:
 
     The package at fault is the innermost one on the way to the error that cannot be imported by itself either.
     """
-    while error.__cause__ is not None or isinstance(error.__context__, ImportError):
-        error = error.__cause__ or error.__context__ or error
+    while error.__cause__ is not None:
+        error = error.__cause__
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     for name in [*_packages_on_the_way(error), package]:
         try:
@@ -89,12 +87,11 @@ def explain_import(error: BaseException, package: str) -> BrokenDependencyError:
 def _packages_on_the_way(error: BaseException) -> list[str]:
     """Return the top-level packages whose code led to an error, the innermost first."""
     names: dict[str, None] = {}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        parts = Path(frame.filename).parts
-        roots = [index for index, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
-        if roots and len(parts) > roots[-1] + 1:
-            names[parts[roots[-1] + 1].removesuffix(".py")] = None
-    return [name for name in names if name.isidentifier() and name != "regiontok"]
+    step = error.__traceback__
+    while step is not None:
+        names[str(step.tb_frame.f_globals.get("__name__")).partition(".")[0]] = None
+        step = step.tb_next
+    return [name for name in reversed(names) if name not in ("importlib", "regiontok", "__main__", "None")]
 
 
 def _distribution(package: str) -> tuple[str, str]:

@@ -98,7 +98,10 @@ def _terminate(*_: Any) -> None:
 
 
 def _on_terminate(handler: Any) -> Any:
-    """Set the handler of a request to end, so that unfinished files are removed; return the handler before it."""
-    if threading.current_thread() is threading.main_thread():
+    """Set the handler of a request to end, so that unfinished files are removed; return the handler before it.
+
+    A process that was started with such requests ignored keeps ignoring them.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         return signal.signal(signal.SIGTERM, handler)
     return None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from regiontok._checks import check_choice, check_device, check_integer, check_size
+from regiontok._require import check_importable
 from regiontok.choices import GEOMETRIES
 from regiontok.encoders import huggingface, open_clip, timm
 from regiontok.encoders.base import Encoded, Encoder, LoadOptions
@@ -105,6 +106,7 @@ def load(
             f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
             "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap a model of your own in regiontok.encoders.Encoder."
         )
+    check_importable("torchvision")  # which these libraries import, and fail of in ways of their own
     if library == "hf":
         _refuse(name, weights=weights)
     default = recipe or Recipe(model, 0)

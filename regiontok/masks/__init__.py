@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from regiontok._checks import check_choice, check_device
-from regiontok._require import require
+from regiontok._require import check_importable, require
 from regiontok.choices import GENERATORS
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.masks.coco_file import CocoMasks
@@ -103,6 +103,7 @@ def load(
         if model is not None:
             raise ValueRangeError(f"generator 'felzenszwalb' takes no model; got {model}. Leave it out.")
         return _make(FelzenszwalbMasks, name, options)
+    check_importable("torchvision")  # which transformers and sam2 import
     if name == "sam2-package":
         loaded, told = _load_package(str(model or "facebook/sam2.1-hiera-large"), pretrained, device)
         return _make(PackageMasks, name, options | {"name": told}, loaded)

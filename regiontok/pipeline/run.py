@@ -68,6 +68,8 @@ class Stop:
         """Hear signals, again where another has taken them."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if number not in self._before and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as ``nohup`` and background jobs of scripts have it
                 before = signal.signal(number, self._came)
                 self._before.setdefault(number, before)
 

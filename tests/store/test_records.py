@@ -1,0 +1,250 @@
+"""A store compares every shard with its own record, and notices images that have changed."""
+
+import datetime
+import json
+import os
+import shutil
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from regiontok import MaskSet, Regionizer
+from regiontok.cli import main
+from regiontok.errors import CheckpointError, DTypeError, PhotoError, ValueRangeError, failure_kind
+from regiontok.store import MaskStore, TokenStore, write_masks, write_tokens
+from regiontok.store.stamps import Stamp, stamp_of
+from regiontok.store.writer import keys_in
+from tests.pipeline.test_listing import draw
+
+SHARD = "part-00000-000000.parquet"
+OTHER = "part-00000-000001.parquet"
+
+
+def tokens(dim=8, count=3):
+    return Regionizer(pool="mean", num_regions=count)(torch.randn(1, 6, 6, dim))
+
+
+def rewritten(path, change):
+    """The shard with another table."""
+    table = pq.read_table(path)
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path, write_page_checksum=True)
+
+
+def as_double(table):
+    place = table.schema.get_field_index("tokens")
+    kind = pa.list_(pa.field("element", pa.list_(pa.float64(), 8)))
+    return table.set_column(place, "tokens", table.column("tokens").cast(kind))
+
+
+@pytest.fixture
+def store(tmp_path):
+    write_tokens(tmp_path / "s", [("1.jpg", tokens())], made_by={"encoder": "clip"})
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize(
+    ("made_by", "dim", "why"),
+    [({"encoder": "dinov2"}, 8, "made by other options: encoder"), ({"encoder": "clip"}, 16, "tokens are dim 16")],
+)
+def test_a_shard_of_another_run_is_set_aside_by_readers_and_writers(store, tmp_path, made_by, dim, why):
+    write_tokens(tmp_path / "t", [("2.jpg", tokens(dim))], made_by=made_by)
+    shutil.copy(tmp_path / "t" / SHARD, store / OTHER)
+    with pytest.warns(UserWarning, match=why):
+        opened = TokenStore(store)
+    assert list(opened) == ["1.jpg"]
+    assert list(opened.damaged) == list(keys_in(store).damaged) == [OTHER]
+    assert main(["store", str(store), "--verify"]) == 1
+
+
+def test_a_shard_by_the_same_options_may_be_copied_in(store, tmp_path):
+    write_tokens(tmp_path / "t", [("2.jpg", tokens())], made_by={"encoder": "clip"})
+    shutil.copy(tmp_path / "t" / SHARD, store / OTHER)
+    assert list(TokenStore(store)) == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("change", [as_double, lambda table: table.drop_columns(["tokens"])])
+def test_readers_and_resume_agree_on_what_a_complete_shard_is(store, change):
+    write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"})
+    rewritten(store / OTHER, change)
+    with pytest.warns(UserWarning, match="is no complete shard"):
+        assert list(TokenStore(store)) == ["1.jpg"]
+    assert list(keys_in(store).keys) == ["1.jpg"]
+
+
+def test_verify_finds_tokens_that_are_not_finite(store, capsys):
+    def with_nan(table):
+        values = table.column("tokens").combine_chunks()
+        flat = np.array(values.flatten().flatten())
+        flat[3] = np.nan
+        place = table.schema.get_field_index("tokens")
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=values.type.value_type)
+        return table.set_column(
+            place, table.schema.field(place), pa.ListArray.from_arrays(values.offsets, vectors, values.type)
+        )
+
+    rewritten(store / SHARD, with_nan)
+    assert main(["store", str(store), "--verify"]) == 1
+    assert "1.jpg in" in (told := capsys.readouterr().err)
+    assert "NaN or infinity" in told
+    assert main(["store", str(store), "--repair"]) == 0
+    assert len(TokenStore(store)) == 0
+
+
+def test_rows_of_another_dimension_are_refused_at_once(store):
+    with pytest.raises(ValueRangeError, match="has tokens of dim 8, dtype float16, and these are of dim 16"):
+        write_tokens(store, [("2.jpg", tokens(16))], made_by={"encoder": "clip"})
+    with pytest.raises(ValueRangeError, match="dtype float32"):
+        write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"}, dtype="float32")
+    assert list(TokenStore(store)) == ["1.jpg"]
+
+
+def test_shards_are_chosen_by_names_that_the_store_has(store):
+    assert list(TokenStore(store, shards=[SHARD])) == ["1.jpg"]
+    with pytest.raises(ValueRangeError, match="has no shard 'part-9'; it has 1, such as part-00000-000000"):
+        TokenStore(store, shards=[SHARD, "part-9"])
+    for wrong in (SHARD, 3):
+        with pytest.raises(DTypeError, match="shards must be a slice or a list of names"):
+            TokenStore(store, shards=wrong)
+
+
+def test_a_shard_that_links_to_itself_is_set_aside(store):
+    (store / OTHER).symlink_to(OTHER)
+    with pytest.warns(UserWarning, match=OTHER):
+        assert list(TokenStore(store)) == ["1.jpg"]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate("abc"):
+        draw(tmp_path / "photos" / f"{name}.png", number, size=(40, 30))
+    return tmp_path / "photos"
+
+
+FILLING = {
+    "masks": ["masks", "photos", "--masks", "felzenszwalb", "--out", "s"],
+    "tokens": ["tokenize", "photos", "--store", "s"],
+}
+
+
+def content(row):
+    return row.to_coco() if isinstance(row, MaskSet) else row.values.tolist()
+
+
+@pytest.mark.parametrize("kind", FILLING)
+def test_a_changed_image_is_reported_and_made_again_by_an_option(photos, kind, capsys):
+    command = FILLING[kind]
+    opened = MaskStore if kind == "masks" else TokenStore
+    assert main(command) == 0
+    before = opened("s")["b.png"]
+    assert main(["store", "s", "--verify", "--images", "photos"]) == 0
+    draw(photos / "b.png", 9, size=(40, 30))
+    os.utime(photos / "b.png", (1, 1))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "1 images, such as b.png, have changed since their rows were made" in capsys.readouterr().err
+    assert main(["store", "s", "--verify", "--images", "photos"]) == 1
+    assert "b.png has changed since its row was made" in capsys.readouterr().err
+    assert main([*command, "--remake-changed"]) == 0
+    store = opened("s")
+    assert (len(store), store.repeated) == (3, 1)
+    assert store.stamp("b.png") == Stamp((photos / "b.png").stat().st_size, 1_000_000)
+    assert content(store["b.png"]) != content(before)
+    assert main(["store", "s", "--verify", "--images", "photos"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--remake-changed"]) == 0
+    assert "Nothing to make" in capsys.readouterr().out
+
+
+def test_the_later_generation_counts_whoever_wrote_it(photos):
+    """A slice has a smaller number than the writer of the old row, and its row counts all the same."""
+    command = FILLING["tokens"]
+    assert main([*command, "--slice", "1/2"]) == main([*command, "--slice", "0/2"]) == 0
+    old = {key: TokenStore("s")[key].values for key in TokenStore("s")}
+    for number, file in enumerate(sorted(photos.iterdir())):
+        draw(file, 20 + number, size=(40, 30))
+        os.utime(file, (2, 2))
+    assert main([*command, "--remake-changed"]) == 0  # by writer 0, whose shards come before writer 1's
+    store = TokenStore("s")
+    assert store.repeated == 3
+    assert all(not torch.equal(store[key].values, old[key]) for key in store)
+
+
+def test_tokens_warn_of_masks_of_an_image_that_has_changed(photos, capsys):
+    assert main(FILLING["masks"]) == 0
+    draw(photos / "a.png", 9, size=(40, 30))
+    os.utime(photos / "a.png", (1, 1))
+    capsys.readouterr()
+    assert main(["tokenize", "photos", "--source", "segmentation", "--masks", "s", "--out", "o"]) == 0
+    assert "a.png has changed since its masks were made" in capsys.readouterr().err
+
+
+def test_a_store_keeps_everything_that_its_masks_depend_on(photos, capsys):
+    square = {"id": 1, "image_id": 1, "segmentation": [[0, 0, 20, 0, 20, 20]]}
+    file = {"images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}], "annotations": [square]}
+    photos.with_name("c.json").write_text(json.dumps(file))
+    command = ["masks", "photos", "--coco", "c.json", "--out", "s"]
+    assert main(command) == 0
+    made_by = MaskStore("s").made_by
+    assert made_by["stored_pixels"] is False
+    assert len(made_by["digest"]) == 32
+    assert main([*command, "--stored-pixels"]) == 2
+    assert "stored_pixels: false in the store, true now" in capsys.readouterr().err
+    photos.with_name("c.json").write_text(json.dumps(file) + " ")
+    assert main(command) == 2
+    assert "digest" in capsys.readouterr().err
+
+
+def test_failures_have_kinds_that_sql_can_group(photos, capsys):
+    (photos / "bad.png").write_bytes(b"no image")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    os.mkfifo(photos / "p.png")
+    assert (
+        main(
+            [
+                "tokenize",
+                "photos/a.png",
+                "photos/bad.png",
+                "photos/cut.png",
+                "photos/p.png",
+                "none.png",
+                "--root",
+                ".",
+                "--store",
+                "s",
+            ]
+        )
+        == 1
+    )
+    found = duckdb.sql("select kind, count(*) from 's/failed-*.parquet' group by kind order by kind").fetchall()
+    assert found == [("damaged", 1), ("missing", 1), ("not_an_image", 1), ("unreadable", 1)]
+    assert TokenStore("s").failure_kinds == dict(found)
+    capsys.readouterr()
+    assert main(["store", "s", "--stats"]) == 0
+    assert json.loads(capsys.readouterr().out)["failure_kinds"] == dict(found)
+
+
+def test_kinds_of_errors_are_stable_words():
+    assert failure_kind(PhotoError("x", "damaged")) == "damaged"
+    assert failure_kind(CheckpointError("x")) == "data"
+    assert failure_kind(RuntimeError("CUDA out of memory")) == failure_kind(MemoryError()) == "memory"
+    assert failure_kind(OSError("x")) == "io"
+    assert failure_kind(RuntimeError("x")) == "internal"
+
+
+def test_stamps_of_remote_files():
+    when = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    assert stamp_of({"size": 3, "LastModified": when}) == Stamp(3, 1577836800_000000)
+    assert stamp_of({"size": 3, "mtime": 2.5}) == Stamp(3, 2500000)
+    assert stamp_of({"size": 3}) == Stamp(3)
+    assert Stamp(3).differs(Stamp(4, 1))
+    assert not Stamp(3).differs(Stamp(3, 1))
+
+
+def test_masks_written_by_a_program_have_no_stamps(tmp_path):
+    write_masks(tmp_path / "m", [("a.jpg", MaskSet.from_masks(np.ones((1, 4, 6), bool)))])
+    assert MaskStore(tmp_path / "m").stamp("a.jpg") == Stamp()
