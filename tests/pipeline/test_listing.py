@@ -158,7 +158,7 @@ def test_a_folder_of_datasets(here):
     same.cast_column("image", datasets.Image()).save_to_disk(here / "same")
     assert keys("same")[-2:] == ["10", "11"]
     assert keys("same")[0] == "00"
-    with pytest.raises(PhotoError, match="of 12 rows several have name 'a', which is no key then"):
+    with pytest.raises(PhotoError, match="several rows have name 'a', which is no key then"):
         Listing(["same"], key_column="name")
     for file in (here / "same").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])

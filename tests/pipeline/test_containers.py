@@ -1,0 +1,212 @@
+"""Tars, Parquet files and saved datasets as sources of images."""
+
+import contextlib
+import io
+import pickle
+import tarfile
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from regiontok import read_photo
+from regiontok.cli import main
+from regiontok.errors import PhotoError
+from regiontok.pipeline import Listing, Photo
+from regiontok.store import MaskStore, TokenStore
+from regiontok.store.stamps import Stamp
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 7
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def read_all(listing):
+    """Keys, and images or reasons, as a run has them."""
+    result = {}
+    for photo in listing:
+        try:
+            result[photo.key] = listing.read(photo).tobytes()
+        except PhotoError as error:
+            result[photo.key] = str(error)
+    return result
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_images_of_tars_are_below_the_tars_name(here):
+    for number in range(2):
+        tar_of(
+            here / f"{number}.tar",
+            [
+                (f"{number}-{m}.{kind}", png(m) if kind == "png" else b"{}")
+                for m in range(3)
+                for kind in ("png", "json")
+            ],
+        )
+    listing = Listing(["*.tar"])
+    assert [photo.key for photo in listing] == [f"{n}.tar/{n}-{m}.png" for n in range(2) for m in range(3)]
+    photo = next(iter(listing))
+    assert listing.read(photo).tobytes() == read_photo("x", png(0)).tobytes()
+    assert listing.size(photo) == ((9, 7), 1)
+    assert listing.stamp(photo) == photo.stamp == Stamp(len(png(0)), 7_000_000)
+    again = pickle.loads(pickle.dumps(listing.reader()))
+    assert again.read(photo).tobytes() == listing.read(photo).tobytes()
+    assert [photo.key for photo in Listing(["0.tar"])] == [f"0.tar/0-{m}.png" for m in range(3)]  # the same keys
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_tar_that_ends_early_loses_its_own_remaining_images_alone(tmp_path, data):
+    members = [(f"{m}.png", png(m)) for m in range(4)]
+    whole = tar_of(tmp_path / "whole.tar", members).read_bytes()
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    (tmp_path / "cut.tar").write_bytes(whole[:cut])
+    tar_of(tmp_path / "next.tar", members)
+    found = read_all(Listing([tmp_path / "cut.tar", tmp_path / "next.tar"], root=tmp_path))
+    images = {name: read_photo(name, content).tobytes() for name, content in members}
+    assert {key: found[f"next.tar/{key}"] for key in images} == images
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        ends = {info.name: info.offset_data + info.size for info in archive.getmembers()}
+    for name, end in ends.items():
+        value = found.get(f"cut.tar/{name}")
+        assert (value == images[name]) == (end <= cut)
+    lost = [name for name, end in ends.items() if end > cut]
+    reported = [value for key, value in found.items() if key.startswith("cut.tar") and isinstance(value, str)]
+    assert reported or not lost
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(place=st.integers(0, 10_000), value=st.integers(0, 255))
+def test_a_damaged_tar_raises_named_errors_alone(tmp_path, place, value):
+    data = bytearray(tar_of(tmp_path / "a.tar", [(f"{m}.png", png(m)) for m in range(3)]).read_bytes())
+    data[place % len(data)] = value
+    (tmp_path / "a.tar").write_bytes(data)
+    with contextlib.suppress(PhotoError):  # there may be no image left
+        read_all(Listing([tmp_path / "a.tar"]))
+
+
+def test_members_that_are_no_images_or_come_twice(here):
+    tar_of(
+        here / "a.tar",
+        [("./sub/a.png", png(0)), ("._a.png", b"x"), ("b.txt", b"x"), ("sub/a.png", png(1)), ("../c.png", png(2))],
+    )
+    found = read_all(Listing(["a.tar"]))
+    assert found["a.tar/sub/a.png"] == read_photo("x", png(0)).tobytes()
+    assert [value for value in found.values() if isinstance(value, str)] == ["a.tar: it comes twice in the tar."]
+    assert main(["tokenize", "a.tar", "--store", "s"]) == 1  # ../c.png is no key
+    assert list(TokenStore("s")) == ["a.tar/sub/a.png"]
+
+
+def test_a_run_over_tars_goes_on_and_takes_more_of_them(here, capsys):
+    tar_of(here / "0.tar", [("a.png", png(0))])
+    assert main(["tokenize", "*.tar", "--store", "s"]) == 0
+    tar_of(here / "1.tar", [("a.png", png(1))])
+    assert main(["tokenize", "*.tar", "--store", "s"]) == 0
+    assert list(TokenStore("s")) == ["0.tar/a.png", "1.tar/a.png"]
+    assert "1 were there" in capsys.readouterr().out
+    assert main(["tokenize", "0.tar", "--out", "o"]) == 2
+    assert "images in tars and Parquet files go into a store" in capsys.readouterr().err
+
+
+def test_tars_on_a_bucket(here):
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/tars/0.tar", tar_of(here / "0.tar", [("a.png", png(0)), ("b.png", png(1))]).read_bytes())
+    listing = Listing(["memory://tars/*.tar"])
+    assert [photo.key for photo in listing] == ["0.tar/a.png", "0.tar/b.png"]
+    assert [listing.read(photo).tobytes() for photo in listing] == [read_photo("x", png(n)).tobytes() for n in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a.tar.gz", "is a compressed tar"), ("none.tar", "there is no such file"), ("no*.tar", "there is no such file")],
+)
+def test_tars_that_cannot_be_read(here, name, why):
+    with pytest.raises(PhotoError, match=why):
+        Listing([name])
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "large"])
+@pytest.mark.parametrize("group", [1, 2, 10])
+def test_images_of_a_parquet_file(here, form, group):
+    values = [png(0), None, b"no image", png(1)]
+    column = {
+        "bytes": pa.array(values, pa.binary()),
+        "large": pa.array(values, pa.large_binary()),
+        "struct": pa.array([None if one is None else {"bytes": one, "path": "x.png"} for one in values]),
+    }[form]
+    pq.write_table(pa.table({"image": column, "name": list("abcd")}), "t.parquet", row_group_size=group)
+    found = read_all(Listing(["t.parquet"]))
+    assert found["t.parquet/0"] == read_photo("x", png(0)).tobytes()
+    assert found["t.parquet/3"] == read_photo("x", png(1)).tobytes()
+    assert "the row has no image" in found["t.parquet/1"]
+    assert "not an image" in found["t.parquet/2"]
+    listing = Listing(["t.parquet"], key_column="name")
+    assert [photo.key for photo in listing] == [f"t.parquet/{name}" for name in "abcd"]
+    again = pickle.loads(pickle.dumps(listing.reader()))
+    assert again.read(Photo("", "t.parquet#3")).tobytes() == found["t.parquet/3"]
+    assert main(["masks", "t.parquet", "--masks", "felzenszwalb", "--out", "m"]) == 1
+    assert list(MaskStore("m")) == ["t.parquet/0", "t.parquet/3"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "why"),
+    [
+        ({"text": ["a", "b"]}, {}, "say which column has the photos"),
+        ({"text": ["a", "b"]}, {"column": "text"}, "column text holds no images but string"),
+        ({"blob": [b"1", b"2"]}, {}, "column blob holds no images but binary"),
+        ({"images": [[png(0)], []]}, {"column": "images"}, "column images holds no images but list"),
+        ({"a": [png(0)], "b": [png(1)]}, {}, "say which column has the photos"),
+        ({"a": [png(0)]}, {"column": "b"}, "say which column has the photos"),
+        ({"a": [png(0)]}, {"key_column": "b"}, "there is no column b of keys"),
+        ({"a": [png(0), png(1)], "k": [1, 1]}, {"key_column": "k"}, "several rows have k '1'"),
+    ],
+)
+def test_a_column_without_images_is_rejected_before_the_run(here, columns, options, why):
+    pq.write_table(pa.table(columns), "t.parquet")
+    with pytest.raises(PhotoError, match=why):
+        Listing(["t.parquet"], **options)
+
+
+def test_a_parquet_file_that_is_none(here):
+    (here / "t.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(PhotoError, match=r"t.parquet: no Parquet file that can be read"):
+        Listing(["t.parquet"])
+
+
+def test_columns_of_saved_datasets(here):
+    datasets = pytest.importorskip("datasets")
+    raw = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}, {"bytes": png(1), "path": None}]
+    datasets.Dataset.from_dict({"image": rows}, features=raw).save_to_disk("raw")
+    datasets.Dataset.from_dict({"blob": [png(0), png(1)], "text": ["a", "b"]}).save_to_disk("blob")
+    lists = datasets.Features({"images": datasets.List(datasets.Image())})
+    datasets.Dataset.from_dict({"images": [rows[:1]]}, features=lists).save_to_disk("lists")
+    assert [len(value) for value in read_all(Listing(["blob"], column="blob")).values()] == [189, 189]
+    found = read_all(Listing(["raw"]))
+    assert found["0"] == read_photo("x", png(0)).tobytes()
+    assert "not an image" in found["1"]
+    for folder, column in (("lists", "images"), ("blob", "text")):
+        with pytest.raises(PhotoError, match=f"column {column} holds no images"):
+            Listing([folder], column=column)

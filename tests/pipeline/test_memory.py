@@ -1,0 +1,72 @@
+"""The gate that bounds the pixels which are decoded ahead."""
+
+import threading
+import time
+
+import pytest
+
+from regiontok.pipeline import Listing, Photo, Reader, make_rows
+from regiontok.pipeline.memory import PixelGate
+from regiontok.pipeline.work import Work
+from tests.pipeline.test_listing import draw
+
+
+def test_the_oldest_batch_is_let_through_and_later_ones_wait():
+    gate, entered = PixelGate(100), []
+
+    def enter(batch, pixels):
+        gate.enter(batch, pixels)
+        entered.append(batch)
+
+    enter(0, 1000)  # however large
+    waiting = threading.Thread(target=enter, args=(1, 10))
+    waiting.start()
+    time.sleep(0.1)
+    assert entered == [0]
+    gate.leave(0)
+    waiting.join(5)
+    assert entered == [0, 1]
+
+
+def test_a_gate_that_is_closed_lets_everybody_through():
+    gate = PixelGate(100)
+    gate.enter(0, 1000)
+    waiting = threading.Thread(target=gate.enter, args=(1, 10))
+    waiting.start()
+    gate.close()
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("limit", [1, 200, 10**9])
+def test_a_run_holds_no_more_pixels_than_its_oldest_batch_and_the_limit(tmp_path, monkeypatch, limit):
+    for number in range(24):
+        draw(tmp_path / f"{number:02d}.png", number, size=(10, 10))
+    monkeypatch.setattr("regiontok.pipeline.run.PixelGate", lambda: PixelGate(limit))
+    held, most, lock = set(), [], threading.Lock()
+
+    class Hold(Work):
+        kind = "masks"
+        lanes = 2
+
+        def describe(self):
+            return {}
+
+        def read(self, reader: Reader, photo: Photo):
+            reader.read(photo)
+            with lock:
+                held.add(photo.key)
+                most.append(len(held))
+            return photo.key
+
+        def make(self, keys, items):
+            time.sleep(0.005)
+            with lock:
+                held.difference_update(keys)
+            raise RuntimeError("no rows")
+
+    listing = Listing([tmp_path])
+    made = list(make_rows(listing, listing, Hold(), batch=3, workers=4, shard_size=1000))
+    assert sum(len(one.failures) for one in made) == 24
+    if limit < 1000:
+        assert max(most) <= 3 + limit // 100 + 3  # the oldest batch, what the limit allows, one that has just ended
