@@ -272,8 +272,8 @@ class TarImages(Container):
                     stamp = Stamp(member.size, int(member.mtime * 1_000_000))
                     yield Entry(f"{self.named}#{member.offset_data}:{member.size}", f"{file}/{name}", stamp)
                 stream.seek(archive.offset)
-                if not stream.read(1):  # a tar ends with blocks of zeros
-                    raise tarfile.ReadError("the tar has no end")
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without an error
+                    raise tarfile.ReadError("it ends early or is damaged")
         except Exception as error:  # a client's errors, and those of damaged files, are of all kinds
             yield Entry(f"{self.named}#!the tar cannot be read after {last} ({error})", file)
 
