@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -48,6 +48,7 @@ class MaskFiles:
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".npz", ".npy", *_MAPS)
+    _what: ClassVar[str] = "masks"
 
     def __init__(
         self, folder: str | Path, *, ignore: int | Sequence[int] = (), replace: Sequence[str] | None = None
@@ -83,8 +84,11 @@ class MaskFiles:
                 )
             if files:
                 return files[0]
+            if path in candidates and path.is_file():
+                raise MissingKeyError(f"{path} is the photo itself. Name the folder of its {self._what}.")
         raise MissingKeyError(
-            f"{self.folder} has no masks of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched by name."
+            f"{self.folder} has no {self._what} of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched by "
+            "name."
         )
 
     def __contains__(self, key: object) -> bool:
@@ -114,7 +118,8 @@ class MaskFiles:
             if file.suffix == ".json":
                 return _from_json(json.loads(file.read_bytes()), size)
             if file.suffix in (".npz", ".npy"):
-                return self._from_arrays(file)
+                with file.open("rb") as stream:  # numpy leaves a damaged file open
+                    return self._from_arrays(stream)
             with Image.open(file) as image:
                 one_frame(image)
                 return MaskSet.from_labels(image, ignore=self.ignore)
@@ -125,9 +130,9 @@ class MaskFiles:
         except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
             raise CheckpointError(str(explain_photo(str(file), error))) from error
 
-    def _from_arrays(self, file: Path) -> MaskSet:
+    def _from_arrays(self, stream: BinaryIO) -> MaskSet:
         """Masks in a file of NumPy, which is never unpickled."""
-        loaded = np.load(file, allow_pickle=False)
+        loaded = np.load(stream, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return self._from_array(loaded)
         with loaded:
@@ -161,6 +166,7 @@ class LabelMaps(MaskFiles):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = _MAPS
+    _what: ClassVar[str] = "label map"
 
 
 def _from_json(value: Any, size: Size | None) -> MaskSet:
@@ -172,4 +178,13 @@ def _from_json(value: Any, size: Size | None) -> MaskSet:
         value = value["annotations"]
     if not isinstance(value, list | Mapping):
         raise CheckpointError(f"it must be a list of records; got {type(value).__name__}.")
-    return MaskSet.from_coco([], size=size) if value == [] and size is not None else MaskSet.of(value, size=size)
+    if value == [] and size is not None:
+        return MaskSet.from_coco([], size=size)
+    records = value["annotations"] if isinstance(value, Mapping) else value
+    has_size = isinstance(records, list) and any(_is_rle(record) for record in records)
+    return MaskSet.of(value, size=None if has_size else size)
+
+
+def _is_rle(record: Any) -> bool:
+    """Return whether a record has its masks as run lengths, which come with the image's size."""
+    return isinstance(record, Mapping) and isinstance(record.get("segmentation", record), Mapping)

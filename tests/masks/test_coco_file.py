@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from regiontok.cli import main
-from regiontok.errors import CheckpointError
+from regiontok.errors import CheckpointError, MissingKeyError, ValueRangeError
 from regiontok.masks import CocoMasks, LabelMaps
 from regiontok.store import MaskStore
+from tests.pipeline.test_listing import draw
 
 HALF = [[0.0, 0.0, 24.0, 0.0, 24.0, 32.0, 0.0, 32.0]]
 
@@ -174,7 +175,7 @@ def test_photos_that_share_annotations_or_are_of_another_size_fail_by_name(here,
     assert "more/a.png: a.png is of photos/a.png already. Photos need names that tell them apart" in told
     assert "empty.png: masks in instances.json are of a photo of 32 x 48; this one is of 30 x 30." in told
     assert list(MaskStore("m")) == ["photos/a.png", "sub/b.png"]
-    assert main(["masks", "maps/a.png", "--label-maps", "maps", "--out", "n"]) == 1
+    assert main(["masks", "maps/a.png", "--label-maps", "maps", "--out", "n"]) == 2
     assert "is the photo itself" in capsys.readouterr().err
 
 
@@ -188,7 +189,7 @@ def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
     if orientation == 6:
         assert main(arguments) == 1
         assert "It is turned by its EXIF orientation: try --stored-pixels" in capsys.readouterr().err
-    assert main([*arguments, "--stored-pixels", "--retry-failed"]) == 0
+    assert main([*arguments, "--stored-pixels", "--overwrite"]) == 0
     mask = MaskStore("m")["a.jpg"].masks()[0]
     shown = mask[:, 24:] if orientation == 3 else mask[:24]
     assert (mask.sum(), shown.all()) == (24 * 32, True)
@@ -246,7 +247,8 @@ def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
         (here / folder / "ulm").mkdir()
         (here / folder / "a.png").rename(here / folder / "ulm" / f"ulm_0_{suffix}.png")
     arguments = ["masks", "photos/ulm", "--label-maps", "maps", "--ignore", "0", "255", "--out", "m"]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
+    assert "none of the images has annotations in maps" in capsys.readouterr().err
     assert main([*arguments, "--replace", "_leftImg8bit", "_gtFine_labelIds", "--overwrite"]) == 0
     assert MaskStore("m")["ulm_0_leftImg8bit.png"].ids.tolist() == [7]
 
@@ -263,7 +265,7 @@ def test_two_images_of_one_id_are_refused(here):
     data = json.loads((here / "instances.json").read_text())
     data["images"][1]["id"] = 0
     (here / "i.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="two images of id 0, a.png and sub/b.png: whose its annotations are"):
+    with pytest.raises(CheckpointError, match="two images of id 0, a.png and sub/b.png, so that their"):
         CocoMasks("i.json")
     data["images"][1] = data["images"][0]  # the same one twice says nothing new
     (here / "i.json").write_text(json.dumps(data))
@@ -279,3 +281,68 @@ def test_categories_may_be_called_anything(here):
 
 def test_a_name_of_which_nothing_is_left_stays_as_it_is(here):
     assert LabelMaps("maps", replace=("a", "")).find("photos/a.png").name == "a.png"
+
+
+SQUARE = [[0, 0, 4, 0, 4, 4, 0, 4]]
+
+
+def annotated(path, images, segmentations):
+    """A file of images ``(id, name)`` and one annotation ``(image id, segmentation)`` each."""
+    entries = [{"id": number, "file_name": name, "height": 6, "width": 8} for number, name in images]
+    annotations = [
+        {"id": number, "image_id": image, "segmentation": segmentation}
+        for number, (image, segmentation) in enumerate(segmentations)
+    ]
+    path.write_text(json.dumps({"images": entries, "annotations": annotations}))
+    return path
+
+
+def test_an_image_under_several_ids_is_an_error_or_chosen(tmp_path):
+    file = annotated(
+        tmp_path / "c.json", [(1, "a.jpg"), (2, "a.jpg"), (3, "b.jpg")], [(1, SQUARE), (2, SQUARE), (2, SQUARE)]
+    )
+    with pytest.raises(CheckpointError, match=r"1 images under several ids, such as a.jpg under 1, 2. .*--duplicates"):
+        CocoMasks(file)
+    assert [len(CocoMasks(file, duplicates=choice)["a.jpg"]) for choice in ("merge", "first")] == [3, 1]
+    with pytest.raises(ValueRangeError, match="duplicates must be one of"):
+        CocoMasks(file, duplicates="last")
+
+
+def test_names_of_windows_tools(tmp_path):
+    names = [(1, "..\\..\\media\\4\\a.jpg"), (2, "C:\\data\\b.jpg"), (3, "./sub\\c.jpg")]
+    file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (2, SQUARE), (3, SQUARE)])
+    masks = CocoMasks(file)
+    for key in ("media/4/a.jpg", "/x/media/4/a.jpg", "data/b.jpg", "/y/sub/c.jpg", "b.jpg"):
+        assert len(masks[key]) == 1
+    with pytest.raises(
+        MissingKeyError, match=r"has no image photos/b.jpg. It has C:\\data\\b.jpg, in another folder: .*--match name"
+    ):
+        masks.find("photos/b.jpg")
+    with pytest.raises(MissingKeyError, match=r"Its nearest name is C:\\data\\b.jpg"):
+        masks.find("photos/bb.jpg")
+    assert len(CocoMasks(file, match="name")["photos/b.jpg"]) == 1
+    twice = annotated(tmp_path / "d.json", [(1, "x/a.jpg"), (2, "y/a.jpg")], [])
+    with pytest.raises(CheckpointError, match="has 2 images of that name"):
+        CocoMasks(twice, match="name").find("a.jpg")
+
+
+def test_empty_segmentations_are_left_out_whatever_their_form(tmp_path):
+    empty = [[], [[]], [[], []], {}, None]
+    file = annotated(tmp_path / "c.json", [(1, "a.jpg")], [(1, one) for one in [*empty, SQUARE]])
+    masks = CocoMasks(file)
+    assert masks.bare == [0, 1, 2, 3, 4]
+    assert len(masks["a.jpg"]) == 1
+
+
+def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate("abc"):
+        draw(tmp_path / "photos" / f"{name}.jpg", number, size=(8, 6))
+    annotated(tmp_path / "c.json", [(1, "a.jpg"), (2, "b.jpg")], [(1, SQUARE)])
+    assert main(["masks", "photos", "--coco", "c.json", "--out", "m"]) == 0
+    store = MaskStore("m")
+    assert [len(store[f"{name}.jpg"]) for name in "abc"] == [1, 0, 0]
+    assert not store.failures
+    assert "2 images have no masks. --missing GENERATOR" in capsys.readouterr().err
+    assert main(["masks", "photos", "--coco", "c.json", "--missing", "felzenszwalb", "--out", "n"]) == 0
+    assert all(len(masks) for masks in MaskStore("n").values())
