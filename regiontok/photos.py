@@ -62,6 +62,8 @@ def read_photo(
             if admit is not None:
                 admit(image.width * image.height)
             return as_rgb(image, bits=bits)
+    except UserWarning:  # the caller has made warnings errors
+        raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise explain_photo(str(path), error) from error
 
@@ -81,6 +83,7 @@ def as_rgb(image: Image.Image, *, bits: int | None = None) -> Image.Image:
             f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo."
         )
     one_frame(image)
+    name = getattr(image, "filename", None) or "an image"
     wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps 8 of 16 bits of a colour
     image.load()  # a file cut short must show here, not be taken for a damaged EXIF block
     with contextlib.suppress(Exception):  # a damaged EXIF block, for which Pillow raises all kinds, is not the pixels
@@ -91,8 +94,8 @@ def as_rgb(image: Image.Image, *, bits: int | None = None) -> Image.Image:
         raise PhotoError("its pixels are floating point and do not say what white is. Convert it to 8 bits first.")
     elif wide and 0 < np.asarray(image.convert("RGB")).max() < 16:
         warnings.warn(
-            f"{getattr(image, 'filename', None) or 'an image'}: its colours of 16 bits are all below a sixteenth of "
-            "full brightness, as those of 12 bits are. If they are, scale them to 16 bits.",
+            f"{name}: its colours of 16 bits are all below a sixteenth of full brightness, as those of 12 bits are. If "
+            "they are, scale them to 16 bits.",
             stacklevel=2,
         )
     if image.has_transparency_data:

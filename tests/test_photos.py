@@ -179,17 +179,6 @@ def test_what_is_not_a_photo_is_refused(photos, error, message):
         as_photos(photos)
 
 
-def test_pictures_of_12_bits_in_files_of_16_come_at_full_brightness(tmp_path):
-    values = np.linspace(0, 4095, 4 * 256).reshape(4, 256).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "grey.tif")
-    read = np.asarray(read_photo(tmp_path / "grey.tif"))
-    assert (read.min(), read.max()) == (0, 255)
-    np.testing.assert_array_equal(read[..., 0], (values / 4095 * 255).round())
-    np.testing.assert_array_equal(np.asarray(as_photos(values)[0]), read)
-    Image.fromarray(values * 16).save(tmp_path / "wide.png")
-    assert np.abs(np.asarray(read_photo(tmp_path / "wide.png"))[..., 0].astype(int) - read[..., 0]).max() <= 1
-
-
 def png_of_16_bits(path, values):
     """RGB of 16 bits, which Pillow reads and does not write."""
     height, width, _ = values.shape
@@ -201,13 +190,13 @@ def png_of_16_bits(path, values):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
 
 
-def test_colours_of_12_bits_in_16_are_told_and_not_read_as_black(tmp_path):
+def test_dark_colours_of_16_bits_are_a_warning_and_no_error(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (8, 8, 3))
     png_of_16_bits(tmp_path / "dark.png", values)
-    with pytest.raises(
-        PhotoError, match="dark.png: its colours of 16 bits are all below a sixteenth of full brightness"
+    with pytest.warns(
+        UserWarning, match="dark.png: its colours of 16 bits are all below a sixteenth of full brightness"
     ):
-        read_photo(tmp_path / "dark.png")
+        assert read_photo(tmp_path / "dark.png").size == (8, 8)
     png_of_16_bits(tmp_path / "full.png", values * 16)
     assert np.asarray(read_photo(tmp_path / "full.png")).max() > 200
     png_of_16_bits(tmp_path / "black.png", values * 0)
@@ -242,3 +231,35 @@ def test_threads_refuse_bombs_as_one_does(tmp_path, monkeypatch):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, range(400))) == [(8, 8), True] * 200
+
+
+def test_brightness_of_16_bits_depends_on_no_single_pixel():
+    dark = np.full((8, 8), 2000, np.uint16)
+    bright = dark.copy()
+    bright[0, 0] = 5000
+    for values in (dark, bright):
+        assert np.asarray(as_rgb(Image.fromarray(values)))[4, 4].tolist() == [8, 8, 8]  # 2000 / 65535 of 255
+        assert np.asarray(as_photos(values)[0])[4, 4].tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_the_bits_of_greyscale_images_are_given(tmp_path, bits):
+    white = 2**bits - 1
+    Image.fromarray(np.array([[0, white // 2, white]], np.uint16)).save(tmp_path / "a.png")
+    grey = np.asarray(read_photo(tmp_path / "a.png", bits=bits))[0, :, 0]
+    assert grey[0] == 0
+    assert grey[1] in (127, 128)
+    assert grey[2] == 255
+
+
+def test_greyscale_beyond_its_bits_is_an_error(tmp_path):
+    Image.fromarray(np.array([[0, 4096]], np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match="go from 0 to 4096, beyond 12 bits. Give as many bits as it has"):
+        read_photo(tmp_path / "a.png", bits=12)
+
+
+def test_pixels_are_admitted_before_they_are_decoded(tmp_path):
+    red.save(tmp_path / "a.png")
+    seen = []
+    read_photo(tmp_path / "a.png", admit=seen.append)
+    assert seen == [red.width * red.height]

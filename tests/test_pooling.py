@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regiontok import CrossAttnPool, MeanPool, Regions, UnionFindClusterer
+from regiontok import CrossAttnPool, MeanPool, Regionizer, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.conftest import TOLERANCES, assert_close, random_labels, smooth_features
 from tests.references import attend, mean_pool
@@ -243,3 +243,35 @@ def test_every_weight_is_used_through_its_modules_call(regions):
 def test_a_number_of_heads_beyond_the_dimension_is_told_at_once():
     with pytest.raises(ValueRangeError, match="Try num_heads=8"):
         CrossAttnPool(8, 10**20)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_the_mean_has_a_second_derivative(overlapping):
+    masks = torch.rand(4, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    regions = (
+        Regions.from_masks([masks]) if overlapping else Regions.from_labels(torch.arange(12).reshape(1, 3, 4) // 3)
+    )
+    features = torch.randn(1, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    mean = MeanPool()
+    assert torch.autograd.gradcheck(lambda x: mean(x, regions).values, features)
+    assert torch.autograd.gradgradcheck(lambda x: mean(x, regions).values.square(), features)
+
+
+def test_tensors_without_values_are_named():
+    regionizer, x = Regionizer(pool="mean"), torch.randn(1, 4, 4, 8)
+    with pytest.warns(UserWarning, match="nested tensors is in prototype"):
+        nested = torch.nested.nested_tensor([x[0], x[0]])
+    for wrong, message in (
+        (x.to("meta"), "must have values; got a tensor on the meta device"),
+        (x.to_sparse(), "must be a dense tensor; got layout torch.sparse_coo"),
+        (nested, "got a nested tensor"),
+        (x.to(torch.float8_e4m3fn), "must be floating point; got torch.float8_e4m3fn"),
+    ):
+        with pytest.raises(DTypeError, match=message):
+            regionizer(wrong)
+    for transform in (
+        torch.func.grad(lambda z: regionizer(z).values.sum()),
+        torch.vmap(lambda z: regionizer(z[None]).values),
+    ):
+        with pytest.raises(DTypeError, match=r"cannot be inside torch.func"):
+            transform(x)

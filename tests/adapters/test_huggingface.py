@@ -392,7 +392,10 @@ def test_new_weights_start_as_a_regionizer_does(stock, tmp_path, load):
     config = clustered(stock, order="random").config
     if load:
         stock.save_pretrained(tmp_path)
-        model = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, config=config)
+        with pytest.raises(CheckpointError, match="lacks 7 weights"):  # a config alone does not say they are new
+            RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, config=config)
+        regionizer = Regionizer.from_config(config.regiontok)
+        model = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, regionizer=regionizer)
     else:
         model = RegionLlavaForConditionalGeneration(config)
     pool = model.regionizer.pool

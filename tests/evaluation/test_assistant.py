@@ -149,7 +149,7 @@ def test_folders_of_region_models_and_of_stock_models(tmp_path, china):
     with pytest.raises(CheckpointError, match="holds no processor beside its model: "):
         Assistant.load(tmp_path / "region")
     (tmp_path / "region" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="its weights cannot be had: "):
+    with pytest.raises(CheckpointError, match="its weights cannot be loaded: "):
         load_model(tmp_path / "region")
     with pytest.raises(CheckpointError, match="holds no model of transformers: .* Give a folder that save_pretrained"):
         load_model(tmp_path / "nothing")

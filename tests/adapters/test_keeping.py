@@ -1,0 +1,226 @@
+"""Weights and options of the Regionizer are kept, whatever wraps, saves or loads a region model; see FOUND's A8 to A13."""
+
+import json
+
+import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, get_peft_model
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from regiontok import CrossAttnPool, Regionizer
+from regiontok.adapters.huggingface import image_embeddings, load_model, vllm_request, with_regions, without_regions
+from regiontok.adapters.llava import add_regions, load_regions
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from regiontok.evaluation.assistant import Assistant, Question
+from tests.adapters.test_llava import IMAGES, Llava
+from tests.conftest import assert_close
+from tests.families import CASES
+from tests.processors import PROCESSORS, TEMPLATE, placeholder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft calls it
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+NAMES = ["LLaVA-1.5", "Qwen3-VL", "InternVL", "Gemma 3"]
+
+
+def region_model(name, **options):
+    """A region model whose pool is trained."""
+    stock = CASES[name].make()
+    dim = with_regions(stock, Regionizer(pool="mean")).patch_dim
+    model = with_regions(stock, Regionizer(**{"dim": dim, "num_heads": 4, "num_regions": 6} | options))
+    if isinstance(model.regionizer.pool, CrossAttnPool):
+        nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
+    return model.eval()
+
+
+def logits(model, name):
+    with torch.no_grad():
+        return model(**CASES[name].inputs()).logits
+
+
+WRAPPERS = {
+    "LoRA": LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False),
+    "DoRA": LoraConfig(target_modules="all-linear", r=4, use_dora=True),
+    "LoHa": LoHaConfig(target_modules="all-linear", r=4, init_weights=False),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_of_all_linear_layers_leave_the_pool_alone(name, wrapper):
+    model = region_model(name)
+    wrapped = get_peft_model(model, WRAPPERS[wrapper]).eval()
+    assert not [
+        key for key, _ in wrapped.named_parameters() if "regionizer" in key and ("lora" in key or "hada" in key)
+    ]
+    before = logits(wrapped, name)
+    assert_close(logits(wrapped.merge_and_unload(), name), before)
+
+
+def test_a_pool_survives_what_replaces_linear_layers_in_the_middle_of_a_run():
+    model = region_model("LLaVA-1.5")
+    before = logits(model, "LLaVA-1.5")
+
+    class Replaced(nn.Module):
+        """Takes ``(n, dim)`` alone, as the layers of quantisers and engines do."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, values):
+            return self.inner(values)
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, Replaced(child))
+    assert torch.equal(logits(model, "LLaVA-1.5"), before)
+
+
+def test_the_pool_has_the_names_of_linear_layers():
+    names = set(CrossAttnPool(8, 2).state_dict())
+    assert names == {f"{part}.{kind}" for part in ("query", "key", "value", "out") for kind in ("weight", "bias")} - {
+        "key.bias"
+    }
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_folder_that_lost_the_pool_is_refused(name, tmp_path):
+    region_model(name).save_pretrained(tmp_path / "a")
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")  # as a merge does
+    for load in (load_model, type(region_model(name)).from_pretrained):
+        with pytest.raises(CheckpointError, match="lacks 7 weights of the Regionizer that its config describes"):
+            load(tmp_path / "b")
+    model, report = type(region_model(name)).from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.regionizer.pool.out.weight.any()
+
+
+def test_a_folder_with_a_pool_that_its_config_does_not_have_is_refused(tmp_path):
+    region_model("LLaVA-1.5").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["regiontok"] |= {"pool": "mean"}
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has unexpected 7 weights of the Regionizer"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"pool": "mean", "norm": "none"}, {"dim": 32, "num_heads": 2}])
+def test_the_regionizer_that_is_there_is_saved(tmp_path, options):
+    model = region_model("LLaVA-1.5", num_regions=3)
+    model.regionizer = Regionizer(num_regions=8, **options)
+    for parameter in model.regionizer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.regionizer.config == model.regionizer.config
+    assert torch.equal(logits(loaded, "LLaVA-1.5"), logits(model, "LLaVA-1.5"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_inner_model_rejects_pixels_and_the_stock_models_does_not(name):
+    case = CASES[name]
+    stock = case.make()
+    model = with_regions(stock, Regionizer(pool="mean", num_regions=8))
+    given = case.inputs()
+    with pytest.raises(ValueRangeError, match="inner model of a region model, which makes no regions"):
+        model.model(**given)
+    whole = given | case.for_stock(given)
+    for other in (stock, without_regions(model)):
+        assert other.model(**whole).last_hidden_state.shape[0] == len(given["input_ids"])
+    model(**given)
+
+
+def test_a_loaded_model_has_the_guard_and_a_copy_keeps_it(tmp_path):
+    region_model("LLaVA-1.5").save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    given = CASES["LLaVA-1.5"].inputs()
+    for model in (loaded, with_regions(loaded, loaded.regionizer)):
+        with pytest.raises(ValueRangeError, match="inner model of a region model"):
+            model.model(**given)
+        with pytest.raises(ValueRangeError, match="inner model of a region model"):
+            model.model(given["input_ids"], given["pixel_values"])
+
+
+def test_options_of_the_hub_reach_the_config(tmp_path):
+    region_model("LLaVA-1.5").save_pretrained(tmp_path / "deep")
+    assert load_model(tmp_path, subfolder="deep").regionizer.pool.out.weight.any()
+
+
+@pytest.mark.parametrize("damage", ["junk", "cut", "heads", "list", "config"])
+def test_damaged_folders_are_named(tmp_path, damage):
+    region_model("LLaVA-1.5").save_pretrained(tmp_path)
+    weights, file = tmp_path / "model.safetensors", tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    if damage == "junk":
+        weights.write_bytes(b"junk")
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "heads":
+        file.write_text(json.dumps(config | {"regiontok": config["regiontok"] | {"num_heads": 5}}))
+    elif damage == "list":
+        file.write_text(json.dumps(config | {"regiontok": [1]}))
+    else:
+        file.write_text("{broken")
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["mm_projector.bin", "model.safetensors"])
+def test_damaged_weights_of_llava_are_named(tmp_path, file):
+    model = Llava()
+    add_regions(model, Regionizer(pool="mean"))
+    (tmp_path / file).write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=f"{file} is damaged or holds no weights"):
+        load_regions(model, tmp_path)
+
+
+def test_what_llava_sees_is_restored_after_a_nested_call():
+    model = Llava()
+    projector = add_regions(model, Regionizer(pool="mean", num_regions=5))
+    with projector.seeing(num_regions=3):
+        with projector.seeing(num_regions=2):
+            assert len(model.encode_images(IMAGES)[0]) == 2
+        assert len(model.encode_images(IMAGES)[0]) == 3
+    assert len(model.encode_images(IMAGES)[0]) == 5
+
+
+def test_paligemma_attends_and_generates_with_one_mask():
+    processor = PROCESSORS["PaliGemma"]()
+    processor.chat_template = TEMPLATE.replace("IMAGE", placeholder("PaliGemma", processor))
+    assistant = Assistant(region_model("PaliGemma", pool="mean", dim=None), processor)
+    image = Image.new("RGB", (64, 64))
+    questions = [Question("w5", [image]), Question("w5 w6 w7", [image])]
+    attention = assistant.attend(questions, [[7, 8], [9]])
+    assert all(weights.isfinite().all() for weights in attention.weights)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_images": 3}, "num_images must have a number per sample; got 3"),
+        ({"pixel_values": [1]}, "pixel_values must be a tensor, as the processor returns it; got list"),
+    ],
+)
+def test_inputs_of_other_types_are_named(more, message):
+    with pytest.raises(DTypeError, match=message):
+        region_model("LLaVA-1.5")(**CASES["LLaVA-1.5"].inputs() | more)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("LLaVA-1.5", True), ("InternVL", True), ("LLaVA-NeXT", False)])
+def test_vllm_requests_of_several_counts(name, refused):
+    model = region_model(name, pool="mean", dim=None)
+    processor = PROCESSORS[name]()
+    images = [torch.full((56, 56, 3), value, dtype=torch.uint8).numpy() for value in (10, 200)]
+    embeddings = image_embeddings(model, processor, images, num_regions=[2, 4])
+    text = embeddings[0].placeholder[0]
+    if not refused:
+        assert len(vllm_request(f"{text} {text}", embeddings)["multi_modal_data"]["image"]) == 2
+        return
+    with pytest.raises(ShapeError, match=r"of one count per prompt; got \[2, 4\]"):
+        vllm_request(f"{text} {text}", embeddings)
