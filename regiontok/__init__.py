@@ -102,7 +102,7 @@ _MODULES = {
     "save_tokens": "token_files",
     "split_regions": "splitting",
 }
-"""The module of each name; the other names of ``__all__`` are modules."""
+"""The module of each name but ``encoders`` and ``masks``, which are modules themselves."""
 
 
 def __getattr__(name: str) -> Any:
@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Any:
         value: Any = importlib.import_module("importlib.metadata").version("regiontok")
     elif name in _MODULES:
         value = getattr(importlib.import_module(f"regiontok.{_MODULES[name]}"), name)
-    elif name in __all__:
+    elif name in ("encoders", "masks"):
         value = importlib.import_module(f"regiontok.{name}")
     else:
         raise AttributeError(f"module 'regiontok' has no attribute {name!r}")

@@ -27,7 +27,7 @@ class ValueRangeError(RegiontokError, ValueError):
     """A number, name or combination of options lies outside what is allowed."""
 
 
-class UnknownOptionError(RegiontokError, TypeError):
+class UnknownOptionError(RegiontokError, ValueError, TypeError):
     """An option of that name does not exist."""
 
 

@@ -386,3 +386,56 @@ def test_pictures_without_colours_are_not_told_of_colours():
         assert "panoptic" not in str(caught.value)
     with pytest.raises(ShapeError, match=r"A single map of a batch is labels\[0\]"):
         MaskSet.from_labels(np.ones((1, 4, 4), int))
+
+
+@pytest.mark.parametrize("crowd", [0, 0.0, False, "0", None, np.int64(0), np.False_])
+def test_crowds_of_tables_are_numbers_and_not_truth_values(crowd):
+    annotation = {"segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
+    assert len(MaskSet.from_coco([annotation], size=(4, 4), iscrowd="drop")) == 1
+
+
+@pytest.mark.parametrize("crowd", [1, 1.0, True, "1", np.int64(1)])
+def test_crowds_are_dropped(crowd):
+    annotation = {"segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
+    assert len(MaskSet.from_coco([annotation], size=(4, 4), iscrowd="drop")) == 0
+
+
+@pytest.mark.parametrize("crowd", ["no", "false", "", 2, np.array([0, 1]), [0]])
+def test_other_values_of_iscrowd_are_named(crowd):
+    annotation = {"id": 7, "segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
+    with pytest.raises(DTypeError, match=r"mask 0 \(annotation 7\): iscrowd must be 0 or 1"):
+        MaskSet.from_coco([annotation], size=(4, 4), iscrowd="drop")
+
+
+def test_masked_entries_are_in_no_mask():
+    labels = np.ma.array(np.array([[1, 5, 5]], np.uint8), mask=[[0, 0, 1]])
+    masks = MaskSet.from_labels(labels)
+    assert (masks.ids.tolist(), masks.areas().tolist()) == ([1, 5], [1, 1])
+    assert type(masks.ids) is np.ndarray
+    dense = np.ma.array([[[True, True]]], mask=[[[0, 1]]])
+    assert MaskSet.from_masks(dense).areas().tolist() == [1]
+    assert MaskSet.from_masks([dense[0]]).areas().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: MaskSet.from_labels(np.array([[1, 5]]), ignore=None), DTypeError, "ignore must be a label or a list of labels"),
+        (lambda m: m.upright(np.array([6, 6])), ValueRangeError, "orientation must be one of"),
+        (lambda m: MaskSet.on_grid(np.array([[["a"]]])), DTypeError, "coverage must be numbers; got an array of <U1"),
+        (lambda m: MaskSet.from_labels(torch.tensor([[1, 5]]).to_sparse()), DTypeError, "must be a dense tensor"),
+        (lambda m: MaskSet.from_labels(torch.zeros(2, 2, dtype=torch.int64, device="meta")), DTypeError, "must have values"),
+        (lambda m: m.select(np.zeros(0, bool)), ValueRangeError, "bool must have one entry per mask"),
+    ],
+)  # fmt: skip
+def test_small_errors_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(MaskSet.from_labels(np.array([[1, 5]])))
+    assert MaskSet.from_labels(np.array([[1, 5]]), ignore=torch.tensor(1)).ids.tolist() == [5]
+
+
+def test_sa_1b_is_known_and_its_whole_file_is_no_annotation():
+    whole = {"image": {"height": 4, "width": 4}, "annotations": [{"segmentation": [[0, 0, 4, 0, 0, 4]]}]}
+    assert MaskSet.of(whole).size == (4, 4)
+    with pytest.raises(DTypeError, match="a whole file of SA-1B"):
+        MaskSet.from_coco(whole)

@@ -425,3 +425,8 @@ def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
     expected, _ = encoder.preprocess(china)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         assert torch.equal(encoder.to(dtype).preprocess(china)[0], expected)
+
+
+def test_an_input_beyond_this_machines_memory_is_refused():
+    with pytest.raises(ValueRangeError, match=r"img_size must fit into memory; got 100000 x 100000 pixels, which take"):
+        encoders.load("pixels", img_size=100_000)

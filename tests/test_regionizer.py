@@ -555,3 +555,16 @@ def test_a_full_disk_is_told_and_leaves_no_part(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "x/regionizer.safetensors cannot be written (File too large). []\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_region": 4}, UnknownOptionError, "no option 'num_region'. Did you mean 'num_regions'"),
+        ({"threshold": 10**400}, ValueRangeError, r"threshold must be in \[-1, 1\]; got 1000"),
+        ({"source": np.array(["clustering", "patch"])}, ValueRangeError, "source must be one of 'clustering'"),
+    ],
+)
+def test_options_that_are_wrong_in_odd_ways_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        Regionizer(pool="mean", **options)

@@ -633,3 +633,28 @@ def test_every_rule_is_run_at_every_count():
     for count, seeds in equal_tokens.SEEDS.items():
         for linkage in ("centroid", "average", "ward"):
             assert sum(one[1] == {"linkage": linkage, "num_regions": count} for one in runs) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ("[[1]]", "entry 0 must be an object; got list"),
+        ("[null]", "entry 0 must be an object; got NoneType"),
+        ('[{"id": 1, "conversations": ["hi", "there"]}]', "sample 1: its conversations must be a list of objects"),
+        ('[{"id": 1, "conversations": {"a": 1}}]', "sample 1: its conversations must be a list of objects"),
+        (
+            '[{"id": 1, "image": 5, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]',
+            "image must be a file name",
+        ),
+        (
+            '[{"id": 1, "image": [null], "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]',
+            "image must be a file name",
+        ),
+    ],
+)
+def test_odd_json_is_named(tmp_path, text, message):
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(conversations.DataError, match=message):
+        list(map(conversations.read_turns, conversations.read_entries(tmp_path / "q.json")))

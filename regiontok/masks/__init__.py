@@ -74,7 +74,7 @@ def load(
     """Load a mask generator by name.
 
     Args:
-        name: One of `GENERATORS`.
+        name: One of ``GENERATORS``.
         model: A model's name on the hub, or a folder that ``save_pretrained`` wrote; for ``sam2-package`` also one of
             its own checkpoints, such as ``sam2.1_hiera_large.pt``. By default SAM 2.1 large.
         pretrained: Fetch the weights; with False they are random.

@@ -103,7 +103,7 @@ class TokenStore(Store[RegionTokens]):
         return RegionTokens(torch.from_numpy(values), regions)
 
     def check(self, key: str | PurePath) -> None:
-        """Read a row in full, and check that its tokens are finite; see `Store.check`."""
+        """Read a row in full, and check that its tokens are finite."""
         tokens = self[key]
         if not tokens.values.isfinite().all():
             raise CheckpointError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")

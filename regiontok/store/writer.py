@@ -45,7 +45,7 @@ class StoreWriter:
         mixed: Take rows that were made by other options than those of the store.
         overwrite: Remove what the store has, first.
         locked: Acquire the writer's lock. Set to False if the caller already holds it.
-        generation: Of two rows of a key the one of the higher generation counts; `Known.generation` has the highest.
+        generation: Of two rows of a key the one of the higher generation counts; ``keys_in`` returns the highest.
 
     Raises:
         OutputError: A place that cannot be written to, a file in its place, or another writer.

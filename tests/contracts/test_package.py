@@ -42,7 +42,7 @@ def imported_after(statement):
 def test_import_loads_no_optional_package():
     assert (
         imported_after(
-            "import regiontok, regiontok.encoders, regiontok.viewing, regiontok.masks, regiontok.cli, regiontok.adapters.llava, regiontok.evaluation.pixcv, regiontok.evaluation.benchmarks"
+            "import regiontok, regiontok.viewing, regiontok.cli.tokenize, regiontok.cli.figures, regiontok.cli.masks, regiontok.cli.evaluate, regiontok.cli.focus, regiontok.adapters.llava, regiontok.evaluation.benchmarks; [getattr(regiontok, name) for name in regiontok.__all__]"
         )
         == []
     )

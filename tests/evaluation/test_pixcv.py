@@ -396,3 +396,10 @@ def test_dense_and_rle_targets_agree():
     one = MaskSet.from_masks(mask[None]).to_coco()
     np.testing.assert_array_equal(Objects.mask(one, (60, 80)), mask)
     assert torch.equal(MaskSet.from_coco(one).masks()[0], torch.from_numpy(mask))
+
+
+def test_lines_of_questions_end_at_newlines_alone(tmp_path):
+    write_jsonl(tmp_path, [question("a.jpg", 0, prompt="w1\u2028w2")])
+    file = tmp_path / "test_2d.jsonl"
+    file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False), encoding="utf-8")
+    assert len(list(read_questions(file, tmp_path))) == 1

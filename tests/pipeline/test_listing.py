@@ -234,3 +234,14 @@ def test_keys_below_a_folder_are_the_keys(folders, folder):
     base = folder.rstrip("/")
     for address in (f"{base}/x.jpg", f"{base}/b/x.jpg", f"{base}/c/d/x.jpg", os.path.abspath(f"{base}/x.jpg")):  # noqa: PTH100
         assert key(address) == roots.key(address)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x7f"])
+def test_lines_of_lists_end_at_newlines_alone(tmp_path, character):
+    for name in ("a.png", f"x{character}y.png"):
+        draw(tmp_path / name)
+    entry = {"image": "a.png", "text": f"one{character}two"}
+    (tmp_path / "l.jsonl").write_bytes(json.dumps(entry, ensure_ascii=False).encode() + b"\r\n")
+    (tmp_path / "l.txt").write_bytes(f"x{character}y.png\r\na.png\n".encode())
+    assert [photo.key for photo in Listing([tmp_path / "l.jsonl"])] == ["a.png"]
+    assert [photo.key for photo in Listing([tmp_path / "l.txt"])] == [f"x{character}y.png", "a.png"]
