@@ -63,7 +63,7 @@ def commands_to_run() -> list[Command]:
     Raises:
         SystemExit: A command of which nothing says what it needs.
     """
-    found: dict[str, Command] = {}
+    found: dict[frozenset[str], Command] = {}
     for entry in read_commands():
         page, _, line = entry.partition(": ")
         if any(re.search(pattern, line) for pattern in EXEMPT):
@@ -71,7 +71,7 @@ def commands_to_run() -> list[Command]:
         if not re.match(r"(regiontok|torchrun .*regiontok|python train\.py)\b", line):
             raise SystemExit(f"{entry}: say in .ci/commands.py what this command needs, or why nothing runs it")
         needs = frozenset(extra for pattern, extra in NEEDS if re.search(pattern, line))
-        found.setdefault(line, Command(page, line, needs))
+        found.setdefault(frozenset(line.split()), Command(page, line, needs))  # once, in whatever order
     return list(found.values())
 
 
@@ -81,7 +81,7 @@ def environments_of(command: Command, closures: dict[str, set[str]]) -> list[str
     If none does, the first pair of `MORE` that does so, or ``train``, which brings most.
     """
     if not command.needs:
-        return [""]
+        return ["", "train"] if command.line == "regiontok env" else [""]
     own = [extra for extra in ENVIRONMENTS if extra in command.needs and command.needs <= closures[extra]]
     pairs = [f"{extra}+{other}" for extra, other in MORE.items() if command.needs <= closures[extra] | closures[other]]
     return own or pairs[:1] or (["train"] if command.needs <= closures["train"] else [])

@@ -133,7 +133,6 @@ def main(folder: Path, wheel: Path) -> int:
                     environment.install(MORE[extra])
                 has = set().union(*(known[part] for part in name.split("+")))
                 some = [command for command in commands if name in places[command]]
-                some = [Command("every page", "regiontok env", frozenset()), *some]
                 print(f"== [{name}] {len(some)} commands, installed in {time.monotonic() - start:.0f} s", flush=True)
                 failed += run_all(environment, name, some, has, Path(work))
                 ran.update(some)

@@ -42,12 +42,15 @@ class View:
         run: Which run of placeholders its tokens stand in; views of one run follow each other.
         grid: Rows and columns of its patches.
         canvas: Where it lies; None where that is not known, or is the Regionizer's own ``geometry``.
+        empty_rows: Rows of the image's tiles of which no patch is left, as of a very narrow image. The stock class
+            writes a newline for each of them after the last token of the image.
     """
 
     photo: int
     run: int
     grid: Size
     canvas: Canvas | None = None
+    empty_rows: int = 0
 
     @property
     def patches(self) -> int:

@@ -224,3 +224,15 @@ def test_vllm_requests_of_several_counts(name, refused):
         return
     with pytest.raises(ShapeError, match=r"of one count per prompt; got \[2, 4\]"):
         vllm_request(f"{text} {text}", embeddings)
+
+
+@pytest.mark.parametrize("name", ["LLaVA-NeXT", "LLaVA-OneVision"])
+def test_a_very_narrow_image_keeps_the_newlines_of_the_stock_class(name):
+    stock = CASES[name].make()
+    model = with_regions(stock, Regionizer(source="patch", pool="mean", norm="none", padding="keep"))
+    given = dict(
+        PROCESSORS[name]()(images=[[Image.new("RGB", (30, 4000))]], text=["w5 <image> w6"], return_tensors="pt")
+    )
+    with torch.no_grad():
+        assert torch.equal(model(**given).logits, stock(**given).logits)
+    assert model.num_tokens(given["image_sizes"]) == [int((given["input_ids"] == model.config.image_token_id).sum())]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class AnyresMixin(VisionTowerMixin):
     ends each row of patches with a newline, which says little after regions: ``newline`` tells what becomes of it.
     ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin in each row,
     so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source in raster
-    order, and else ``drop``. A photo so narrow that the stock class leaves nothing of its tiles is its thumbnail alone.
+    order, and else ``drop``. An image so narrow that nothing is left of its tiles is its thumbnail alone; with ``row``
+    the newlines that the stock class writes for the empty rows of tiles follow it.
     """
 
     encoder_inputs: tuple[str, ...] = ("image_sizes",)
@@ -107,7 +109,7 @@ class AnyresMixin(VisionTowerMixin):
         return torch.where(is_newline[:, None], newline, tokens.values[index]), index.masked_fill(is_newline, -1)
 
     def _ends(self, tokens: RegionTokens, views: Sequence[View]) -> Tensor | None:
-        """After which tokens a newline stands, ``(R,)`` bool."""
+        """How many newlines follow each token, ``(R,)``; None for none at all."""
         if self.newline == "drop":
             return None
         regions = tokens.regions
@@ -121,7 +123,9 @@ class AnyresMixin(VisionTowerMixin):
         row = regions.patch[regions.starts] // cols[regions.image] + (rows.cumsum(0) - rows)[regions.image]
         thumbnail = torch.ones_like(photo, dtype=torch.bool)
         thumbnail[1:] = photo[1:] != photo[:-1]
-        return torch.where(thumbnail[regions.image], ends & whole[regions.image], _changes(row))
+        after = torch.where(thumbnail[regions.image], ends & whole[regions.image], _changes(row))
+        empty = torch.tensor([view.empty_rows for view in views], device=regions.device)
+        return after + ends * empty[regions.image]
 
     def _count_newlines(self, views: Sequence[View]) -> list[int]:
         photos = count_photos(views)
@@ -134,7 +138,7 @@ class AnyresMixin(VisionTowerMixin):
                 "newline='row' writes as many as rows in which a region begins, known after encoding."
             )
         seen = [[view for view in views if view.photo == photo] for photo in range(photos)]
-        return [own[1].grid[0] if len(own) > 1 else int(own[0].padded) for own in seen]
+        return [own[1].grid[0] if len(own) > 1 else int(own[0].padded) + own[0].empty_rows for own in seen]
 
     def _views_of(self, photo: int, size: Size) -> list[View]:
         height, width = pair(self.config.vision_config.image_size)
@@ -143,7 +147,7 @@ class AnyresMixin(VisionTowerMixin):
         thumbnail = View(photo, photo, (rows, cols), Canvas(ImageGeometry.squash((height, width)), (rows, cols)))
         kept = self._kept(size)
         if 0 in kept.shape:  # a photo so narrow that the stock class, too, leaves nothing of its tiles
-            return [thumbnail]
+            return [replace(thumbnail, empty_rows=kept.shape[0])]
         top, left = divmod(int(kept[0, 0]), across * cols)
         geometry = ImageGeometry.letterbox((down * height, across * width))
         canvas = Canvas(geometry, (down * rows, across * cols), top, left)
