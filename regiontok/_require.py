@@ -1,8 +1,8 @@
 """The one place that imports optional packages."""
 
+import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 from types import ModuleType
 
 from regiontok.errors import BrokenDependencyError, MissingDependencyError, RegiontokError
@@ -50,7 +50,7 @@ def check_importable(package: str) -> None:
     Raises:
         BrokenDependencyError: It is installed but cannot be imported.
     """
-    if importlib.util.find_spec(package) is not None:
+    with contextlib.suppress(MissingDependencyError):
         require(package, extra="")
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_a_budget_is_exact_and_photos_of_one_name_are_not_written_over(photos, t
         f"{name}.regions.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
     )
     assert all(len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) == 64 for name in ("a", "a-2", "b"))
-    assert capsys.readouterr().err.count("photo") > 0  # the progress bar
+    assert capsys.readouterr().err.count("image/s") > 0  # the progress bar
 
 
 def test_no_photo_is_written_over(photos):
@@ -186,7 +187,7 @@ def test_env_prints_versions_and_what_runs_where(capsys, monkeypatch):
     assert main(["env"]) == 0
     printed = capsys.readouterr().out
     assert f"regiontok      {__version__}" in printed
-    assert f"torch          {torch.__version__.partition('+')[0]}" in printed
+    assert re.search(rf"^torch +{re.escape(torch.__version__.partition('+')[0])}$", printed, re.MULTILINE)
     assert "compiled by numba" in printed
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from regiontok import ImageGeometry, UnionFindClusterer, encoders
 from regiontok.encoders import ENCODERS, Encoder, load
-from regiontok.errors import (
+from regiontok.errors import BrokenDependencyError, (
     CheckpointError,
     DTypeError,
     MissingDependencyError,
@@ -277,7 +277,7 @@ def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
     (tmp_path / "timm.py").write_text("import a_thing_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm")
-    with pytest.raises(ModuleNotFoundError, match="a_thing_that_is_not_there"):
+    with pytest.raises(BrokenDependencyError, match="No module named 'a_thing_that_is_not_there'.*Run: pip install"):
         load("dinov2")
     assert builtins.__import__  # the module is restored by monkeypatch
 

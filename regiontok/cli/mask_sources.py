@@ -128,18 +128,19 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
                 f"{path} has changed since its masks were made, and others may have. regiontok store {options.masks} "
                 "--verify --images FOLDER names them; regiontok masks --remake-changed makes their masks again."
             )
-        return _of_size(store[key], path, (image.height, image.width), options)
+        return _of_size(store[key], (image.height, image.width), options)
 
     return find
 
 
-def _of_size(found: MaskSet, path: Path | str, size: Size, options: argparse.Namespace) -> MaskSet:
+def _of_size(found: MaskSet, size: Size, options: argparse.Namespace) -> MaskSet:
     """Return masks of a store; reject those of an image of another size."""
     if found.size == size:
         return found
     (height, width), (rows, cols) = found.size, size
     raise CheckpointError(
-        f"masks in {options.masks} are of a photo of {height} x {width}; {path} is of {rows} x {cols}. Make them again."
+        f"masks in {options.masks} are of a photo of {height} x {width}; this one is of {rows} x {cols}. Make them "
+        "again."
     )
 
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -22,6 +23,7 @@ from regiontok.errors import PhotoError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.photos import as_rgb, explain_photo, is_image_name, read_photo, read_size
 from regiontok.store.places import filesystem, is_remote
+from regiontok.store.shards import check_counts
 from regiontok.store.stamps import Stamp
 
 TARS = (".tar",)
@@ -189,7 +191,7 @@ class ParquetImages(Container):
         if self._ends:
             _check_values(path, self.column, self._column(0)[:_SAMPLE], kind)
         if key_column is not None:
-            _check_keys(path, key_column, columns, lambda: self._file.read([key_column]).column(key_column).to_pylist())
+            _check_keys(path, key_column, columns, self._keys)
 
     def _open_state(self) -> None:
         self._alone = threading.Lock()
@@ -206,22 +208,20 @@ class ParquetImages(Container):
     @cached_property
     def _file(self) -> Any:
         parquet = require("pyarrow.parquet", extra="store", distribution="pyarrow")
-        try:
-            if not is_remote(self.named):
-                return parquet.ParquetFile(self.named)
-            files, path = filesystem(self.named)
-            return parquet.ParquetFile(files.open(path, "rb"))
-        except RegiontokError:
-            raise
-        except Exception as error:  # a client's errors, and those of damaged files, are of all kinds
-            raise PhotoError(f"{self.named}: no Parquet file that can be read ({error}).", "damaged") from error
+        with self._reading():
+            if is_remote(self.named):
+                files, path = filesystem(self.named)
+                file, size = parquet.ParquetFile(files.open(path, "rb")), int(files.size(path))
+            else:
+                file, size = parquet.ParquetFile(self.named), Path(self.named).stat().st_size
+            check_counts(file.metadata, size)
+            return file
 
     def __iter__(self) -> Iterator[Entry]:
         count = self._ends[-1] if self._ends else 0
         names: Iterable[Any] = _numbered(count)
         if self.key_column is not None:
-            with self._alone:
-                names = self._file.read([self.key_column]).column(self.key_column).to_pylist()
+            names = self._keys()
         file = posixpath.basename(self.named)
         for number, name in enumerate(names):
             yield Entry(f"{self.named}#{number}", f"{file}/{name}")
@@ -239,8 +239,24 @@ class ParquetImages(Container):
         return values[row - (self._ends[group - 1] if group else 0)]
 
     def _column(self, group: int) -> list[Any]:
-        values: list[Any] = self._file.read_row_group(group, [self.column]).column(0).to_pylist()
+        with self._reading():
+            values: list[Any] = self._file.read_row_group(group, [self.column]).column(0).to_pylist()
         return values
+
+    def _keys(self) -> list[Any]:
+        with self._reading():
+            keys: list[Any] = self._file.read([self.key_column]).column(self.key_column).to_pylist()
+        return keys
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise the errors of damaged files as ours."""
+        try:
+            yield
+        except RegiontokError:
+            raise
+        except Exception as error:  # a client's errors, and those of damaged files, are of all kinds
+            raise PhotoError(f"{self.named}: no Parquet file that can be read ({error}).", "damaged") from error
 
 
 class TarImages(Container):

@@ -64,7 +64,7 @@ def open_shard(place: Place, name: str) -> Any:
     pa, pq = pyarrow()
     try:
         file = pq.ParquetFile(place.open(name), page_checksum_verification=True)
-        _check_counts(file.metadata, place.size(name))
+        check_counts(file.metadata, place.size(name))
         return file
     except damage(pa) as error:
         raise CheckpointError(f"{place.address}/{name} is not a whole Parquet file ({error}).") from error
@@ -81,7 +81,7 @@ def group_ends(file: Any) -> np.ndarray:
     return np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
 
 
-def _check_counts(metadata: Any, size: int) -> None:
+def check_counts(metadata: Any, size: int) -> None:
     """Refuse numbers of rows that a file of so many bytes cannot have, before memory is asked for them.
 
     What the metadata tells of columns is left alone: Arrow ends the process where some of that is damaged.

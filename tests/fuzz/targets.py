@@ -1,9 +1,11 @@
 """What is fuzzed: each target is a function of bytes that may raise only errors of regiontok."""
 
+import contextlib
 import io
 import itertools
 import json
 import math
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -17,8 +19,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, RegionTokens, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
-from regiontok.errors import RegiontokError
-from regiontok.masks import CocoMasks, LabelMaps
+from regiontok.errors import PhotoError, RegiontokError
+from regiontok.masks import CocoMasks, LabelMaps, MaskFiles
 from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore, TokenStore
@@ -159,6 +161,40 @@ def photo_list(data: bytes) -> None:
         assert photo.address.endswith(photo.key)
 
 
+def mask_file(data: bytes) -> None:
+    """The masks of one image in a file of its own, of a kind by its first byte."""
+    suffix = (".json", ".npz", ".npy", ".png")[data[0] % 4 if data else 0]
+    folder = _FOLDER / "masks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / f"a{suffix}").write_bytes(data[1:])
+    _use(MaskFiles(folder)["a.jpg"])
+
+
+def tar(data: bytes) -> None:
+    """A tar of images: what is listed is an image, or raises the error of one."""
+    file = _FOLDER / "a.tar"
+    file.write_bytes(data)
+    _read_all(Listing([file]))
+
+
+def parquet(data: bytes) -> None:
+    """A Parquet file with a column of images."""
+    file = _FOLDER / "a.parquet"
+    file.write_bytes(data)
+    _read_all(Listing([file]))
+
+
+def _read_all(listing: Listing) -> None:
+    seen = 0
+    for photo in itertools.islice(listing, 20):
+        with contextlib.suppress(PhotoError):
+            assert listing.read(photo).mode == "RGB"
+            seen += 1
+    if not seen:
+        raise PhotoError("no image is left")
+
+
 def tokens(data: bytes) -> None:
     """A file of tokens."""
     file = _FOLDER / "a.safetensors"
@@ -218,8 +254,8 @@ def model_config(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
     for one in (
-        rle, polygons, annotations, masks_of_json, label_map, store, manifest, photo_list, tokens, options,
-        regionizer, model_config
+        rle, polygons, annotations, masks_of_json, label_map, store, manifest, photo_list, mask_file, tar, parquet,
+        tokens, options, regionizer, model_config
     )
 }  # fmt: skip
 
