@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from regiontok import ImageGeometry, UnionFindClusterer, encoders
 from regiontok.encoders import ENCODERS, Encoder, load
-from regiontok.errors import BrokenDependencyError, (
+from regiontok.errors import (
+    BrokenDependencyError,
     CheckpointError,
     DTypeError,
     MissingDependencyError,
