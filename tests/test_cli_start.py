@@ -97,14 +97,14 @@ def test_messages_are_dropped_when_stderr_is_gone(monkeypatch):
 @pytest.mark.parametrize("stderr", ["closed", "full", "slow"])
 @pytest.mark.parametrize("command", ["masks", "tokenize"])
 def test_kills_at_random_moments_lose_nothing(here, command, stderr):
-    """A part of the fifty kills that were run by hand; each store is then finished and compared."""
+    """A store that was killed is finished and compared with one that was not; fifty kills by the thorough profile."""
     for number in range(4, 40):
         draw(here / "photos" / f"{number}.png", number, size=(40, 30))
     arguments = [command, "photos", "--shard-size", "4", "--batch", "2"]
     arguments += ["--masks", "felzenszwalb", "--out"] if command == "masks" else ["--store"]
     assert main([*arguments, "whole"]) == 0
     generator = random.Random(0)
-    for _ in range(8):
+    for _ in range(50 if os.environ.get("REGIONTOK_TEST_PROFILE") == "thorough" else 8):
         child = os.fork()
         if not child:  # the packages are imported already
             if stderr == "closed":
