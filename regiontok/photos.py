@@ -14,7 +14,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regiontok._checks import check_integer
-from regiontok.errors import DTypeError, PhotoError
+from regiontok.errors import DTypeError, PhotoError, ValueRangeError
 
 Size = tuple[int, int]
 """Height and width."""
@@ -52,6 +52,10 @@ def read_photo(
         PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
             Pillow's limit against decompression bombs.
     """
+    if bits is not None:
+        check_integer("bits", bits)
+        if bits > 16:
+            raise ValueRangeError(f"bits must be from 1 to 16; got {bits}.")
     try:
         with _opened(path, data) as image:
             limit = (
@@ -219,7 +223,7 @@ def explain_photo(photo: str, error: Exception) -> PhotoError:
 def _from_wide_grey(values: np.ndarray, bits: int | None = None) -> Image.Image:
     """Scale greyscale of 16 bits, or of the ``bits`` that it uses, to 8 bits."""
     values = values.astype(np.int64)
-    white = (1 << check_integer("bits", bits, minimum=1)) - 1 if bits is not None else 65535
+    white = (1 << (bits or 16)) - 1
     if values.min() < 0 or values.max() > white:
         raise PhotoError(
             f"its pixels go from {values.min()} to {values.max()}, beyond {bits or 16} bits. "

@@ -90,7 +90,11 @@ def add_placing_options(parser: argparse.ArgumentParser) -> None:
 def add_bits_option(parser: Any) -> None:
     """Add the option of how greyscale images of 16 bits are scaled."""
     parser.add_argument(
-        "--bits", type=int, metavar="N", help="that greyscale images of 16 bits use, such as 12; default: all 16"
+        "--bits",
+        type=int,
+        choices=range(1, 17),
+        metavar="N",
+        help="that greyscale images of 16 bits use, such as 12; default: all 16",
     )
 
 

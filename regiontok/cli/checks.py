@@ -36,6 +36,12 @@ def amount_of(options: argparse.Namespace) -> dict[str, Any]:
     """Options of a `Regionizer` that say how many regions clustering makes; those that were given."""
     given = {"num_regions" if name == "tokens" else name: getattr(options, name) for name in AMOUNTS}
     budgeted = options.tokens is not None or options.explained_variance is not None
+    if options.tokens is not None and options.tokens < 1:
+        raise RegiontokError(f"--tokens must be at least 1; got {options.tokens}.")
+    for name, low in (("threshold", -1), ("explained_variance", 0)):
+        value = getattr(options, name)
+        if value is not None and not low <= value <= 1:
+            raise RegiontokError(f"{_flag(name)} must be in [{low}, 1]; got {value}.")
     if options.linkage == "ward" and not budgeted:
         raise RegiontokError("--linkage ward has no threshold. Say how many by --tokens or --explained-variance.")
     if options.explained_variance is not None and options.linkage not in (None, "ward"):
@@ -108,8 +114,6 @@ def choose_sources(options: argparse.Namespace) -> list[str]:
 
 def check_filling(options: argparse.Namespace) -> None:
     """Reject options of filling a store that are out of range or do not go together."""
-    if options.bits is not None and not 1 <= options.bits <= 16:
-        raise RegiontokError(f"--bits must be from 1 to 16; got {options.bits}.")
     for name in ("batch", "shard_size", "workers", "limit", "cpus"):
         value = getattr(options, name)
         if value is not None and value < 1:

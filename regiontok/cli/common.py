@@ -66,7 +66,7 @@ def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
     found: list[Found] = []
     for path in paths:
         if path.suffix.lower() in (*TARS, *PARQUET):
-            raise RegiontokError(f"{path}: images in tars and Parquet files go into a store: name one by --store.")
+            raise RegiontokError(f"{path}: images in tars and Parquet files are read by masks and tokenize --store.")
         if not os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
             inside = () if path.is_absolute() else [part for part in path.parts if part != ".."]
             found.append(Found(path, PurePath(*inside) if inside else PurePath(path.name)))

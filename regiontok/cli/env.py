@@ -20,13 +20,14 @@ from regiontok._require import install_command
 
 _IMPORTS = """
 import importlib, json, sys, warnings
+from regiontok._require import explain_import
 warnings.simplefilter("ignore")
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
         cause = None
     except BaseException as error:
-        cause = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+        cause = str(explain_import(error, name))
     print("regiontok:" + json.dumps([name, cause]), flush=True)
 """
 _SETUP = """
@@ -58,8 +59,8 @@ def run_env(_: argparse.Namespace) -> int:
         print(f"{package:<16} {state:<10} {'' if '' in names else ', '.join(names)}".rstrip())
         broken += [package] * (cause is not None)
     _print_setup()
-    for package in broken:
-        print(f"{package} is broken: {causes[modules[package]]}. Run: pip install --force-reinstall {package}")
+    for cause in dict.fromkeys(causes[modules[package]] for package in broken):
+        print(cause)
     return 1 if broken else 0
 
 
@@ -121,7 +122,8 @@ def _import_all(modules: Sequence[str]) -> dict[str, str]:
         broken |= {name: cause for name, cause in results if cause is not None}
         left = left[len(results) :]
         if left:  # the process ended while it imported the next one
-            broken[left.pop(0)] = fault
+            name = left.pop(0)
+            broken[name] = f"{name} is installed but cannot be imported: {fault}."
     return broken
 
 

@@ -25,6 +25,7 @@ from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore
 from regiontok.store.places import is_remote
+from regiontok.store.stamps import stamp_of_file
 
 MaskSource = Callable[[Path | str, Image.Image], MaskSet]
 """Masks of an image that was read from a path."""
@@ -122,7 +123,7 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
         if make is not None and key not in store:
             return make(path, image)
         copied = key_of is None or key_of.elsewhere or options.root is not None  # copies have times of their own
-        if not copied and not changed.is_set() and store.stamp(key).differs(Listing.stamp_of_file(path)):
+        if not copied and not changed.is_set() and store.stamp(key).differs(stamp_of_file(path)):
             changed.set()
             warn(
                 f"{path} has changed since its masks were made, and others may have. regiontok store {options.masks} "
@@ -211,7 +212,7 @@ class Annotations:
         matched = False
         for photo in listing:
             try:
-                name = self._source.find(photo.address)
+                name = self._source.find(photo.path)
             except MissingKeyError as error:
                 first = first or error
                 continue
@@ -219,8 +220,8 @@ class Annotations:
                 matched = True
                 continue
             matched = True
-            if self._claimed.setdefault(name, photo.address) != photo.address:
-                self._clashes[photo.address] = _clash(name, self._claimed[name])
+            if self._claimed.setdefault(name, photo.path) != photo.path:
+                self._clashes[photo.path] = _clash(name, self._claimed[name])
         if first is not None and not matched and self.options.missing is None:
             raise MissingKeyError(f"none of the images has annotations in {self.path}. {first}")
 
@@ -249,16 +250,16 @@ class Annotations:
         found: MaskSet = self._source.read(path, size[::-1] if turned else size)
         found = found.upright(orientation) if self.options.stored_pixels else found
         if found.size != size:
-            self._reject_size(found, path, size, orientation)
+            self._reject_size(found, path, size)
         return found if len(found) else None
 
-    def _reject_size(self, found: MaskSet, path: Path | str, size: Size, orientation: int) -> None:
+    def _reject_size(self, found: MaskSet, path: Path | str, size: Size) -> None:
         (height, width), (rows, cols) = found.size, size
-        turned = (orientation if self.options.stored_pixels else read_size(path)[1]) != 1
+        is_file = not is_remote(path) and Path(path).is_file()  # and not within a tar
+        turned = not self.options.stored_pixels and is_file and read_size(path)[1] != 1
         hint = " It is turned by its EXIF orientation: try --stored-pixels." if turned else ""
         raise CheckpointError(
-            f"masks in {self.path} are of a photo of {height} x {width}; this one is of {rows} x {cols}."
-            + hint * (not self.options.stored_pixels)
+            f"masks in {self.path} are of a photo of {height} x {width}; this one is of {rows} x {cols}.{hint}"
         )
 
 

@@ -21,7 +21,7 @@ def _work(options: argparse.Namespace, _: Roots) -> Work:
     if options.masks is None:
         annotations = annotations_of(options)
         return TakeMasks(
-            lambda photo, size, orientation: annotations.read(photo.address, size, orientation),
+            lambda photo, size, orientation: annotations.read(photo.path, size, orientation),
             annotations.describe(),
             None if options.missing is None else load_generator(options, options.missing),
         )

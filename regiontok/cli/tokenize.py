@@ -150,7 +150,7 @@ def _work(options: argparse.Namespace, roots: Roots) -> Work:
             work.generator = lambda images: [masks_of("", image) for image in images]
             work.lanes = work.lanes if options.masks == "felzenszwalb" else 1  # SAM takes all cores by itself
         else:
-            work.masks = lambda photo, image: masks_of(photo.address, image)
+            work.masks = lambda photo, image: masks_of(photo.path, image)
     return work
 
 

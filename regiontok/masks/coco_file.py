@@ -61,7 +61,7 @@ class CocoMasks:
         self._images: dict[str, _Image] = {}
         by_id = self._number(images, duplicates)
         for number, annotation in enumerate(annotations):
-            if _is_bare(annotation.get("segmentation")):
+            if is_bare(annotation.get("segmentation")):
                 self.bare.append(number)
             elif annotation["image_id"] not in by_id:
                 self.unplaced.append(number)
@@ -76,7 +76,9 @@ class CocoMasks:
         by_id: dict[Any, _Image | None] = {}
         ids: dict[str, list[Any]] = {}
         names: dict[Any, str] = {}
-        for image in images:
+        by_parts: dict[tuple[str, ...], str] = {}
+        for entry in images:
+            image = entry._replace(name=by_parts.setdefault(_parts(entry.name), entry.name))  # whatever its spelling
             known = self._images.setdefault(image.name, image)
             if known.size != image.size:
                 raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
@@ -208,9 +210,10 @@ def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[Any, str
     return images, annotations, categories
 
 
-def _is_bare(segmentation: Any) -> bool:
+def is_bare(segmentation: Any) -> bool:
     """Return whether a segmentation is empty: no polygon, only empty ones, or an empty object."""
-    return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
+    empty = segmentation in (None, [], {})
+    return empty or (isinstance(segmentation, list) and not any(segmentation))
 
 
 def _parts(name: str) -> tuple[str, ...]:

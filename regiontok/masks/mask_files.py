@@ -10,9 +10,11 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
+from regiontok._files import is_same
 from regiontok.annotations import name_format
 from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
+from regiontok.masks.coco_file import is_bare
 from regiontok.maskset import MaskSet
 from regiontok.photos import explain_photo, one_frame
 
@@ -76,7 +78,7 @@ class MaskFiles:
             if self.replace is not None:
                 stem = stem.with_name(stem.name.replace(*self.replace) or stem.name)
             candidates = [stem.with_name(stem.name + suffix) for suffix in self.suffixes]
-            files = [file for file in candidates if file.is_file() and file != path]
+            files = [file for file in candidates if file.is_file() and not is_same(file, path)]
             if len(files) > 1:
                 names = " and ".join(file.name for file in files)
                 raise CheckpointError(
@@ -84,7 +86,7 @@ class MaskFiles:
                 )
             if files:
                 return files[0]
-            if path in candidates and path.is_file():
+            if any(is_same(file, path) for file in candidates):
                 raise MissingKeyError(f"{path} is the photo itself. Name the folder of its {self._what}.")
         raise MissingKeyError(
             f"{self.folder} has no {self._what} of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched by "
@@ -178,9 +180,18 @@ def _from_json(value: Any, size: Size | None) -> MaskSet:
         value = value["annotations"]
     if not isinstance(value, list | Mapping):
         raise CheckpointError(f"it must be a list of records; got {type(value).__name__}.")
-    if value == [] and size is not None:
-        return MaskSet.from_coco([], size=size)
     records = value["annotations"] if isinstance(value, Mapping) else value
+    if isinstance(records, list):
+        images = {record.get("image_id") for record in records if isinstance(record, Mapping)}
+        if len(images - {None}) > 1:
+            raise CheckpointError(f"its annotations are of {len(images)} images, and one is wanted. Read it by --coco.")
+        kept = [
+            record for record in records if not (isinstance(record, Mapping) and is_bare(record.get("segmentation", 0)))
+        ]
+        if not kept and size is not None:
+            return MaskSet.from_coco([], size=size)
+        value = dict(value) | {"annotations": kept} if isinstance(value, Mapping) else kept
+        records = kept
     has_size = isinstance(records, list) and any(_is_rle(record) for record in records)
     return MaskSet.of(value, size=None if has_size else size)
 
@@ -188,3 +199,8 @@ def _from_json(value: Any, size: Size | None) -> MaskSet:
 def _is_rle(record: Any) -> bool:
     """Return whether a record has its masks as run lengths, which come with the image's size."""
     return isinstance(record, Mapping) and isinstance(record.get("segmentation", record), Mapping)
+
+
+def _has_no_mask(record: Any) -> bool:
+    """Return whether a record has an empty segmentation."""
+    return isinstance(record, Mapping) and "segmentation" in record and is_bare(record["segmentation"])

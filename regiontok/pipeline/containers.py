@@ -5,6 +5,7 @@ headers alone, and an image is read from its place.
 """
 
 import io
+import math
 import posixpath
 import tarfile
 import threading
@@ -24,7 +25,7 @@ from regiontok.geometry import Size
 from regiontok.photos import as_rgb, explain_photo, is_image_name, read_photo, read_size
 from regiontok.store.places import filesystem, is_remote
 from regiontok.store.shards import check_counts
-from regiontok.store.stamps import Stamp
+from regiontok.store.stamps import Stamp, stamp_of, stamp_of_file
 
 TARS = (".tar",)
 COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -133,7 +134,7 @@ class DatasetFolder(Container):
         self.column = _choose_column(folder, column, images, features)
         feature = features[self.column]
         if type(feature).__name__ != "Image":
-            if "binary" not in str(getattr(feature, "dtype", "")):
+            if "binary" not in str(getattr(feature, "dtype", "")) and not _is_struct(feature):
                 raise PhotoError(_NO_IMAGES.format(named=folder, column=self.column, kind=feature), "not_an_image")
             first = self._rows.select(range(min(_SAMPLE, len(self._rows))))[self.column]
             _check_values(folder, self.column, list(first), feature)
@@ -222,9 +223,16 @@ class ParquetImages(Container):
         names: Iterable[Any] = _numbered(count)
         if self.key_column is not None:
             names = self._keys()
-        file = posixpath.basename(self.named)
+        file, stamp = posixpath.basename(self.named), self._stamp()
         for number, name in enumerate(names):
-            yield Entry(f"{self.named}#{number}", f"{file}/{name}")
+            yield Entry(f"{self.named}#{number}", f"{file}/{name}", stamp)
+
+    def _stamp(self) -> Stamp:
+        """The stamp of the file: a row counts as changed if the file has."""
+        if is_remote(self.named):
+            files, path = filesystem(self.named)
+            return stamp_of(files.info(path))
+        return stamp_of_file(self.named)
 
     def value(self, place: str) -> Any:
         """Return what the row of a number has in the column of images."""
@@ -244,7 +252,7 @@ class ParquetImages(Container):
         return values
 
     def _keys(self) -> list[Any]:
-        with self._reading():
+        with self._alone, self._reading():
             keys: list[Any] = self._file.read([self.key_column]).column(self.key_column).to_pylist()
         return keys
 
@@ -278,14 +286,18 @@ class TarImages(Container):
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # or it keeps those of the whole file
                     name = posixpath.normpath(member.name)
-                    if not member.isfile() or not is_image_name(name) or posixpath.basename(name).startswith("._"):
+                    if member.isdir() or not is_image_name(name) or posixpath.basename(name).startswith("._"):
                         continue
                     last = name
                     if name in seen:
                         yield Entry(f"{self.named}#!it comes twice in the tar", f"{file}/{name}#{member.offset}")
                         continue
                     seen.add(name)
-                    stamp = Stamp(member.size, int(member.mtime * 1_000_000))
+                    if not member.isreg():
+                        yield Entry(f"{self.named}#!{name} is no regular file", f"{file}/{name}")
+                        continue
+                    usable = math.isfinite(member.mtime) and 0 <= member.mtime < 1 << 40
+                    stamp = Stamp(member.size, int(member.mtime * 1_000_000) if usable else None)
                     yield Entry(f"{self.named}#{member.offset_data}:{member.size}", f"{file}/{name}", stamp)
                 stream.seek(archive.offset)
                 if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without an error
@@ -316,12 +328,19 @@ class TarImages(Container):
                 yield stream
 
 
+def _is_struct(feature: Any) -> bool:
+    """Return whether a column of datasets has ``{bytes, path}``."""
+    return isinstance(feature, Mapping) and "bytes" in feature
+
+
 def _choose_column(named: str, column: str | None, images: list[str], columns: Mapping[str, Any]) -> str:
     """Return the column of images: the one that is given, or the only one that can hold them."""
     if column is None and len(images) == 1:
         return images[0]
-    if column is None or column not in columns:
+    if column is None:
         raise PhotoError(f"{named}: say which column has the photos (--column), one of {', '.join(columns)}.")
+    if column not in columns:
+        raise PhotoError(f"{named}: there is no column {column}, but {', '.join(columns)}.")
     return column
 
 

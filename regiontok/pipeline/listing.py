@@ -33,7 +33,7 @@ from regiontok.pipeline.containers import (
 )
 from regiontok.pipeline.roots import Roots
 from regiontok.store.places import filesystem, is_remote
-from regiontok.store.stamps import Stamp, stamp_of
+from regiontok.store.stamps import Stamp, stamp_of, stamp_of_file
 
 LISTS = (".txt", ".json", ".jsonl")
 """Files that list photos."""
@@ -45,6 +45,12 @@ class Photo(NamedTuple):
     key: str
     address: str
     stamp: Stamp = Stamp()
+    inside: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path by which annotations and stores of masks know it; within a tar, say, its path below the tar."""
+        return self.inside or self.address
 
 
 class Reader:
@@ -89,16 +95,7 @@ class Reader:
         """Return the size and modification time of an image's file, as far as they are known without reading it."""
         if photo.stamp != Stamp() or is_remote(photo.address) or self._container(photo.address) is not None:
             return photo.stamp
-        return self.stamp_of_file(photo.address)
-
-    @staticmethod
-    def stamp_of_file(path: str | Path) -> Stamp:
-        """Return the stamp of a file on this machine; an empty one if there is no such file."""
-        try:
-            status = os.stat(path)  # noqa: PTH116  a million times
-        except (OSError, ValueError):  # it fails when it is read
-            return Stamp()
-        return Stamp(status.st_size, status.st_mtime_ns // 1000)
+        return stamp_of_file(photo.address)
 
 
 class Listing(Reader):
@@ -161,7 +158,7 @@ class Listing(Reader):
                     if own in seen:
                         continue
                     seen.add(own)
-                yield Photo(own, address, stamp)
+                yield Photo(own, address, stamp, "" if key is None else f"{source.root}/{key}")
 
     def reader(self) -> Reader:
         """What reads the photos, without the names of all of them."""
@@ -273,7 +270,7 @@ Source = _Source | Container
 
 def _sources(named: str, root: str | None, column: str | None, key_column: str | None) -> list[Source]:
     """Return what a name stands for: one source, or for a pattern of tars or Parquet files one for each of them."""
-    if not named.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)):
+    if not named.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)) or os.path.isdir(named.removeprefix("file://")):  # noqa: PTH112
         return [_source(named, root, column, key_column)]
     if named.lower().endswith(COMPRESSED_TARS):
         raise PhotoError(f"{named} is a compressed tar, whose images cannot be read one by one. Decompress it first.")
@@ -285,7 +282,7 @@ def _sources(named: str, root: str | None, column: str | None, key_column: str |
             files = [f"{scheme}://{one.lstrip('/')}" for one in sorted(system.glob(path))]
         elif not os.path.exists(named):  # noqa: PTH110
             files = sorted(glob.iglob(named, recursive=True))  # noqa: PTH207
-    files = [file.removeprefix("file://") for file in files]
+    files = [file if is_remote(file) else os.path.abspath(file.removeprefix("file://")) for file in files]  # noqa: PTH100
     missing = next((file for file in files if not is_remote(file) and not os.path.lexists(file)), None)
     if missing is not None or not files:
         raise PhotoError(f"{missing or named}: there is no such file.", "missing")

@@ -188,7 +188,9 @@ class _Actor:
         import ray  # noqa: PLC0415  there, since this runs
 
         writer, known = int(task["writer"]), keys_in(self.path, writer=int(task["writer"]))
-        listed = (Photo(key, address, Stamp(*stamp)) for key, address, stamp in json.loads(task["photos"]))
+        listed = (
+            Photo(key, address, Stamp(*stamp), inside) for key, address, stamp, inside in json.loads(task["photos"])
+        )
         photos = (
             photo for photo in listed if photo.key not in known.keys and printable(photo.key) not in known.failures
         )

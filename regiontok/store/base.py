@@ -71,6 +71,7 @@ class Store(Mapping[str, _T]):
             return names[chosen]
         if isinstance(chosen, str | bytes) or not isinstance(chosen, Iterable):
             raise DTypeError(f"shards must be a slice or a list of names, such as {names[:1]}; got {chosen!r}.")
+        chosen = list(chosen)
         unknown = [name for name in chosen if name not in names]
         if unknown:
             raise ValueRangeError(

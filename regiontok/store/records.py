@@ -16,7 +16,7 @@ import numpy as np
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.store.manifest import FORMAT, Manifest
 from regiontok.store.places import Place, TakenError
-from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys
+from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys, shards_of
 from regiontok.store.stamps import COLUMNS as STAMP_COLUMNS
 from regiontok.store.stamps import Stamp, read_stamps
 
@@ -25,6 +25,8 @@ COLUMNS = {
     "tokens": ("rows", "cols", "tokens", "patches", "fallback"),
 }
 """Columns that every shard of a kind must have, beside ``key``."""
+LISTS = {"masks": ("counts", "scores"), "tokens": ("tokens", "patches")}
+"""Columns that hold lists."""
 GENERATION = b"generation"
 """Metadata of shards of images that were made again: a number above those of all shards that were there before."""
 _DTYPES = {"halffloat": "float16", "float": "float32"}
@@ -56,8 +58,8 @@ def layout_of(schema: Any, kind: str) -> dict[str, Any]:
         return {}
     vector = schema.field("tokens").type.value_type
     dtype = _DTYPES.get(str(vector.value_type))
-    if dtype is None:
-        raise ValueError(f"tokens are of type {vector.value_type}, not float16 or float32")
+    if dtype is None or not hasattr(vector, "list_size"):
+        raise ValueError(f"tokens are lists of {vector}, and not of a fixed number of float16 or float32")
     return {"dim": vector.list_size, "dtype": dtype}
 
 
@@ -70,7 +72,7 @@ def write_record(place: Place, record: Record, *, mixed: bool) -> None:
     known = read_records(place)
     if record in known:
         return
-    other = next((one.layout for one in known if one.made_by == record.made_by), None)
+    other = next((one.layout for one in known if one.made_by == record.made_by), None) or _layout_there(place, record)
     if other is not None and not mixed:
         raise ValueRangeError(
             f"{place.address} has tokens of {_named(other)}, and these are of {_named(record.layout)}. Name another "
@@ -79,6 +81,22 @@ def write_record(place: Place, record: Record, *, mixed: bool) -> None:
     data = json.dumps({"format": FORMAT, **record._asdict()}, indent=2, sort_keys=True).encode()
     with suppress(TakenError):  # by another writer, at the same time
         place.write(f"options-{blake2b(data, digest_size=6).hexdigest()}.json", data + b"\n")
+
+
+def _layout_there(place: Place, record: Record) -> dict[str, Any] | None:
+    """Return the layout of a shard by the same options, if there is another one than the record's."""
+    kind = "tokens" if record.layout else "masks"
+    for shard in shards_of(place, "part"):
+        try:
+            with open_shard(place, shard.name) as file:
+                schema = file.schema_arrow
+                made_by = json.loads((schema.metadata or {})[kind.encode()])
+                layout = layout_of(schema, kind)
+        except Exception:
+            continue
+        if made_by == record.made_by and layout != record.layout:
+            return layout
+    return None
 
 
 def is_record(name: str) -> bool:
@@ -121,15 +139,19 @@ def read_shard(
             store does not have.
     """
     pa, _ = pyarrow()
+    faults: tuple[type[Exception], ...] = (*damage(pa), TypeError, AttributeError, IndexError)
     try:
         with open_shard(place, name) as file:
             schema = file.schema_arrow
             for column in COLUMNS.get(manifest.kind, ()):
                 schema.field(column)
+            for column in LISTS.get(manifest.kind, ()):
+                if not str(schema.field(column).type).startswith(("list<", "large_list<")):
+                    raise ValueError(f"column {column} is of {schema.field(column).type}, and not of lists")
             metadata = schema.metadata or {}
             _check_origin(metadata, layout_of(schema, manifest.kind), manifest, records)
             keys, known = read_keys(file), [Stamp()]
-            if stamps and set(STAMP_COLUMNS) <= set(schema.names):
+            if stamps and all(_is_integer(schema, column) for column in STAMP_COLUMNS):
                 known = read_stamps(file.read(list(STAMP_COLUMNS), use_threads=False))
             generation = int(metadata.get(GENERATION, 0))
             return ShardRows(
@@ -137,10 +159,15 @@ def read_shard(
             )
     except CheckpointError:
         raise
-    except damage(pa) as error:
+    except faults as error:  # damaged bytes, or columns and metadata of other types
         raise CheckpointError(
             f"{place.address}/{name} is no complete shard of this store of {manifest.kind} ({error})."
         ) from error
+
+
+def _is_integer(schema: Any, column: str) -> bool:
+    place = schema.get_field_index(column)
+    return place >= 0 and str(schema.field(place).type) == "int64"
 
 
 def _check_origin(metadata: Any, layout: dict[str, Any], manifest: Manifest, records: Sequence[Record]) -> None:

@@ -1,6 +1,8 @@
 """Size and modification time of the files that images were read from, by which changed images are noticed."""
 
+import os
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from regiontok.store.shards import pyarrow
@@ -20,6 +22,15 @@ class Stamp(NamedTuple):
         return any(
             mine is not None and yours is not None and mine != yours for mine, yours in zip(self, other, strict=True)
         )
+
+
+def stamp_of_file(path: str | Path) -> Stamp:
+    """Return the stamp of a file on this machine; an empty one if there is no such file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  a million times
+    except (OSError, ValueError):  # it fails when it is read
+        return Stamp()
+    return Stamp(status.st_size, status.st_mtime_ns // 1000)
 
 
 def stamp_of(info: dict[str, Any]) -> Stamp:

@@ -346,3 +346,11 @@ def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsy
     assert "2 images have no masks. --missing GENERATOR" in capsys.readouterr().err
     assert main(["masks", "photos", "--coco", "c.json", "--missing", "felzenszwalb", "--out", "n"]) == 0
     assert all(len(masks) for masks in MaskStore("n").values())
+
+
+def test_spellings_of_one_name_are_one_image(tmp_path):
+    names = [(1, "photos\\a.jpg"), (7, "photos/a.jpg"), (8, "./photos/a.jpg")]
+    file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (7, SQUARE), (8, SQUARE)])
+    with pytest.raises(CheckpointError, match="under several ids, such as photos.a.jpg under 1, 7, 8"):
+        CocoMasks(file)
+    assert len(CocoMasks(file, duplicates="merge")["photos/a.jpg"]) == 3

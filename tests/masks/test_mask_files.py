@@ -230,3 +230,23 @@ def test_an_image_of_another_size_fails_alone(here, capsys):
     assert main(["masks", "photos", "--mask-files", "files", "--out", "m"]) == 1
     assert "a.jpg: masks in files are of a photo of 30 x 40; this one is of 30 x 50" in capsys.readouterr().err
     assert set(MaskStore("m")) == {"b.jpg", "c.jpg"}
+
+
+def test_empty_records_are_left_out_and_several_images_are_refused(tmp_path):
+    empty = [{"segmentation": one} for one in ([], [[]], {}, None)]
+    (tmp_path / "a.json").write_text(json.dumps([*empty, *records()]))
+    assert MaskFiles(tmp_path)["a.jpg"].to_coco() == MASKS.to_coco()
+    (tmp_path / "a.json").write_text(json.dumps(empty))
+    assert len(MaskFiles(tmp_path).read("a.jpg", SIZE)) == 0
+    several = [record | {"image_id": number} for number, record in enumerate(records())]
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": several}))
+    with pytest.raises(CheckpointError, match="its annotations are of 2 images, and one is wanted"):
+        MaskFiles(tmp_path)["a.jpg"]
+
+
+def test_masks_may_be_beside_images_that_are_png(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "a.png", 0, size=(40, 30))
+    write(tmp_path / "a", "sa-1b")
+    for key in ("a.png", tmp_path / "a.png", "./a.png"):
+        assert MaskFiles(".").find(key).name == "a.json"

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -114,7 +115,9 @@ def test_members_that_are_no_images_or_come_twice(here):
     )
     found = read_all(Listing(["a.tar"]))
     assert found["a.tar/sub/a.png"] == read_photo("x", png(0)).tobytes()
-    assert [value for value in found.values() if isinstance(value, str)] == ["a.tar: it comes twice in the tar."]
+    assert [value for value in found.values() if isinstance(value, str)] == [
+        f"{here}/a.tar: it comes twice in the tar."
+    ]
     assert main(["tokenize", "a.tar", "--store", "s"]) == 1  # ../c.png is no key
     assert list(TokenStore("s")) == ["a.tar/sub/a.png"]
 
@@ -127,7 +130,7 @@ def test_a_run_over_tars_goes_on_and_takes_more_of_them(here, capsys):
     assert list(TokenStore("s")) == ["0.tar/a.png", "1.tar/a.png"]
     assert "1 were there" in capsys.readouterr().out
     assert main(["tokenize", "0.tar", "--out", "o"]) == 2
-    assert "images in tars and Parquet files go into a store" in capsys.readouterr().err
+    assert "images in tars and Parquet files are read by masks and tokenize --store" in capsys.readouterr().err
 
 
 def test_tars_on_a_bucket(here):
@@ -165,7 +168,7 @@ def test_images_of_a_parquet_file(here, form, group):
     listing = Listing(["t.parquet"], key_column="name")
     assert [photo.key for photo in listing] == [f"t.parquet/{name}" for name in "abcd"]
     again = pickle.loads(pickle.dumps(listing.reader()))
-    assert again.read(Photo("", "t.parquet#3")).tobytes() == found["t.parquet/3"]
+    assert again.read(Photo("", f"{here}/t.parquet#3")).tobytes() == found["t.parquet/3"]
     assert main(["masks", "t.parquet", "--masks", "felzenszwalb", "--out", "m"]) == 1
     assert list(MaskStore("m")) == ["t.parquet/0", "t.parquet/3"]
 
@@ -178,7 +181,7 @@ def test_images_of_a_parquet_file(here, form, group):
         ({"blob": [b"1", b"2"]}, {}, "column blob holds no images but binary"),
         ({"images": [[png(0)], []]}, {"column": "images"}, "column images holds no images but list"),
         ({"a": [png(0)], "b": [png(1)]}, {}, "say which column has the photos"),
-        ({"a": [png(0)]}, {"column": "b"}, "say which column has the photos"),
+        ({"a": [png(0)]}, {"column": "b"}, "there is no column b, but a"),
         ({"a": [png(0)]}, {"key_column": "b"}, "there is no column b of keys"),
         ({"a": [png(0), png(1)], "k": [1, 1]}, {"key_column": "k"}, "several rows have k '1'"),
     ],
@@ -210,3 +213,73 @@ def test_columns_of_saved_datasets(here):
     for folder, column in (("lists", "images"), ("blob", "text")):
         with pytest.raises(PhotoError, match=f"column {column} holds no images"):
             Listing([folder], column=column)
+
+
+@pytest.fixture
+def annotated(here):
+    tar_of(here / "a.tar", [(f"{number}.png", png(number)) for number in range(3)])
+    pq.write_table(pa.table({"image": [png(number) for number in range(3)], "name": ["0", "1", "2"]}), "t.parquet")
+    (here / "files").mkdir()
+    for number in range(3):
+        dense = np.zeros((number + 1, 9, 7), bool)
+        dense[:, number:] = True
+        np.save(here / "files" / f"{number}.npy", dense)
+    return here
+
+
+@pytest.mark.parametrize("named", [["a.tar"], ["t.parquet", "--key-column", "name"]])
+def test_images_in_containers_have_masks_by_their_names(annotated, named):
+    assert main(["masks", *named, "--mask-files", "files", "--out", "m"]) == 0
+    assert [len(masks) for masks in MaskStore("m").values()] == [1, 2, 3]
+    for source in (["--masks", "m"], ["--mask-files", "files"]):
+        assert main(["tokenize", *named, "--source", "segmentation", *source, "--store", "t", "--overwrite"]) == 0
+        assert len(TokenStore("t")) == 3
+
+
+@pytest.mark.parametrize("kind", ["a.tar", "t.parquet"])
+def test_a_container_that_changes_is_noticed(annotated, kind, capsys):
+    assert main(["tokenize", kind, "--store", "t"]) == 0
+    if kind == "a.tar":
+        tar_of(annotated / kind, [("0.png", png(0)), ("1.png", png(8) + b"more"), ("2.png", png(2))])
+    else:
+        pq.write_table(pa.table({"image": [png(number) for number in (0, 8, 2)], "more": [1, 2, 3]}), kind)
+    assert main(["store", "t", "--verify", "--images", kind]) == 1
+    assert main(["tokenize", kind, "--store", "t", "--remake-changed"]) == 0
+    assert TokenStore("t").repeated == (1 if kind == "a.tar" else 3)
+
+
+def test_links_and_odd_times_in_a_tar(here):
+    with tarfile.open("a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, time in (("a.png", float("nan")), ("b.png", 2.0**70)):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(png(0)), {"mtime": str(time)}
+            archive.addfile(info, io.BytesIO(png(0)))
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(link)
+    assert main(["tokenize", "a.tar", "--store", "s", "--batch", "1"]) == 1
+    store = TokenStore("s")
+    assert list(store) == ["a.tar/a.png", "a.tar/b.png"]
+    assert "c.png is no regular file" in store.failures["a.tar/c.png"]
+
+
+def test_folders_whose_names_end_like_containers(here):
+    for name in ("d.tar", "d.parquet"):
+        (here / name).mkdir()
+        (here / name / "a.png").write_bytes(png(0))
+        assert [photo.key for photo in Listing([name])] == ["a.png"]
+
+
+def test_threads_share_a_parquet_file(here):
+    pq.write_table(
+        pa.table({"image": [png(n % 5) for n in range(400)], "name": [str(n) for n in range(400)]}),
+        "t.parquet",
+        row_group_size=20,
+    )
+    listing = Listing(["t.parquet"], key_column="name")
+    photos = list(listing)
+    with ThreadPoolExecutor(6) as pool:
+        lists = [pool.submit(lambda: len(list(listing))) for _ in range(40)]
+        images = list(pool.map(lambda photo: listing.read(photo).size, photos))
+    assert {job.result() for job in lists} == {400}
+    assert set(images) == {(7, 9)}

@@ -150,7 +150,7 @@ def test_a_folder_of_datasets(here):
     assert keys("data", column="image", key_column="name") == ["x/0.png", "x/1.png", "x/2.png"]
     again = pickle.loads(pickle.dumps(listing.reader()))
     assert again.read(Photo("", "data#1")).tobytes() == read_photo(here / "photos" / "a.png").tobytes()
-    with pytest.raises(PhotoError, match=r"say which column has the photos \(--column\), one of image, name, n"):
+    with pytest.raises(PhotoError, match="there is no column picture, but image, name, n"):
         Listing(["data"], column="picture")
     with pytest.raises(PhotoError, match="there is no column id of keys"):
         Listing(["data"], key_column="id")

@@ -248,3 +248,23 @@ def test_stamps_of_remote_files():
 def test_masks_written_by_a_program_have_no_stamps(tmp_path):
     write_masks(tmp_path / "m", [("a.jpg", MaskSet.from_masks(np.ones((1, 4, 6), bool)))])
     assert MaskStore(tmp_path / "m").stamp("a.jpg") == Stamp()
+
+
+def test_a_layout_is_known_without_its_file_too(store):
+    for file in store.glob("options-*.json"):
+        file.unlink()
+    with pytest.raises(ValueRangeError, match="has tokens of dim 8"):
+        write_tokens(store, [("2.jpg", tokens(16))], made_by={"encoder": "clip"})
+    assert list(TokenStore(store)) == ["1.jpg"]
+
+
+@pytest.mark.parametrize("column", ["tokens", "patches"])
+def test_columns_of_other_types_are_damage(store, column):
+    write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"})
+    rewritten(
+        store / OTHER, lambda table: table.set_column(table.schema.get_field_index(column), column, pa.array([1]))
+    )
+    with pytest.warns(UserWarning, match="is no complete shard"):
+        assert list(TokenStore(store)) == ["1.jpg"]
+    assert list(keys_in(store).damaged) == [OTHER]
+    assert list(TokenStore(store, shards=(name for name in [SHARD]))) == ["1.jpg"]

@@ -550,13 +550,17 @@ class RegionMixin:
 
 def _check_loaded(name: Any, report: Mapping[str, Any]) -> None:
     """Reject a checkpoint whose weights of the Regionizer are not those that its config asks for."""
-    for keys, fault in ((report["missing_keys"], "lacks"), (report["unexpected_keys"], "has unexpected")):
+    for keys, fault in (
+        (report["missing_keys"], "lacks"),
+        (report["unexpected_keys"], "has unexpected"),
+        (report.get("mismatched_keys") or (), "has of another shape"),
+    ):
         wrong = sorted(key for key in keys if "regionizer." in str(key))
         if wrong:
             raise CheckpointError(
                 f"{name} {fault} {len(wrong)} weights of the Regionizer that its config describes, the first "
                 f"{wrong[0]}. A stock class that loads and saves a region model loses them: take the folder that the "
-                "region model's save_pretrained wrote, or pass regionizer=Regionizer(...) to start anew."
+                "region model's save_pretrained wrote, or remove regiontok from its config.json and pass regionizer=."
             )
 
 
