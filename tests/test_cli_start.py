@@ -49,6 +49,11 @@ def here(tmp_path, monkeypatch):
         ["masks", "photos", "--out", "m", "--shard-size", "0"],
         ["store", "m", "--out", "x"],
         ["compare", "photos", "--tokens", "0"],
+        ["tokenize", "a.jpg", "--tokens", "0"],
+        ["tokenize", "a.jpg", "--threshold", "9"],
+        ["view", "a.jpg", "--encoder", "nonsense"],
+        ["count", "a.jpg", "--img-size", "0"],
+        ["masks", "photos", "--out", "m", "--bits", "17"],
     ],
 )
 def test_help_and_rejected_options_import_no_torch(arguments):

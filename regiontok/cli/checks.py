@@ -4,8 +4,9 @@ import argparse
 from typing import Any
 
 from regiontok.choices import GENERATORS, MASK_SOURCES, SOURCES
-from regiontok.cli.arguments import AMOUNTS
+from regiontok.cli.arguments import AMOUNTS, ENCODER_NAMES
 from regiontok.errors import RegiontokError
+from regiontok.presets import ENCODERS
 
 TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
 """Sources as the paper's Table 1 lists them."""
@@ -129,9 +130,19 @@ def check_filling(options: argparse.Namespace) -> None:
         raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
 
 
+def check_encoder(options: argparse.Namespace) -> None:
+    """Reject an encoder that nobody knows, and an input without pixels."""
+    library, _, model = options.encoder.partition(":")
+    if options.encoder not in (*ENCODERS, "pixels") and (library not in ("timm", "open_clip", "hf") or not model):
+        raise RegiontokError(f"there is no encoder {options.encoder!r}. Name one of {ENCODER_NAMES}.")
+    if options.img_size is not None and min(options.img_size) < 1:
+        raise RegiontokError(f"--img-size must be at least 1; got {min(options.img_size)}.")
+
+
 def check_tokenize(options: argparse.Namespace) -> None:
     """Reject options of ``tokenize`` that its source or its output does not use."""
     _check_source(options)
+    check_encoder(options)
     if options.store is not None:
         check_filling(options)
         for name in ("csv", "json"):
@@ -204,6 +215,7 @@ def check_generator(options: argparse.Namespace, generator: str | None) -> None:
 
 def check_count(options: argparse.Namespace) -> None:
     """Reject options of ``count`` and ``figures regions`` that no source uses."""
+    check_encoder(options)
     if amount_of(options) and "clustering" not in choose_sources(options):
         raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
     check_generator(options, options.masks)
@@ -219,6 +231,7 @@ def check_compare(options: argparse.Namespace) -> None:
 
 def check_view(options: argparse.Namespace) -> None:
     """Reject options of masks without masks."""
+    check_encoder(options)
     if has_masks(options):
         check_generator(options, options.masks)
 
