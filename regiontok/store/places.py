@@ -135,9 +135,9 @@ class Place(ABC):
             why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
             raise OutputError(f"{self.address}/{name} cannot be written ({why}).") from error
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file; errors are those of `take`."""
-        with self.temporary(name) as temporary:
+    def write(self, name: str, data: bytes, *, label: str | None = None) -> None:
+        """Write a file; errors are those of `take`. Until it is whole its name begins with the label, for `clean`."""
+        with self.temporary(label or name) as temporary:
             try:
                 temporary.write_bytes(data)
             except OSError as error:

@@ -63,7 +63,7 @@ def layout_of(schema: Any, kind: str) -> dict[str, Any]:
     return {"dim": vector.list_size, "dtype": dtype}
 
 
-def write_record(place: Place, record: Record, *, mixed: bool) -> None:
+def write_record(place: Place, record: Record, *, writer: int, mixed: bool) -> None:
     """Keep a set of options in the store, unless it is there.
 
     Raises:
@@ -80,7 +80,8 @@ def write_record(place: Place, record: Record, *, mixed: bool) -> None:
         )
     data = json.dumps({"format": FORMAT, **record._asdict()}, indent=2, sort_keys=True).encode()
     with suppress(TakenError):  # by another writer, at the same time
-        place.write(f"options-{blake2b(data, digest_size=6).hexdigest()}.json", data + b"\n")
+        name = f"options-{blake2b(data, digest_size=6).hexdigest()}.json"
+        place.write(name, data + b"\n", label=f"part-{writer:05d}-{name}")  # which this writer's next run cleans
 
 
 def _layout_there(place: Place, record: Record) -> dict[str, Any] | None:
