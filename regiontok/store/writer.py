@@ -216,7 +216,10 @@ class _InHand:
                     metadata[GENERATION] = str(store.generation)
                 schema = self._tables[0].schema.with_metadata(metadata)
                 write_record(
-                    store.place, Record(json.loads(json.dumps(made_by)), layout_of(schema, kind)), mixed=store.mixed
+                    store.place,
+                    Record(json.loads(json.dumps(made_by)), layout_of(schema, kind)),
+                    writer=store.writer,
+                    mixed=store.mixed,
                 )
                 name = shard_name("part", store.writer, store._number)
                 self._temporary = self._stack.enter_context(store.place.temporary(name))
