@@ -93,11 +93,16 @@ def _layout_there(place: Place, record: Record) -> dict[str, Any] | None:
                 schema = file.schema_arrow
                 made_by = json.loads((schema.metadata or {})[kind.encode()])
                 layout = layout_of(schema, kind)
-        except Exception:
-            continue
+        except _faults():
+            continue  # a damaged shard says nothing
         if made_by == record.made_by and layout != record.layout:
             return layout
     return None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Return what is raised on damaged bytes, and on columns and metadata of other types than ours."""
+    return (*damage(pyarrow()[0]), TypeError, AttributeError, IndexError)
 
 
 def is_record(name: str) -> bool:
@@ -139,8 +144,6 @@ def read_shard(
         CheckpointError: It is damaged, lacks a column, or was made by options, or with a dimension or dtype, that the
             store does not have.
     """
-    pa, _ = pyarrow()
-    faults: tuple[type[Exception], ...] = (*damage(pa), TypeError, AttributeError, IndexError)
     try:
         with open_shard(place, name) as file:
             schema = file.schema_arrow
@@ -160,7 +163,7 @@ def read_shard(
             )
     except CheckpointError:
         raise
-    except faults as error:  # damaged bytes, or columns and metadata of other types
+    except _faults() as error:
         raise CheckpointError(
             f"{place.address}/{name} is no complete shard of this store of {manifest.kind} ({error})."
         ) from error
