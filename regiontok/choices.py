@@ -10,6 +10,8 @@ NORMS = ("rms", "none")
 POOLS = ("cross_attention", "mean")
 PADDINGS = ("drop", "keep")
 LINKAGES = ("centroid", "average", "ward")
+PROMPT = "prompt"
+"""As ``num_regions``: the number of placeholders in the prompt."""
 ORDERS = ("raster", "centroid", "area", "score", "random")
 METHODS = ("exact", "two_step")
 """How `MaskDownsampler` measures which part of a patch a mask covers."""

@@ -35,17 +35,15 @@ from regiontok._kernels.merge import (
     label,
     merge,
 )
+from regiontok.budgets import Budget, Keep, check_keep, resolve_budget
 from regiontok.choices import LINKAGES
-from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions
 
 _T = TypeVar("_T")
 
-Budget = int | Sequence[int] | np.ndarray | Tensor
-"""A number of regions: one for all images, or one per image."""
-
 _THRESHOLD = 0.7
-_NO_BUDGET = "linkage='ward' needs num_regions or explained_variance, which say when to stop. Pass one of them."
+_NO_BUDGET = "linkage='ward' needs num_regions, keep or explained_variance, which say when to stop. Pass one of them."
 _RULES = {"centroid": CENTROID, "average": AVERAGE, "ward": WARD}
 _LOWEST = {"centroid": -1.0, "average": -1.0, "ward": -np.finfo(np.float64).max}
 """A score that every pair of a rule reaches."""
@@ -60,16 +58,16 @@ class UnionFindClusterer:
     """Group neighbouring patches by merging the best pair of adjacent regions, again and again.
 
     Every patch starts as a region. Candidate pairs wait in a priority queue; disjoint sets tell each patch its region.
-    What makes a pair the best is the ``linkage``, and when to stop is said by one of ``threshold``, ``num_regions`` and
-    ``explained_variance``:
+    What makes a pair the best is the ``linkage``, and when to stop is said by one of ``threshold``, ``num_regions``,
+    ``keep`` and ``explained_variance``:
 
-    =============  ============================================  ==========================================
+    =============  ============================================  ===============================================
     ``linkage``    the pair that merges next                     stops by
-    =============  ============================================  ==========================================
-    ``centroid``   highest cosine of the two mean features       ``threshold``, ``num_regions``
-    ``average``    highest mean cosine over pairs of patches      ``threshold``, ``num_regions``
-    ``ward``       least growth of the squared error             ``num_regions``, ``explained_variance``
-    =============  ============================================  ==========================================
+    =============  ============================================  ===============================================
+    ``centroid``   highest cosine of the two mean features       ``threshold``, ``num_regions``, ``keep``
+    ``average``    highest mean cosine over pairs of patches      ``threshold``, ``num_regions``, ``keep``
+    ``ward``       least growth of the squared error             ``num_regions``, ``keep``, ``explained_variance``
+    =============  ============================================  ===============================================
 
     ``centroid`` is the paper's rule, the default where a threshold stops. It does not weigh sizes, so at a small budget
     one region takes much of the photo and many are single patches. ``ward`` does, and is the default where a budget
@@ -83,11 +81,12 @@ class UnionFindClusterer:
     square is below float32's range beside the largest one's counts as zero.
 
     Args:
-        linkage: ``centroid``, ``average`` or ``ward``; None for ``ward`` where ``num_regions`` or
+        linkage: ``centroid``, ``average`` or ``ward``; None for ``ward`` where ``num_regions``, ``keep`` or
             ``explained_variance`` stops, and ``centroid`` elsewhere.
         threshold: Cosine in ``[-1, 1]`` below which no pair merges; 0.7 where nothing else stops. Which value gives how
             many regions depends on the encoder.
         num_regions: The number of regions per image instead: exactly ``min(num_regions, valid patches)``.
+        keep: The fraction of each image's valid patches instead, in ``(0, 1]``: rounded up, at least 1.
         explained_variance: As few regions as keep this share, in ``(0, 1]``, of the squared deviation of the image's
             patches from their mean, to within 1e-4; counts then follow the photo's complexity. For ``ward`` only.
         connectivity: 4, or 8 to let patches that touch at a corner be neighbours.
@@ -115,29 +114,37 @@ class UnionFindClusterer:
         linkage: str | None = None,
         threshold: float | None = None,
         num_regions: int | None = None,
+        keep: float | None = None,
         explained_variance: float | None = None,
         connectivity: int = 4,
         num_threads: int | None = None,
     ) -> None:
         if linkage is not None:
             check_choice("linkage", linkage, LINKAGES)
-        stop = _check_stop(threshold, num_regions, explained_variance)
-        budgeted = stop.num_regions is not None or stop.explained_variance is not None
+        stop = _check_stop(threshold, num_regions, keep, explained_variance)
+        budgeted = stop.is_budget or stop.explained_variance is not None
         _check_goes_with(linkage or default_linkage(budgeted), stop)
         check_choice("connectivity", connectivity, (4, 8))
         self.linkage = linkage
-        self.threshold, self.num_regions, self.explained_variance = stop
+        self.threshold, self.num_regions, self.keep, self.explained_variance = stop
         self.connectivity = int(connectivity)
         self.num_threads = None if num_threads is None else check_integer("num_threads", num_threads)
 
     def __repr__(self) -> str:
         return (
             f"UnionFindClusterer(linkage={self.linkage!r}, threshold={self.threshold}, "
-            f"num_regions={self.num_regions}, explained_variance={self.explained_variance}, "
+            f"num_regions={self.num_regions}, keep={self.keep}, explained_variance={self.explained_variance}, "
             f"connectivity={self.connectivity}, num_threads={self.num_threads})"
         )
 
-    def __call__(self, features: Features, valid: Valid | None = None, *, num_regions: Budget | None = None) -> Regions:
+    def __call__(
+        self,
+        features: Features,
+        valid: Valid | None = None,
+        *,
+        num_regions: Budget | None = None,
+        keep: Keep | None = None,
+    ) -> Regions:
         """Cluster the patches of a batch.
 
         Args:
@@ -146,6 +153,7 @@ class UnionFindClusterer:
                 in the others is not looked at.
             num_regions: A budget for this batch, in place of what the clusterer was made with: one number, or one per
                 image.
+            keep: Likewise, a fraction of the valid patches.
 
         Returns:
             `Regions` on the features' device, numbered by first patch in row-major order.
@@ -156,17 +164,16 @@ class UnionFindClusterer:
             ValueRangeError: NaN or infinity, fewer regions than islands of valid patches, or ``ward`` without a budget.
         """
         batch = _Batch(features, valid)
-        budget = self.num_regions if num_regions is None else num_regions
-        targets = [1] * len(batch.grids)
-        if budget is not None:
-            targets = _targets(budget, batch.patches)
-            _check_islands(batch, targets, self.connectivity)
-        kept = None if budget is not None else self.explained_variance
-        linkage = self.linkage or default_linkage(budget is not None or kept is not None)
-        if linkage == "ward" and budget is None and kept is None:
+        budgets = self._budgets(batch.patches, num_regions, keep)
+        if budgets is not None:
+            _check_islands(batch, budgets, self.connectivity)
+        targets = [1] * len(batch.grids) if budgets is None else budgets
+        kept = None if budgets is not None else self.explained_variance
+        linkage = self.linkage or default_linkage(budgets is not None or kept is not None)
+        if linkage == "ward" and budgets is None and kept is None:
             raise ValueRangeError(_NO_BUDGET)
         lowest = _LOWEST[linkage]
-        if budget is None and kept is None:
+        if budgets is None and kept is None:
             lowest = _THRESHOLD if self.threshold is None else self.threshold
         rule, least_kept = _RULES[linkage], -1.0 if kept is None else kept
         labels = np.empty(len(batch.valid), np.int64)
@@ -184,7 +191,7 @@ class UnionFindClusterer:
         equal calls with a budget, grow it with ``linkage="ward"``. Shapes and errors are those of a call.
         """
         batch = _Batch(features, valid)
-        budgeted = self.num_regions is not None or self.explained_variance is not None
+        budgeted = any(one is not None for one in (self.num_regions, self.keep, self.explained_variance))
         linkage = self.linkage or default_linkage(budgeted)
         ward = linkage == "ward"
 
@@ -202,12 +209,15 @@ class UnionFindClusterer:
 
         return self._map(grow, batch)
 
-    def counts(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
+    def counts(
+        self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None, keep: Keep | None = None
+    ) -> list[int]:
         """How many regions images with so many valid patches have, before there are features.
 
         Args:
             patches: Per image, its number of valid patches.
             num_regions: As of a call.
+            keep: As of a call.
 
         Raises:
             ValueRangeError: Without a budget, counts depend on the features.
@@ -216,17 +226,23 @@ class UnionFindClusterer:
             >>> UnionFindClusterer(num_regions=64).counts([576, 288, 24])
             [64, 64, 24]
         """
-        budget = self.num_regions if num_regions is None else num_regions
-        if budget is None:
+        given = patches.tolist() if isinstance(patches, Tensor) else patches
+        budgets = self._budgets([check_integer("patches", one) for one in given], num_regions, keep)
+        if budgets is None:
             if self.linkage == "ward" and self.explained_variance is None:
                 raise ValueRangeError(_NO_BUDGET)
             stop = "threshold" if self.explained_variance is None else "explained_variance"
             raise ValueRangeError(
                 f"{stop} makes as many regions as the features ask for, so counts are known only after encoding. Set "
-                "num_regions."
+                "num_regions or keep."
             )
-        given = patches.tolist() if isinstance(patches, Tensor) else patches
-        return _targets(budget, [check_integer("patches", one) for one in given])
+        return budgets
+
+    def _budgets(self, patches: Sequence[int], num_regions: Budget | None, keep: Keep | None) -> list[int] | None:
+        """Budgets of a call, or else the clusterer's own."""
+        if num_regions is None and keep is None:
+            num_regions, keep = self.num_regions, self.keep
+        return resolve_budget(patches, num_regions, keep)
 
     def _merge(
         self, batch: "_Batch", image: int, rule: int, lowest: float, target: int, kept: float
@@ -300,22 +316,24 @@ class MergeTree:
         *,
         threshold: float | None = None,
         num_regions: int | None = None,
+        keep: float | None = None,
         explained_variance: float | None = None,
     ) -> Regions:
         """The regions of the image, a batch of one on the CPU; the arguments are those of `UnionFindClusterer`.
 
         Raises:
-            DTypeError, ValueRangeError: Not exactly one of the three, one out of range, or not for this linkage.
+            DTypeError, ValueRangeError: Not exactly one of the four, one out of range, or not for this linkage.
         """
-        stop = _check_stop(threshold, num_regions, explained_variance)
+        stop = _check_stop(threshold, num_regions, keep, explained_variance)
         if stop == _Stop():
             raise ValueRangeError(
-                "cut needs one of threshold, num_regions and explained_variance, as in cut(num_regions=64)."
+                "cut needs one of threshold, num_regions, keep and explained_variance, as in cut(num_regions=64)."
             )
         _check_goes_with(self.linkage, stop)
         patches, done = int(self.valid.sum()), len(self.pairs)
-        if stop.num_regions is not None:
-            target = min(stop.num_regions, patches)
+        budgets = resolve_budget([patches], stop.num_regions, stop.keep)
+        if budgets is not None:
+            target = budgets[0]
             _check_reachable("the image", target, patches - done)
             count = patches - target
         elif stop.threshold is not None:
@@ -351,19 +369,30 @@ class MergeTree:
 
 
 class _Stop(NamedTuple):
-    """When merging stops: one of the three, or none."""
+    """When merging stops: one of the four, or none."""
 
     threshold: float | None = None
     num_regions: int | None = None
+    keep: float | None = None
     explained_variance: float | None = None
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether the number of regions is known from the number of patches."""
+        return self.num_regions is not None or self.keep is not None
 
 
 torch.serialization.add_safe_globals([MergeTree])  # what torch.save wrote of it is tensors and numbers
 
 
-def _check_stop(threshold: Any, num_regions: Any, explained_variance: Any) -> _Stop:
-    """Check each of the three, and that there is at most one."""
-    given = {"threshold": threshold, "num_regions": num_regions, "explained_variance": explained_variance}
+def _check_stop(threshold: Any, num_regions: Any, keep: Any, explained_variance: Any) -> _Stop:
+    """Check each of the four, and that there is at most one."""
+    given = {
+        "threshold": threshold,
+        "num_regions": num_regions,
+        "keep": keep,
+        "explained_variance": explained_variance,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         told = " and ".join(f"{name}={value}" for name, value in given.items())
@@ -372,19 +401,21 @@ def _check_stop(threshold: Any, num_regions: Any, explained_variance: Any) -> _S
         threshold = check_number("threshold", threshold, low=-1, high=1)
     if num_regions is not None:
         num_regions = check_integer("num_regions", num_regions)
+    if keep is not None:
+        keep = check_keep(keep)
     if explained_variance is not None:
         explained_variance = check_number("explained_variance", explained_variance, low=0, high=1)
         if explained_variance == 0:
             raise ValueRangeError("explained_variance must be above 0; got 0. For one region pass num_regions=1.")
-    return _Stop(threshold, num_regions, explained_variance)
+    return _Stop(threshold, num_regions, keep, explained_variance)
 
 
 def _check_goes_with(linkage: str, stop: _Stop) -> None:
     """Refuse a way to stop that a linkage does not have."""
     if linkage == "ward" and stop.threshold is not None:
         raise ValueRangeError(
-            f"threshold={stop.threshold} is a cosine, which linkage='ward' does not look at. Pass num_regions or "
-            "explained_variance, or take linkage='centroid' or 'average'."
+            f"threshold={stop.threshold} is a cosine, which linkage='ward' does not look at. Pass num_regions, keep "
+            "or explained_variance, or take linkage='centroid' or 'average'."
         )
     if linkage != "ward" and stop.explained_variance is not None:
         raise ValueRangeError(
@@ -471,18 +502,6 @@ def _centre(values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
     centred = np.zeros_like(values)
     centred[valid] = np.ldexp(shown, -power)
     return centred, 4.0**power
-
-
-def _targets(budget: Budget, patches: Sequence[int]) -> list[int]:
-    """How many regions each image gets: its budget, or all its valid patches where these are fewer."""
-    if isinstance(budget, Tensor | np.ndarray):
-        budget = budget.tolist()  # of no axis it is one number
-    several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * len(patches)
-    if len(several) != len(patches):
-        raise ShapeError(
-            f"num_regions must be one number, or one per image, {len(patches)}; got {len(several)} of them."
-        )
-    return [min(check_integer("num_regions", one), most) for one, most in zip(several, patches, strict=True)]
 
 
 def _check_islands(batch: _Batch, targets: Sequence[int], connectivity: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from regiontok._checks import check_choice, check_integer, check_number
-from regiontok.choices import MASK_SOURCES, METHODS, NORMS, ORDERS, PADDINGS, POOLS, SOURCES
+from regiontok.choices import MASK_SOURCES, METHODS, NORMS, ORDERS, PADDINGS, POOLS, PROMPT, SOURCES
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import CheckpointError, UnknownOptionError, ValueRangeError
@@ -50,7 +50,9 @@ class RegionizerOptions:
         threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers. None for
             0.7, where nothing else stops.
         num_regions: The number of tokens per image instead, or all valid patches where these are fewer; for
-            ``clustering`` only. A call may bring its own.
+            ``clustering`` only. A call may bring its own. ``"prompt"``: every call brings one, as the number of
+            placeholders in the prompt of a multimodal model.
+        keep: The fraction of an image's valid patches instead, rounded up, at least 1; for ``clustering`` only.
         explained_variance: The share of the squared deviation that tokens keep instead; for ``clustering`` by ``ward``.
         connectivity: 4 or 8 neighbours for clustering.
         padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
@@ -88,7 +90,8 @@ class RegionizerOptions:
     order: str = "raster"
     linkage: str | None = None
     threshold: float | None = None
-    num_regions: int | None = None
+    num_regions: int | str | None = None
+    keep: float | None = None
     explained_variance: float | None = None
     connectivity: int = 4
     padding: str = "drop"
@@ -118,7 +121,8 @@ class RegionizerOptions:
             dim=None if self.dim is None else check_integer("dim", self.dim),
             num_heads=check_integer("num_heads", self.num_heads),
             threshold=clusterer.threshold,
-            num_regions=clusterer.num_regions,
+            num_regions=PROMPT if self.num_regions == PROMPT else clusterer.num_regions,
+            keep=clusterer.keep,
             explained_variance=clusterer.explained_variance,
             connectivity=clusterer.connectivity,
             coverage=check_number("coverage", self.coverage, low=0, high=1),
@@ -135,7 +139,7 @@ class RegionizerOptions:
 
     def _check_combinations(self) -> None:
         if self.source != "clustering":
-            for name in ("num_regions", "explained_variance"):
+            for name in ("num_regions", "keep", "explained_variance"):
                 if getattr(self, name) is not None:
                     raise ValueRangeError(
                         f"{name} is for source='clustering'; got source={self.source!r}. Leave it out."
@@ -159,13 +163,26 @@ class RegionizerOptions:
 
     def clusterer(self) -> UnionFindClusterer:
         """What merges patches, of the photo or of what no mask covers."""
+        if self.num_regions == PROMPT:
+            return self._clusterer_of_prompts()
         return UnionFindClusterer(
             linkage=self.linkage,
             threshold=self.threshold,
-            num_regions=self.num_regions,
+            num_regions=self.num_regions,  # type: ignore[arg-type]  # checked there
+            keep=self.keep,
             explained_variance=self.explained_variance,
             connectivity=self.connectivity,
         )
+
+    def _clusterer_of_prompts(self) -> UnionFindClusterer:
+        """A clusterer without a budget of its own, which every call brings."""
+        for name in ("threshold", "keep", "explained_variance"):
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueRangeError(
+                    f"num_regions={PROMPT!r} and {name}={value} are several ways to say when to stop. Leave one out."
+                )
+        return UnionFindClusterer(linkage=self.linkage or "ward", connectivity=self.connectivity)
 
     def downsampler(self) -> MaskDownsampler:
         """What brings masks to the grid."""

@@ -23,8 +23,8 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._files import make_folder, read_json, write_bytes, write_json
+from regiontok.budgets import Budget, Keep
 from regiontok.choices import MASK_SOURCES
-from regiontok.clustering import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -108,17 +108,21 @@ class Regionizer(nn.Module):
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
         num_regions: Budget | None = None,
+        keep: Keep | None = None,
     ) -> RegionTokens:
         """Region tokens of a batch, ``(R, dim)`` values with their regions.
 
-        ``num_regions`` is a budget of this batch, one number or one per image, in place of what the options say.
+        ``num_regions`` or ``keep`` is a budget of this batch, one number or one per image, in place of what the options
+        say.
 
         Raises:
             ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps. Tokens
                 that are not finite, but for autocast.
         """
         features = self.normalize(features)
-        regions = self.order(self.group(features, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions))
+        regions = self.order(
+            self.group(features, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions, keep=keep)
+        )
         tokens = self.pool(features, regions)
         _check_tokens(tokens)
         return tokens
@@ -148,11 +152,11 @@ class Regionizer(nn.Module):
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
         num_regions: Budget | None = None,
+        keep: Keep | None = None,
     ) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
         source = self.config["source"]
-        if num_regions is not None and source != "clustering":
-            raise ValueRangeError(f"num_regions is for source='clustering'; got source={source!r}. Leave it out.")
+        self._check_budget(num_regions, keep)
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
@@ -162,7 +166,7 @@ class Regionizer(nn.Module):
         if self.config["padding"] == "keep":
             valid = None
         if source == "clustering":
-            return self._clusterer(features, valid, num_regions=num_regions)
+            return self._clusterer(features, valid, num_regions=num_regions, keep=keep)
         if masks is None:
             return _single_patches(features, valid)
         regions = self._downsampler(masks, features=features, valid=valid, sizes=sizes)
@@ -193,13 +197,16 @@ class Regionizer(nn.Module):
             return [rows * cols for rows, cols in grids]
         return [int(geometry.place(size).valid(grid).sum()) for size, grid in zip(sizes, grids, strict=True)]
 
-    def num_tokens(self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None) -> list[int]:
+    def num_tokens(
+        self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None, keep: Keep | None = None
+    ) -> list[int]:
         """How many tokens images get, before there are features.
 
         Args:
             patches: Per image, how many of its patches may be in a region: `num_patches` tells it, and where padding
                 is dropped `Encoder.num_patches`.
             num_regions: As of a call.
+            keep: As of a call.
 
         Raises:
             ValueRangeError: Counts that depend on the features, as a threshold's or ``explained_variance``'s do, or on
@@ -213,12 +220,18 @@ class Regionizer(nn.Module):
         source = self.config["source"]
         if source in MASK_SOURCES:
             raise ValueRangeError(f"source={source!r} makes tokens of masks, so counts are known only with them.")
+        self._check_budget(num_regions, keep)
         if source == "patch":
-            if num_regions is not None:
-                raise ValueRangeError("num_regions is for source='clustering'; got source='patch'. Leave it out.")
             given = patches.tolist() if isinstance(patches, Tensor) else patches
             return [check_integer("patches", one) for one in given]
-        return self._clusterer.counts(patches, num_regions=num_regions)
+        return self._clusterer.counts(patches, num_regions=num_regions, keep=keep)
+
+    def _check_budget(self, num_regions: Budget | None, keep: Keep | None) -> None:
+        """Reject the budget of a call where the source has none."""
+        source = self.config["source"]
+        for name, value in (("num_regions", num_regions), ("keep", keep)):
+            if value is not None and source != "clustering":
+                raise ValueRangeError(f"{name} is for source='clustering'; got source={source!r}. Leave it out.")
 
     def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
         """Which patches show photos of ``sizes``."""

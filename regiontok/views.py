@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regiontok._checks import check_integer
-from regiontok.clustering import Budget
+from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.downsample import MaskDownsampler, Masks
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
@@ -197,40 +196,50 @@ def _parted(downsampler: MaskDownsampler, masks: MaskSet, count: int) -> Tensor:
     return parted
 
 
-def share_budget(views: Sequence[View], num_regions: Budget) -> list[int]:
-    """Budgets of views that add up to their photo's, in proportion to their patches and at least 1.
+def share_budget(
+    views: Sequence[View],
+    num_regions: Budget | None = None,
+    *,
+    keep: Keep | None = None,
+    patches: Sequence[int] | None = None,
+) -> list[int]:
+    """Return budgets of views that add up to the budget of their image, in proportion to their patches.
 
     Args:
         views: Of the batch.
-        num_regions: Tokens per photo, one number or one each.
+        num_regions: Number of tokens of an image, one number or one per image.
+        keep: The fraction of the patches of an image instead, one number or one per image.
+        patches: Number of valid patches of each view; all of them by default.
 
     Raises:
-        ShapeError: Another number of budgets than photos.
-        ValueRangeError: A photo of more views than it may have tokens.
+        ShapeError: The number of budgets is not the number of images.
+        ValueRangeError: ``num_regions`` is less than the number of views of an image, each of which needs a token.
 
     Example:
         >>> share_budget(tiled([(2, 2)], (4, 4), (56, 56), stitched=True), 40)
         [32, 8]
     """
-    photos = count_photos(views)
-    given: Any = num_regions.tolist() if isinstance(num_regions, Tensor) else num_regions
-    budgets = [given] * photos if not isinstance(given, Sequence) and not hasattr(given, "__len__") else list(given)
-    if len(budgets) != photos:
-        raise ShapeError(f"num_regions must be one number, or one per photo, {photos}; got {len(budgets)} of them.")
+    sizes = [view.patches for view in views] if patches is None else list(patches)
+    spare = [
+        torch.tensor([size - 1 for view, size in zip(views, sizes, strict=True) if view.photo == photo])
+        for photo in range(count_photos(views))
+    ]
+    budgets = resolve_budget([int(one.sum()) + len(one) for one in spare], num_regions, keep)
+    if budgets is None:
+        raise ValueRangeError("share_budget needs num_regions or keep. Pass one of them.")
     shared: list[int] = []
-    for photo, budget in enumerate(budgets):
-        spare = torch.tensor([view.patches - 1 for view in views if view.photo == photo])
-        left = min(check_integer("num_regions", budget), int(spare.sum()) + len(spare)) - len(spare)
+    for image, (budget, own) in enumerate(zip(budgets, spare, strict=True)):
+        left = (budget if keep is None else max(budget, len(own))) - len(own)
         if left < 0:
             raise ValueRangeError(
-                f"num_regions must be at least {len(spare)} for photo {photo}, whose tiles need a token each; got "
+                f"num_regions must be at least {len(own)} for image {image}, whose tiles need a token each; got "
                 f"{budget}. Give the processor fewer tiles, or a larger budget."
             )
-        quota = spare.double() * left / max(1, int(spare.sum()))
-        own = quota.floor().long()
-        rest = (quota - own).sort(descending=True, stable=True).indices[: left - int(own.sum())]
-        own[rest] += 1
-        shared += (own + 1).tolist()
+        quota = own.double() * left / max(1, int(own.sum()))
+        part = quota.floor().long()
+        rest = (quota - part).sort(descending=True, stable=True).indices[: left - int(part.sum())]
+        part[rest] += 1
+        shared += (part + 1).tolist()
     return shared
 
 

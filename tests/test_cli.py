@@ -125,6 +125,7 @@ def test_a_narrow_photo_keeps_all_its_patches_under_a_larger_budget(photos, tmp_
     [
         (["--tokens", "50"], {"num_regions": 50}),
         (["--tokens", "50", "--linkage", "centroid"], {"num_regions": 50, "linkage": "centroid"}),
+        (["--keep", "0.25"], {"keep": 0.25}),
         (["--explained-variance", "0.5"], {"explained_variance": 0.5}),
         (["--linkage", "average"], {"linkage": "average"}),
     ],
@@ -142,12 +143,17 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
         (["--encoder", "clip"], "there is no encoder 'clip'"),
         (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
         (["--tokens", "0"], "--tokens must be at least 1; got 0"),
-        (["--linkage", "ward"], "--linkage ward has no threshold. Say how many by --tokens or --explained-variance."),
+        (
+            ["--linkage", "ward"],
+            "--linkage ward has no threshold. Say how many by --tokens, --keep or --explained-variance.",
+        ),
         (["--linkage", "ward", "--threshold", "0.5"], "--linkage ward has no threshold."),
         (
             ["--linkage", "average", "--explained-variance", "0.5"],
             "--explained-variance is for --linkage ward; got average",
         ),
+        (["--keep", "0"], "--keep must be above 0; got 0"),
+        (["--keep", "1.5"], "--keep must be in [0, 1]; got 1.5"),
         (["--explained-variance", "1.5"], "--explained-variance must be in [0, 1]; got 1.5"),
         (["--source", "patch", "--linkage", "average"], "--linkage is for --source clustering"),
         (

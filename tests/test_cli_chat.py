@@ -68,9 +68,13 @@ def test_masks_for_a_model_of_masks(capsys, folders, photo):
         (
             "stock",
             ["--norm", "rms"],
-            "norm='rms' is for num_regions, threshold or explained_variance, of a stock model. Leave",
+            "norm='rms' is for num_regions, keep, threshold or explained_variance, of a stock model. Leave",
         ),
-        ("stock", ["--linkage", "average"], "linkage='average' is for num_regions, threshold or explained_variance"),
+        (
+            "stock",
+            ["--linkage", "average"],
+            "linkage='average' is for num_regions, keep, threshold or explained_variance",
+        ),
         ("stock", ["--linkage", "ward"], "--linkage ward has no threshold. Say how many by --tokens"),
         ("stock", ["--options", "w1"], "options must be 2 to 26"),
         ("nothing", [], "holds no model of transformers"),

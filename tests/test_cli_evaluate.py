@@ -86,7 +86,10 @@ def test_scores_know_how_tokens_were_made():
     [
         (["--benchmarks", "mm_vet"], "mm_vet needs a judge, and there is no OPENAI_API_KEY. Set it, or leave it out."),
         (["--ladder", "--masks", "sam2"], "--ladder is not for evaluate, which makes masks at the paper's cheap"),
-        (["--norm", "rms"], "norm='rms' is for num_regions, threshold or explained_variance, of a stock model. Leave"),
+        (
+            ["--norm", "rms"],
+            "norm='rms' is for num_regions, keep, threshold or explained_variance, of a stock model. Leave",
+        ),
         (["--masks", "a,b"], "lmms-eval takes no comma and no equals sign in a,b. Rename it."),
     ],
 )
@@ -114,7 +117,7 @@ def test_scores_are_written_as_json(capsys, model, tmp_path, monkeypatch):
     call(capsys, model, "--out", tmp_path / "out", "--benchmarks", "pope")
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["figures"] == {"pope": 80.0, "tokens": 12.0}
-    assert scores["of"] == dict.fromkeys(("tokens", "threshold", "explained_variance", "norm", "linkage")) | {
+    assert scores["of"] == dict.fromkeys(("tokens", "keep", "threshold", "explained_variance", "norm", "linkage")) | {
         "model": model
     }
     assert scores["benchmarks"] == {"limit": None, "masks": None, "sam_model": None}

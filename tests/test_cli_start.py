@@ -49,6 +49,8 @@ def here(tmp_path, monkeypatch):
         ["masks", "photos", "--out", "m", "--shard-size", "0"],
         ["store", "m", "--out", "x"],
         ["compare", "photos", "--tokens", "0"],
+        ["compare", "photos", "--keep", "0.5", "2"],
+        ["view", "a.png", "--keep", "0"],
         ["tokenize", "a.jpg", "--tokens", "0"],
         ["tokenize", "a.jpg", "--threshold", "9"],
         ["view", "a.jpg", "--encoder", "nonsense"],

@@ -526,7 +526,11 @@ def bad(value, at=(0, 2, 1)):
         ({"linkage": "single"}, ValueRangeError, "linkage must be one of 'centroid', 'average', 'ward'; got 'single'"),
         ({"num_regions": True}, DTypeError, "num_regions must be a whole number; got True"),
         ({"num_regions": np.True_}, DTypeError, "num_regions must be a whole number; got np.True_"),
-        ({"linkage": "ward", "threshold": 0.7}, ValueRangeError, "threshold=0.7 is a cosine.*Pass num_regions or"),
+        (
+            {"linkage": "ward", "threshold": 0.7},
+            ValueRangeError,
+            "threshold=0.7 is a cosine.*Pass num_regions, keep or",
+        ),
         ({"threshold": 0.7, "num_regions": 3}, ValueRangeError, "threshold=0.7 and num_regions=3 are several ways"),
         ({"explained_variance": 0}, ValueRangeError, "explained_variance must be above 0; got 0"),
         ({"explained_variance": 1.1}, ValueRangeError, r"explained_variance must be in \[0, 1\]; got 1.1"),
@@ -620,9 +624,9 @@ def test_small_integers_of_numpy_do_not_overflow():
 
 def test_wards_rule_needs_a_budget():
     clusterer = UnionFindClusterer(linkage="ward")
-    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions or explained_variance"):
+    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions, keep or explained_variance"):
         clusterer(smooth_features(4, 4, 8))
-    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions or explained_variance"):
+    with pytest.raises(ValueRangeError, match="linkage='ward' needs num_regions, keep or explained_variance"):
         clusterer.counts([16])
     assert len(clusterer(smooth_features(4, 4, 8), num_regions=3)) == 3
 
@@ -671,7 +675,7 @@ def test_bad_valid_patches_are_refused(valid, error, message):
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ({}, "cut needs one of threshold, num_regions and explained_variance"),
+        ({}, "cut needs one of threshold, num_regions, keep and explained_variance"),
         ({"threshold": 0.5, "num_regions": 3}, "threshold=0.5 and num_regions=3 are several ways"),
         ({"threshold": 2}, r"threshold must be in \[-1, 1\]"),
         ({"explained_variance": 0.5}, "explained_variance is for linkage='ward'.*got linkage='centroid'"),

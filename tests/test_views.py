@@ -38,7 +38,7 @@ def test_a_budget_is_shared_in_proportion_and_kept(cut, budgets):
     budgets = budgets[: len(cut)]
     counts = [sum(view.photo == photo for view in views) for photo in range(len(cut))]
     if any(budget < count for budget, count in zip(budgets, counts, strict=True)):
-        with pytest.raises(ValueRangeError, match=r"num_regions must be at least \d+ for photo \d+, whose tiles need"):
+        with pytest.raises(ValueRangeError, match=r"num_regions must be at least \d+ for image \d+, whose tiles need"):
             share_budget(views, budgets)
         return
     shared = share_budget(views, budgets)

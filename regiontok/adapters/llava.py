@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from regiontok._checks import check_sizes
 from regiontok.adapters._sizes import need_sizes
-from regiontok.clustering import Budget
+from regiontok.budgets import Budget, Keep
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -48,7 +48,7 @@ class RegionProjector(nn.Module):
         self.side = side
         self._masks: Sequence[Masks] | None = None
         self._sizes: list[Size] | None = None
-        self._budget: Budget | None = None
+        self._budget: dict[str, Any] = {}
 
     @contextmanager
     def seeing(
@@ -57,6 +57,7 @@ class RegionProjector(nn.Module):
         masks: Sequence[Masks] | None = None,
         image_sizes: Sequence[Size] | None = None,
         num_regions: Budget | None = None,
+        keep: Keep | None = None,
     ) -> Iterator[None]:
         """Give the next images their masks, sizes before preprocessing and budgets, for calls inside a ``with``.
 
@@ -64,17 +65,20 @@ class RegionProjector(nn.Module):
             masks: One entry per image of the batch; see `Regionizer`.
             image_sizes: Height and width per image, so that padding is in no region.
             num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
+            keep: Likewise, a fraction of the valid patches.
         """
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         need_sizes(self.regionizer, masks, sizes)
         before = self._masks, self._sizes, self._budget
-        self._masks, self._sizes, self._budget = masks, sizes, num_regions
+        self._masks, self._sizes, self._budget = masks, sizes, {"num_regions": num_regions, "keep": keep}
         try:
             yield
         finally:
             self._masks, self._sizes, self._budget = before
 
-    def num_tokens(self, image_sizes: Sequence[Size], *, num_regions: Budget | None = None) -> list[int]:
+    def num_tokens(
+        self, image_sizes: Sequence[Size], *, num_regions: Budget | None = None, keep: Keep | None = None
+    ) -> list[int]:
         """How many tokens images of these sizes will get, before they are encoded.
 
         Raises:
@@ -82,7 +86,8 @@ class RegionProjector(nn.Module):
         """
         sizes = check_sizes("image_sizes", image_sizes)
         grids = [(self.side, self.side)] * len(sizes)
-        return self.regionizer.num_tokens(self.regionizer.num_patches(grids, sizes), num_regions=num_regions)
+        patches = self.regionizer.num_patches(grids, sizes)
+        return self.regionizer.num_tokens(patches, num_regions=num_regions, keep=keep)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Tokens of each image."""
@@ -92,7 +97,7 @@ class RegionProjector(nn.Module):
                 "Set mm_vision_select_feature to 'patch'."
             )
         grid = features.unflatten(1, (self.side, self.side))
-        tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes, num_regions=self._budget)
+        tokens = self.regionizer(grid, masks=self._masks, sizes=self._sizes, **self._budget)
         return tokens.map(self.projector).split()
 
 

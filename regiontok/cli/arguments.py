@@ -98,7 +98,9 @@ def add_bits_option(parser: Any) -> None:
     )
 
 
-AMOUNTS = ("threshold", "tokens", "explained_variance", "linkage")
+AMOUNTS = ("threshold", "tokens", "keep", "explained_variance", "linkage")
+LIMITS = ("tokens", "keep", "explained_variance")
+"""Those by which Ward's rule stops."""
 
 
 def add_amount_options(parser: Any) -> None:
@@ -112,6 +114,9 @@ def add_amount_options(parser: Any) -> None:
     )
     amount.add_argument("--tokens", type=int, metavar="K", help="K tokens per photo instead")
     amount.add_argument(
+        "--keep", type=float, metavar="F", help="the fraction F of each image's patches instead, such as 0.25"
+    )
+    amount.add_argument(
         "--explained-variance",
         type=float,
         metavar="V",
@@ -120,7 +125,7 @@ def add_amount_options(parser: Any) -> None:
     parser.add_argument(
         "--linkage",
         choices=LINKAGES,
-        help="which neighbours merge first; default: ward for --tokens and --explained-variance, else centroid",
+        help="which neighbours merge first; default: ward for --tokens, --keep and --explained-variance, else centroid",
     )
 
 

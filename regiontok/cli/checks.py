@@ -1,10 +1,11 @@
 """Checks of options that go together; none of them needs torch, so that a rejected command ends at once."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from regiontok.choices import GENERATORS, MASK_SOURCES, SOURCES
-from regiontok.cli.arguments import AMOUNTS, ENCODER_NAMES
+from regiontok.cli.arguments import AMOUNTS, ENCODER_NAMES, LIMITS
 from regiontok.errors import RegiontokError
 from regiontok.presets import ENCODERS
 
@@ -36,15 +37,19 @@ REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", *_COMBINED
 def amount_of(options: argparse.Namespace) -> dict[str, Any]:
     """Options of a `Regionizer` that say how many regions clustering makes; those that were given."""
     given = {"num_regions" if name == "tokens" else name: getattr(options, name) for name in AMOUNTS}
-    budgeted = options.tokens is not None or options.explained_variance is not None
+    budgeted = any(getattr(options, name) is not None for name in LIMITS)
     if options.tokens is not None and options.tokens < 1:
         raise RegiontokError(f"--tokens must be at least 1; got {options.tokens}.")
-    for name, low in (("threshold", -1), ("explained_variance", 0)):
+    for name, low in (("threshold", -1), ("keep", 0), ("explained_variance", 0)):
         value = getattr(options, name)
         if value is not None and not low <= value <= 1:
             raise RegiontokError(f"{_flag(name)} must be in [{low}, 1]; got {value}.")
+    if options.keep == 0:
+        raise RegiontokError("--keep must be above 0; got 0. For one token per image give --tokens 1.")
     if options.linkage == "ward" and not budgeted:
-        raise RegiontokError("--linkage ward has no threshold. Say how many by --tokens or --explained-variance.")
+        raise RegiontokError(
+            "--linkage ward has no threshold. Say how many by --tokens, --keep or --explained-variance."
+        )
     if options.explained_variance is not None and options.linkage not in (None, "ward"):
         raise RegiontokError(f"--explained-variance is for --linkage ward; got {options.linkage}. Leave one out.")
     return {name: value for name, value in given.items() if value is not None}
@@ -167,7 +172,7 @@ def _check_source(options: argparse.Namespace) -> None:
         raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
     if options.source != "clustering" and options.linkage == "ward":
         raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
-    if options.source != "clustering" and (options.tokens is not None or options.explained_variance is not None):
+    if options.source != "clustering" and any(getattr(options, name) is not None for name in LIMITS):
         raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
     of_masks = (
         given
@@ -223,14 +228,26 @@ def check_count(options: argparse.Namespace) -> None:
 
 def check_compare(options: argparse.Namespace) -> None:
     """Reject budgets below one region, and options of masks without masks."""
-    wrong = [count for count in options.tokens if count < 1]
+    wrong = [count for count in options.tokens or () if count < 1]
     if wrong:
         raise RegiontokError(f"--tokens must be from 1; got {wrong[0]}.")
-    check_view(options)
+    _check_fractions(options.keep or ())
+    _check_images(options)
 
 
 def check_view(options: argparse.Namespace) -> None:
-    """Reject options of masks without masks."""
+    """Reject options of masks without masks, and a fraction of patches that is none."""
+    _check_fractions([] if options.keep is None else [options.keep])
+    _check_images(options)
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    wrong = [one for one in fractions if not 0 < one <= 1]
+    if wrong:
+        raise RegiontokError(f"--keep must be above 0 and at most 1; got {wrong[0]}.")
+
+
+def _check_images(options: argparse.Namespace) -> None:
     check_encoder(options)
     if has_masks(options):
         check_generator(options, options.masks)

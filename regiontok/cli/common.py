@@ -14,6 +14,7 @@ from PIL import Image
 from regiontok import encoders
 from regiontok._checks import check_size
 from regiontok._files import is_same
+from regiontok.cli.arguments import LIMITS
 from regiontok.cli.checks import amount_of, uses_masks
 from regiontok.cli.console import warn
 from regiontok.clustering import default_linkage
@@ -123,8 +124,9 @@ def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Callable[[],
 
 def told_apart(options: argparse.Namespace) -> dict[str, Any]:
     """What the scores of a model are of: its folder or name, and how a stock one's tokens are cut."""
-    of = {name: getattr(options, name) for name in ("model", "tokens", "threshold", "explained_variance", "norm")}
-    budget = options.tokens is not None or options.explained_variance is not None
+    names = ("model", "tokens", "keep", "threshold", "explained_variance", "norm")
+    of = {name: getattr(options, name) for name in names}
+    budget = any(getattr(options, name) is not None for name in LIMITS)
     linkage = options.linkage or default_linkage(budget)
     return of | {"linkage": None if linkage == "centroid" else linkage}  # as scores have it that knew one rule alone
 

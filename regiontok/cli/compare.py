@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from regiontok._files import write_json
-from regiontok.choices import MASK_SOURCES
+from regiontok.choices import BUDGETS, MASK_SOURCES
 from regiontok.cli.checks import annotated, has_masks
 from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
 from regiontok.cli.console import progress
@@ -30,7 +30,7 @@ def run_compare(options: argparse.Namespace) -> int:
         source: Regionizer(source=source, norm=options.norm, pool="mean", geometry=encoder.geometry)
         for source in ("patch", *(MASK_SOURCES if masks_of else ()))
     }
-    counts = sorted(set(options.tokens))
+    counts = sorted(set(options.tokens or (() if options.keep else BUDGETS)))
     found: dict[str, list[PartitionResult]] = {}
     failed = []
     for path in progress(photos):
@@ -47,6 +47,7 @@ def run_compare(options: argparse.Namespace) -> int:
                 features[0],
                 valid=valid[0],
                 counts=counts,
+                keep=sorted(set(options.keep or ())),
                 others=others,
                 objects=objects,
                 geometry=encoder.geometry,
@@ -75,7 +76,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def _row(one: PartitionResult) -> dict[str, Any]:
-    return {"source": one.source, "tokens": one.tokens, **one.scores._asdict()}
+    return {"source": one.source, "tokens": one.tokens, "keep": one.keep, **one.scores._asdict()}
 
 
 def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> None:
@@ -83,11 +84,12 @@ def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> 
     print(f"{photos} photo{'s' * (photos != 1)}, {encoder.name}{options}")
     columns = [*_COLUMNS, *(_OBJECTS if any(row.scores.miou is not None for row in rows) else ())]
     print(f"{'':12}  {'regions':>7}  " + "  ".join(f"{head:>7}" for _, head, _ in columns))
-    last: int | None = -1
-    for one in sorted(rows, key=lambda row: (row.tokens is None, row.tokens or 0)):
-        if one.tokens != last and last != -1:
+    blocks = {(one.tokens, one.keep): None for one in rows}
+    last: tuple[int | None, float | None] | None = None
+    for one in sorted(rows, key=lambda row: list(blocks).index((row.tokens, row.keep))):
+        if last not in (None, (one.tokens, one.keep)):
             print()
-        last = one.tokens
+        last = one.tokens, one.keep
         values = [getattr(one.scores, name) for name, _, _ in columns]
         shares = "  ".join(f"{'-':>7}" if value is None else f"{100 * value:>5.1f} %" for value in values)
         print(f"{one.source:12}  {one.scores.regions:>7.0f}  {shares}")

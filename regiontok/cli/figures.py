@@ -10,6 +10,7 @@ from PIL import Image
 from regiontok import encoders
 from regiontok._require import require
 from regiontok.choices import MASK_SOURCES
+from regiontok.cli.arguments import LIMITS
 from regiontok.cli.checks import amount_of, choose_sources, has_masks, named_amounts
 from regiontok.cli.common import find_photos, load_assistant, load_encoder, roots_of
 from regiontok.cli.console import progress
@@ -162,7 +163,7 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
             several = len(options.model) > 1
             yield f"{Path(folder).name}, {source}" if several else source, assistant
         return
-    for name in ("tokens", "explained_variance"):
+    for name in LIMITS:
         if getattr(options, name) is not None:
             told = name.replace("_", "-")
             raise RegiontokError(f"--{told} is for clustering alone, not for --sources. Leave one of them out.")

@@ -229,14 +229,9 @@ def _add_compare(commands: Any) -> None:
         "or --label-maps, also how well regions keep to objects. Means over photos; a figure, and JSON beside it.",
     )
     compare.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
-    compare.add_argument(
-        "--tokens",
-        nargs="+",
-        type=int,
-        default=list(BUDGETS),
-        metavar="K",
-        help=f"default: {' '.join(map(str, BUDGETS))}",
-    )
+    counts = compare.add_mutually_exclusive_group()
+    counts.add_argument("--tokens", nargs="+", type=int, metavar="K", help=f"default: {' '.join(map(str, BUDGETS))}")
+    counts.add_argument("--keep", nargs="+", type=float, metavar="F", help="fractions of each image's patches instead")
     compare.add_argument(
         "--norm", default="rms", choices=NORMS, help="of patch features before clustering; default: %(default)s"
     )
@@ -273,6 +268,7 @@ def _add_view(commands: Any) -> None:
         help="where the page starts, by the paper's rule; default: 0.7",
     )
     start.add_argument("--tokens", type=int, metavar="K", help="start with K tokens by Ward's rule instead")
+    start.add_argument("--keep", type=float, metavar="F", help="start with this fraction of the patches instead")
     view.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     view.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
     add_encoder_options(view)

@@ -32,6 +32,7 @@ def run_view(options: argparse.Namespace) -> int:
         masks=masks,
         threshold=options.threshold,
         num_regions=options.tokens,
+        keep=options.keep,
         norm=options.norm,
         connectivity=options.connectivity,
     )

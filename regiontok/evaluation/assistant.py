@@ -270,6 +270,7 @@ class Assistant:
 def stock_regions(
     *,
     num_regions: int | None = None,
+    keep: float | None = None,
     threshold: float | None = None,
     explained_variance: float | None = None,
     linkage: str | None = None,
@@ -278,7 +279,8 @@ def stock_regions(
     """A `Regionizer` that cuts a stock model's tokens without training, by clustering; None where no cut is asked for.
 
     Args:
-        num_regions: So many tokens per photo; see `UnionFindClusterer` for this and the next three.
+        num_regions: So many tokens per photo; see `UnionFindClusterer` for this and the next four.
+        keep: This fraction of the patches instead.
         threshold: Clustering down to this cosine instead.
         explained_variance: As few tokens as keep this share of the squared deviation instead.
         linkage: Which regions merge first.
@@ -291,12 +293,18 @@ def stock_regions(
         >>> stock_regions(num_regions=128).config["num_regions"]
         128
     """
-    amount = {"num_regions": num_regions, "threshold": threshold, "explained_variance": explained_variance}
+    amount = {
+        "num_regions": num_regions,
+        "keep": keep,
+        "threshold": threshold,
+        "explained_variance": explained_variance,
+    }
     given = {name: value for name, value in (amount | {"linkage": linkage}).items() if value is not None}
     if not set(given) - {"linkage"}:
         for name, value in (given | ({} if norm is None else {"norm": norm})).items():
             raise ValueRangeError(
-                f"{name}={value!r} is for num_regions, threshold or explained_variance, of a stock model. Leave it out."
+                f"{name}={value!r} is for num_regions, keep, threshold or explained_variance, of a stock model. "
+                "Leave it out."
             )
         return None
     return Regionizer(pool="mean", norm=norm or "none", **given)

@@ -46,9 +46,10 @@ class RegiontokModel(_base.lmms):
         missing: A generator that makes the masks that the store lacks, and adds them to it.
         sam_model: The generator's model.
         num_regions: For a stock model: so many tokens per photo.
+        keep: For a stock model: this fraction of the patches.
         threshold: For a stock model: clustering down to this cosine.
         explained_variance: For a stock model: as few tokens as keep this share of the patches' squared deviation.
-        linkage: For a stock model: which regions merge first; see `UnionFindClusterer` for all four.
+        linkage: For a stock model: which regions merge first; see `UnionFindClusterer` for all five.
         norm: For a stock model: ``rms`` or ``none``.
         counts: A folder in which each process notes how many region tokens photos had.
         max_batch_size: Passed by lmms-eval, and refused.
@@ -66,6 +67,7 @@ class RegiontokModel(_base.lmms):
         missing: str | None = None,
         sam_model: str | None = None,
         num_regions: int | None = None,
+        keep: float | None = None,
         threshold: float | None = None,
         explained_variance: float | None = None,
         linkage: str | None = None,
@@ -91,6 +93,7 @@ class RegiontokModel(_base.lmms):
             regionizer=stock_regions(
                 norm=norm,
                 num_regions=num_regions,
+                keep=keep,
                 threshold=threshold,
                 explained_variance=explained_variance,
                 linkage=linkage,

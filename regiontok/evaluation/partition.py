@@ -15,6 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from regiontok._checks import Features, Valid, check_finite, check_integer, flatten_features, flatten_valid
+from regiontok.budgets import resolve_budget
 from regiontok.choices import BUDGETS, LINKAGES
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
@@ -54,13 +55,15 @@ class PartitionResult(NamedTuple):
 
     Attributes:
         source: ``grid``, ``centroid``, ``average``, ``ward``, or what the caller called regions of his own.
-        tokens: The count that was asked for; None for regions that have counts of their own.
+        tokens: The count that was asked for; None for fractions, and for regions that have counts of their own.
         scores: How well they do.
+        keep: The fraction of the valid patches that was asked for.
     """
 
     source: str
     tokens: int | None
     scores: PartitionScores
+    keep: float | None = None
 
 
 def grid_regions(valid: Tensor, tokens: int) -> Regions:
@@ -164,6 +167,7 @@ def compare_partitions(
     *,
     valid: Tensor | None = None,
     counts: Sequence[int] = BUDGETS,
+    keep: Sequence[float] = (),
     others: Mapping[str, Regions] | None = None,
     objects: MaskSet | None = None,
     geometry: ImageGeometry | None = None,
@@ -175,6 +179,7 @@ def compare_partitions(
         features: ``(rows, cols, D)``, normalised as clustering shall see them.
         valid: ``(rows, cols)`` bool; all by default.
         counts: Numbers of regions; an image with fewer valid patches has all of them.
+        keep: Further numbers of regions, as fractions of the valid patches.
         others: Regions of the image by name, such as those of masks, which have counts of their own.
         objects: Annotated objects, for boundary recall and mean IoU.
         geometry: How the encoder places photos; needed with ``objects``.
@@ -191,20 +196,24 @@ def compare_partitions(
         >>> [(row.source, row.scores.regions) for row in rows]
         [('grid', 4), ('centroid', 4), ('average', 4), ('ward', 4)]
     """
-    counts = [check_integer("counts", count) for count in counts]
     batch = features[None]
     allowed = torch.ones(features.shape[:2], dtype=torch.bool) if valid is None else valid.cpu()
-    found: list[tuple[str, int | None, Regions]] = [("grid", count, grid_regions(allowed, count)) for count in counts]
+    patches = [int(allowed.sum())]
+    budgets: list[tuple[int | None, float | None, int]] = [
+        (count, None, check_integer("counts", count)) for count in counts
+    ]
+    budgets += [(None, share, (resolve_budget(patches, keep=share) or patches)[0]) for share in keep]
+    found = [("grid", *budget[:2], grid_regions(allowed, budget[2])) for budget in budgets]
     for linkage in LINKAGES:
         tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(batch, allowed[None])[0]
-        found += [(linkage, count, tree.cut(num_regions=count)) for count in counts]
-    found += [(name, None, regions) for name, regions in (others or {}).items()]
+        found += [(linkage, *budget[:2], tree.cut(num_regions=budget[2])) for budget in budgets]
+    found += [(name, None, None, regions) for name, regions in (others or {}).items()]
     given = None if objects is None else [objects]
     return [
         PartitionResult(
-            name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0]
+            name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0], share
         )
-        for name, count, one in found
+        for name, count, share, one in found
     ]
 
 
@@ -216,7 +225,7 @@ def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[Partiti
     Raises:
         ShapeError: No photo, or photos compared in different ways.
     """
-    names = [[(row.source, row.tokens) for row in rows] for rows in photos]
+    names = [[(row.source, row.tokens, row.keep) for row in rows] for rows in photos]
     if not names or any(one != names[0] for one in names):
         raise ShapeError(
             "photos must be compared in the same way, one or more; these differ in their sources or counts."
@@ -227,7 +236,8 @@ def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[Partiti
             [one for one in column if one is not None] for column in zip(*(row.scores for row in rows), strict=True)
         )
         values = [float(np.mean(column)) if column else None for column in known]
-        means.append(PartitionResult(rows[0].source, rows[0].tokens, PartitionScores(*values)))  # type: ignore[arg-type]
+        scores = PartitionScores(*values)  # type: ignore[arg-type]
+        means.append(rows[0]._replace(scores=scores))
     return means
 
 

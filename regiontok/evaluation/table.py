@@ -58,7 +58,7 @@ def row_name(config: Any, regions: Mapping[str, Any] | None = None) -> str | Non
         encoder = "clip-336" if large else None
     if regions is None or encoder is None:
         return None
-    budget = any(regions.get(option) is not None for option in ("num_regions", "explained_variance"))
+    budget = any(regions.get(option) is not None for option in ("num_regions", "keep", "explained_variance"))
     if budget or regions.get("linkage") not in (None, "centroid"):
         return None  # the paper has its own rule alone, down to a threshold
     name = "/".join([encoder, *(str(regions[option]) for option in ("source", "norm", "pool", "order"))])

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_integer, check_number
+from regiontok._checks import check_number
 from regiontok._files import write_bytes
+from regiontok.budgets import resolve_budget
 from regiontok.choices import MASK_SOURCES
 from regiontok.clustering import MergeTree, UnionFindClusterer
 from regiontok.encoders import Encoder
@@ -65,6 +66,7 @@ def make_page(
     masks: MaskSet | None = None,
     threshold: float = 0.7,
     num_regions: int | None = None,
+    keep: float | None = None,
     norm: str = "rms",
     connectivity: int = 4,
 ) -> str:
@@ -81,6 +83,7 @@ def make_page(
         masks: The photo's; with them the page has the sources ``segmentation`` and ``combined``.
         threshold: Where the page starts, by the paper's rule.
         num_regions: Start with so many tokens by Ward's rule instead; as many as there are, where there are fewer.
+        keep: Start with this fraction of the valid patches as tokens instead.
         norm: Of patch features, ``rms`` or ``none``.
         connectivity: 4 or 8 neighbours for clustering.
 
@@ -94,12 +97,12 @@ def make_page(
         (False, True)
     """
     threshold = check_number("threshold", threshold, low=-1, high=1)
-    tokens = None if num_regions is None else check_integer("num_regions", num_regions)
     rows, cols = encoder.grid
     if rows * cols > _MOST_PATCHES:
         raise ShapeError(f"a page holds at most {_MOST_PATCHES} patches; got {rows} x {cols}. Take a smaller img_size.")
     photo = as_rgb(photo)
     features, valid = encoder(photo)
+    budget = resolve_budget([int(valid.sum())], num_regions, keep)
     placement = encoder.geometry.place((photo.height, photo.width))
     options: dict[str, Any] = {"pool": "mean", "norm": norm, "connectivity": connectivity}
     normed = Regionizer(**options).normalize(features)
@@ -120,7 +123,7 @@ def make_page(
         "grid": [rows, cols],
         "placement": [*across, *down],
         "threshold": threshold,
-        "tokens": tokens,
+        "tokens": None if budget is None else budget[0],
         "valid": _encode(valid[0].cpu().numpy().astype(np.uint8)),
         "dim": compact.shape[1],
         "features": _encode(compact),

@@ -226,6 +226,10 @@ def test_all_rules_are_compared_at_equal_counts(china):
         direct = UnionFindClusterer(num_regions=count)(features, valid)
         assert kept["ward", count] == measure_partition(features, direct, valid=valid)[0].kept
         assert kept["ward", count] > max(kept["centroid", count], kept["grid", count])
+    fractions = compare_partitions(features[0], valid=valid[0], counts=(), keep=(0.1, 0.5))
+    assert [(row.tokens, row.keep) for row in fractions[:2]] == [(None, 0.1), (None, 0.5)]
+    exact = compare_partitions(features[0], valid=valid[0], counts=[row.scores.regions for row in fractions[2:4]])
+    assert [row.scores for row in fractions[2:]] == [row.scores for row in exact[2:]]
     assert len(others["segmentation"]) == rows[-1].scores.regions
     means = mean_partitions([rows, rows])
     assert [row.scores for row in means] == [pytest.approx(row.scores, abs=1e-12) for row in rows]

@@ -167,6 +167,10 @@ def test_it_may_open_at_a_number_of_tokens(chromium, tmp_path, china):
     opened = Tab(chromium, tmp_path / "page.html")
     assert opened.text("#tokens-told") == "384"
     opened.close()
+    write_page(tmp_path / "page.html", china, encoders.load("pixels"), keep=0.25)
+    opened = Tab(chromium, tmp_path / "page.html")
+    assert opened.text("#tokens-told") == "96"
+    opened.close()
 
 
 def test_the_region_under_the_pointer_is_told_and_compared(tab, made):
@@ -275,7 +279,9 @@ def test_the_keyboard_does_it_all_and_a_screen_reader_is_told(tab):
     tab.page.keyboard.press("ArrowRight")
     tab.settle()
     assert tab.text("#tokens-told") == str(before + 1)
-    assert slider.get_attribute("aria-valuetext") == f"{before + 1} tokens"
+    told = f"{before + 1} tokens, {100 * (before + 1) / 384:.1f} % of the patches"
+    assert slider.get_attribute("aria-valuetext") == told
+    assert told.endswith(tab.text("#tokens-share"))
     tab.page.get_by_role("slider", name="Threshold").focus()
     tab.page.keyboard.press("Home")
     tab.settle()

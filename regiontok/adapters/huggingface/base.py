@@ -21,7 +21,7 @@ from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
 from regiontok.adapters._sizes import need_sizes
 from regiontok.adapters.huggingface.placeholders import Layout, lay_out
-from regiontok.clustering import Budget
+from regiontok.budgets import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
 from regiontok.geometry import Size

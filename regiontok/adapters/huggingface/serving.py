@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regiontok.adapters.huggingface.base import RegionMixin
 from regiontok.adapters.huggingface.processors import process
-from regiontok.clustering import Budget
+from regiontok.budgets import Budget
 from regiontok.downsample import Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
