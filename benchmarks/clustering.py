@@ -81,7 +81,7 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     one, two = (UnionFindClusterer(threshold=THRESHOLD, num_threads=threads) for threads in (1, 2))
 
     def kernel(linkage: int = CENTROID, lowest: float = THRESHOLD, least: int = 1, kept: float = -1.0) -> None:
-        merge(flat, valid, cols, False, linkage, lowest, least, kept, UNSEEN, pairs, score)
+        merge(flat, valid, cols, False, linkage, lowest, least, kept, UNSEEN, np.empty(0, np.int32), pairs, score)
 
     alone = take_turns(
         {

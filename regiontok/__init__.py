@@ -40,11 +40,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regiontok import encoders, masks
-    from regiontok.clustering import MergeTree, UnionFindClusterer
+    from regiontok.clustering import UnionFindClusterer
     from regiontok.downsample import MaskDownsampler
     from regiontok.errors import RegiontokError
     from regiontok.geometry import ImageGeometry, Placement
     from regiontok.maskset import MaskSet
+    from regiontok.merge_tree import MergeTree
     from regiontok.normalize import rms_normalize
     from regiontok.options import RegionizerOptions
     from regiontok.ordering import order_regions
@@ -87,7 +88,7 @@ _MODULES = {
     "MaskDownsampler": "downsample",
     "MaskSet": "maskset",
     "MeanPool": "pooling",
-    "MergeTree": "clustering",
+    "MergeTree": "merge_tree",
     "Placement": "geometry",
     "RegionTokens": "regions",
     "Regionizer": "regionizer",

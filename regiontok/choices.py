@@ -10,6 +10,8 @@ NORMS = ("rms", "none")
 POOLS = ("cross_attention", "mean")
 PADDINGS = ("drop", "keep")
 LINKAGES = ("centroid", "average", "ward")
+MASK_WEIGHT = 0.5
+"""How much masks count beside features, where masks have a budget."""
 PROMPT = "prompt"
 """As ``num_regions``: the number of placeholders in the prompt."""
 ORDERS = ("raster", "centroid", "area", "score", "random")

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from regiontok._checks import (
     check_choice,
     check_finite,
     check_integer,
-    check_number,
     flatten_features,
     flatten_valid,
 )
@@ -30,18 +28,20 @@ from regiontok._kernels.merge import (
     TOO_ALIKE,
     UNSEEN,
     WARD,
-    allowance,
     collect,
     label,
     merge,
 )
-from regiontok.budgets import Budget, Keep, check_keep, resolve_budget
-from regiontok.choices import LINKAGES
-from regiontok.errors import ValueRangeError
+from regiontok.budgets import Budget, Keep, resolve_budget
+from regiontok.choices import LINKAGES, MASK_WEIGHT
+from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.masked import Groups, check_weight, groups_of, merge_in_masks
+from regiontok.merge_tree import MergeTree, check_goes_with, check_reachable, check_stop
 from regiontok.regions import Regions
 
 _T = TypeVar("_T")
 
+_NO_PARTS = np.empty(0, np.int32)
 _THRESHOLD = 0.7
 _NO_BUDGET = "linkage='ward' needs num_regions, keep or explained_variance, which say when to stop. Pass one of them."
 _RULES = {"centroid": CENTROID, "average": AVERAGE, "ward": WARD}
@@ -90,6 +90,8 @@ class UnionFindClusterer:
         explained_variance: As few regions as keep this share, in ``(0, 1]``, of the squared deviation of the image's
             patches from their mean, to within 1e-4; counts then follow the photo's complexity. For ``ward`` only.
         connectivity: 4, or 8 to let patches that touch at a corner be neighbours.
+        mask_weight: How much masks count that are given with a call, from 0 (not at all) to ``inf``: no region crosses
+            a mask as long as there are as many regions as connected parts of masks. See `regiontok.masked`.
         num_threads: Images of a batch are shared among so many threads; None for torch's own number.
 
     Raises:
@@ -117,24 +119,26 @@ class UnionFindClusterer:
         keep: float | None = None,
         explained_variance: float | None = None,
         connectivity: int = 4,
+        mask_weight: float = MASK_WEIGHT,
         num_threads: int | None = None,
     ) -> None:
         if linkage is not None:
             check_choice("linkage", linkage, LINKAGES)
-        stop = _check_stop(threshold, num_regions, keep, explained_variance)
+        stop = check_stop(threshold, num_regions, keep, explained_variance)
         budgeted = stop.is_budget or stop.explained_variance is not None
-        _check_goes_with(linkage or default_linkage(budgeted), stop)
+        check_goes_with(linkage or default_linkage(budgeted), stop)
         check_choice("connectivity", connectivity, (4, 8))
         self.linkage = linkage
         self.threshold, self.num_regions, self.keep, self.explained_variance = stop
         self.connectivity = int(connectivity)
+        self.mask_weight = check_weight(mask_weight)
         self.num_threads = None if num_threads is None else check_integer("num_threads", num_threads)
 
     def __repr__(self) -> str:
         return (
             f"UnionFindClusterer(linkage={self.linkage!r}, threshold={self.threshold}, "
             f"num_regions={self.num_regions}, keep={self.keep}, explained_variance={self.explained_variance}, "
-            f"connectivity={self.connectivity}, num_threads={self.num_threads})"
+            f"connectivity={self.connectivity}, mask_weight={self.mask_weight}, num_threads={self.num_threads})"
         )
 
     def __call__(
@@ -144,6 +148,7 @@ class UnionFindClusterer:
         *,
         num_regions: Budget | None = None,
         keep: Keep | None = None,
+        masks: Regions | None = None,
     ) -> Regions:
         """Cluster the patches of a batch.
 
@@ -154,6 +159,8 @@ class UnionFindClusterer:
             num_regions: A budget for this batch, in place of what the clusterer was made with: one number, or one per
                 image.
             keep: Likewise, a fraction of the valid patches.
+            masks: Masks on the grid, from `MaskDownsampler`; for Ward's rule with a budget. Patches in none are in no
+                region, and every number of regions is reached, also where patches do not connect.
 
         Returns:
             `Regions` on the features' device, numbered by first patch in row-major order.
@@ -164,6 +171,8 @@ class UnionFindClusterer:
             ValueRangeError: NaN or infinity, fewer regions than islands of valid patches, or ``ward`` without a budget.
         """
         batch = _Batch(features, valid)
+        if masks is not None:
+            return self._within(batch, masks, num_regions, keep)
         budgets = self._budgets(batch.patches, num_regions, keep)
         if budgets is not None:
             _check_islands(batch, budgets, self.connectivity)
@@ -184,13 +193,18 @@ class UnionFindClusterer:
 
         return batch.regions(labels, self._map(cluster, batch))
 
-    def tree(self, features: Features, valid: Valid | None = None) -> list["MergeTree"]:
+    def tree(
+        self, features: Features, valid: Valid | None = None, *, masks: Regions | None = None
+    ) -> list["MergeTree"]:
         """Merge the patches of each image as far as they connect and keep every merge, to cut at will.
 
         A tree is of one rule: ``linkage``, or by default that of the clusterer's own threshold or budget. For cuts that
-        equal calls with a budget, grow it with ``linkage="ward"``. Shapes and errors are those of a call.
+        equal calls with a budget, grow it with ``linkage="ward"``. Shapes and errors are those of a call; a tree of
+        ``masks`` is of Ward's rule.
         """
         batch = _Batch(features, valid)
+        if masks is not None:
+            return self._trees_within(batch, masks)
         budgeted = any(one is not None for one in (self.num_regions, self.keep, self.explained_variance))
         linkage = self.linkage or default_linkage(budgeted)
         ward = linkage == "ward"
@@ -244,6 +258,42 @@ class UnionFindClusterer:
             num_regions, keep = self.num_regions, self.keep
         return resolve_budget(patches, num_regions, keep)
 
+    def _within(self, batch: "_Batch", masks: Regions, num_regions: Budget | None, keep: Keep | None) -> Regions:
+        """Cluster the patches that are in masks."""
+        budgets = self._budgets(batch.patches, num_regions, keep)
+        if budgets is None or self.linkage not in (None, "ward"):
+            raise ValueRangeError(
+                "masks are for linkage='ward' with a budget. Pass num_regions or keep, and leave linkage out."
+            )
+        groups = batch.restrict(masks)
+        targets = [min(budget, patches) for budget, patches in zip(budgets, batch.patches, strict=True)]
+        labels = np.empty(len(batch.valid), np.int64)
+
+        def cluster(image: int) -> int:
+            pairs, _ = self._merge_within(batch, image, groups[image], targets[image])
+            return label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
+
+        return batch.regions(labels, self._map(cluster, batch))
+
+    def _trees_within(self, batch: "_Batch", masks: Regions) -> list[MergeTree]:
+        groups = batch.restrict(masks)
+
+        def grow(image: int) -> MergeTree:
+            pairs, score = self._merge_within(batch, image, groups[image], 1)
+            return MergeTree(
+                pairs=torch.from_numpy(pairs.copy()),
+                score=torch.from_numpy(np.abs(score)),
+                valid=torch.from_numpy(batch.of(image, batch.valid).copy()).reshape(batch.grids[image]),
+                linkage="ward",
+            )
+
+        return self._map(grow, batch)
+
+    def _merge_within(self, batch: "_Batch", image: int, groups: Groups, target: int) -> tuple[np.ndarray, np.ndarray]:
+        values, valid = batch.of(image, batch.values), batch.of(image, batch.valid)
+        diagonal = self.connectivity == 8
+        return merge_in_masks(values, valid, batch.grids[image][1], diagonal, groups, self.mask_weight, target, image)
+
     def _merge(
         self, batch: "_Batch", image: int, rule: int, lowest: float, target: int, kept: float
     ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -252,14 +302,14 @@ class UnionFindClusterer:
         cols = batch.grids[image][1]
         pairs = np.empty((len(valid), 2), np.int32)
         score = np.empty(len(valid), np.float64)
-        diagonal = self.connectivity == 8
-        done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, UNSEEN, pairs, score)
+        how = (cols, self.connectivity == 8, rule, lowest, target, kept)
+        done, deviation = merge(values, valid, *how, UNSEEN, _NO_PARTS, pairs, score)
         if done == OUT_OF_RANGE:
             values = _scale_to_safe_range(values, valid, image, cols)
-            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, SAFE, pairs, score)
+            done, deviation = merge(values, valid, *how, SAFE, _NO_PARTS, pairs, score)
         if done == TOO_ALIKE:
             values, unit = _centre(values, valid)
-            done, deviation = merge(values, valid, cols, diagonal, rule, lowest, target, kept, CENTRED, pairs, score)
+            done, deviation = merge(values, valid, *how, CENTRED, _NO_PARTS, pairs, score)
             return pairs[:done], score[:done] * unit, deviation * unit
         return pairs[:done], score[:done], deviation
 
@@ -271,162 +321,6 @@ class UnionFindClusterer:
             return [work(image) for image in images]
         with ThreadPoolExecutor(threads) as pool:  # one per call: kept for good it would be dead in a forked process
             return list(pool.map(work, images))
-
-
-@dataclass(frozen=True, eq=False)
-class MergeTree:
-    """Every merge of one image in the order in which they happened, to be cut at will.
-
-    A cut equals a direct run of the clusterer with the same linkage to the last label. Scores are not monotone along
-    the merges (the mean of two regions can be closer to a third than either was), so a cut stops before the first
-    merge that its threshold or share does not allow.
-
-    Attributes:
-        pairs: ``(M, 2)`` int32: the two regions of each merge, named by first patch, the smaller first.
-        score: ``(M,)`` float64: the cosine of the two means for ``centroid``, the mean cosine of their patches for
-            ``average``, the growth of the squared error for ``ward``.
-        valid: ``(rows, cols)`` bool: the patches that take part.
-        linkage: The rule of the merges.
-        deviation: For ``ward``, the squared deviation of the patches, at unit length, from their mean. The growths of
-            all merges add up to it where the valid patches connect. None for the other rules.
-
-    Example:
-        >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
-        >>> tree = UnionFindClusterer().tree(features)[0]
-        >>> tree.cut(threshold=0.9).labels()
-        tensor([[[0, 0, 1]]])
-        >>> len(tree.cut(num_regions=1))
-        1
-        >>> UnionFindClusterer(linkage="ward").tree(features)[0].cut(explained_variance=0.9).labels()
-        tensor([[[0, 0, 1]]])
-    """
-
-    pairs: Tensor
-    score: Tensor
-    valid: Tensor
-    linkage: str = "centroid"
-    deviation: float | None = None
-
-    def __repr__(self) -> str:
-        rows, cols = self.valid.shape
-        return f"MergeTree({len(self.pairs)} merges on a {rows} x {cols} grid, linkage={self.linkage!r})"
-
-    def cut(
-        self,
-        *,
-        threshold: float | None = None,
-        num_regions: int | None = None,
-        keep: float | None = None,
-        explained_variance: float | None = None,
-    ) -> Regions:
-        """The regions of the image, a batch of one on the CPU; the arguments are those of `UnionFindClusterer`.
-
-        Raises:
-            DTypeError, ValueRangeError: Not exactly one of the four, one out of range, or not for this linkage.
-        """
-        stop = _check_stop(threshold, num_regions, keep, explained_variance)
-        if stop == _Stop():
-            raise ValueRangeError(
-                "cut needs one of threshold, num_regions, keep and explained_variance, as in cut(num_regions=64)."
-            )
-        _check_goes_with(self.linkage, stop)
-        patches, done = int(self.valid.sum()), len(self.pairs)
-        budgets = resolve_budget([patches], stop.num_regions, stop.keep)
-        if budgets is not None:
-            target = budgets[0]
-            _check_reachable("the image", target, patches - done)
-            count = patches - target
-        elif stop.threshold is not None:
-            count = _first(self.score.numpy() < stop.threshold, done)
-        else:
-            allowed = allowance(stop.explained_variance, self.deviation)
-            count = _first(np.cumsum(self.score.numpy()) > allowed, done)
-        labels = np.empty(self.valid.numel(), np.int64)
-        label(self.valid.reshape(-1).numpy(), self.pairs.numpy(), count, labels)
-        return Regions.from_labels([torch.from_numpy(labels).reshape(self.valid.shape)])
-
-    def curve(self) -> tuple[Tensor, Tensor]:
-        """What each number of regions keeps: counts ``(M + 1,)`` from all patches down, and shares in ``[0, 1]``.
-
-        A share is of the squared deviation, as ``explained_variance`` means it; 1 where patches do not differ at all.
-
-        Raises:
-            ValueRangeError: Not a tree of ``ward``.
-
-        Example:
-            >>> counts, kept = UnionFindClusterer(linkage="ward").tree(torch.eye(3).reshape(1, 1, 3, 3))[0].curve()
-            >>> counts.tolist(), [round(share, 2) for share in kept.tolist()]
-            ([3, 2, 1], [1.0, 0.5, 0.0])
-        """
-        if self.deviation is None:
-            raise ValueRangeError(f"curve is for linkage='ward', whose scores add up; got {self.linkage!r}.")
-        patches = int(self.valid.sum())
-        counts = torch.arange(patches, patches - len(self.pairs) - 1, -1)
-        spent = torch.nn.functional.pad(self.score.cumsum(0), (1, 0))
-        if self.deviation == 0:
-            return counts, torch.ones_like(spent)
-        return counts, (1 - spent / self.deviation).clamp(0, 1)
-
-
-class _Stop(NamedTuple):
-    """When merging stops: one of the four, or none."""
-
-    threshold: float | None = None
-    num_regions: int | None = None
-    keep: float | None = None
-    explained_variance: float | None = None
-
-    @property
-    def is_budget(self) -> bool:
-        """Whether the number of regions is known from the number of patches."""
-        return self.num_regions is not None or self.keep is not None
-
-
-torch.serialization.add_safe_globals([MergeTree])  # what torch.save wrote of it is tensors and numbers
-
-
-def _check_stop(threshold: Any, num_regions: Any, keep: Any, explained_variance: Any) -> _Stop:
-    """Check each of the four, and that there is at most one."""
-    given = {
-        "threshold": threshold,
-        "num_regions": num_regions,
-        "keep": keep,
-        "explained_variance": explained_variance,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        told = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise ValueRangeError(f"{told} are several ways to say when to stop. Leave all but one out.")
-    if threshold is not None:
-        threshold = check_number("threshold", threshold, low=-1, high=1)
-    if num_regions is not None:
-        num_regions = check_integer("num_regions", num_regions)
-    if keep is not None:
-        keep = check_keep(keep)
-    if explained_variance is not None:
-        explained_variance = check_number("explained_variance", explained_variance, low=0, high=1)
-        if explained_variance == 0:
-            raise ValueRangeError("explained_variance must be above 0; got 0. For one region pass num_regions=1.")
-    return _Stop(threshold, num_regions, keep, explained_variance)
-
-
-def _check_goes_with(linkage: str, stop: _Stop) -> None:
-    """Refuse a way to stop that a linkage does not have."""
-    if linkage == "ward" and stop.threshold is not None:
-        raise ValueRangeError(
-            f"threshold={stop.threshold} is a cosine, which linkage='ward' does not look at. Pass num_regions, keep "
-            "or explained_variance, or take linkage='centroid' or 'average'."
-        )
-    if linkage != "ward" and stop.explained_variance is not None:
-        raise ValueRangeError(
-            f"explained_variance is for linkage='ward', whose scores add up to the variance; got linkage={linkage!r}. "
-            "Leave one of them out."
-        )
-
-
-def _first(true: np.ndarray, otherwise: int) -> int:
-    """Where an array is true for the first time."""
-    return int(true.argmax()) if true.any() else otherwise
 
 
 class _Batch:
@@ -471,6 +365,25 @@ class _Batch:
         )
         return regions if self.device.type == "cpu" else regions.to(self.device)
 
+    def restrict(self, masks: Regions) -> list[Groups]:
+        """Leave out the patches that are in no mask; return the memberships of the others."""
+        if not torch.equal(masks.grids, self.grid_tensor):
+            raise ShapeError(
+                f"masks must have the features' grids, {self.grid_tensor.tolist()}; got {masks.grids.tolist()}."
+            )
+        groups = groups_of(masks)
+        in_mask = np.zeros(len(self.valid), np.bool_)
+        for image, one in enumerate(groups):
+            self.of(image, in_mask)[one.patch] = True
+        self.valid = self.valid & in_mask
+        self.patches = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64).tolist()
+        groups = [
+            Groups(one.patch[inside], one.group[inside], one.masks)
+            for image, one in enumerate(groups)
+            for inside in [self.of(image, self.valid)[one.patch]]
+        ]
+        return groups
+
     def of(self, image: int, array: np.ndarray) -> np.ndarray:
         """One image's part of an array laid flat."""
         return array[self.bounds[image] : self.bounds[image + 1]]
@@ -509,14 +422,6 @@ def _check_islands(batch: _Batch, targets: Sequence[int], connectivity: int) -> 
         return
     neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
     for image, (grid, target) in enumerate(zip(batch.grids, targets, strict=True)):
-        _check_reachable(
+        check_reachable(
             f"image {image}", target, ndimage.label(batch.of(image, batch.valid).reshape(grid), neighbours)[1]
-        )
-
-
-def _check_reachable(image: str, target: int, islands: int) -> None:
-    if target < islands:
-        raise ValueRangeError(
-            f"num_regions must be at least the number of islands of valid patches, which cannot merge; got {target}, "
-            f"{image} has {islands}. Ask for {islands} or more."
         )

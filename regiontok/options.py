@@ -6,15 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from regiontok._checks import check_choice, check_integer, check_number
-from regiontok.choices import MASK_SOURCES, METHODS, NORMS, ORDERS, PADDINGS, POOLS, PROMPT, SOURCES
+from regiontok.choices import MASK_SOURCES, MASK_WEIGHT, METHODS, NORMS, ORDERS, PADDINGS, POOLS, PROMPT, SOURCES
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import CheckpointError, UnknownOptionError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 from regiontok.splitting import check_splitting
-
-_GONE = ("seed",)
-"""Options of versions before this one, which say nothing any more."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -49,12 +46,15 @@ class RegionizerOptions:
             `UnionFindClusterer` for this and the next four. None for ``ward`` where a budget stops, else ``centroid``.
         threshold: Least cosine at which clustering merges, of all patches or of those that no mask covers. None for
             0.7, where nothing else stops.
-        num_regions: The number of tokens per image instead, or all valid patches where these are fewer; for
-            ``clustering`` only. A call may bring its own. ``"prompt"``: every call brings one, as the number of
-            placeholders in the prompt of a multimodal model.
-        keep: The fraction of an image's valid patches instead, rounded up, at least 1; for ``clustering`` only.
+        num_regions: The number of tokens per image instead, or all valid patches where these are fewer. With masks it
+            replaces the paper's way: ``combined`` merges patches by Ward's rule that respects masks, and
+            ``segmentation`` merges whole masks to at most so many regions. A call may bring its own. ``"prompt"``:
+            every call brings one, as the number of placeholders in the prompt of a multimodal model.
+        keep: The fraction of an image's valid patches instead, rounded up, at least 1.
         explained_variance: The share of the squared deviation that tokens keep instead; for ``clustering`` by ``ward``.
         connectivity: 4 or 8 neighbours for clustering.
+        mask_weight: With a budget and masks: how much masks count beside features, from 0 to ``inf``; see
+            `regiontok.masked`.
         padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
             on padding.
         geometry: How the encoder places photos, ``encoder.geometry``; their masks go the same way.
@@ -94,6 +94,7 @@ class RegionizerOptions:
     keep: float | None = None
     explained_variance: float | None = None
     connectivity: int = 4
+    mask_weight: float = MASK_WEIGHT
     padding: str = "drop"
     geometry: ImageGeometry | None = None
     coverage: float = 0.07
@@ -125,6 +126,7 @@ class RegionizerOptions:
             keep=clusterer.keep,
             explained_variance=clusterer.explained_variance,
             connectivity=clusterer.connectivity,
+            mask_weight=clusterer.mask_weight,
             coverage=check_number("coverage", self.coverage, low=0, high=1),
             eps=float(self.eps),
             min_samples=int(self.min_samples),
@@ -139,7 +141,12 @@ class RegionizerOptions:
 
     def _check_combinations(self) -> None:
         if self.source != "clustering":
-            for name in ("num_regions", "keep", "explained_variance"):
+            names = (
+                ("explained_variance",)
+                if self.source in MASK_SOURCES
+                else ("num_regions", "keep", "explained_variance")
+            )
+            for name in names:
                 if getattr(self, name) is not None:
                     raise ValueRangeError(
                         f"{name} is for source='clustering'; got source={self.source!r}. Leave it out."
@@ -153,6 +160,8 @@ class RegionizerOptions:
             raise ValueRangeError(
                 f"padding='keep' is not for source={self.source!r}: masks never lie on padding. Leave it out."
             )
+        if self.order == "score" and (self.num_regions is not None or self.keep is not None):
+            raise ValueRangeError("order='score' is not for a budget, whose regions have no scores. Use another order.")
         if self.order == "score" and (self.source not in MASK_SOURCES or self.uncovered != "drop"):
             raise ValueRangeError(
                 "order='score' needs a score for every region: source='segmentation' or 'combined' with "
@@ -161,10 +170,22 @@ class RegionizerOptions:
         if self.dim is None and self.pool == "cross_attention":
             raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether the options name a number of regions, or leave it to each call."""
+        return self.num_regions is not None or self.keep is not None
+
     def clusterer(self) -> UnionFindClusterer:
-        """What merges patches, of the photo or of what no mask covers."""
+        """Return what merges patches."""
         if self.num_regions == PROMPT:
             return self._clusterer_of_prompts()
+        if self.source in MASK_SOURCES and self.has_budget:
+            return UnionFindClusterer(
+                num_regions=self.num_regions,  # type: ignore[arg-type]  # checked there
+                keep=self.keep,
+                connectivity=self.connectivity,
+                mask_weight=self.mask_weight,
+            )
         return UnionFindClusterer(
             linkage=self.linkage,
             threshold=self.threshold,
@@ -172,6 +193,7 @@ class RegionizerOptions:
             keep=self.keep,
             explained_variance=self.explained_variance,
             connectivity=self.connectivity,
+            mask_weight=self.mask_weight,
         )
 
     def _clusterer_of_prompts(self) -> UnionFindClusterer:
@@ -182,7 +204,9 @@ class RegionizerOptions:
                 raise ValueRangeError(
                     f"num_regions={PROMPT!r} and {name}={value} are several ways to say when to stop. Leave one out."
                 )
-        return UnionFindClusterer(linkage=self.linkage or "ward", connectivity=self.connectivity)
+        return UnionFindClusterer(
+            linkage=self.linkage or "ward", connectivity=self.connectivity, mask_weight=self.mask_weight
+        )
 
     def downsampler(self) -> MaskDownsampler:
         """What brings masks to the grid."""
@@ -192,8 +216,15 @@ class RegionizerOptions:
             method=self.downsampling,
             uncovered=self.uncovered,
             overlap=self.overlap,
-            clusterer=self.clusterer(),
+            clusterer=self._clusterer_of_rest(),
         )
+
+    def _clusterer_of_rest(self) -> UnionFindClusterer:
+        """Return what merges patches that no mask covers, for ``uncovered="cluster"``."""
+        if self.source not in MASK_SOURCES:
+            return UnionFindClusterer()
+        linkage = None if self.has_budget else self.linkage
+        return UnionFindClusterer(linkage=linkage, threshold=self.threshold, connectivity=self.connectivity)
 
     def to_config(self) -> dict[str, Any]:
         """All options as JSON can hold them."""
@@ -210,7 +241,6 @@ class RegionizerOptions:
         """
         if not isinstance(config, Mapping):
             raise CheckpointError(f"the options of a Regionizer must be a mapping; got {type(config).__name__}.")
-        config = {name: value for name, value in config.items() if name not in _GONE}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(config) - known)
         if unknown:

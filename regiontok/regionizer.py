@@ -23,11 +23,12 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._files import make_folder, read_json, write_bytes, write_json
-from regiontok.budgets import Budget, Keep
-from regiontok.choices import MASK_SOURCES
+from regiontok.budgets import Budget, Keep, resolve_budget
+from regiontok.choices import MASK_SOURCES, PROMPT
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.masked import merge_masks
 from regiontok.normalize import rms_normalize
 from regiontok.options import RegionizerOptions, check_options
 from regiontok.ordering import order_regions
@@ -156,7 +157,7 @@ class Regionizer(nn.Module):
     ) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
         source = self.config["source"]
-        self._check_budget(num_regions, keep)
+        self.check_budget(num_regions, keep)
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
@@ -171,9 +172,15 @@ class Regionizer(nn.Module):
             return _single_patches(features, valid)
         regions = self._downsampler(masks, features=features, valid=valid, sizes=sizes)
         _check_used(features, regions)
+        if valid is None:
+            valid = self._downsampler.valid(masks, features=features, sizes=sizes)
+        budgets = self._budgets(valid, num_regions, keep)
+        if budgets is not None and source == "combined":
+            return self._clusterer(features, num_regions=budgets, masks=regions)
+        if budgets is not None:
+            merged = merge_masks(features, regions, budgets, mask_weight=self._clusterer.mask_weight)
+            return order_regions(merged, "raster")
         if source == "combined":
-            if valid is None:
-                valid = self._downsampler.valid(masks, features=features, sizes=sizes)
             options = {name: self.config[name] for name in ("eps", "min_samples", "noise")}
             min_patches = self.config["split_min_patches"]
             regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
@@ -218,20 +225,32 @@ class Regionizer(nn.Module):
             [64, 48]
         """
         source = self.config["source"]
-        if source in MASK_SOURCES:
+        own = num_regions is None and keep is None
+        has_budget = not own or self.options.has_budget
+        if source in MASK_SOURCES and (
+            source == "segmentation" or self.config["uncovered"] == "drop" or not has_budget
+        ):
             raise ValueRangeError(f"source={source!r} makes tokens of masks, so counts are known only with them.")
-        self._check_budget(num_regions, keep)
+        self.check_budget(num_regions, keep)
         if source == "patch":
             given = patches.tolist() if isinstance(patches, Tensor) else patches
             return [check_integer("patches", one) for one in given]
         return self._clusterer.counts(patches, num_regions=num_regions, keep=keep)
 
-    def _check_budget(self, num_regions: Budget | None, keep: Keep | None) -> None:
+    def _budgets(self, valid: Valid, num_regions: Budget | None, keep: Keep | None) -> list[int] | None:
+        """Return the budget of each image with masks; None for the paper's way without a budget."""
+        if num_regions is None and keep is None:
+            num_regions, keep = self.config["num_regions"], self.config["keep"]
+            if num_regions == PROMPT:
+                raise ValueRangeError("num_regions='prompt' needs a budget in every call. Pass num_regions or keep.")
+        return resolve_budget([int(one.sum()) for one in valid], num_regions, keep)
+
+    def check_budget(self, num_regions: Budget | None, keep: Keep | None) -> None:
         """Reject the budget of a call where the source has none."""
         source = self.config["source"]
         for name, value in (("num_regions", num_regions), ("keep", keep)):
-            if value is not None and source != "clustering":
-                raise ValueRangeError(f"{name} is for source='clustering'; got source={source!r}. Leave it out.")
+            if value is not None and source == "patch":
+                raise ValueRangeError(f"{name} is not for source='patch', whose patches are its regions. Leave it out.")
 
     def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
         """Which patches show photos of ``sizes``."""
@@ -251,10 +270,6 @@ class Regionizer(nn.Module):
         """The same regions in the order of the tokens."""
         name = self.config["order"]
         return regions if name == "raster" else order_regions(regions, name)  # every source makes them in raster order
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(f"{prefix}draws", None)  # a count of versions before this one
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``.

@@ -37,7 +37,8 @@ def save_tokens(path: str | Path, tokens: RegionTokens, *, config: dict[str, Any
         raise ShapeError(f"a file holds the tokens of one photo; got {len(regions.grids)}. Write one file per photo.")
     fallback = bool(regions.fallback.any())
     tensors = {"tokens": tokens.values.detach()}
-    if fallback or bool((regions.mask_index >= 0).any()):
+    overlaps = bool((torch.bincount(regions.flat_patch) > 1).any())
+    if fallback or overlaps or bool((regions.mask_index >= 0).any()):
         tensors |= {"masks": regions.masks()[0], "mask_index": regions.mask_index.int(), "scores": regions.score}
     else:
         tensors["labels"] = regions.labels()[0].int()

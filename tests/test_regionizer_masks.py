@@ -208,7 +208,7 @@ def test_masks_are_given_where_they_are_used(options, given, message):
     ("options", "message"),
     [
         ({"padding": "keep"}, "padding='keep' is not for source='segmentation'"),
-        ({"num_regions": 9}, "num_regions is for source='clustering'"),
+        ({"explained_variance": 0.9}, "explained_variance is for source='clustering'"),
         ({"order": "score", "uncovered": "background"}, "order='score' needs a score for every region"),
         ({"coverage": 2}, r"coverage must be in \[0, 1\]"),
         ({"downsampling": "nearest"}, "downsampling must be one of"),

@@ -37,6 +37,8 @@ _ALIKE = 5e-3
 _ROUNDING = 1e-4
 """How far sums of growths may be off, as a share of the whole deviation."""
 
+APART = 2.0**40
+"""What it costs to merge across parts: more than any growth of the squared error."""
 UNSEEN, SAFE, CENTRED = 0, 1, 2
 """What is known of an image's features: nothing; that their squares fit float32; that they are unit vectors less their
 mean, scaled."""
@@ -241,7 +243,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
 
 
 @compiled
-def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, pairs, scores):
+def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, piece, pairs, scores):
     """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
 
     Args:
@@ -254,6 +256,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         least: Number of regions at which to stop.
         kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
         known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
+        piece: ``(P,)`` int32: parts of the image whose patches merge first; regions of two parts merge only where no
+            part has two regions that touch. Empty where there are no parts. Changed.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
         scores: ``(P,)`` float64, written: the score of each merge.
 
@@ -284,6 +288,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     if kept > 0:
         allowed = allowance(kept, deviation)
 
+    in_parts = len(piece) > 0
     rings = 2 * edges
     following = np.arange(rings + patches, dtype=np.int32)
     previous = np.arange(rings + patches, dtype=np.int32)
@@ -300,6 +305,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         _link(following, previous, 2 * edge + 1, rings + y)
         dot[edge] *= np.float64(factor[x]) * factor[y]
         score[edge] = _score(linkage, dot[edge], square[x], square[y], 1, 1)
+        if in_parts and piece[x] != piece[y]:
+            score[edge] -= APART
         stamp[edge] = edge
         if score[edge] >= threshold:
             heap_score[size] = score[edge]
@@ -321,6 +328,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     unscored = np.empty(patches, np.int32)
     spent = 0.0
     done = 0
+    mixed = 0
     while size > 0 and left > least:
         edge = heap_edge[0]
         if score[edge] >= threshold and (heap_score[0] != score[edge] or heap_stamp[0] != stamp[edge]):
@@ -363,6 +371,9 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             free[num_free] = slot[b]
             num_free += 1
         members[a] += members[b]
+        if in_parts and piece[a] != piece[b]:
+            mixed += 1
+            piece[a] = -mixed
 
         # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
         half = following[rings + a]
@@ -421,6 +432,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         while half < rings:
             edge, neighbour = half >> 1, target[half]
             score[edge] = _score(linkage, dot[edge], square[a], square[neighbour], members[a], members[neighbour])
+            if in_parts and piece[a] != piece[neighbour]:
+                score[edge] -= APART
             stamp[edge] = created + neighbour
             entry = position[edge]
             if entry < 0:
@@ -482,3 +495,106 @@ def label(valid, pairs, count, labels):
         else:
             labels[patch] = labels[labels[patch]]
     return regions
+
+
+@compiled
+def extend(features, valid, patch, group, weight, out):
+    """Write unit vectors with a coordinate per group; return the squared deviation of the unit vectors per patch.
+
+    Args:
+        features: ``(P, D)`` float32.
+        valid: ``(P,)`` bool; rows of other patches are 0.
+        patch: ``(memberships,)`` int64: patches that are in a group.
+        group: ``(memberships,)`` int64: which of the ``G`` groups.
+        weight: The value of a membership.
+        out: ``(P, D + G)`` float32, written.
+    """
+    dim = features.shape[1]
+    out[:] = 0
+    total = np.zeros(dim, np.float64)
+    members = 0
+    squares = 0.0
+    for row in range(len(valid)):
+        if not valid[row]:
+            continue
+        members += 1
+        square = np.float64(_dot(features, row, features, row))
+        if not square < 1e30:
+            return -1.0  # out of range, or not a number
+        if square < _SMALLEST:
+            continue
+        factor = np.float32(1 / np.sqrt(square))
+        squares += 1.0
+        for d in range(dim):
+            value = factor * features[row, d]
+            out[row, d] = value
+            total[d] += value
+    for index in range(len(patch)):
+        out[patch[index], dim + group[index]] = weight
+    if members == 0:
+        return 0.0
+    return max(0.0, squares - (total * total).sum() / members) / members
+
+
+@compiled
+def join(sums, members, touching, target, first, second, scores):
+    """Merge groups by Ward's rule until ``target`` are left; groups that touch first.
+
+    Args:
+        sums: ``(G, D)`` float64: sums of features; changed.
+        members: ``(G,)`` int64: how many features each is the sum of; changed.
+        touching: ``(G, G)`` bool, symmetric; changed.
+        target: Number of groups at which to stop, at least 1.
+        first: ``(G,)`` int64, written: the group that each merge keeps, the smaller number.
+        second: ``(G,)`` int64, written: the group that it ends.
+        scores: ``(G,)`` float64, written: the growth of the squared error.
+
+    Returns:
+        The number of merges.
+    """
+    groups, dim = sums.shape
+    live = np.ones(groups, np.bool_)
+    cost = np.full((groups, groups), np.inf)
+    best = np.zeros(groups, np.int64)
+    for a in range(groups):
+        for b in range(a + 1, groups):
+            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else APART)
+    for a in range(groups - 1):
+        best[a] = a + 1 + np.argmin(cost[a, a + 1 :])
+    left, done = groups, 0
+    while left > target:
+        a = -1
+        for row in range(groups - 1):
+            if live[row] and cost[row, best[row]] < np.inf and (a < 0 or cost[row, best[row]] < cost[a, best[a]]):
+                a = row
+        b = best[a]
+        first[done], second[done] = a, b
+        scores[done] = cost[a, b] - (0.0 if touching[a, b] else APART)
+        done += 1
+        left -= 1
+        for d in range(dim):
+            sums[a, d] += sums[b, d]
+        members[a] += members[b]
+        live[b] = False
+        for c in range(groups):
+            if live[c] and c != a:
+                meets = touching[a, c] or touching[b, c]
+                touching[a, c] = meets
+                touching[c, a] = meets
+                value = _growth(sums, members, a, c) + (0.0 if meets else APART)
+                cost[min(a, c), max(a, c)] = value
+            cost[min(b, c), max(b, c)] = np.inf
+        for row in range(groups - 1):
+            if live[row] and (row == a or best[row] == a or best[row] == b or cost[row, a] < cost[row, best[row]]):
+                best[row] = row + 1 + np.argmin(cost[row, row + 1 :])
+    return done
+
+
+@compiled
+def _growth(sums, members, a, b):
+    m, n = np.float64(members[a]), np.float64(members[b])
+    total = 0.0
+    for d in range(sums.shape[1]):
+        difference = sums[a, d] / m - sums[b, d] / n
+        total += difference * difference
+    return total * m * n / (m + n)

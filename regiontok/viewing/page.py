@@ -24,10 +24,11 @@ from regiontok._checks import check_number
 from regiontok._files import write_bytes
 from regiontok.budgets import resolve_budget
 from regiontok.choices import MASK_SOURCES
-from regiontok.clustering import MergeTree, UnionFindClusterer
+from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.maskset import MaskSet
+from regiontok.merge_tree import MergeTree
 from regiontok.photos import as_rgb
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions

@@ -1,0 +1,225 @@
+"""Masks at an exact budget: Ward's rule on features that are extended by each patch's masks.
+
+The squared distance of two regions is that of their mean unit features, plus ``mask_weight`` squared times that of
+their mean memberships (1 for each mask that a patch is in). A weight of 0 ignores the masks; with an infinite weight
+regions of two masks merge only where nothing else can.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regiontok._checks import Features, check_finite, flatten_features
+from regiontok._kernels.merge import APART, CENTRED, WARD, extend, join, label, merge
+from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+from regiontok.regions import Regions
+
+_ALIKE = 1e-3
+"""Mean squared deviation of unit features below which their mean is subtracted first, to keep float32's digits."""
+
+
+class Groups(NamedTuple):
+    """Which masks the patches of one image are in: pairs of a patch and the number of a mask.
+
+    Attributes:
+        patch: ``(memberships,)`` int64.
+        group: ``(memberships,)`` int64.
+        masks: Number of masks.
+    """
+
+    patch: np.ndarray
+    group: np.ndarray
+    masks: int
+
+
+def groups_of(masks: Regions) -> list[Groups]:
+    """Return the memberships of each image of a batch of masks on the grid."""
+    patch, region, image = (one.cpu().numpy() for one in (masks.patch, masks.region, masks.image))
+    bounds = np.searchsorted(image, np.arange(len(masks.grids) + 1))
+    starts = np.append(masks.starts.cpu().numpy(), len(patch))
+    return [
+        Groups(patch[starts[a] : starts[b]], region[starts[a] : starts[b]] - a, int(b - a)) for a, b in pairwise(bounds)
+    ]
+
+
+def merge_in_masks(
+    values: np.ndarray,
+    valid: np.ndarray,
+    cols: int,
+    diagonal: bool,
+    groups: Groups,
+    weight: float,
+    target: int,
+    image: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the patches of one image until ``target`` regions are left.
+
+    Patches that touch merge first; regions that touch no other merge after all others, so that every number is reached.
+
+    Args:
+        values: ``(P, D)`` float32.
+        valid: ``(P,)`` bool.
+        cols: Columns of the grid.
+        diagonal: Whether patches that touch at a corner are neighbours.
+        groups: The masks.
+        weight: Of a membership, from 0 to infinity.
+        target: Number of regions.
+        image: Number of the image, for errors.
+
+    Returns:
+        ``pairs (m, 2)`` and scores ``(m,)`` of the merges, as ``regiontok._kernels.merge.merge`` writes them.
+    """
+    extended, unit = _extend(values, valid, cols, groups, 0.0 if np.isinf(weight) else weight, image)
+    piece = _pieces(len(valid), groups) if np.isinf(weight) else np.empty(0, np.int32)
+    pairs = np.empty((len(valid), 2), np.int32)
+    score = np.empty(len(valid), np.float64)
+    lowest = -np.finfo(np.float64).max
+    done, _ = merge(extended, valid, cols, diagonal, WARD, lowest, target, -1.0, CENTRED, piece, pairs, score)
+    score[:done] = np.where(score[:done] < -APART / 2, score[:done] + APART, score[:done])
+    labels = np.empty(len(valid), np.int64)
+    regions = label(valid, pairs, done, labels)
+    if regions > target:
+        sums, members, first = _sums(extended, labels, regions)
+        touching = np.zeros((regions, regions), np.bool_)
+        kept, ended, growth = np.empty(regions, np.int64), np.empty(regions, np.int64), np.empty(regions)
+        more = join(sums, members, touching, target, kept, ended, growth)
+        pairs[done : done + more, 0], pairs[done : done + more, 1] = first[kept[:more]], first[ended[:more]]
+        score[done : done + more] = -growth[:more]
+        done += more
+    return pairs[:done], score[:done] * unit
+
+
+def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_weight: float) -> Regions:
+    """Merge whole masks until at most ``budgets`` regions are left in each image.
+
+    Masks that touch or overlap merge first. Regions are in the order of their first masks.
+
+    Args:
+        features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``.
+        masks: The masks on the grid, from `MaskDownsampler`.
+        budgets: Greatest number of regions of each image.
+        mask_weight: See `regiontok.masked`.
+
+    Returns:
+        `Regions` without scores, and with the ``mask_index`` of regions that are one mask.
+
+    Raises:
+        ShapeError: Features of other grids than the masks'.
+    """
+    flat = flatten_features(features)
+    if not torch.equal(flat.grids, masks.grids):
+        raise ShapeError(f"features must have the masks' grids, {masks.grids.tolist()}; got {flat.grids.tolist()}.")
+    sizes = flat.grids.prod(1).tolist()
+    weight = 0.0 if np.isinf(mask_weight) else mask_weight
+    number = torch.arange(len(masks))
+    start = 0
+    for image, (values, groups) in enumerate(zip(flat.values.split(sizes), groups_of(masks), strict=True)):
+        if groups.masks > budgets[image]:
+            arrays = values.detach().to("cpu", torch.float32).contiguous().numpy()
+            valid = np.zeros(len(arrays), np.bool_)
+            valid[groups.patch] = True
+            cols = int(flat.grids[image, 1])
+            extended, _ = _extend(arrays, valid, cols, groups, weight, image)
+            sums = np.zeros((groups.masks, extended.shape[1]))
+            np.add.at(sums, groups.group, extended[groups.patch])
+            members = np.bincount(groups.group, minlength=groups.masks)
+            touching = _touching(groups, len(arrays), cols)
+            kept, ended, growth = (np.empty(groups.masks, kind) for kind in (np.int64, np.int64, np.float64))
+            merges = join(sums, members, touching, budgets[image], kept, ended, growth)
+            own = np.arange(groups.masks)
+            for a, b in zip(kept[:merges], ended[:merges], strict=True):
+                own[own == b] = a
+            number[start : start + groups.masks] = torch.from_numpy(own + start)
+        start += groups.masks
+    return _union(masks, number.to(masks.device))
+
+
+def check_weight(mask_weight: object) -> float:
+    """Return a valid weight of masks, from 0 to infinity."""
+    if isinstance(mask_weight, bool) or not isinstance(mask_weight, int | float | np.number):
+        raise DTypeError(f"mask_weight must be a number; got {mask_weight!r}.")
+    if not mask_weight >= 0:
+        raise ValueRangeError(f"mask_weight must be at least 0; got {mask_weight}.")
+    return float(mask_weight)
+
+
+def _extend(
+    values: np.ndarray, valid: np.ndarray, cols: int, groups: Groups, weight: float, image: int
+) -> tuple[np.ndarray, float]:
+    """Return unit features with a coordinate per mask, and what a squared error of them is worth."""
+    count = groups.masks if weight > 0 else 0
+    patch, group = (groups.patch, groups.group) if count else (np.empty(0, np.int64), np.empty(0, np.int64))
+    extended = np.empty((len(values), values.shape[1] + count), np.float32)
+    deviation = extend(values, valid, patch, group, np.float32(weight), extended)
+    if deviation < 0:
+        check_finite(torch.from_numpy(np.where(valid[:, None], values, np.float32(0))), image, cols)
+        largest = np.abs(values[valid]).max()
+        scaled = np.where(valid[:, None], values / largest, np.float32(0))
+        deviation = extend(scaled, valid, patch, group, np.float32(weight), extended)
+    if deviation >= _ALIKE:
+        return extended, 1.0
+    dim = values.shape[1]
+    shown = values[valid].astype(np.float64)
+    norm = np.sqrt((shown * shown).sum(1, keepdims=True))
+    shown /= np.where(norm == 0, 1, norm)
+    shown -= shown.mean(0)
+    largest = max(float(np.abs(shown).max()), 1e-12)
+    power = int(np.frexp(largest)[1])
+    extended[valid, :dim] = np.ldexp(shown, -power)
+    extended[:, dim:] *= np.float32(2.0**-power)
+    return extended, 4.0**power
+
+
+def _pieces(patches: int, groups: Groups) -> np.ndarray:
+    """Return a number per patch that is the same for patches of the same masks, ``(P,)`` int32."""
+    order = np.lexsort((groups.group, groups.patch))
+    patch, group = groups.patch[order], groups.group[order]
+    known: dict[bytes, int] = {}
+    piece = np.zeros(patches, np.int32)
+    bounds = np.flatnonzero(np.r_[True, patch[1:] != patch[:-1], True])
+    for start, end in pairwise(bounds):
+        piece[patch[start]] = known.setdefault(group[start:end].tobytes(), len(known) + 1)
+    return piece
+
+
+def _sums(extended: np.ndarray, labels: np.ndarray, regions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sums, sizes and first patches of regions."""
+    inside = np.flatnonzero(labels >= 0)
+    sums = np.zeros((regions, extended.shape[1]))
+    np.add.at(sums, labels[inside], extended[inside])
+    first = np.full(regions, len(labels), np.int64)
+    np.minimum.at(first, labels[inside], inside)
+    return sums, np.bincount(labels[inside], minlength=regions), first
+
+
+def _touching(groups: Groups, patches: int, cols: int) -> np.ndarray:
+    """Return which masks share a patch or have patches side by side, ``(masks, masks)`` bool."""
+    member = np.zeros((groups.masks, patches), np.bool_)
+    member[groups.group, groups.patch] = True
+    grid = member.reshape(groups.masks, -1, cols)
+    near = grid.copy()
+    near[:, 1:] |= grid[:, :-1]
+    near[:, :, 1:] |= grid[:, :, :-1]
+    meets = near.reshape(groups.masks, -1).astype(np.float32) @ member.T.astype(np.float32) > 0
+    return meets | meets.T
+
+
+def _union(masks: Regions, number: Tensor) -> Regions:
+    """Return regions that are unions of masks of the same number."""
+    kept, region = number.unique(return_inverse=True)
+    size = int(masks.grids.prod(1).max())
+    key = (region[masks.region] * size + masks.patch).unique()  # a patch in two masks of a union counts once
+    alone = torch.bincount(region, minlength=len(kept)) == 1
+    return Regions(
+        patch=key % size,
+        region=key // size,
+        image=masks.image[kept],
+        mask_index=torch.where(alone, masks.mask_index[kept], -1),
+        score=torch.where(alone, masks.score[kept], torch.nan),
+        grids=masks.grids,
+        fallback=masks.fallback,
+        dropped=masks.dropped,
+    )
