@@ -24,13 +24,12 @@ from transformers import AutoProcessor, PreTrainedModel
 from benchmarks.partition import tome
 from benchmarks.timing import save, take_turns
 from regiontok import Regionizer, Regions
-from regiontok.adapters.huggingface import EncoderTower, load_model, process, with_regions
-from regiontok.adapters.huggingface.base import Patches
+from regiontok.adapters.huggingface import EncoderTower, Patches, load_model, process, with_regions
 from regiontok.choices import LINKAGES
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.partition import grid_regions
 from regiontok.photos import read_photo
-from regiontok.views import share_budget, whole_photos
+from regiontok.views import whole_photos
 
 _DOMINANT = 54 / 64
 """VisionZip's share of tokens that are patches as they are: 54 of its 64, 108 of 128."""
@@ -103,7 +102,7 @@ class ClassAttention:
             self.block = layer if not isinstance(layer, int) or layer < 0 else layer - 1
         self.tower = inner
 
-        grid = getattr(model, "tower_grid", None)
+        grid = getattr(model.model, "tower_grid", None)
         if not isinstance(self.block, int) or grid is None or not hasattr(self.tower, "set_attn_implementation"):
             raise SystemExit(
                 "budgets: VisionZip's rule needs a vision tower of one grid with a class token; see --rules."
@@ -123,49 +122,46 @@ class ClassAttention:
 def cut(model: Any, rule: str, count: int) -> Any:
     """The model with so many tokens per photo by a rule; its norm is its own."""
     norm = model.regionizer.config["norm"]
-    newline = {"newline": "drop"} if hasattr(model, "newline") and rule != "patches" else {}
-    if rule in LINKAGES:
-        return with_regions(model, Regionizer(pool="mean", norm=norm, num_regions=count, linkage=rule), **newline)
-    small = with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"), **newline)
     if rule == "patches":
+        return with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"))
+    linkage = rule if rule in LINKAGES else None
+    small = with_regions(model, Regionizer(pool="mean", norm=norm, num_regions=count, linkage=linkage))
+    if linkage:
         return small
     attention = ClassAttention(model) if rule == "visionzip" else None
     looked: list[Tensor | None] = []
-    budgets: list[int] = []
-    encode = small.encode_patches
+    encode = small.model.encode_patches
 
     def encode_patches(pixel_values: Tensor, **inputs: Any) -> Any:
         patches = encode(pixel_values, **inputs)
-        views = patches.views or whole_photos([(one.shape[0], one.shape[1]) for one in patches.features])
-        budgets[:] = share_budget(views, count)
-        seen = None if attention is None else attention(pixel_values, views[0].patches)
-        looked[:] = [None] * len(views) if seen is None else list(seen)
+        seen = None if attention is None else attention(pixel_values, patches.views[0].patches)
+        looked[:] = [None] * len(patches.views) if seen is None else list(seen)
         return patches
 
-    def group(features: Any, **_: Any) -> Regions:
-        given = zip(features, budgets, looked, strict=True)
+    def group(features: Any, *, num_regions: Sequence[int], **_: Any) -> Regions:
+        given = zip(features, num_regions, looked, strict=True)
         return Regions.from_labels([RULES[rule](one, budget, seen) for one, budget, seen in given])
 
-    small.encode_patches = encode_patches
+    small.model.encode_patches = encode_patches
     small.regionizer.group = group
     return small
 
 
 def remember(model: Any) -> None:
     """Encode each photo once: questions about it, and all rules, look its features up."""
-    encode, known = model.encode_patches, {}
+    encode, known = model.model.encode_patches, {}
 
     def encode_patches(pixel_values: Tensor, **inputs: Any) -> Any:
         names = [one.numpy().tobytes() for one in pixel_values.cpu().float()]
         new = [number for number, name in enumerate(names) if name not in known]
         if new:
             patches = encode(pixel_values[new], **inputs)
-            for number, feature, written in zip(new, patches.features, patches.written, strict=True):
-                known[names[number]] = feature, written
-        features, written = zip(*(known[name] for name in names), strict=True)
-        return Patches(list(features), list(written))
+            for number, feature, count in zip(new, patches.features, patches.num_placeholders, strict=True):
+                known[names[number]] = feature, count
+        features, counts = zip(*(known[name] for name in names), strict=True)
+        return Patches(list(features), list(counts), whole_photos([(one.shape[0], one.shape[1]) for one in features]))
 
-    model.encode_patches = encode_patches
+    model.model.encode_patches = encode_patches
 
 
 def right_answers(assistant: Assistant, questions: Sequence[dict[str, Any]], photos: Path, options: Any) -> float:
@@ -206,14 +202,18 @@ def inputs_of(model: Any, processor: Any, question: dict[str, Any], photos: Path
 
 def count_tokens(model: Any, processor: Any, question: dict[str, Any], photos: Path) -> int:
     """Patches of one photo."""
-    prepared = cut(model, "patches", 0).prepare(**inputs_of(model, processor, question, photos))
+    prepared = cut(model, "patches", 0).expand(**inputs_of(model, processor, question, photos))
     return int(prepared.counts[0])
 
 
 def prefills(models: dict[str, Any], processor: Any, question: dict[str, Any], photos: Path) -> dict[str, Any]:
     """Medians of a prefill by each model, in turns."""
     inputs = inputs_of(next(iter(models.values())), processor, question, photos)
-    runs = {name: lambda model=model: model(**inputs, logits_to_keep=1) for name, model in models.items()}
+
+    def prefill(model: Any) -> None:
+        model(**model.expand(**inputs).inputs, logits_to_keep=1)
+
+    runs = {name: lambda model=model: prefill(model) for name, model in models.items()}
     with torch.no_grad():
         return {name: round(one["median_ms"], 1) for name, one in take_turns(runs, rounds=_TIMED).items()}
 

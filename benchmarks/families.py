@@ -14,7 +14,6 @@ from torch import Tensor
 from benchmarks.timing import ratio, save, take_turns
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import with_regions
-from regiontok.adapters.huggingface.base import RegionMixin
 
 IMAGE, WORDS, NEW, TOKENS, ROUNDS = 999, 64, 8, 64, 25
 TEXT = {
@@ -135,31 +134,38 @@ def measure(family: Callable[[], Any]) -> dict[str, Any]:
     few = with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=TOKENS))
     last = {"logits_to_keep": 1}
     greedy = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-    if not torch.equal(model(**inside, **given).logits, stock(**inside, **for_stock).logits):
+    if not torch.equal(model(**inside, **for_stock).logits, stock(**inside, **for_stock).logits):
         raise SystemExit(
             f"families: a region per patch of {type(stock).__name__} is not the stock model; no speed is told."
         )
-    laid = few.prepare(**inside, **given).inputs
-    handed = RegionMixin._handed_over(few, laid)  # as the stock class itself takes it
+    laid = few.expand(**inside, **given).inputs
+    image = laid.pop("mm_encoder_outputs")["image"]
+    packed = {"image": few.model.pack_features(image)}  # as the stock class itself takes it
 
     def fed() -> None:
-        stock(**laid | handed, **last)
+        stock(**laid, mm_encoder_outputs=packed, **last)
 
+    def fed_regions() -> None:
+        few(**laid, mm_encoder_outputs={"image": image}, **last)
+
+    written = {name: laid[name] for name in laid if name != "position_ids"}
     contestants = {
         "stock, prefill": lambda: stock(**inside, **for_stock, **last),
-        "regions, prefill": lambda: model(**inside, **given, **last),
+        "regions, prefill": lambda: model(**inside, **for_stock, **last),
         "stock, generation": lambda: stock.generate(**inside, **for_stock, **greedy),
-        "regions, generation": lambda: model.generate(**inside, **given, **greedy),
+        "regions, generation": lambda: model.generate(**inside, **for_stock, **greedy),
         "stock fed 64": fed,
-        "regions fed 64": lambda: few(**laid, **last),
+        "regions fed 64": fed_regions,
     }
     times = take_turns(contestants, rounds=ROUNDS)
-    more = {name: value for name, value in given.items() if name not in ("pixel_values", "image_sizes")}
-    patches = model._encode(given["pixel_values"], given.get("image_sizes"), more)
-    tokens = few._regionize(patches, None, given.get("image_sizes"), None)
-    few._encode = lambda *_: patches  # type: ignore[method-assign]
-    few._regionize = lambda *_: tokens  # type: ignore[method-assign]
-    own = take_turns({"own work": lambda: few.prepare(**inside, **given)}, rounds=ROUNDS)
+    inner = few.model
+    sides = dict(given)
+    patches = inner._encode(sides.pop("pixel_values"), {"image_sizes": None, **sides})
+    tokens = few.encode_regions(**given)
+    inner._encode = lambda *_: patches
+    inner._regionize = lambda *_: tokens
+    inner.__class__.projector = property(lambda _: torch.nn.Identity())  # the tokens are projected
+    own = take_turns({"own work": lambda: inner.encode_prompt(written["input_ids"], None, **given)}, rounds=ROUNDS)
     times |= own
     return {
         "tokens of the image": int((ids == IMAGE).sum()),

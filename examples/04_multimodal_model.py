@@ -23,9 +23,9 @@ model = LlavaForConditionalGeneration(config).eval()
 inputs = {"input_ids": torch.tensor([[1, IMAGE, 5, 6, 7]]), "pixel_values": torch.rand(1, 3, 336, 336)}
 
 # 1. A budget: the stock model stays as it is and shares its weights.
-small = with_regions(model, Regionizer(pool="mean", norm="none", num_regions=64))
+small = with_regions(model, num_regions=64)
 answer = small.generate(**inputs, max_new_tokens=4, do_sample=False)
-prepared = small.prepare(**inputs)
+prepared = small.expand(**inputs)
 print(f"{prepared.inputs['input_ids'].shape[1]} tokens instead of {576 + 4}; answer {answer[0, 5:].tolist()}")
 
 # 2. Training: the pool starts as the mean and learns with the projector.

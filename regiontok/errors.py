@@ -69,6 +69,10 @@ class OutputError(RegiontokError, ValueError):
     """A file cannot be written, or would replace what must stay."""
 
 
+class UntrainedWarning(UserWarning):
+    """A stock model gets options that only training makes up for."""
+
+
 def failure_kind(error: BaseException) -> str:
     """Return a stable word for the kind of an error with which an image failed.
 

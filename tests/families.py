@@ -97,6 +97,11 @@ class Case:
         return {} if self.kinds is None else {self.kinds: (given["input_ids"] == IMAGE).int()}
 
 
+def expanded_logits(model, **given):
+    """Logits of a prompt that was not written for regions, in the columns of the rewritten prompt."""
+    return model(**model.expand(**given).inputs).logits
+
+
 def flat(samples):
     return [photo for sample in samples for photo in sample]
 

@@ -80,7 +80,7 @@ def test_a_rule_makes_as_many_tokens_as_it_is_told(rule, count):
 def test_every_rule_keeps_the_budget_of_a_photo(name):
     model = with_regions(CASES[name].make(), Regionizer(source="patch", pool="mean", norm="none", padding="keep"))
     for rule in ("grid", "random", "tome", "ward"):
-        prepared = budgets.cut(model, rule, 12).prepare(**CASES[name].inputs())
+        prepared = budgets.cut(model, rule, 12).expand(**CASES[name].inputs())
         views = prepared.views
         patches = [sum(view.patches for view in views if view.photo == photo) for photo in range(3)]
         wanted = [min(12, one) for one in patches]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from regiontok import Regionizer, __version__, encoders, read_photo
+from regiontok import Regionizer, __version__, encoders, load_tokens, masks, read_photo
 from regiontok.cli import main
 
 
@@ -138,6 +138,25 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
 
 
 @pytest.mark.parametrize(
+    ("source", "options"),
+    [("combined", {"num_regions": 9, "mask_weight": float("inf")}), ("segmentation", {"keep": 0.02})],
+)
+def test_masks_at_a_budget(photos, tmp_path, source, options):
+    names = {"num_regions": "--tokens", "keep": "--keep", "mask_weight": "--mask-weight"}
+    arguments = [part for name, value in options.items() for part in (names[name], str(value))]
+    given = ["--source", source, "--masks", "felzenszwalb", *arguments, "--out", str(tmp_path)]
+    assert main(["tokenize", str(photos / "a.png"), *given]) == 0
+    photo, encoder = read_photo(photos / "a.png"), encoders.load("pixels")
+    features, valid = encoder(photo)
+    regionizer = Regionizer(source=source, pool="mean", geometry=encoder.geometry, **options)
+    made = masks.load("felzenszwalb")(photo)
+    expected = regionizer(features, masks=made, valid=valid)
+    tokens = load_tokens(tmp_path / "a.regions.safetensors")
+    assert torch.equal(tokens.regions.masks()[0], expected.regions.masks()[0])
+    assert torch.allclose(tokens.values, expected.values)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--encoder", "clip"], "there is no encoder 'clip'"),
@@ -153,6 +172,13 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
             "--explained-variance is for --linkage ward; got average",
         ),
         (["--keep", "0"], "--keep must be above 0; got 0"),
+        (["--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep. Leave it out."),
+        (["--source", "combined", "--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep."),
+        (
+            ["--source", "combined", "--tokens", "9", "--mask-weight", "-1"],
+            "--mask-weight must be at least 0; got -1.0",
+        ),
+        (["--source", "combined", "--tokens", "9", "--eps", "0.5"], "--eps is for splitting masks without --tokens."),
         (["--keep", "1.5"], "--keep must be in [0, 1]; got 1.5"),
         (["--explained-variance", "1.5"], "--explained-variance must be in [0, 1]; got 1.5"),
         (["--source", "patch", "--linkage", "average"], "--linkage is for --source clustering"),

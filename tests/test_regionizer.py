@@ -125,11 +125,9 @@ def test_counts_that_are_not_known_before_are_refused(options, message):
         Regionizer(pool="mean", **options).num_tokens([42])
 
 
-@pytest.mark.parametrize("source", ["patch", "segmentation", "combined"])
-def test_a_budget_of_a_call_is_for_clustering(source):
-    regionizer = Regionizer(source=source, pool="mean")
-    with pytest.raises(ValueRangeError, match="num_regions is for source='clustering'; got source="):
-        regionizer(features, num_regions=5)
+def test_a_budget_of_a_call_is_not_for_patches():
+    with pytest.raises(ValueRangeError, match="num_regions is not for source='patch'"):
+        Regionizer(source="patch", pool="mean")(features, num_regions=5)
 
 
 @pytest.mark.parametrize("source", ["clustering", "patch"])
@@ -196,16 +194,6 @@ def test_random_order_differs_between_workers_and_epochs():
     assert len({tuple(order) for order in seen}) == len(seen) == 8
 
 
-def test_what_earlier_versions_saved_of_the_random_order_is_passed_over(tmp_path):
-    regionizer = Regionizer(dim=32, num_heads=4, order="random")
-    regionizer.save_pretrained(tmp_path)
-    edit(tmp_path, seed=5)
-    save_file(regionizer.state_dict() | {"draws": torch.tensor(3)}, tmp_path / "regionizer.safetensors")
-    again = Regionizer.from_pretrained(tmp_path)
-    assert again.config == regionizer.config
-    assert again.state_dict().keys() == regionizer.state_dict().keys()
-
-
 def test_gradients_reach_features_and_pool():
     regionizer = Regionizer(dim=32, num_heads=4)
     regionizer.pool.load_state_dict(trained(32, 4).state_dict())
@@ -258,7 +246,7 @@ def test_saving_and_loading_changes_nothing(tmp_path, options):
 
 OLD = {
     "regiontok": "0.1.0.dev0", "source": "clustering", "dim": None, "norm": "rms", "pool": "mean", "num_heads": 16,
-    "order": "raster", "seed": 0, "threshold": 0.7, "num_regions": None, "connectivity": 4, "padding": "drop",
+    "order": "raster", "threshold": 0.7, "num_regions": None, "connectivity": 4, "padding": "drop",
     "geometry": {"mode": "letterbox", "size": [336, 336]}, "coverage": 0.07, "downsampling": "exact",
     "uncovered": "drop", "overlap": "keep", "eps": 0.7, "min_samples": 3, "split_min_patches": 10, "noise": "own_region",
 }  # fmt: skip

@@ -196,7 +196,7 @@ def test_a_batch_joins_images_and_text_alone(work):
     )
     batch = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([found[0], text, found[1]])
     assert batch.pop("names") == ["00000", "t", "00001"]
-    assert batch["num_images"] == [1, 0, 1]
+    assert batch.pop("num_images") == [1, 0, 1]
     assert len(batch["masks"]) == len(batch["pixel_values"]) == 2
     assert model(**batch).loss.isfinite()
     alone = conversations.Collator(tokenizer.pad_token_id, by_masks=True)([text])
@@ -328,7 +328,7 @@ def test_both_stages_run_and_the_first_carries_into_the_second(work, tmp_path, s
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run(model, tokenizer, stage(recipe.ALIGN, 3, "bare_caption"), work, tmp_path / "align", "captions.json")
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {"model.multi_modal_projector.linear_1.weight", "regionizer.pool.out.weight"} <= changed
+    assert {"model.multi_modal_projector.linear_1.weight", "model.regionizer.pool.out.weight"} <= changed
     assert all(name.startswith(recipe.REGIONS_AND_PROJECTOR) for name in changed)
     second, _ = make(work, seed=1, source=source, order="random")
     building.load_stage(second, tmp_path / "align")
@@ -348,13 +348,13 @@ def test_a_stage_of_other_parts_is_refused(work, tmp_path):
         building.freeze_but(one, recipe.REGIONS_AND_PROJECTOR)
         folder.mkdir(exist_ok=True)
         save_file({name: one.state_dict()[name] for name in building.trained_names(one)}, folder / building.STAGE_FILE)
-    with pytest.raises(CheckpointError, match=r"holds regionizer.pool.*, which this model has not"):
+    with pytest.raises(CheckpointError, match=r"holds model.regionizer.pool.*, which this model has not"):
         building.load_stage(other, tmp_path)
-    with pytest.raises(CheckpointError, match=r"lacks regionizer.pool.*: its regions were pooled otherwise"):
+    with pytest.raises(CheckpointError, match=r"lacks model.regionizer.pool.*: its regions were pooled otherwise"):
         building.load_stage(model, tmp_path / "mean")
     with pytest.raises(CheckpointError, match="there is no .*trained.safetensors"):
         building.load_stage(model, tmp_path / "none")
-    model.regionizer = Regionizer(dim=64, num_heads=8)
+    model.model.regionizer = Regionizer(dim=64, num_heads=8)
     with pytest.raises(
         CheckpointError, match=r"must be \(64, 64\) for this model; it is \(48, 48\), of another encoder's width"
     ):

@@ -102,7 +102,7 @@ def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> None:
 def trained_names(model: torch.nn.Module) -> list[str]:
     """Names of the weights that are trained, and of the Regionizer's state."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return [name for name in model.state_dict() if name in trained or name.startswith("regionizer.")]
+    return [name for name in model.state_dict() if name in trained or name.startswith("model.regionizer.")]
 
 
 def widen_trained(model: torch.nn.Module) -> None:
@@ -122,7 +122,6 @@ def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"there is no {file}. Give the folder in which stage 1 was saved.")
     state, own = load_file(file), model.state_dict()
-    state.pop("regionizer.draws", None)  # a count of versions before this one
     for name, tensor in state.items():
         if name not in own:
             raise CheckpointError(f"{file} holds {name}, which this model has not: its regions are pooled otherwise.")
@@ -132,7 +131,7 @@ def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
                 "another encoder's width or language model."
             )
     lacking = sorted(
-        name for name in own if name.startswith(("regionizer.", "model.multi_modal_")) and name not in state
+        name for name in own if name.startswith(("model.regionizer.", "model.multi_modal_")) and name not in state
     )
     if lacking:
         raise CheckpointError(f"{file} lacks {lacking[0]}: its regions were pooled otherwise.")

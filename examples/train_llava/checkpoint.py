@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from regiontok import Regionizer
-from regiontok.adapters.huggingface import geometry_of, load_model, process, with_regions
+from regiontok.adapters.huggingface import geometry_of, load_model, process, region_processor, with_regions
 from regiontok.photos import read_photo
 from regiontok.store import MaskStore
 
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     options = parser().parse_args(arguments)
     processor = AutoProcessor.from_pretrained(options.checkpoint)
     model = regional = with_learning_regions(load_model(options.checkpoint, dtype=options.dtype), processor, options)
+    if not options.masks:
+        processor = region_processor(processor, model)
     for name, weight in model.named_parameters():
         weight.requires_grad_(not any(part in name for part in _VISION) and weight.is_floating_point())
     if options.lora:

@@ -5,7 +5,7 @@ from typing import Any
 
 from regiontok.presets import TABLE_1, Row
 
-REGIONS_AND_PROJECTOR = ("regionizer.", "model.multi_modal_projector.")
+REGIONS_AND_PROJECTOR = ("model.regionizer.", "model.multi_modal_projector.")
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.huggingface import EncoderConfig
-from regiontok.adapters.huggingface.base import Patches
+from regiontok.adapters.huggingface import EncoderConfig, Patches
 from regiontok.errors import CheckpointError
 from regiontok.store import Manifest, TokenStore
+from regiontok.views import whole_photos
 
 _FREE = ("dim", "num_heads", "pool", "geometry")
 """Options of a Regionizer that do not change mean tokens; the geometry is compared by itself."""
@@ -107,9 +107,10 @@ class StoredFeatures:
     def attach(self, model: Any) -> None:
         """Let a model take tokens as they are, and blank images of this form."""
         rows, cols = (1, 1) if self.tokens else self.grid
-        model.blank_image = lambda: {"pixel_values": torch.zeros(1, self.dim, rows, cols, device=model.device)}
+        inner = model.model
+        inner.blank_image = lambda: {"pixel_values": torch.zeros(1, self.dim, rows, cols, device=model.device)}
         if self.tokens:
-            model.encode_patches = _each_its_own
+            inner.encode_patches = _each_its_own
             model.regionizer = Regionizer(source="patch", norm="none", pool="mean", dim=self.dim)
 
 
@@ -140,7 +141,8 @@ class StoredTower(nn.Module):
 def _each_its_own(pixel_values: Tensor, **kwargs: Any) -> Patches:
     """Tokens ``(1, tokens, dim)`` of each image; what `as_batch` added is left out."""
     features = [one[:, :, ~one[0, 0].isnan()].permute(1, 2, 0).float() for one in pixel_values]
-    return Patches(features, [one.shape[1] for one in features])
+    counts = [one.shape[1] for one in features]
+    return Patches(features, counts, whole_photos([(1, count) for count in counts]))
 
 
 def as_batch(images: Sequence[Tensor]) -> Tensor:

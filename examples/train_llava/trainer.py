@@ -39,12 +39,12 @@ class RegionTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; errors of masks and images name their samples, and samples that are too long are told."""
-        names = inputs.pop("names", [])
+        names, held = inputs.pop("names", []), inputs.pop("num_images", None)
         try:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         except RegiontokError as error:
             raise DataError(f"in the batch of samples {', '.join(names)}: {error}") from error
-        self._check_lengths(names, inputs, outputs)
+        self._check_lengths(names, held, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def save_stage(self, folder: Path) -> None:
@@ -59,12 +59,12 @@ class RegionTrainer(Trainer):
         self.save_model(str(folder))
         self._writes = "checkpoint"
 
-    def _check_lengths(self, names: list[str], inputs: dict[str, Any], outputs: Any) -> None:
-        if outputs["logits"].shape[1] <= self.max_length or "num_images" not in inputs:
+    def _check_lengths(self, names: list[str], held: list[int] | None, inputs: dict[str, Any], outputs: Any) -> None:
+        if held is None:
             return
-        counts = iter([len(one) for one in outputs["image_outputs"].pooler_output])
+        counts = iter(outputs["image_outputs"].regions.counts.tolist())
         text = inputs["attention_mask"].sum(1).tolist()
-        for name, words, images in zip(names, text, inputs["num_images"], strict=True):
+        for name, words, images in zip(names, text, held, strict=True):
             length = words - images + sum(next(counts) for _ in range(images))
             if length > self.max_length:
                 told = f"sample {name}: it has {length} tokens with its regions; at most {self.max_length} fit"

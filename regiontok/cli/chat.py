@@ -1,11 +1,11 @@
-"""``regiontok chat``: ask a model about a photo."""
+"""``regiontok chat``: ask a model about an image."""
 
 import argparse
 
 from regiontok.cli.common import load_assistant, roots_of
 from regiontok.cli.console import note
 from regiontok.cli.mask_sources import load_masks
-from regiontok.evaluation.assistant import Question
+from regiontok.evaluation.conversation import Conversation
 from regiontok.evaluation.prompts import short_answer, with_options
 from regiontok.photos import read_photo
 
@@ -13,18 +13,20 @@ from regiontok.photos import read_photo
 def run_chat(options: argparse.Namespace) -> int:
     """Run ``chat``; return the exit code."""
     photo = read_photo(options.photo)
-    text = options.question
-    if options.short:
-        text = short_answer(text)
-    elif options.options:
-        text = with_options(text, options.options)
     assistant = load_assistant(options.model, options)
     masks = (
         [load_masks(options, roots=roots_of(options, [options.photo]))(options.photo, photo)]
         if assistant.by_masks
         else None
     )
-    answer = assistant.answer([Question(text, [photo], masks)], max_new_tokens=options.max_new_tokens)[0]
-    note(f"{options.photo}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}")
-    print(answer.text)
+    conversation = Conversation(assistant, [photo], masks=masks)
+    for number, text in enumerate(options.question):
+        if options.short:
+            text = short_answer(text)
+        elif options.options:
+            text = with_options(text, options.options)
+        answer = conversation.ask(text, max_new_tokens=options.max_new_tokens)
+        if number == 0:
+            note(f"{options.photo}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}")
+        print(answer.text)
     return 0

@@ -31,7 +31,7 @@ FILLING = (
 )
 """Options that are for a store alone."""
 _COMBINED_OPTIONS = ("eps", "min_samples", "split_min_patches", "noise")
-REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", *_COMBINED_OPTIONS)
+REGION_OPTIONS = ("coverage", "downsampling", "uncovered", "overlap", "mask_weight", *_COMBINED_OPTIONS)
 
 
 def amount_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -167,12 +167,20 @@ def _check_source(options: argparse.Namespace) -> None:
         for names in (REGION_OPTIONS, _COMBINED_OPTIONS)
     )
     clusters = options.source == "clustering" or options.uncovered == "cluster"
-    amounts = named_amounts(options)
+    budgets = [_flag(name) for name in ("tokens", "keep") if getattr(options, name) is not None]
+    by_masks = options.source in MASK_SOURCES
+    amounts = [name for name in named_amounts(options) if not by_masks or name not in budgets]
     if amounts and not clusters:
         raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
+    if options.mask_weight is not None and not (by_masks and budgets):
+        raise RegiontokError("--mask-weight is for masks with --tokens or --keep. Leave it out.")
+    if options.mask_weight is not None and not options.mask_weight >= 0:
+        raise RegiontokError(f"--mask-weight must be at least 0; got {options.mask_weight}.")
+    if by_masks and budgets and of_combined:
+        raise RegiontokError(f"{of_combined[0]} is for splitting masks without {budgets[0]}. Leave one of them out.")
     if options.source != "clustering" and options.linkage == "ward":
         raise RegiontokError("--linkage ward is for --source clustering, which can have a budget. Leave it out.")
-    if options.source != "clustering" and any(getattr(options, name) is not None for name in LIMITS):
+    if options.source != "clustering" and amounts and any(getattr(options, name) is not None for name in LIMITS):
         raise RegiontokError(f"{amounts[0]} is for --source clustering. Leave it out.")
     of_masks = (
         given

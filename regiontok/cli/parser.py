@@ -12,6 +12,7 @@ from typing import Any
 from regiontok.choices import (
     BUDGETS,
     GENERATORS,
+    MASK_WEIGHT,
     METHODS,
     NOISES,
     NORMS,
@@ -128,6 +129,13 @@ def _add_tokenize(commands: Any) -> None:
     regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
     regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
     regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
+    regions.add_argument(
+        "--mask-weight",
+        type=float,
+        metavar="W",
+        help="with --tokens or --keep: how much masks count beside features, 0 for not at all, inf to keep regions "
+        f"within masks; default: {MASK_WEIGHT}",
+    )
     regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
     regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
     regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")

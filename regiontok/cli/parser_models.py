@@ -12,11 +12,13 @@ def add_chat(commands: Any) -> None:
     """Add ``chat`` to the parser."""
     chat = commands.add_parser(
         "chat",
-        help="ask a multimodal model about a photo",
-        description="Print a model's answer to a question about a photo, decoded greedily.",
+        help="ask a multimodal model about an image",
+        description="Print a model's answers to questions about an image, decoded greedily. The image is encoded once.",
     )
     chat.add_argument("photo", type=as_path, metavar="IMAGE")
-    chat.add_argument("question", type=as_text, metavar="QUESTION")
+    chat.add_argument(
+        "question", type=as_text, metavar="QUESTION", nargs="+", help="several are asked one after another"
+    )
     chat.add_argument(
         "--model",
         required=True,

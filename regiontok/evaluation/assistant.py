@@ -26,7 +26,7 @@ from regiontok.regionizer import Regionizer
 MaskGenerator = Callable[[list[Image.Image]], Sequence[Masks]]
 """Photos to their masks, as the generators of `regiontok.masks`."""
 
-_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 class Question(NamedTuple):
@@ -163,20 +163,22 @@ class Assistant:
         counts: list[int] = []
         with torch.no_grad():
             if "pixel_values" in inputs:
-                prepared = self.model.prepare(**inputs, left=True)
+                prepared = self.model.expand(**inputs, left=True)
                 inputs, counts = prepared.inputs, prepared.counts
             never = [self.model.config.image_token_id]  # a photo's placeholder is no word
-            sequences = self.model.generate(**inputs, **_GREEDY, max_new_tokens=max_new_tokens, suppress_tokens=never)
+            sequences = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens, suppress_tokens=never)
         made = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         own = iter(counts)
-        answers = []
-        for tokens, photos in zip(made, held, strict=True):
-            tokens = self._until_end(tokens)
-            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            for end in filter(None, stop):
-                text = text.split(end)[0]
-            answers.append(Answer(text.strip(), tokens, [next(own) for _ in range(photos)]))
-        return answers
+        pairs = zip(made, held, strict=True)
+        return [self.answer_of(tokens, [next(own) for _ in range(images)], stop) for tokens, images in pairs]
+
+    def answer_of(self, tokens: list[int], counts: list[int], stop: Sequence[str]) -> Answer:
+        """Return what a model says by the tokens that it generated."""
+        tokens = self._until_end(tokens)
+        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        for end in filter(None, stop):
+            text = text.split(end)[0]
+        return Answer(text.strip(), tokens, counts)
 
     def attend(
         self, questions: Sequence[Question], answers: Sequence[Sequence[int]], *, query: str = "answer"
@@ -208,9 +210,9 @@ class Assistant:
             padded[row, length - len(one) :] = one
             mask[row, length - len(one) :] = 1
             answer[row, length - len(tokens) :] = True
-        for name, padding in self.model.token_inputs.items():
-            if name in inputs:  # of the prompt; what follows it is the answer's, which is 1
-                of_prompt, inputs[name] = inputs[name], mask.new_full(mask.shape, padding).masked_fill(answer, 1)
+        for name, of_answer in (("token_type_ids", self.model.model.answer_type), ("mm_token_type_ids", 0)):
+            if name in inputs:  # of the prompt alone
+                of_prompt, inputs[name] = inputs[name], torch.zeros_like(mask).masked_fill(answer, of_answer)
                 inputs[name][mask.bool() & ~answer] = of_prompt[inside]
         return answer_attention(self.model, answer, query=query, input_ids=padded, attention_mask=mask, **inputs)
 
@@ -222,29 +224,38 @@ class Assistant:
         """What the model takes, and how many photos each question has."""
         if not questions:
             raise ValueRangeError("there must be at least one question; got none.")
-        chats, held = [], []
-        per_question: list[list[Image.Image]] = []
+        chats: list[list[dict[str, Any]]] = []
+        images: list[list[Image.Image]] = []
         masks: list[Masks] = []
-        placeholder = getattr(self.processor, "image_token", "<image>")
         for number, question in enumerate(questions):
-            if placeholder in question.text:
-                raise ValueRangeError(
-                    f"question {number} holds {placeholder}, which stands for a photo. Leave it out: photos are put "
-                    "before the words."
-                )
-            own = as_photos(list(question.photos)) if len(question.photos) else []
-            parts = [{"type": "image"} for _ in own] + [{"type": "text", "text": question.text}]
-            chats.append([{"role": "user", "content": parts}])
-            per_question.append(own)
-            held.append(len(own))
-            if self.by_masks and own:
-                masks += self._masks_of(number, question, own)
+            own, content, of_images = self.content_of(number, question)
+            chats.append([{"role": "user", "content": content}])
+            images.append(own)
+            masks += of_images
+        return self.inputs_of(chats, images, masks), [len(own) for own in images]
+
+    def content_of(
+        self, number: int, question: Question
+    ) -> tuple[list[Image.Image], list[dict[str, Any]], Sequence[Masks]]:
+        """Return the images of a question, its content in a chat, and the masks of its images."""
+        placeholder = getattr(self.processor, "image_token", "<image>")
+        if placeholder in question.text:
+            raise ValueRangeError(
+                f"question {number} holds {placeholder}, which stands for a photo. Leave it out: photos are put before "
+                "the words."
+            )
+        images = as_photos(list(question.photos)) if len(question.photos) else []
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question.text}]
+        return images, content, self._masks_of(number, question, images) if self.by_masks and images else []
+
+    def inputs_of(
+        self, chats: list[list[dict[str, Any]]], images: list[list[Image.Image]], masks: Sequence[Masks]
+    ) -> dict[str, Any]:
+        """Return what the model's ``expand`` takes of chats and their images."""
         texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
         process = require("regiontok.adapters.huggingface", extra="hf").process
-        inputs: dict[str, Any] = process(self.model, self.processor, texts, per_question)
-        if masks:
-            inputs["masks"] = masks
-        return inputs, held
+        inputs: dict[str, Any] = process(self.model, self.processor, texts, images)
+        return inputs | ({"masks": list(masks)} if masks else {})
 
     def _masks_of(self, number: int, question: Question, photos: list[Image.Image]) -> Sequence[Masks]:
         if question.masks is not None:

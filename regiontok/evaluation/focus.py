@@ -62,7 +62,7 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
         answer: ``(B, columns)`` bool: which of ``input_ids`` are the answer's.
         query: Which rows: ``answer``, those of the answer's tokens; or ``predicting``, those of the tokens before
             them, from which they are predicted.
-        inputs: What the model's ``prepare`` takes: ``input_ids``, ``pixel_values``, ``attention_mask``, ``masks`` ...
+        inputs: What the model's ``expand`` takes: ``input_ids``, ``pixel_values``, ``attention_mask``, ``masks`` ...
 
     Raises:
         ShapeError: An ``answer`` of another shape than ``input_ids``.
@@ -85,7 +85,7 @@ def answer_attention(model: Any, answer: Tensor, *, query: str = "answer", **inp
         raise ShapeError(
             f"answer must be {tuple(ids.shape)} bool, like input_ids; got {tuple(answer.shape)} of {answer.dtype}."
         )
-    prepared = model.prepare(**inputs)
+    prepared = model.expand(**inputs)
     inside = prepared.layout.mask.bool()
     answers = prepared.layout.put(answer.long(), 0).bool() & inside
     if query == "predicting":

@@ -26,7 +26,7 @@ from regiontok.adapters.huggingface import (
 )
 from regiontok.errors import ShapeError, ValueRangeError
 from tests.conftest import assert_close
-from tests.families import CASES
+from tests.families import CASES, expanded_logits
 from tests.models import IMAGE, tiny_llava, tiny_onevision, tiny_qwen
 
 IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
@@ -50,7 +50,7 @@ def test_class_and_register_tokens_of_a_tower_are_left_out(name):
     hidden = stock.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
     assert hidden.shape[1] == 16 + prefix
     assert torch.equal(patches.features.flatten(1, 2), hidden[:, prefix:])
-    assert patches.written == [16 + prefix] * 2
+    assert patches.num_placeholders == [16 + prefix] * 2
 
 
 def test_several_layers_are_joined():
@@ -98,7 +98,7 @@ def test_any_encoder_of_ours_is_a_tower_and_is_saved_with_the_model(name, option
     model.save_pretrained(tmp_path)
     loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
     given = {"input_ids": torch.tensor([[4, IMAGE, 5]]), "pixel_values": pixels}
-    assert torch.equal(loaded(**given).logits, model(**given).logits)
+    assert torch.equal(expanded_logits(loaded, **given), expanded_logits(model, **given))
     loaded.train()(input_ids=torch.tensor([[4, 5]]), labels=torch.tensor([[4, 5]])).loss.backward()
     assert loaded.regionizer.pool.out.weight.grad is not None
 
@@ -110,7 +110,7 @@ def test_an_encoder_without_weights_goes_along_to_another_dtype(china):
     model = with_regions(stock.to(torch.bfloat16), Regionizer(dim=48, num_heads=4))
     pixels, _ = stock.model.vision_tower.encoder.preprocess(china)
     assert pixels.dtype == torch.float32
-    assert model(input_ids=torch.tensor([[4, IMAGE, 5]]), pixel_values=pixels).logits.dtype == torch.bfloat16
+    assert expanded_logits(model, input_ids=torch.tensor([[4, IMAGE, 5]]), pixel_values=pixels).dtype == torch.bfloat16
 
 
 def test_a_tower_that_merges_patches_is_refused():
@@ -143,7 +143,7 @@ def test_one_tile_of_onevision_is_its_regions():
         for run in (1, 5):  # 2 x 2 patches and the newline
             ids = torch.tensor([[5] + [IMAGE] * run + [6] + [IMAGE] * run + [7]])
             given = {"image_sizes": torch.tensor([[28, 28], [28, 28]]), "batch_num_images": torch.tensor([2])}
-            assert model(input_ids=ids, pixel_values=tiles, **given).logits.shape[1] == length
+            assert expanded_logits(model, input_ids=ids, pixel_values=tiles, **given).shape[1] == length
     features = stock.model.multi_modal_projector(
         stock.model.vision_tower(tiles[:, 0], output_hidden_states=True).hidden_states[-1]
     )
@@ -184,7 +184,7 @@ def test_qwen_with_a_region_per_patch_gives_the_stock_models_logits_and_position
     kinds = (WRITTEN["input_ids"] == IMAGE).int()
     expected = qwen(**WRITTEN, pixel_values=PATCHES, image_grid_thw=GRID, mm_token_type_ids=kinds)
     deltas = qwen.model.rope_deltas
-    for given in (WRITTEN, qwen_prompts((1, 1, 1)), WRITTEN | {"mm_token_type_ids": kinds}):
+    for given in (WRITTEN, WRITTEN | {"mm_token_type_ids": kinds}):
         logits = model(**given, pixel_values=PATCHES, image_grid_thw=GRID).logits
         inside = WRITTEN["attention_mask"].bool()
         assert torch.equal(logits[inside], expected.logits[inside])
@@ -206,7 +206,7 @@ def test_qwen_generates_as_the_stock_model_does(qwen, options):
 def test_qwens_regions_stand_at_their_centroids_and_text_goes_on_after_the_image(qwen):
     model = with_regions(qwen, Regionizer(source="clustering", pool="mean", num_regions=1))
     for left in (True, False):
-        prepared = model.prepare(
+        prepared = model.expand(
             **qwen_prompts((1, 1, 1), left=left), pixel_values=PATCHES, image_grid_thw=GRID, left=left
         )
         text, time, row, col = prepared.inputs["position_ids"]
@@ -319,9 +319,9 @@ def test_deepstack_features_are_means_over_the_same_regions():
     case = CASES["Qwen3-VL"]
     model = with_regions(case.make(), Regionizer(pool="mean", norm="none", num_regions=3))
     given = case.inputs()
-    prepared = model.prepare(**given)
+    prepared = model.expand(**given)
     deep = prepared.inputs["mm_encoder_outputs"]["image"].deepstack_features
-    stock = model.get_image_features(given["pixel_values"], given["image_grid_thw"]).deepstack_features
+    stock = case.make().get_image_features(given["pixel_values"], given["image_grid_thw"]).deepstack_features
     assert len(deep) == len(stock) == 2
     masks = [mask.flatten(1).float() for mask in prepared.regions.masks()]
     for found, layer in zip(deep, stock, strict=True):
@@ -337,7 +337,7 @@ def test_newlines_stand_where_they_are_told_to(name):
     regionizer = Regionizer(pool="mean", norm="none", num_regions=7)
     for newline, added in (("drop", [0, 0, 0]), ("photo", [1, 1, 1])):
         model = with_regions(stock, regionizer, newline=newline)
-        prepared = model.prepare(**given)
+        prepared = model.expand(**given)
         held = (prepared.inputs["input_ids"] == IMAGE).sum()
         assert held == sum(prepared.counts) + sum(added)
         told = model.num_tokens(given["image_sizes"], **more)
@@ -347,19 +347,19 @@ def test_newlines_stand_where_they_are_told_to(name):
         assert is_newline.sum() == sum(added)
         ends = torch.tensor(told).cumsum(0) - 1
         assert is_newline[ends].tolist() == [bool(one) for one in added]
-    rows = with_regions(stock, regionizer, newline="row").prepare(**given)
+    rows = with_regions(stock, regionizer, newline="row").expand(**given)
     assert 3 <= (rows.inputs["input_ids"] == IMAGE).sum() - sum(rows.counts) <= sum(rows.counts)
     patches = with_regions(stock, Regionizer(**IDENTITY, padding="keep"))
-    assert patches.newline == "row"
+    assert patches.model.newline_of(True) == "row"
     told = patches.num_tokens(given["image_sizes"], **more)
-    assert sum(told) == (patches.prepare(**given).inputs["input_ids"] == IMAGE).sum()
+    assert sum(told) == (patches.expand(**given).inputs["input_ids"] == IMAGE).sum()
     shuffled = with_regions(stock, Regionizer(**IDENTITY, order="random"))
-    assert shuffled.newline == "drop"
+    assert shuffled.model.newline_of(True) == "drop"
     with pytest.raises(ValueRangeError, match="newline='row' needs order='raster'"):
         with_regions(stock, Regionizer(**IDENTITY, order="area"), newline="row")
-    with pytest.raises(ValueRangeError, match="has no newlines"):
+    with pytest.raises(ValueRangeError, match="newline=.drop. is for families whose tiles are packed"):
         with_regions(CASES["Gemma 3"].make(), regionizer, newline="drop")
-    assert with_regions(with_regions(stock, regionizer, newline="photo"), regionizer).newline == "drop"
+    assert with_regions(with_regions(stock, regionizer, newline="photo"), regionizer).model.newline_of(False) == "drop"
 
 
 def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
@@ -373,7 +373,7 @@ def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
         one: torch.tensor([[3, IMAGE, 4]]) if one == "input_ids" else torch.ones(1, 3)
         for one in ("input_ids", "attention_mask")
     }
-    prepared = model.prepare(**given)
+    prepared = model.expand(**given)
     assert (prepared.inputs["input_ids"] == IMAGE).sum() == len(stocks)
     assert prepared.views[1].patches < 32
     values = prepared.inputs["mm_encoder_outputs"]["image"].pooler_output[0]
@@ -381,7 +381,7 @@ def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
         torch.cosine_similarity(values.flatten(), stocks.flatten(), 0) > 0.99
     )  # scaled before the projector, not after
     with pytest.raises(ValueRangeError, match="vision_aspect_ratio must be anyres_max_ and a number of tiles"):
-        model.prepare(**given | {"vision_aspect_ratio": "anyres"})
+        model.expand(**given | {"vision_aspect_ratio": "anyres"})
 
 
 @pytest.mark.parametrize("name", ["Idefics3", "SmolVLM", "Aya Vision", "Cohere2 Vision"])
@@ -393,8 +393,8 @@ def test_photos_of_one_tile_are_photos_of_their_own_whatever_is_beside_them(name
     pixels = pixels[:, None] if name in ("Idefics3", "SmolVLM") else pixels
     for ids in ([[5, IMAGE, 8], [6, IMAGE, 8]], [[5, IMAGE, 6, IMAGE]], [[5, IMAGE, 5, IMAGE]]):
         given = pixels if len(ids) == 2 or pixels.ndim == 4 else pixels.transpose(0, 1)
-        prepared = model.prepare(torch.tensor(ids), given)
+        prepared = model.expand(torch.tensor(ids), given)
         assert prepared.counts == [3, 3], ids
     whole = case.inputs([["a", 5, "c"], [6, "b"]])
     with pytest.raises(ShapeError, match="tiles must be those of the prompts"):
-        model.prepare(**whole, tiles=[(1, 2), (1, 1), (2, 2)])
+        model.expand(**whole, tiles=[(1, 2), (1, 1), (2, 2)])

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -30,9 +28,11 @@ from regiontok.adapters.huggingface import (
 )
 from regiontok.errors import CheckpointError, DTypeError, MissingDependencyError, ShapeError, ValueRangeError
 from tests.conftest import assert_close
+from tests.families import expanded_logits
 from tests.models import IMAGE, PAD, tiny_llava, tiny_processor
 
 PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
 IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
 
 
@@ -72,11 +72,13 @@ def test_a_budget_may_be_one_per_image_and_is_known_before(stock):
     given, budgets = prompts(ROWS), [3, 40, 7]
     told = model.num_tokens(images=3, num_regions=budgets)
     assert told == [3, 16, 7]
-    prepared = model.prepare(**given, pixel_values=PIXELS, num_regions=torch.tensor(budgets))
+    prepared = model.expand(**given, pixel_values=PIXELS, num_regions=torch.tensor(budgets))
     assert prepared.regions.counts.tolist() == told
     assert [len(one) for one in model.encode_regions(PIXELS, num_regions=budgets).split()] == told
-    batched = model(**given, pixel_values=PIXELS, num_regions=budgets).logits[prepared.inputs["attention_mask"].bool()]
-    alone = [model(**prompts([row]), pixel_values=PIXELS[part], num_regions=budgets[part]).logits[0] if len(PIXELS[part])
+    batched = expanded_logits(model, **given, pixel_values=PIXELS, num_regions=budgets)[
+        prepared.inputs["attention_mask"].bool()
+    ]
+    alone = [expanded_logits(model, **prompts([row]), pixel_values=PIXELS[part], num_regions=budgets[part])[0] if len(PIXELS[part])
              else model(**prompts([row])).logits[0]
              for row, part in zip(ROWS, (slice(0, 2), slice(0, 0), slice(2, 3)), strict=True)]  # fmt: skip
     assert_close(batched, torch.cat(alone))
@@ -142,17 +144,6 @@ def test_a_model_saved_before_there_were_linkages_has_the_papers_rule(stock, tmp
     assert again.regionizer.config == ward.regionizer.config
 
 
-@pytest.mark.parametrize("run", [1, 16])
-@pytest.mark.parametrize("left", [False, True])
-def test_a_region_per_patch_gives_the_stock_models_logits_to_the_bit(stock, run, left):
-    model = with_regions(stock, Regionizer(**IDENTITY))
-    written = prompts(ROWS, run=16, left=left)
-    expected = stock(**written, pixel_values=PIXELS).logits[written["attention_mask"].bool()]
-    given = prompts(ROWS, run=run, left=left)
-    logits = model(**given, pixel_values=PIXELS).logits
-    assert torch.equal(logits[prompts(ROWS, run=16, left=left)["attention_mask"].bool()], expected)
-
-
 def test_an_untrained_cross_attention_pool_over_single_patches_changes_nothing(stock):
     model = with_regions(stock, Regionizer(**IDENTITY | {"pool": "cross_attention", "dim": 32, "num_heads": 4}))
     written = prompts(ROWS, run=16)
@@ -171,17 +162,6 @@ def test_labels_are_those_of_the_words_and_none_of_regions(stock):
     )
     labels = single["input_ids"].masked_fill(single["input_ids"] == PAD, -100)
     assert torch.equal(model(**single, pixel_values=PIXELS, labels=labels).loss, expected.loss)
-
-
-def test_a_batch_gives_what_its_samples_give_one_by_one(stock):
-    model = lively(clustered(stock))
-    counts = model.encode_regions(PIXELS).counts
-    assert len(counts.unique()) > 1
-    prepared = model.prepare(**prompts(ROWS), pixel_values=PIXELS)
-    together = model(**prompts(ROWS), pixel_values=PIXELS).logits
-    for row, images in enumerate(([0, 1], [], [2])):
-        alone = model(**prompts([ROWS[row]]), **({"pixel_values": PIXELS[images]} if images else {})).logits
-        assert_close(together[row][prepared.layout.mask[row].bool()], alone[0])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +196,7 @@ def test_generation_equals_choosing_the_best_token_again_and_again(stock):
     model = lively(clustered(stock))
     ids = prompts([ROWS[0]])["input_ids"]
     for _ in range(4):
-        ids = torch.cat([ids, model(input_ids=ids, pixel_values=PIXELS[:2]).logits[:, -1:].argmax(-1)], 1)
+        ids = torch.cat([ids, expanded_logits(model, input_ids=ids, pixel_values=PIXELS[:2])[:, -1:].argmax(-1)], 1)
     made = model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=4, do_sample=False)
     assert torch.equal(made, ids)
 
@@ -246,7 +226,7 @@ def test_forward_has_the_stock_classs_arguments_and_generation_uses_them(stock):
     model = clustered(stock)
     own, theirs = (list(inspect.signature(one.forward).parameters) for one in (model, stock))
     assert [name for name in own if name in theirs] == theirs
-    assert set(own) - set(theirs) == {"masks", "num_images", "num_regions"}  # image_sizes both have
+    assert set(own) - set(theirs) == {"masks", "num_regions", "keep"}  # image_sizes both have
     assert model._supports_logits_to_keep()
     assert not hasattr(type(model).forward, "__wrapped__")
     rows = []
@@ -254,7 +234,7 @@ def test_forward_has_the_stock_classs_arguments_and_generation_uses_them(stock):
     model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=2)
     hook.remove()
     assert rows == [1, 1]
-    given = prompts([ROWS[0]])
+    given, model = prompts([ROWS[0]], run=16), with_regions(stock, Regionizer(**IDENTITY))
     named = model(input_ids=given["input_ids"], pixel_values=PIXELS[:2], attention_mask=given["attention_mask"])
     assert torch.equal(model(given["input_ids"], PIXELS[:2], given["attention_mask"]).logits, named.logits)
 
@@ -301,13 +281,8 @@ def test_masks_become_the_tokens_of_their_images(stock):
     top[0, :10], top[1, 10:] = True, True
     tokens = model.encode_regions(PIXELS[:2], masks=[left, MaskSet.from_masks(top)])
     assert tokens.counts.tolist() == [1, 2]
-    output = model(
-        **prompts([[5, None], [6, None, 3]]),
-        pixel_values=PIXELS[:2],
-        masks=[left, top],
-        image_sizes=[(30, 40), (20, 20)],
-    )
-    assert output.logits.shape[1] == 4
+    given = prompts([[5, None], [6, None, 3]]) | {"pixel_values": PIXELS[:2], "masks": [left, top]}
+    assert expanded_logits(model, **given, image_sizes=[(30, 40), (20, 20)]).shape[1] == 4
     made = model.generate(
         **prompts([[5, None, 3], [6, None, 3]]), pixel_values=PIXELS[:2], masks=[left, top], max_new_tokens=2
     )
@@ -332,20 +307,6 @@ def test_masks_of_padded_photos_need_sizes(stock):
     assert model.encode_regions(PIXELS[:1], masks=[MaskSet.on_grid(torch.ones(2, 4, 4))]).counts.tolist() == [2]
 
 
-def test_a_count_of_draws_that_an_earlier_version_saved_is_passed_over(stock, tmp_path):
-    model = with_regions(stock, Regionizer(pool="mean", order="random"))
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["regiontok"]["seed"] = 3
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    state = load_file(tmp_path / "model.safetensors") | {"regionizer.draws": torch.tensor(7)}
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    loaded, report = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert loaded.regionizer.config == model.regionizer.config
-
-
 def test_sizes_of_photos_keep_padding_out_of_regions(stock):
     model = with_regions(stock, Regionizer(source="patch", pool="mean", geometry=ImageGeometry.letterbox(56)))
     assert model.encode_regions(PIXELS[:2]).counts.tolist() == [16, 16]
@@ -357,34 +318,14 @@ def test_sizes_of_photos_keep_padding_out_of_regions(stock):
 def test_saved_and_loaded_it_is_the_same(stock, tmp_path):
     model = lively(clustered(stock, order="random"))
     torch.manual_seed(3)
-    expected = model(**prompts(ROWS), pixel_values=PIXELS)
+    expected = expanded_logits(model, **prompts(ROWS), pixel_values=PIXELS)
     model.save_pretrained(tmp_path)
     loaded, report = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded.config.regiontok == model.regionizer.config
     torch.manual_seed(3)
-    assert torch.equal(loaded(**prompts(ROWS), pixel_values=PIXELS).logits, expected.logits)
-
-
-def test_a_stock_checkpoint_loses_nothing_and_goes_back(stock, tmp_path):
-    stock.save_pretrained(tmp_path / "stock")
-    regionizer = Regionizer(dim=32, num_heads=4, num_regions=5)
-    model = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "stock", regionizer=regionizer)
-    for name, weight in stock.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight), name
-    for name, weight in regionizer.state_dict().items():
-        assert torch.equal(model.regionizer.state_dict()[name], weight), name
-    model.save_pretrained(tmp_path / "regions")
-    back = LlavaForConditionalGeneration.from_pretrained(tmp_path / "regions")
-    written = prompts(ROWS, run=16)
-    assert torch.equal(back(**written, pixel_values=PIXELS).logits, stock(**written, pixel_values=PIXELS).logits)
-    layered = RegionLlavaForConditionalGeneration.from_pretrained(
-        tmp_path / "stock", regionizer=regionizer, vision_feature_layer=-1, dtype=torch.bfloat16
-    )
-    assert (layered.config.vision_feature_layer, layered.dtype) == (-1, torch.bfloat16)
-    with pytest.raises(CheckpointError, match="its config names none: it is of a stock model. Pass regionizer="):
-        RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "stock")
+    assert torch.equal(expanded_logits(loaded, **prompts(ROWS), pixel_values=PIXELS), expected)
 
 
 @pytest.mark.parametrize("load", [True, False])
@@ -403,65 +344,16 @@ def test_new_weights_start_as_a_regionizer_does(stock, tmp_path, load):
     assert 0.1 < pool.query.weight.std() < 0.3
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_regionizer_takes_the_models_dtype(dtype):
-    model = clustered(tiny_llava().to(dtype))
-    output = model(**prompts(ROWS), pixel_values=PIXELS)
-    assert output.logits.dtype == model.regionizer.pool.out.weight.dtype == dtype
-
-
-def test_the_stock_model_stays_as_it_is_and_shares_its_weights(stock):
-    written = prompts(ROWS, run=16)
-    before = stock(**written, pixel_values=PIXELS).logits
-    model = clustered(stock)
-    assert model.lm_head.weight is stock.lm_head.weight
-    assert not hasattr(stock.config, "regiontok")
-    assert "regionizer" not in dict(stock.named_modules())
-    assert torch.equal(stock(**written, pixel_values=PIXELS).logits, before)
-    assert LlavaForConditionalGeneration.forward is type(stock).forward
-    fired = []
-    hook = model.register_forward_hook(lambda *_: fired.append(1))
-    stock(**written, pixel_values=PIXELS)
-    hook.remove()
-    assert not fired
-    back = without_regions(model)
-    assert type(back) is type(stock)
-    assert torch.equal(back(**written, pixel_values=PIXELS).logits, before)
-    assert model.regionizer is not None
-    assert "regionizer" not in back.state_dict()
-    again = with_regions(model, Regionizer(**IDENTITY))
-    assert torch.equal(again(**written, pixel_values=PIXELS).logits, before)
-
-
 def test_hooks_of_accelerate_go_along(stock):
     hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is not installed")
     hooked = tiny_llava()
     hooks.add_hook_to_module(hooked, hooks.AlignDevicesHook("cpu"))
     model = clustered(hooked)
     assert torch.equal(
-        model(**prompts(ROWS), pixel_values=PIXELS).logits,
-        clustered(stock)(**prompts(ROWS), pixel_values=PIXELS).logits,
+        expanded_logits(model, **prompts(ROWS), pixel_values=PIXELS),
+        expanded_logits(clustered(stock), **prompts(ROWS), pixel_values=PIXELS),
     )
     assert model.forward.args[0] is model
-
-
-def test_regions_projector_and_language_model_get_gradients_with_checkpointing_or_without():
-    def gradients(checkpointing):
-        model = lively(clustered(tiny_llava())).train()
-        model.model.vision_tower.requires_grad_(False)
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        given = prompts(ROWS)
-        model(
-            **given, pixel_values=PIXELS, labels=given["input_ids"].masked_fill(given["input_ids"] == PAD, -100)
-        ).loss.backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    plain, saved = gradients(False), gradients(True)
-    assert all(one is not None for one in plain.values())
-    assert plain["regionizer.pool.key.weight"].any()
-    for name in plain:
-        assert_close(saved[name], plain[name])
 
 
 def test_text_alone_reaches_every_weight_beside_an_empty_cache_too():
@@ -490,50 +382,21 @@ def test_a_batch_of_text_alone_reaches_every_weight_and_changes_no_value(stock, 
     assert torch.equal(model(**given).logits, output.logits)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft calls it
-def test_lora_and_whole_modules_of_regions_are_trained_saved_and_loaded(tmp_path):
-    options = LoraConfig(
-        target_modules=r".*language_model.*\.(q_proj|v_proj)",
-        modules_to_save=["regionizer.pool", "multi_modal_projector"],
-    )
-    model = get_peft_model(clustered(tiny_llava()), options)
-    given = prompts(ROWS)
-    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.5)
-    for _ in range(2):
-        model(
-            **given, pixel_values=PIXELS, labels=given["input_ids"].masked_fill(given["input_ids"] == PAD, -100)
-        ).loss.backward()
-        optimizer.step()
-    assert model.base_model.model.regionizer.pool.modules_to_save["default"].out.weight.any()
-    expected = model.eval()(**given, pixel_values=PIXELS).logits
-    made = model.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=3, do_sample=False)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(clustered(tiny_llava()), tmp_path).eval()
-    assert_close(loaded(**given, pixel_values=PIXELS).logits, expected)
-    assert torch.equal(
-        loaded.generate(**prompts([ROWS[0]]), pixel_values=PIXELS[:2], max_new_tokens=3, do_sample=False), made
-    )
-    with pytest.raises(ValueRangeError, match="PeftModel wraps a model. Give the model in it"):
-        with_regions(loaded, Regionizer(**IDENTITY))
-
-
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"pixel_values": PIXELS[:2]}, ShapeError, r"the samples hold \[2, 0, 1\] placeholders, and 2 images came"),
-        ({"pixel_values": PIXELS, "num_images": [1, 1, 1]}, ShapeError, "sample 0: it holds 2 placeholders and has 1 images"),
-        ({"pixel_values": PIXELS, "inputs_embeds": torch.ones(3, 5, 64)}, ValueRangeError, "inputs_embeds cannot come with pixel_values"),
-        ({"pixel_values": PIXELS, "position_ids": torch.ones(3, 5)}, ValueRangeError, "position_ids cannot come with pixel_values"),
+        ({"pixel_values": PIXELS[:2]}, ShapeError, r"the prompts hold blocks of \[1, 1, 1\] placeholders; the images have"),
+        ({"pixel_values": PIXELS, "position_ids": torch.ones(3, 5)}, ShapeError, "the prompts hold blocks of"),
         ({"pixel_values": PIXELS, "input_ids": None}, ValueRangeError, "pixel_values need input_ids"),
+        ({"pixel_values": [1]}, DTypeError, "pixel_values must be a tensor, as the processor returns it; got list"),
         ({"pixel_values": PIXELS[None]}, ShapeError, r"pixel_values must be \(images, 3, height, width\); got \(1, 3, 3, 56, 56\)"),
-        ({"pixel_values": PIXELS, "past_key_values": DynamicCache()}, ValueRangeError, "past_key_values cannot come with pixel_values"),
+        ({"pixel_values": PIXELS, CACHE: DynamicCache()}, ShapeError, "the prompts hold blocks of"),
         ({"pixel_values": PIXELS, "vision_feature_layer": -1}, ValueRangeError, "vision_feature_layer is the config's, for which the regions are made; got -1"),
         ({}, ShapeError, "the samples hold 3 placeholders of images, and no pixel_values came"),
-        ({"past_key_values": DynamicCache()}, ShapeError, "the samples hold 3 placeholders of images, and no pixel_values came"),
         ({"pixel_values_videos": PIXELS}, ValueRangeError, "videos are not cut into regions"),
         ({"masks": [np.ones((1, 9, 9), bool)]}, ValueRangeError, "there are masks of 1 images and no pixel_values"),
         ({"pixel_values": PIXELS, "image_sizes": [3, 4, 5]}, ShapeError, r"image_sizes\[0\] must be \(height, width\); got 3"),
-        ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "sizes must have one entry per photo, 3; got 1"),
+        ({"pixel_values": PIXELS, "image_sizes": [(3, 4)]}, ShapeError, "image_sizes must have one entry per image, 3; got 1"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_and_named(stock, given, error, message):
@@ -580,7 +443,7 @@ def test_a_checkpoint_of_another_encoder_width_is_refused(stock, tmp_path):
 def test_several_threads_may_share_a_model(stock):
     model = lively(clustered(stock))
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: model(**prompts(ROWS), pixel_values=PIXELS).logits, range(8)))
+        made = list(pool.map(lambda _: expanded_logits(model, **prompts(ROWS), pixel_values=PIXELS), range(8)))
     assert all(torch.equal(one, made[0]) for one in made)
 
 

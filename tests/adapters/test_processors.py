@@ -86,7 +86,7 @@ def test_attention_to_regions_is_what_the_model_pays(name, processor, photos):
     answer = torch.zeros_like(given["input_ids"], dtype=torch.bool)
     answer[:, -1] = True
     attention = answer_attention(model, answer, **given)
-    prepared = model.prepare(**given)
+    prepared = model.expand(**given)
     model.set_attn_implementation("eager")
     found = model(**prepared.inputs, output_attentions=True, use_cache=False).attentions
     found = torch.stack([layer for layer in found if layer is not None and layer.ndim == 4], 1)
@@ -119,11 +119,11 @@ def test_tiles_are_those_that_the_processor_cuts(name):
     pixels = given["pixel_values"]
     assert sum(counts) == (pixels.flatten(0, -4).flatten(1) != 0).any(1).sum()
     model = with_regions(CASES[name].make(), Regionizer(**IDENTITY))
-    views = model.prepare(**given | {"tiles": tiles}).views
+    views = model.expand(**given | {"tiles": tiles}).views
     if name in ("Idefics3", "SmolVLM"):  # their prompts tell it too
-        assert model.prepare(**given).views == views
+        assert model.expand(**given).views == views
     else:
-        assert [view.photo for view in model.prepare(**given).views] == [view.photo for view in views]
+        assert {view.photo for view in model.expand(**given).views} == {view.photo for view in views}
 
 
 @pytest.mark.parametrize("name", ["InternVL", "LLaVA-NeXT", "SmolVLM"])
@@ -137,7 +137,7 @@ def test_a_mask_lies_on_the_tiles_where_it_lies_on_the_photo(name):
         given["tiles"] = tiles_of(processor, [photo] * 3)
     mask = np.zeros((1, 112, 112), bool)
     mask[:, 28:84, 12:100] = True  # over all tile borders
-    prepared = model.prepare(**given, masks=[mask] * 3)
+    prepared = model.expand(**given, masks=[mask] * 3)
     for canvas, regions, _ in by_canvas(prepared.regions, prepared.views, 1):
         rows, cols = canvas.grid
         expected = torch.zeros(rows, cols, dtype=torch.bool)
@@ -168,5 +168,5 @@ def test_a_model_of_tiles_needs_no_geometry(name):
         ValueRangeError, match="may cut photos into tiles, and a model of them knows itself where they lie"
     ):
         geometry_of(PROCESSORS[name]())
-    with pytest.raises(ValueRangeError, match="knows itself how photos lie on tiles. Leave geometry out"):
+    with pytest.raises(ValueRangeError, match="knows itself how images are placed on tiles. Leave geometry out"):
         with_regions(CASES[name].make(), Regionizer(pool="mean", geometry=ImageGeometry.squash(56)))

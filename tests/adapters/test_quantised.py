@@ -54,7 +54,9 @@ def trained(case):
 
 @torch.no_grad()  # bitsandbytes computes in bfloat16 without gradients where the CPU can, and not with them
 def logits(model, given):
-    return model(**given).logits
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    prompt = base.expand(**given).inputs if hasattr(base, "expand") else given
+    return model(**prompt).logits
 
 
 def linear(model):

@@ -57,7 +57,7 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
         given = processor(text=[image], images=[[photo]], return_tensors="pt")
         if name == "InternVL":
             given["tiles"] = tiles_of(processor, [photo])
-        prepared = model.prepare(**given, num_regions=[4, 12, 10][number])
+        prepared = model.expand(**given, num_regions=[4, 12, 10][number])
         output = prepared.inputs["mm_encoder_outputs"]["image"]
         deep = [layer[0] for layer in getattr(output, "deepstack_features", [])]
         assert_close(one.values, torch.cat([output.pooler_output[0], *deep], 1))  # made in another batch

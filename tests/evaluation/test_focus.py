@@ -50,7 +50,7 @@ def regions_of(stock, implementation="sdpa", dim=32):
 def by_full_maps(model, query, **inputs):
     """The same from full maps of eager attention, by definition."""
     model.config.get_text_config()._attn_implementation = "eager"
-    prepared = model.prepare(**inputs)
+    prepared = model.expand(**inputs)
     maps = torch.stack(model(**prepared.inputs, output_attentions=True).attentions, 1)  # (B, layers, heads, L, L)
     answers = prepared.layout.put(ANSWER.long(), 0).bool()
     found = []

@@ -84,7 +84,7 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
     def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
         """Photos, in one list or one per sample, as ``pixel_values`` and ``image_sizes``."""
-        photos = as_photos(_flat(images))
+        photos = as_photos(flat_images(images))
         pixels, _ = self.encoder.preprocess(photos)
         sizes = torch.tensor([[photo.height, photo.width] for photo in photos])
         data = {"pixel_values": pixels, "image_sizes": sizes}
@@ -93,7 +93,8 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
     __call__ = preprocess
 
 
-def _flat(images: Any) -> list[Any]:
+def flat_images(images: Any) -> list[Any]:
+    """Return images in one list, of one image, a list, or lists per sample."""
     if isinstance(images, Image.Image):
         return [images]
     return [photo for one in images for photo in (one if isinstance(one, Sequence) else [one])]
@@ -160,6 +161,7 @@ def process(model: Any, processor: Any, texts: Sequence[str], photos: Sequence[S
     Raises:
         ValueRangeError: Photos and texts that the processor cannot bring together; the message is its own.
     """
+    processor = getattr(processor, "stock", processor)  # the model expands prompts itself
     begin = processor.tokenizer.bos_token
     told = bool(begin) and texts[0].startswith(begin)
     flat = [photo for some in photos for photo in some]
@@ -175,8 +177,8 @@ def process(model: Any, processor: Any, texts: Sequence[str], photos: Sequence[S
         raise ValueRangeError(
             f"{type(processor).__name__} does not take these texts and photos together: {error} Ask one at a time."
         ) from error
-    of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-    inputs = {name: made[name] for name in (*of_all, *model.encoder_inputs, *model.token_inputs) if name in made}
+    of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "token_type_ids", "mm_token_type_ids")
+    inputs = {name: made[name] for name in dict.fromkeys((*of_all, *model.encoder_inputs)) if name in made}
     if flat and "tiles" in model.encoder_inputs:
         with suppress(ValueRangeError):  # then prompts tell at least their number
             inputs["tiles"] = tiles_of(processor, flat)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regiontok.adapters.huggingface.base import RegionMixin
+from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.processors import process
 from regiontok.budgets import Budget
 from regiontok.downsample import Masks
@@ -105,7 +105,7 @@ def image_embeddings(
     given = as_photos(list(photos))
     text = _image_text(processor)
     inputs = process(model, processor, [text] * len(given), [[photo] for photo in given])
-    prepared = model.prepare(**inputs, masks=masks, num_regions=num_regions)
+    prepared = model.expand(**inputs, masks=masks, num_regions=num_regions)
     output = prepared.inputs["mm_encoder_outputs"]["image"]
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     stock, identity = model._stock.__name__, (text, int(model.config.image_token_id))

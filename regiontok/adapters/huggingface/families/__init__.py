@@ -7,49 +7,32 @@
     native_resolution   grids that differ between photos, positions in two dimensions: Qwen-VL, GLM-V
     gemma4              grids that differ between photos, padded: Gemma 4
 
-`FAMILIES` is the table of them all, of which the documentation is made. A new family is a class of some lines in the
-file of its mechanism, an entry here and a small model in ``tests/families.py``; the documentation's "Add a family" goes
-through it.
+`FAMILIES` is the table of them all, of which the classes (`regiontok.adapters.huggingface.classes`) and the
+documentation are made. A new family is a mixin of some lines in the file of its mechanism, a row here and a small model
+in ``tests/families.py``; "Add a family" in the documentation goes through it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from regiontok.adapters.huggingface.base import register
-from regiontok.adapters.huggingface.families.anyres import (
-    AnyresMixin,
-    RegionLlavaNextForConditionalGeneration,
-    RegionLlavaOnevisionForConditionalGeneration,
-)
-from regiontok.adapters.huggingface.families.gemma4 import RegionGemma4ForConditionalGeneration
-from regiontok.adapters.huggingface.families.native_resolution import (
-    NativeResolutionMixin,
-    RegionGlm4vForConditionalGeneration,
-    RegionGlm4vMoeForConditionalGeneration,
-    RegionGlm46VForConditionalGeneration,
-    RegionQwen2_5_VLForConditionalGeneration,
-    RegionQwen2VLForConditionalGeneration,
-    RegionQwen3_5ForConditionalGeneration,
-    RegionQwen3_5MoeForConditionalGeneration,
-    RegionQwen3VLForConditionalGeneration,
-    RegionQwen3VLMoeForConditionalGeneration,
-)
+from regiontok.adapters.huggingface.families.anyres import AnyresMixin, OnevisionMixin
+from regiontok.adapters.huggingface.families.gemma4 import Gemma4Mixin
+from regiontok.adapters.huggingface.families.native_resolution import NativeResolutionMixin
 from regiontok.adapters.huggingface.families.one_tensor import (
+    FastVlmMixin,
+    Gemma3Mixin,
     OneTensorMixin,
-    RegionFastVlmForConditionalGeneration,
-    RegionGemma3ForConditionalGeneration,
-    RegionPaliGemmaForConditionalGeneration,
-    RegionVipLlavaForConditionalGeneration,
+    PaliGemmaMixin,
 )
 from regiontok.adapters.huggingface.families.tiles import (
-    RegionAyaVisionForConditionalGeneration,
-    RegionCohere2VisionForConditionalGeneration,
-    RegionIdefics3ForConditionalGeneration,
-    RegionInternVLForConditionalGeneration,
-    RegionPerceptionLMForConditionalGeneration,
-    RegionSmolVLMForConditionalGeneration,
+    AyaVisionMixin,
+    Cohere2VisionMixin,
+    IdeficsMixin,
+    InternVLMixin,
+    PerceptionLMMixin,
     TilesMixin,
 )
-from regiontok.adapters.huggingface.families.vision_tower import RegionLlavaForConditionalGeneration, VisionTowerMixin
+from regiontok.adapters.huggingface.families.vision_tower import VisionTowerMixin
+from regiontok.adapters.huggingface.inner import RegionModelMixin
 
 __all__ = [
     "FAMILIES",
@@ -58,29 +41,6 @@ __all__ = [
     "Family",
     "NativeResolutionMixin",
     "OneTensorMixin",
-    "RegionAyaVisionForConditionalGeneration",
-    "RegionCohere2VisionForConditionalGeneration",
-    "RegionFastVlmForConditionalGeneration",
-    "RegionGemma3ForConditionalGeneration",
-    "RegionGemma4ForConditionalGeneration",
-    "RegionGlm4vForConditionalGeneration",
-    "RegionGlm4vMoeForConditionalGeneration",
-    "RegionGlm46VForConditionalGeneration",
-    "RegionIdefics3ForConditionalGeneration",
-    "RegionInternVLForConditionalGeneration",
-    "RegionLlavaForConditionalGeneration",
-    "RegionLlavaNextForConditionalGeneration",
-    "RegionLlavaOnevisionForConditionalGeneration",
-    "RegionPaliGemmaForConditionalGeneration",
-    "RegionPerceptionLMForConditionalGeneration",
-    "RegionQwen2VLForConditionalGeneration",
-    "RegionQwen2_5_VLForConditionalGeneration",
-    "RegionQwen3VLForConditionalGeneration",
-    "RegionQwen3VLMoeForConditionalGeneration",
-    "RegionQwen3_5ForConditionalGeneration",
-    "RegionQwen3_5MoeForConditionalGeneration",
-    "RegionSmolVLMForConditionalGeneration",
-    "RegionVipLlavaForConditionalGeneration",
     "TilesMixin",
     "VisionTowerMixin",
 ]
@@ -91,14 +51,16 @@ class Family(NamedTuple):
 
     Attributes:
         title: What people call it.
-        model: Its class with regions.
+        name: The stem of its classes in transformers, such as ``Llava`` of ``LlavaForConditionalGeneration``.
+        mixin: What makes its inner model a region model.
         features: What regions are made of.
         needs: What must come with pixels besides, as the processor gives it.
         notes: What is peculiar to it, and what it cannot do.
     """
 
     title: str
-    model: Any
+    name: str
+    mixin: type[RegionModelMixin]
     features: str
     needs: str
     notes: str
@@ -106,23 +68,24 @@ class Family(NamedTuple):
     @property
     def stock(self) -> str:
         """The name of the class of transformers."""
-        return str(self.model._stock.__name__)
+        return f"{self.name}ForConditionalGeneration"
 
     @property
     def mechanism(self) -> str:
         """The file of its mechanism."""
-        return str(self.model.__module__.rpartition(".")[2])
+        return str(self.mixin.__module__.rpartition(".")[2])
 
 
 _TOWER, _PROJECTED, _MERGED = "patches of the vision tower", "projected patches", "merged patches"
-_GRID, _CENTROID = "`image_grid_thw`", "a region's rotary position is its centroid"
-_STITCHED = "regions cross tiles where `tiles` tells their rows and columns, and else stay in them"
-_TAGGED = "each tile has a run of its own, in which its regions stay"
+_GRID, _CENTROID = "`image_grid_thw`", "a region's rotary position is its centroid, or spread evenly"
+_STITCHED = "regions cross tiles if `tiles` or the region processor gives their rows and columns"
+_TAGGED = "each tile has its own block of placeholders, and regions stay within tiles"
 
 FAMILIES: tuple[Family, ...] = (
     Family(
         "LLaVA-1.5",
-        RegionLlavaForConditionalGeneration,
+        "Llava",
+        VisionTowerMixin,
         _TOWER,
         "",
         "any vision tower of one grid: transformers' (CLIP, SigLIP, DINOv2, RADIO), timm's, or any of our encoders by "
@@ -130,75 +93,81 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "LLaVA-NeXT",
-        RegionLlavaNextForConditionalGeneration,
+        "LlavaNext",
+        AnyresMixin,
         _TOWER,
         "`image_sizes`",
         "the thumbnail and all tiles together are two grids, so regions cross tiles; newlines are an option",
     ),
     Family(
         "LLaVA-OneVision",
-        RegionLlavaOnevisionForConditionalGeneration,
+        "LlavaOnevision",
+        OnevisionMixin,
         _TOWER,
         "`image_sizes`, `batch_num_images`",
-        "as LLaVA-NeXT; photos of more than nine tiles are scaled down before the projector, not after it",
+        "as LLaVA-NeXT; images of more than nine tiles are scaled down before the projector, not after it",
     ),
-    Family("Qwen2-VL", RegionQwen2VLForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("Qwen2.5-VL", RegionQwen2_5_VLForConditionalGeneration, _MERGED, _GRID, _CENTROID),
+    Family("Qwen2-VL", "Qwen2VL", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("Qwen2.5-VL", "Qwen2_5_VL", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
     Family(
         "Qwen3-VL",
-        RegionQwen3VLForConditionalGeneration,
+        "Qwen3VL",
+        NativeResolutionMixin,
         _MERGED,
         _GRID,
         f"{_CENTROID}; deepstack features are means over the same regions",
     ),
-    Family("Qwen3-VL MoE", RegionQwen3VLMoeForConditionalGeneration, _MERGED, _GRID, "as Qwen3-VL"),
-    Family("Qwen3.5", RegionQwen3_5ForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("Qwen3.5 MoE", RegionQwen3_5MoeForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("GLM-4.1V", RegionGlm4vForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("GLM-4.5V", RegionGlm4vMoeForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("GLM-4.6V", RegionGlm46VForConditionalGeneration, _MERGED, _GRID, _CENTROID),
-    Family("InternVL", RegionInternVLForConditionalGeneration, _PROJECTED, "", _STITCHED),
-    Family("PerceptionLM", RegionPerceptionLMForConditionalGeneration, _PROJECTED, "", _STITCHED),
-    Family("Aya Vision", RegionAyaVisionForConditionalGeneration, _PROJECTED, "", _TAGGED),
-    Family("Cohere2 Vision", RegionCohere2VisionForConditionalGeneration, _PROJECTED, "", _TAGGED),
-    Family("Idefics3", RegionIdefics3ForConditionalGeneration, _PROJECTED, "", _TAGGED),
-    Family("SmolVLM", RegionSmolVLMForConditionalGeneration, _PROJECTED, "", _TAGGED),
+    Family("Qwen3-VL MoE", "Qwen3VLMoe", NativeResolutionMixin, _MERGED, _GRID, "as Qwen3-VL"),
+    Family("Qwen3.5", "Qwen3_5", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("Qwen3.5 MoE", "Qwen3_5Moe", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.1V", "Glm4v", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.5V", "Glm4vMoe", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("GLM-4.6V", "Glm46V", NativeResolutionMixin, _MERGED, _GRID, _CENTROID),
+    Family("InternVL", "InternVL", InternVLMixin, _PROJECTED, "", _STITCHED),
+    Family("PerceptionLM", "PerceptionLM", PerceptionLMMixin, _PROJECTED, "", _STITCHED),
+    Family("Aya Vision", "AyaVision", AyaVisionMixin, _PROJECTED, "", _TAGGED),
+    Family("Cohere2 Vision", "Cohere2Vision", Cohere2VisionMixin, _PROJECTED, "", _TAGGED),
+    Family("Idefics3", "Idefics3", IdeficsMixin, _PROJECTED, "", _TAGGED),
+    Family("SmolVLM", "SmolVLM", IdeficsMixin, _PROJECTED, "", _TAGGED),
     Family(
         "Gemma 3",
-        RegionGemma3ForConditionalGeneration,
+        "Gemma3",
+        Gemma3Mixin,
         _PROJECTED,
         "",
-        "tokens of an image see each other both ways; with pan-and-scan each crop counts as an image",
+        "tokens of an image attend to each other in both directions; with pan-and-scan each crop counts as an image",
     ),
     Family(
         "Gemma 4",
-        RegionGemma4ForConditionalGeneration,
+        "Gemma4",
+        Gemma4Mixin,
         _PROJECTED,
         "`image_position_ids`",
-        "grids differ between photos; tokens of an image see each other both ways where the config says so",
+        "grids differ between images; tokens of an image attend to each other in both directions if the config says so",
     ),
     Family(
         "PaliGemma",
-        RegionPaliGemmaForConditionalGeneration,
+        "PaliGemma",
+        PaliGemmaMixin,
         _PROJECTED,
         "",
-        "1 and 2; the `token_type_ids` of training are laid out with the prompt",
+        "1 and 2; the `token_type_ids` of training are rewritten with the prompt",
     ),
-    Family("FastVLM", RegionFastVlmForConditionalGeneration, _PROJECTED, "", ""),
-    Family("VipLlava", RegionVipLlavaForConditionalGeneration, _PROJECTED, "", ""),
+    Family("FastVLM", "FastVlm", FastVlmMixin, _PROJECTED, "", ""),
+    Family("VipLlava", "VipLlava", OneTensorMixin, _PROJECTED, "", ""),
 )
 """All of them, in the order of the documentation."""
 
 _ROWS = "its prompts end every row of patches with a token, and regions have no rows"
 _VIDEOS = "it is made for videos, which have a grid per frame"
-_NOT_YET = "its way with photos is near one of ours, and nobody has made and tried the adapter yet"
+_NOT_YET = "not supported yet (similar to a supported family; contributions welcome)"
 _SOUNDS = "its sounds share the positions of its images"
 REFUSED: dict[str, str] = {
     "DeepseekVLForConditionalGeneration": _NOT_YET,
     "Gemma3nForConditionalGeneration": "its tower gives a fixed set of features without a grid",
     "GotOcr2ForConditionalGeneration": _NOT_YET,
     "Granite4VisionForConditionalGeneration": "its features of layers carry numbers, which generation cannot expand",
-    "JanusForConditionalGeneration": "it makes images as well as it reads them, by another interface",
+    "JanusForConditionalGeneration": "it generates images too, by another interface",
     "Kimi_K25ForConditionalGeneration": _NOT_YET,
     "Lfm2VlForConditionalGeneration": _NOT_YET,
     "LlavaNextVideoForConditionalGeneration": _VIDEOS,
@@ -212,6 +181,3 @@ REFUSED: dict[str, str] = {
     "VideoLlama3ForConditionalGeneration": _VIDEOS,
 }
 """Why other classes of transformers are refused."""
-
-for _family in FAMILIES:
-    register(_family.model)

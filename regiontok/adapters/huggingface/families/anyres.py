@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from regiontok._checks import check_choice, check_sizes
 from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches
+from regiontok.adapters.huggingface.encoding import Patches
 from regiontok.adapters.huggingface.families.vision_tower import VisionTowerMixin, pair
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.regionizer import Regionizer
 from regiontok.regions import RegionTokens
-from regiontok.views import Canvas, View, count_photos, stitch
+from regiontok.views import Canvas, View, stitch
 
 transformers = require("transformers", extra="hf")
 
@@ -37,20 +37,20 @@ class AnyresMixin(VisionTowerMixin):
     encoder_inputs: tuple[str, ...] = ("image_sizes",)
     places_photos = True
 
-    @property
-    def newline(self) -> str:
-        """What becomes of the newline."""
-        options = self.regionizer.config
-        in_rows = options["source"] == "patch" and options["order"] == "raster"
+    has_newline = True
+
+    def newline_of(self, whole: bool) -> str:
+        """Return what becomes of the newlines of an image, all of whose patches are kept or not."""
+        in_rows = whole and self.regionizer.config["order"] == "raster"
         return getattr(self.config, "regiontok_newline", None) or ("row" if in_rows else "drop")
 
     @property
     def projector(self) -> Callable[[Tensor], Tensor]:
         """LLaVA's own; a newline that is not used is kept in the graph, for ranks that train together."""
-        project, newline = self.model.multi_modal_projector, self.model.image_newline
+        project, newline = self.multi_modal_projector, self.image_newline
         return lambda values: project(values) + 0.0 * newline if self.training else project(values)
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """Of each photo the thumbnail, and the tiles without their padding."""
         views: list[View] = []
         for photo, size in enumerate(_need(image_sizes)):
@@ -67,7 +67,7 @@ class AnyresMixin(VisionTowerMixin):
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features of each view, of pixels ``(photos, tiles, 3, height, width)``, which may be padded with tiles."""
         sizes, inputs = self._sizes(pixel_values, inputs)
-        tiles, views = self._tiles(sizes, **inputs), self._all_views(sizes, **inputs)
+        tiles, views = self._tiles(sizes, **inputs), self._views(sizes, **inputs)
         counts = [1 if one is None else 1 + one[0] * one[1] for one in tiles]
         if pixel_values.ndim == 5:
             if len(pixel_values) != len(sizes) or pixel_values.shape[1] < max(counts):
@@ -96,49 +96,56 @@ class AnyresMixin(VisionTowerMixin):
                 written.append(seen[0].patches + rows * (cols + 1))
         return Patches(grids, written, views)
 
-    def add_newlines(self, tokens: RegionTokens, views: Sequence[View]) -> tuple[Tensor, Tensor]:
-        """The newline after each photo or row of tokens, where it is kept."""
-        after = self._ends(tokens, views)
+    def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Return tokens with the newline after each image or row of them, where it is kept."""
+        after = self._newlines_after(tokens, views, whole)
         region = torch.arange(len(tokens), device=tokens.values.device)
         if after is None:
             return tokens.values, region
         index = region.repeat_interleave(1 + after.long())
         is_newline = torch.zeros_like(index, dtype=torch.bool)
         is_newline[1:] = index[1:] == index[:-1]
-        newline = self.model.image_newline.to(tokens.values)
+        newline = self.image_newline.to(tokens.values)
         return torch.where(is_newline[:, None], newline, tokens.values[index]), index.masked_fill(is_newline, -1)
 
-    def _ends(self, tokens: RegionTokens, views: Sequence[View]) -> Tensor | None:
-        """How many newlines follow each token, ``(R,)``; None for none at all."""
-        if self.newline == "drop":
+    def _newlines_after(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> Tensor | None:
+        """Return how many newlines follow each token, ``(R,)``; None for none at all."""
+        kinds = [self.newline_of(one) for one in whole]
+        if set(kinds) == {"drop"}:
             return None
-        regions = tokens.regions
-        photo = torch.tensor([view.photo for view in views], device=regions.device)
-        ends = _changes(photo[regions.image])
-        if self.newline == "photo":
-            return ends
-        whole = torch.tensor([view.padded for view in views], device=regions.device)
-        rows = torch.tensor([view.grid[0] for view in views], device=regions.device)
-        cols = torch.tensor([view.grid[1] for view in views], device=regions.device)
+        regions, device = tokens.regions, tokens.regions.device
+        image = torch.tensor([view.photo for view in views], device=device)
+        ends = _changes(image[regions.image])
+        in_padded = torch.tensor([view.padded for view in views], device=device)[regions.image]
+        rows = torch.tensor([view.grid[0] for view in views], device=device)
+        cols = torch.tensor([view.grid[1] for view in views], device=device)
         row = regions.patch[regions.starts] // cols[regions.image] + (rows.cumsum(0) - rows)[regions.image]
-        thumbnail = torch.ones_like(photo, dtype=torch.bool)
-        thumbnail[1:] = photo[1:] != photo[:-1]
-        after = torch.where(thumbnail[regions.image], ends & whole[regions.image], _changes(row))
-        empty = torch.tensor([view.empty_rows for view in views], device=regions.device)
-        return after + ends * empty[regions.image]
+        is_thumbnail = torch.ones_like(image, dtype=torch.bool)
+        is_thumbnail[1:] = image[1:] != image[:-1]
+        empty = torch.tensor([view.empty_rows for view in views], device=device)
+        in_rows = (
+            torch.where(is_thumbnail[regions.image], ends & in_padded, _changes(row)) + ends * empty[regions.image]
+        )
+        kind = torch.tensor([NEWLINES.index(one) for one in kinds], device=device)[image[regions.image]]
+        return torch.where(kind == NEWLINES.index("row"), in_rows, ends * (kind == NEWLINES.index("photo")))
 
-    def _count_newlines(self, views: Sequence[View]) -> list[int]:
-        photos = count_photos(views)
-        if self.newline == "drop":
-            return [0] * photos
-        if self.newline == "photo":
-            return [1] * photos
-        if self.regionizer.config["source"] != "patch":
-            raise ValueRangeError(
-                "newline='row' writes as many as rows in which a region begins, known after encoding."
-            )
-        seen = [[view for view in views if view.photo == photo] for photo in range(photos)]
-        return [own[1].grid[0] if len(own) > 1 else int(own[0].padded) + own[0].empty_rows for own in seen]
+    def count_newlines(self, views: Sequence[View], whole: Sequence[bool]) -> list[int]:
+        """Return the number of newlines of each image.
+
+        Raises:
+            ValueRangeError: ``newline="row"`` for regions, whose rows are known only after encoding.
+        """
+        counts = []
+        for image, one in enumerate(whole):
+            kind = self.newline_of(one)
+            if kind == "row" and not one:
+                raise ValueRangeError(
+                    "newline='row' writes as many as rows in which a region begins, known after encoding."
+                )
+            own = [view for view in views if view.photo == image]
+            in_rows = own[1].grid[0] if len(own) > 1 else int(own[0].padded) + own[0].empty_rows
+            counts.append({"drop": 0, "photo": 1, "row": in_rows}[kind])
+        return counts
 
     def _views_of(self, photo: int, size: Size) -> list[View]:
         height, width = pair(self.config.vision_config.image_size)
@@ -165,7 +172,7 @@ class AnyresMixin(VisionTowerMixin):
 
     def _unpad_image(self, tensor: Tensor, size: Size) -> Tensor:
         """The stock module's own function: ``(dim, rows, cols)`` without what is padding."""
-        unpad: Callable[[Tensor, Size], Tensor] = require(self._stock.__module__, extra="hf").unpad_image
+        unpad: Callable[[Tensor, Size], Tensor] = require(self._inner.__module__, extra="hf").unpad_image
         return unpad(tensor, size)
 
     def _sizes(self, pixel_values: Tensor, inputs: dict[str, Any]) -> tuple[list[Size], dict[str, Any]]:
@@ -176,19 +183,20 @@ class AnyresMixin(VisionTowerMixin):
         """Rows and columns of each photo's tiles; None for a photo that is a thumbnail alone."""
         return [self.tiles_of(size) for size in sizes]
 
-    def _all_views(self, sizes: list[Size], **inputs: Any) -> list[View]:
+    def _views(self, sizes: list[Size], **inputs: Any) -> list[View]:
         return self.views(len(sizes), sizes)
 
     def blank_image(self) -> dict[str, Any]:
         """A photo of one tile, and its thumbnail."""
         height, width = self.config.image_grid_pinpoints[0]
         side = self.config.vision_config.image_size
-        tower, count = self.model.vision_tower, 1 + height // side * (width // side)
+        tower, count = self.vision_tower, 1 + height // side * (width // side)
         pixels = torch.zeros(1, count, 3, side, side, device=tower.device, dtype=tower.dtype)
         return {"pixel_values": pixels, "image_sizes": [(height, width)]}
 
-    def _check_regionizer(self, regionizer: Regionizer) -> None:
-        super()._check_regionizer(regionizer)
+    def check_regionizer(self, regionizer: Regionizer) -> None:
+        """Reject a Regionizer that does not fit this model, and newlines that do not fit it."""
+        super().check_regionizer(regionizer)
         newline = getattr(self.config, "regiontok_newline", None)
         if newline is not None:
             check_choice("newline", newline, NEWLINES)
@@ -196,32 +204,25 @@ class AnyresMixin(VisionTowerMixin):
                 raise ValueRangeError("newline='row' needs order='raster', in which rows of tokens follow each other.")
 
 
-class RegionLlavaNextForConditionalGeneration(AnyresMixin, transformers.LlavaNextForConditionalGeneration):
-    """``LlavaNextForConditionalGeneration`` that sees a photo as region tokens; see `AnyresMixin`."""
-
-    _stock = transformers.LlavaNextForConditionalGeneration
-
-
-class RegionLlavaOnevisionForConditionalGeneration(AnyresMixin, transformers.LlavaOnevisionForConditionalGeneration):
-    """``LlavaOnevisionForConditionalGeneration`` that sees a photo as region tokens; see `AnyresMixin`.
+class OnevisionMixin(AnyresMixin):
+    """LLaVA-OneVision.
 
     Its processor cuts the photo of a sample that has one, and gives a thumbnail alone where there are several: then
     ``batch_num_images`` must come, as it gives it. A photo of more than nine tiles is scaled down; the stock class does
     that after the projector and this one before, since regions are made there.
     """
 
-    _stock = transformers.LlavaOnevisionForConditionalGeneration
     encoder_inputs: tuple[str, ...] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """Of each photo the thumbnail, and the tiles without their padding where it was cut."""
-        return self._all_views(_need(image_sizes), **inputs)
+        return self._views(_need(image_sizes), **inputs)
 
     def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
         cut = self._cut(len(sizes), inputs)
         return [self.tiles_of(size) if one else None for size, one in zip(sizes, cut, strict=True)]
 
-    def _all_views(self, sizes: list[Size], **inputs: Any) -> list[View]:
+    def _views(self, sizes: list[Size], **inputs: Any) -> list[View]:
         cut = self._cut(len(sizes), inputs)
         limit = _most_tiles(inputs.get("vision_aspect_ratio") or self.config.vision_aspect_ratio)
         views: list[View] = []

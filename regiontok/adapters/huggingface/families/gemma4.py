@@ -5,27 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.encoding import Patches
+from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ValueRangeError
-from regiontok.regions import Regions
 from regiontok.views import View, whole_photos
 
-transformers = require("transformers", extra="hf")
 
+class Gemma4Mixin(RegionModelMixin):
+    """Gemma 4.
 
-class RegionGemma4ForConditionalGeneration(RegionMixin, transformers.Gemma4ForConditionalGeneration):
-    """``Gemma4ForConditionalGeneration`` that sees an image as region tokens.
-
-    Regions are made of the pooled and projected features of its tower. The tokens of an image see each other both ways
-    where its patches do.
+    Regions are made of the pooled and projected features of its tower. The tokens of an image attend to
+    each other in both directions where its patches do.
     """
 
-    model: Any
-    _stock = transformers.Gemma4ForConditionalGeneration
+    token_types = "mm_token_type_ids"
     encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The pooled grid of each photo, from ``image_position_ids (photos, patches, 2)``: x and y, -1 at padding."""
         positions = inputs.get("image_position_ids")
         if positions is None:
@@ -40,19 +36,14 @@ class RegionGemma4ForConditionalGeneration(RegionMixin, transformers.Gemma4ForCo
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(rows, cols, dim)`` of each photo, of its patches' pixels ``(photos, patches, numbers)``."""
         views = self.views(0, **inputs)
-        output = self.model.get_image_features(pixel_values, inputs["image_position_ids"], return_dict=True)
+        output = self._inner.get_image_features(self, pixel_values, inputs["image_position_ids"], return_dict=True)
         features = [one.unflatten(0, view.grid) for one, view in zip(output.pooler_output, views, strict=True)]
-        return Patches(features, [view.patches for view in views])
+        return Patches(features, [view.patches for view in views], views)
 
     def blank_image(self) -> dict[str, Any]:
         """One pooled patch of black."""
-        vision, weight = self.config.vision_config, self.model.vision_tower.patch_embedder.input_proj.weight
+        vision, weight = self.config.vision_config, self.vision_tower.patch_embedder.input_proj.weight
         side = vision.pooling_kernel_size
         positions = torch.cartesian_prod(torch.arange(side), torch.arange(side)).to(weight.device)[None]
         pixels = torch.zeros(1, side**2, 3 * vision.patch_size**2, device=weight.device, dtype=weight.dtype)
         return {"pixel_values": pixels, "image_position_ids": positions}
-
-    def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
-        """Which tokens are of images."""
-        of_image = (inputs["input_ids"] == self.config.image_token_id) & inputs["attention_mask"].bool()
-        return {"mm_token_type_ids": of_image.long()}

@@ -7,22 +7,21 @@ import torch
 from torch import Tensor
 
 from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.encoding import Patches
+from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ShapeError
 from regiontok.geometry import Size
-from regiontok.regions import Regions
 from regiontok.views import View, whole_photos
 
 transformers = require("transformers", extra="hf")
 
 
-class OneTensorMixin(RegionMixin):
+class OneTensorMixin(RegionModelMixin):
     """Families whose ``get_image_features`` gives a square grid per image, projected, all in one tensor.
 
     Regions are made of the projected features, as the language model gets them.
     """
 
-    model: Any
     _one_size = True
     """Whether its tower takes images of one size alone."""
 
@@ -38,14 +37,15 @@ class OneTensorMixin(RegionMixin):
         height, width = self.tile_pixels
         return height // self.config.vision_config.patch_size, width // self.config.vision_config.patch_size
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The one grid of each photo."""
-        return whole_photos([self.tile_grid] * photos)
+        return whole_photos([self.tile_grid] * images)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
         features = self.encode_tiles(pixel_values)
-        return Patches(features, [features[0, ..., 0].numel()] * len(features))
+        rows, cols = features.shape[1:3]
+        return Patches(features, [rows * cols] * len(features), whole_photos([(rows, cols)] * len(features)))
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features ``(tiles, rows, cols, dim)`` of pixels ``(tiles, 3, height, width)``."""
@@ -54,7 +54,7 @@ class OneTensorMixin(RegionMixin):
                 f"pixel_values must be (images, 3, {', '.join(map(str, self.tile_pixels))}); got "
                 f"{tuple(pixel_values.shape)}."
             )
-        features = self.model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        features = self._inner.get_image_features(self, pixel_values=pixel_values, return_dict=True).pooler_output
         if features.shape[1] == self.tile_grid[0] * self.tile_grid[1]:
             return features.unflatten(1, self.tile_grid)
         side = isqrt(features.shape[1])
@@ -65,8 +65,8 @@ class OneTensorMixin(RegionMixin):
             )
         return features.unflatten(1, (side, side))
 
-    def hand_over(self, output: Any) -> Any:
-        """All tokens as ``(1, tokens, dim)``."""
+    def pack_features(self, output: Any) -> Any:
+        """Return all tokens as ``(1, tokens, dim)``."""
         joined = output.pooler_output
         joined = joined if isinstance(joined, Tensor) else torch.cat(list(joined))[None]
         return transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=joined)
@@ -74,45 +74,31 @@ class OneTensorMixin(RegionMixin):
     def blank_image(self) -> dict[str, Any]:
         """One black image."""
         height, width = self.tile_pixels
-        weight = next(self.model.vision_tower.parameters())
+        weight = next(self.vision_tower.parameters())
         return {"pixel_values": torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)}
 
 
-class RegionPaliGemmaForConditionalGeneration(OneTensorMixin, transformers.PaliGemmaForConditionalGeneration):
-    """``PaliGemmaForConditionalGeneration``, 1 and 2, that sees an image as region tokens; see `OneTensorMixin`.
+class PaliGemmaMixin(OneTensorMixin):
+    """PaliGemma, 1 and 2. Its ``token_type_ids`` are 0 for what is attended to in both directions, 1 for the answer."""
 
-    The ``token_type_ids`` that its processor gives for training, 0 for what sees both ways and 1 for the answer, are
-    laid out with the prompt.
-    """
-
-    _stock = transformers.PaliGemmaForConditionalGeneration
-    token_inputs = {"token_type_ids": 0}  # noqa: RUF012  never changed
+    answer_type = 1
 
 
-class RegionGemma3ForConditionalGeneration(OneTensorMixin, transformers.Gemma3ForConditionalGeneration):
-    """``Gemma3ForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`.
+class Gemma3Mixin(OneTensorMixin):
+    """Gemma 3: tokens of an image attend to each other in both directions. With pan-and-scan, each crop is an image."""
 
-    The tokens of an image see each other both ways, as its patches do. With pan-and-scan, each crop counts as an image.
-    """
-
-    _stock = transformers.Gemma3ForConditionalGeneration
     encoder_inputs = ("token_type_ids",)
+    token_types = "token_type_ids"
 
     @property
     def tile_grid(self) -> Size:
         """The grid that patches are averaged to."""
         return (isqrt(self.config.mm_tokens_per_image),) * 2
 
-    def place(self, inputs: dict[str, Any], regions: Regions) -> dict[str, Any]:
-        """Which tokens are of images."""
-        of_image = (inputs["input_ids"] == self.config.image_token_id) & inputs["attention_mask"].bool()
-        return {"token_type_ids": of_image.long()}
 
+class FastVlmMixin(OneTensorMixin):
+    """FastVLM: a convolutional tower that takes images of any size."""
 
-class RegionFastVlmForConditionalGeneration(OneTensorMixin, transformers.FastVlmForConditionalGeneration):
-    """``FastVlmForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`."""
-
-    _stock = transformers.FastVlmForConditionalGeneration
     _one_size = False
 
     @property
@@ -125,9 +111,3 @@ class RegionFastVlmForConditionalGeneration(OneTensorMixin, transformers.FastVlm
         """As many as make at least a patch each: 64 pixels are one of its convolutional tower, or more."""
         rows, cols = self.tile_grid
         return 64 * rows, 64 * cols
-
-
-class RegionVipLlavaForConditionalGeneration(OneTensorMixin, transformers.VipLlavaForConditionalGeneration):
-    """``VipLlavaForConditionalGeneration`` that sees an image as region tokens; see `OneTensorMixin`."""
-
-    _stock = transformers.VipLlavaForConditionalGeneration

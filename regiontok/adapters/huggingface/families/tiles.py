@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regiontok._checks import check_integer
-from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches
+from regiontok._checks import check_integer, check_sizes
+from regiontok.adapters.huggingface.encoding import Patches
 from regiontok.adapters.huggingface.families.one_tensor import OneTensorMixin
 from regiontok.adapters.huggingface.families.vision_tower import pair
-from regiontok.adapters.huggingface.placeholders import find_runs
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.regions import RegionTokens
 from regiontok.views import View, stitch, tiled
-
-transformers = require("transformers", extra="hf")
 
 
 class TilesMixin(OneTensorMixin):
@@ -43,30 +40,28 @@ class TilesMixin(OneTensorMixin):
     def tile_grid(self) -> Size:
         """Rows and columns of the features of one tile."""
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The grids of ``tiles``."""
-        if inputs.get("tiles") is None:
+        tiles = inputs.get("tiles")
+        if tiles is None:
+            tiles = self.tiles_of_sizes(image_sizes)
+        if tiles is None:
             raise ValueRangeError(
-                "how a photo is cut depends on its processor. Pass tiles, the rows and columns of each photo's, as "
-                "tiles_of(processor, photos) tells them."
+                "how an image is cut depends on its processor. Pass tiles, the rows and columns of each image's, as "
+                "tiles_of(processor, images) tells them."
             )
-        return tiled(
-            check_tiles(inputs["tiles"]),
-            self.tile_grid,
-            self.tile_pixels,
-            stitched=not self._tagged and self.regionizer.config["source"] != "patch",
-            tagged=self._tagged,
-            thumbnail_first=self._thumbnail_first,
-        )
+        options = {"tagged": self._tagged, "thumbnail_first": self._thumbnail_first}
+        return tiled(check_tiles(tiles), self.tile_grid, self.tile_pixels, stitched=not self._tagged, **options)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features of each view; ``pixel_values`` holds all tiles of all photos, as the processor gives them."""
+        """Features of each view; ``pixel_values`` holds all tiles of all images, as the processor gives them."""
         features = self.encode_tiles(pixel_values)
-        tiles = [1] * len(features) if inputs.get("tiles") is None else check_tiles(inputs["tiles"])
+        given = inputs.get("tiles")
+        tiles = [1] * len(features) if given is None else check_tiles(given)
         if count_tiles(tiles) != len(features):
             raise ShapeError(
                 f"tiles must add up to the {len(features)} that pixel_values hold; got {count_tiles(tiles)} of {tiles},"
-                " with a thumbnail for every photo of several."
+                " with a thumbnail for every image of several."
             )
         views = self.views(len(tiles), tiles=tiles)
         per_tile = self.tile_grid[0] * self.tile_grid[1]
@@ -76,57 +71,71 @@ class TilesMixin(OneTensorMixin):
         for view in views:
             size = view.patches // per_tile
             part = features[start : start + size]
-            grids.append(
-                part[0]
-                if size == 1
-                else stitch(part, *(b // a for a, b in zip(self.tile_grid, view.grid, strict=True)))
-            )
+            rows, cols = (whole // side for whole, side in zip(view.grid, self.tile_grid, strict=True))
+            grids.append(part[0] if size == 1 else stitch(part, rows, cols))
             written[view.run] += view.patches
             start += size
         return Patches(grids, written, views)
 
-    def read_prompts(
-        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """How many tiles each photo has, by the lengths of its runs or their tags, where ``tiles`` does not say it."""
-        given = inputs.get("tiles")
-        if given is not None and not self._tagged:
-            return inputs
-        runs = find_runs(input_ids, attention_mask, self.config.image_token_id)
-        tiles = self.read_tags(runs, input_ids) if self._tagged else self._read_lengths(runs, pixel_values)
-        if given is not None and self._tagged and tiles is not None:
-            _compare(check_tiles(given), tiles)
-        if given is not None or tiles is None:
-            return inputs
-        return inputs | {"tiles": tiles}
+    def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Return tokens in the order of their placeholders; those of an image with all patches tile by tile."""
+        if not any(whole) or self.regionizer.config["order"] != "raster":
+            return super().arrange(tokens, views, whole)
+        regions, (down, across) = tokens.regions, self.tile_grid
+        device = regions.device
+        cols = torch.tensor([view.grid[1] for view in views], device=device)[regions.image]
+        is_whole = torch.tensor([whole[view.photo] for view in views], device=device)[regions.image]
+        patch = regions.patch[regions.starts]
+        row, col = patch // cols, patch % cols
+        tile = (row // down) * (cols // across) + col // across
+        place = torch.where(is_whole, (tile * down + row % down) * across + col % across, patch)
+        order = (regions.image * (1 + int(place.max())) + place).argsort(stable=True)
+        return tokens.values[order], order
 
-    def read_tags(self, runs: Tensor, input_ids: Tensor) -> list[Size | int] | None:
-        """The tiles of each photo, whose runs are apart; None where prompts do not tell."""
+    def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
+        """Add the tiles of each image: by the prompt's tags, the sizes of the images, or the lengths of its blocks."""
+        if self._tagged:
+            tiles = self.read_tags(blocks, input_ids)
+            if inputs.get("tiles") is not None and tiles is not None:
+                _compare(check_tiles(inputs["tiles"]), tiles)
+        else:
+            tiles = self.tiles_of_sizes(inputs.get("image_sizes"), pixel_values)
+            if tiles is not None:
+                inputs["image_sizes"] = None
+        if inputs.get("tiles") is None:
+            inputs["tiles"] = self._read_lengths(blocks, pixel_values) if tiles is None and not self._tagged else tiles
+
+    def tiles_of_sizes(self, image_sizes: Any, pixel_values: Tensor | None = None) -> list[Size | int] | None:
+        """Return tiles that ``image_sizes`` give; None by default."""
         return None
 
-    def _read_lengths(self, runs: Tensor, pixel_values: Tensor) -> list[Size | int] | None:
-        lengths, per_tile = runs[:, 2], self.tile_grid[0] * self.tile_grid[1]
+    def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
+        """Return the tiles of each image by the tags of its blocks; None where prompts do not tell."""
+        return None
+
+    def _read_lengths(self, blocks: Tensor, pixel_values: Tensor) -> list[Size | int] | None:
+        lengths, per_tile = blocks[:, 2], self.tile_grid[0] * self.tile_grid[1]
         images = pixel_values.shape[:-3].numel()
         if int(lengths.sum()) == images * per_tile and not (lengths % per_tile).any():
             counts: list[Size | int] = (lengths // per_tile).tolist()
             if 2 in counts:
                 raise ValueRangeError(
-                    "a photo has one tile, or three and more with its thumbnail; got a run of two. Do photos follow "
+                    "an image has one tile, or three and more with its thumbnail; got a block of two. Do images follow "
                     "each other without a word between? Write the processor's tags around them, or pass tiles."
                 )
             return counts
-        if int(lengths.sum()) < images:  # one placeholder per photo
-            raise ValueRangeError(
-                f"the samples hold {int(lengths.sum())} placeholders and pixel_values {images} tiles: which are whose? "
-                "Write the processor's runs of placeholders, or pass tiles, as tiles_of(processor, photos) tells them."
-            )
-        return None
+        if len(lengths) == 1:
+            return [images]
+        if len(lengths) == images:
+            return [1] * images
+        raise ValueRangeError(
+            f"the samples hold {len(lengths)} images and pixel_values {images} tiles: which are whose? Write the "
+            "prompts with a region processor, or pass tiles, as tiles_of(processor, images) tells them."
+        )
 
 
-class RegionInternVLForConditionalGeneration(TilesMixin, transformers.InternVLForConditionalGeneration):
-    """``InternVLForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`."""
-
-    _stock = transformers.InternVLForConditionalGeneration
+class InternVLMixin(TilesMixin):
+    """InternVL. Its region processor gives as ``image_sizes`` the size to which an image was resized: whole tiles."""
 
     @property
     def tile_grid(self) -> Size:
@@ -135,35 +144,43 @@ class RegionInternVLForConditionalGeneration(TilesMixin, transformers.InternVLFo
         ratio = self.config.downsample_ratio
         return int(height // down * ratio), int(width // across * ratio)
 
+    def tiles_of_sizes(self, image_sizes: Any, pixel_values: Tensor | None = None) -> list[Size | int] | None:
+        """Return tiles of images that were resized to whole tiles; None for sizes before preprocessing."""
+        if image_sizes is None:
+            return None
+        sides, (height, width) = check_sizes("image_sizes", image_sizes), self.tile_pixels
+        tiles: list[Size | int] = [(rows // height, cols // width) for rows, cols in sides]
+        if any(rows % height or cols % width for rows, cols in sides):
+            return None
+        count = None if pixel_values is None else pixel_values.shape[:-3].numel()
+        return tiles if count in (None, count_tiles(tiles)) else None
 
-class RegionPerceptionLMForConditionalGeneration(TilesMixin, transformers.PerceptionLMForConditionalGeneration):
-    """``PerceptionLMForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`.
+
+class PerceptionLMMixin(TilesMixin):
+    """PerceptionLM.
 
     The rows and columns of its tiles are not told by its processor, so regions stay in their tile unless ``tiles`` says
     more.
     """
 
-    _stock = transformers.PerceptionLMForConditionalGeneration
     _thumbnail_first = True
 
     @property
     def tile_pixels(self) -> Size:
         """Of its tower of timm."""
-        return pair(self.model.vision_tower.timm_model.patch_embed.img_size)
+        return pair(self.vision_tower.timm_model.patch_embed.img_size)
 
     @property
     def tile_grid(self) -> Size:
         """Patches, of which ``projector_pooling_ratio`` makes one."""
-        rows, cols = self.model.vision_tower.timm_model.patch_embed.grid_size
+        rows, cols = self.vision_tower.timm_model.patch_embed.grid_size
         return rows // self.config.projector_pooling_ratio, cols // self.config.projector_pooling_ratio
 
-    def read_prompts(
-        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor, inputs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Its pixels tell the tiles of each photo."""
-        if inputs.get("tiles") is not None or pixel_values.ndim != 5:
-            return super().read_prompts(input_ids, attention_mask, pixel_values, inputs)
-        return inputs | {"tiles": [pixel_values.shape[1]] * len(pixel_values)}
+    def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
+        """Add the tiles of each image, which its pixels give."""
+        if inputs.get("tiles") is None and pixel_values.ndim == 5:
+            inputs["tiles"] = [pixel_values.shape[1]] * len(pixel_values)
+        super().infer_tiles(blocks, input_ids, pixel_values, inputs)
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features of pixels ``(photos, tiles, 3, height, width)``, or without photos."""
@@ -177,21 +194,20 @@ class TaggedTilesMixin(TilesMixin):
     _same_row: int | None = None
     """Words between two tiles of a row; None where prompts do not tell rows."""
 
-    def read_tags(self, runs: Tensor, input_ids: Tensor) -> list[Size | int] | None:
-        """The tag of the thumbnail, which ends a photo, is the one before the last run."""
-        per_tile = self.tile_grid[0] * self.tile_grid[1]
-        if not len(runs) or (runs[:, 2] != per_tile).any():  # one placeholder for each, without what stands around them
+    def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
+        """Return the tiles of each image. The tag of the thumbnail, which ends an image, is before the last block."""
+        if not len(blocks) or (blocks[:, 2] == 1).all():  # a placeholder for each, without tags
             return None
-        ends = {*self._photo_ends(_tags(runs, input_ids)), *_last_of_samples(runs)}
+        ends = {*self._image_ends(_tags(blocks, input_ids)), *_last_of_samples(blocks)}
         tiles: list[Size | int] = []
         start = 0
         for end in sorted(ends):
-            tiles.append(self._read_rows(runs[start : end + 1]))
+            tiles.append(self._read_rows(blocks[start : end + 1]))
             start = end + 1
         return tiles
 
-    def _photo_ends(self, tags: Tensor) -> list[int]:
-        """Which runs end a photo: here those with the tag of the last."""
+    def _image_ends(self, tags: Tensor) -> list[int]:
+        """Which blocks end an image: here those with the tag of the last."""
         return [int(one) for one in (tags == tags[-1]).nonzero()[:, 0]]
 
     def _read_rows(self, runs: Tensor) -> Size | int:
@@ -206,10 +222,8 @@ class TaggedTilesMixin(TilesMixin):
         return (rows, count // rows) if count % rows == 0 else count + 1
 
 
-class RegionAyaVisionForConditionalGeneration(TaggedTilesMixin, transformers.AyaVisionForConditionalGeneration):
-    """``AyaVisionForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`."""
-
-    _stock = transformers.AyaVisionForConditionalGeneration
+class AyaVisionMixin(TaggedTilesMixin):
+    """Aya Vision."""
 
     @property
     def tile_grid(self) -> Size:
@@ -217,22 +231,20 @@ class RegionAyaVisionForConditionalGeneration(TaggedTilesMixin, transformers.Aya
         return _merged(self, self.config.downsample_factor)
 
 
-class RegionCohere2VisionForConditionalGeneration(TaggedTilesMixin, transformers.Cohere2VisionForConditionalGeneration):
-    """``Cohere2VisionForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`."""
-
-    _stock = transformers.Cohere2VisionForConditionalGeneration
+class Cohere2VisionMixin(TaggedTilesMixin):
+    """Cohere2 Vision."""
 
     @property
     def tile_grid(self) -> Size:
         """Patches, of which ``downsample_factor`` squared make one."""
         return _merged(self, self.config.downsample_factor)
 
-    def _photo_ends(self, tags: Tensor) -> list[int]:
+    def _image_ends(self, tags: Tensor) -> list[int]:
         """Its tiles end with a line break, so that only the first of a photo stands after another token."""
         return [int(start) - 1 for start in (tags == tags[0]).nonzero()[1:, 0]]
 
 
-class _Idefics(TaggedTilesMixin):
+class IdeficsMixin(TaggedTilesMixin):
     """Idefics3 and SmolVLM: prompts tell rows and columns; pixels are padded to as many tiles in every sample."""
 
     encoder_inputs: tuple[str, ...] = ("tiles", "pixel_attention_mask")
@@ -259,31 +271,19 @@ class _Idefics(TaggedTilesMixin):
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features ``(tiles, rows, cols, dim)`` of the tiles that are not padding."""
-        output = self.model.get_image_features(pixel_values, return_dict=True).pooler_output
+        output = self._inner.get_image_features(self, pixel_values, return_dict=True).pooler_output
         rows, cols = self.tile_grid
         return torch.cat(list(output)).unflatten(0, (-1, rows, cols))
 
-    def hand_over(self, output: Any) -> Any:
-        """As they are."""
+    def pack_features(self, output: Any) -> Any:
+        """Return them as they are."""
         return output
 
     def blank_image(self) -> dict[str, Any]:
         """One grey tile, since black is padding."""
         height, width = self.tile_pixels
-        weight = next(self.model.vision_model.parameters())
+        weight = next(self.vision_model.parameters())
         return {"pixel_values": torch.ones(1, 1, 3, height, width, device=weight.device, dtype=weight.dtype)}
-
-
-class RegionIdefics3ForConditionalGeneration(_Idefics, transformers.Idefics3ForConditionalGeneration):
-    """``Idefics3ForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`."""
-
-    _stock = transformers.Idefics3ForConditionalGeneration
-
-
-class RegionSmolVLMForConditionalGeneration(_Idefics, transformers.SmolVLMForConditionalGeneration):
-    """``SmolVLMForConditionalGeneration`` that sees a photo as region tokens; see `TilesMixin`."""
-
-    _stock = transformers.SmolVLMForConditionalGeneration
 
 
 def check_tiles(tiles: Any) -> list[Size | int]:

@@ -6,23 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regiontok._require import require
-from regiontok.adapters.huggingface.base import Patches, RegionMixin
+from regiontok.adapters.huggingface.encoding import Patches
+from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.views import View, whole_photos
 
-transformers = require("transformers", extra="hf")
 
-
-class VisionTowerMixin(RegionMixin):
+class VisionTowerMixin(RegionModelMixin):
     """Families with a ``vision_tower`` of one grid and a ``multi_modal_projector``.
 
     Regions are made of the tower's patch features at ``config.vision_feature_layer``; class and register tokens are
     left out, whatever ``vision_feature_select_strategy`` says. The projector maps the pooled regions.
     """
-
-    model: Any
 
     @property
     def patch_dim(self) -> int:
@@ -32,7 +28,7 @@ class VisionTowerMixin(RegionMixin):
     @property
     def projector(self) -> Callable[[Tensor], Tensor]:
         """LLaVA's own."""
-        return self.model.multi_modal_projector
+        return self.multi_modal_projector
 
     @property
     def tower_grid(self) -> Size:
@@ -41,20 +37,22 @@ class VisionTowerMixin(RegionMixin):
         (height, width), (down, across) = pair(vision.image_size), pair(vision.patch_size)
         return height // down, width // across
 
-    def views(self, photos: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
+    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
         """The vision tower's one grid, for each photo."""
-        return whole_photos([self.tower_grid] * photos)
+        return whole_photos([self.tower_grid] * images)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
         """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
         features, written = self.encode_tiles(pixel_values)
-        return Patches(features, [written] * len(features))
+        rows, cols = features.shape[1:3]
+        views = whole_photos([(rows, cols)] * len(features))
+        return Patches(features, [written] * len(features), views)
 
     def encode_tiles(self, pixel_values: Tensor) -> tuple[Tensor, int]:
         """Features ``(tiles, rows, cols, dim)`` of pixels, and how many of its tokens the stock class takes of each."""
         if pixel_values.ndim != 4:
             raise ShapeError(f"pixel_values must be (images, 3, height, width); got {tuple(pixel_values.shape)}.")
-        tower = self.model.vision_tower
+        tower = self.vision_tower
         output = tower(pixel_values.to(tower.dtype), output_hidden_states=True, return_dict=True)
         states, layers = output.hidden_states, _layers(self.config)
         if not all(-len(states) <= layer < len(states) for layer in layers):
@@ -74,38 +72,9 @@ class VisionTowerMixin(RegionMixin):
 
     def blank_image(self) -> dict[str, Any]:
         """One black image of the vision tower's size."""
-        tower = self.model.vision_tower
+        tower = self.vision_tower
         height, width = pair(self.config.vision_config.image_size)
         return {"pixel_values": torch.zeros(1, 3, height, width, device=tower.device, dtype=tower.dtype)}
-
-
-class RegionLlavaForConditionalGeneration(VisionTowerMixin, transformers.LlavaForConditionalGeneration):
-    r"""``LlavaForConditionalGeneration`` that sees an image as region tokens.
-
-    See `RegionMixin` for what ``forward`` and ``generate`` take besides the stock class's arguments.
-
-    Args:
-        config: A ``LlavaConfig`` whose ``regiontok`` holds the options of a `Regionizer`.
-
-    Raises:
-        CheckpointError: A config without them.
-        ShapeError: A Regionizer of another dimension than the vision tower's.
-
-    Example:
-        A stock checkpoint as it is, on exactly 128 tokens per image::
-
-            model = RegionLlavaForConditionalGeneration.from_pretrained(
-                "llava-hf/llava-1.5-7b-hf", regionizer=Regionizer(pool="mean", norm="none", num_regions=128)
-            )
-            processor = AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")
-            prompt = "USER: <image>\nWhat is this? ASSISTANT:"
-            model.generate(**processor(images=photo, text=prompt, return_tensors="pt"), max_new_tokens=20)
-
-    Source:
-        The paper trains LLaVA-1.5 on region tokens; that they are made before the projector is our choice.
-    """
-
-    _stock = transformers.LlavaForConditionalGeneration
 
 
 def _layers(config: Any) -> list[int]:

@@ -1,0 +1,205 @@
+"""The classes of each family, made from its row in the table and registered with transformers.
+
+``LlavaForConditionalGeneration`` gives `RegionLlavaConfig`, `RegionLlavaModel`, `RegionLlavaForConditionalGeneration`
+and, with other families of the same processor, `RegionLlavaProcessor`. The own ``model_type`` keeps a process without
+regiontok from taking a folder for one of a stock model.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from regiontok._require import require
+from regiontok.adapters.huggingface.checkpoints import CheckpointMixin, auto_map
+from regiontok.adapters.huggingface.families import FAMILIES, Family
+from regiontok.adapters.huggingface.inner import CACHES, SIDE_INPUTS, reject_other_media
+from regiontok.adapters.huggingface.outer import RegionMixin
+from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
+from regiontok.errors import UnknownOptionError
+
+transformers = require("transformers", extra="hf")
+_mapping = require("transformers.conversion_mapping", extra="hf")
+
+_PACKAGE = "regiontok.adapters.huggingface"
+_ENGINES = (
+    "attention_instances", "return_dict", "use_cache", "output_attentions", "output_hidden_states", "shift_labels",
+    "skip_logits",
+)  # fmt: skip
+"""Arguments of every model: of transformers' decorators, and what its Trainer, TRL and vLLM pass."""
+
+
+class FamilyClasses(NamedTuple):
+    """The region classes of a family.
+
+    Attributes:
+        config: Subclass of its config.
+        inner: Subclass of its inner model.
+        outer: Subclass of its ``*ForConditionalGeneration``.
+        processor: Subclass of its processor.
+        stock: The ``*ForConditionalGeneration`` of transformers.
+    """
+
+    config: Any
+    inner: Any
+    outer: Any
+    processor: Any
+    stock: Any
+
+    def of_subclass(self, stock: Any) -> "FamilyClasses":
+        """Return these classes for a subclass of the stock class, whose methods are kept."""
+        if stock is self.stock:
+            return self
+        return self._replace(outer=_make_outer(self.config, self.inner, stock), stock=stock)
+
+
+CLASSES: dict[str, Any] = {}
+"""All region classes by name."""
+
+
+def _make_family(family: Family) -> FamilyClasses:
+    stock = getattr(transformers, family.stock)
+    inner_stock = getattr(importlib.import_module(stock.__module__), f"{family.name}Model")
+    config_stock = stock.config_class
+    processors = require("transformers.models.auto.processing_auto", extra="hf").PROCESSOR_MAPPING_NAMES
+    processor = processor_class(getattr(transformers, processors.get(config_stock.model_type, "LlavaProcessor")))
+    config = _make(f"Region{config_stock.__name__}", (config_stock,), model_type=f"region_{config_stock.model_type}")
+    bases = (CheckpointMixin, family.mixin, inner_stock)
+    inner = _make(f"Region{family.name}Model", bases, _inner=inner_stock, _stock=stock, config_class=config)
+    inner._region_config = config
+    inner.forward = _signed(inner, family.mixin.forward, inner_stock.forward)
+    inner.get_image_features = _with_signature(inner.get_image_features, inner_stock.get_image_features)
+    outer = CLASSES[f"Region{family.stock}"] = _make_outer(config, inner, stock)
+    config.classes_of_folder = auto_map(
+        AutoConfig=config, AutoModel=inner, AutoModelForImageTextToText=outer, AutoProcessor=processor
+    )
+    _register(config, inner, outer, processor, stock, inner_stock)
+    return FamilyClasses(config, inner, outer, processor, stock)
+
+
+@functools.cache
+def _make_outer(config: Any, inner: Any, stock: Any) -> Any:
+    bases = (CheckpointMixin, RegionMixin, stock)
+    outer = _make_class(f"Region{stock.__name__}", bases, _inner=inner, _stock=stock, config_class=config)
+    outer._region_config = config
+    outer.forward = _signed(inner, RegionMixin.forward, stock.forward)
+    for name in ("has_newline", "has_positions"):
+        if hasattr(inner, name):
+            setattr(outer, name, True)
+    return outer
+
+
+def processor_class(stock: Any) -> Any:
+    """Return the region processor of a stock processor's class; made once."""
+    name = f"Region{stock.__name__}"
+    if name not in CLASSES:
+        made = _make(name, (RegionProcessorMixin, stock))
+        if hasattr(stock, "_get_num_multimodal_tokens"):
+            made._get_num_multimodal_tokens = RegionProcessorMixin.count_multimodal_tokens
+    return CLASSES[name]
+
+
+def _make(name: str, bases: tuple[type[Any], ...], **attributes: Any) -> Any:
+    CLASSES[name] = _make_class(name, bases, **attributes)
+    return CLASSES[name]
+
+
+def _make_class(name: str, bases: tuple[type[Any], ...], **attributes: Any) -> Any:
+    doc = f"``{bases[-1].__name__}`` with region tokens; see `{bases[-2].__name__ if len(bases) > 1 else name}`."
+    return type(name, bases, {"__module__": _PACKAGE, "__doc__": doc, **attributes})
+
+
+def _register(config: Any, inner: Any, outer: Any, processor: Any, stock: Any, inner_stock: Any) -> None:
+    """Register classes with the Auto classes, and let weights be renamed as for the stock classes.
+
+    Without the second, transformers renames nothing for classes that are not its own, and would lose ``lm_head``.
+    """
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    transformers.AutoModel.register(config, inner, exist_ok=True)
+    for auto in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+        if hasattr(transformers, auto):
+            getattr(transformers, auto).register(config, outer, exist_ok=True)
+    transformers.AutoProcessor.register(config, processor, exist_ok=True)
+    for old, new in (
+        (stock.config_class.model_type, config.model_type),
+        (inner_stock.__name__, inner.__name__),
+        (stock.__name__, outer.__name__),
+    ):
+        known = _mapping.get_checkpoint_conversion_mapping(old)
+        if known is not None:
+            _mapping.register_checkpoint_conversion_mapping(
+                new, [_leave_regionizer(one) for one in known], overwrite=True
+            )
+
+
+def _leave_regionizer(transform: Any) -> Any:
+    """Return a renaming that does not take the Regionizer for a part of the language model, as Qwen2-VL's do."""
+    patterns = [one for one in transform.source_patterns if "model" in one and "(?!" in one]
+    if not patterns:
+        return transform
+    pattern = patterns[0]
+    target = transform.target_patterns[0]
+    if "prefix_to_add" in getattr(type(transform), "__slots__", ()):
+        prefix, add = transform.model_prefix, transform.prefix_to_add
+        return (
+            type(transform)(prefix_to_add=add, model_prefix=prefix)
+            if not prefix
+            else _mapping.WeightRenaming(
+                source_patterns=rf"^{prefix}\.(?!{add}\.|regionizer\.)(.+)", target_patterns=rf"{prefix}.{add}.\1"
+            )
+        )
+    return _mapping.WeightRenaming(
+        source_patterns=pattern.replace("visual)", "visual|regionizer)"), target_patterns=target
+    )
+
+
+def _with_signature(function: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method with the signature of a stock one, from which ``generate`` reads what it takes."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    functools.update_wrapper(call, function)
+    del call.__wrapped__  # type: ignore[attr-defined]
+    call.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]
+    return call
+
+
+def _signed(inner: Any, forward: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``forward`` with the arguments of a stock class's in its order, and those of a region model.
+
+    Trainers read from the signature which columns of a data set a model takes; other arguments are rejected.
+    """
+    theirs = inspect.signature(stock).parameters
+    rest = [one for one in theirs.values() if one.kind is one.VAR_KEYWORD]
+    ours = [name for name in (*SIDE_INPUTS, *inner.encoder_inputs) if name not in theirs]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in dict.fromkeys(ours)]
+    signature = inspect.Signature([one for one in theirs.values() if one not in rest] + more + rest)
+    of_outer = inspect.signature(inner._stock.forward).parameters  # some hand all of theirs to the inner model
+    of_all = transformers.utils.TransformersKwargs.__annotations__
+    known = {*signature.parameters, *of_outer, *of_all, *_ENGINES, *CACHES}
+
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        named = signature.bind(self, *args, **kwargs).arguments
+        named.pop("self")
+        extra = named.pop(rest[0].name, {}) if rest else {}
+        reject_other_media(extra)
+        for name in list(extra):
+            if extra[name] is None:
+                extra.pop(name)
+            elif name not in known:
+                near = difflib.get_close_matches(name, sorted(known), 1)
+                hint = f"Did you mean {near[0]!r}?" if near else "Leave it out."
+                raise UnknownOptionError(f"{type(self).__name__} takes no argument {name!r}. {hint}")
+        return forward(self, **named, **extra)
+
+    del call.__wrapped__  # accelerate looks through it, and would find the bare one
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+BY_STOCK: dict[str, FamilyClasses] = {family.stock: _make_family(family) for family in FAMILIES}
+"""The region classes of each ``*ForConditionalGeneration``."""

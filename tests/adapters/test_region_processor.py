@@ -1,0 +1,368 @@
+"""Processors that write one placeholder per region, with the real processor of every family."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, pipeline
+
+from regiontok import ImageGeometry, Regionizer
+from regiontok.adapters.huggingface import EncoderImageProcessor, region_processor, with_regions
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from regiontok.evaluation.assistant import Assistant, Question
+from tests.families import CASES, IMAGE, PAD
+from tests.models import tiny_llava, tiny_processor
+from tests.processors import PROCESSORS, TEMPLATE, placeholder
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def stock(name):
+    return CASES[name].make()
+
+
+def image(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def processor_of(name):
+    processor = PROCESSORS[name]()
+    processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
+    return processor
+
+
+def batch_of(name, processor):
+    """Two images of other shapes, but for PerceptionLM, whose processor takes one shape per batch."""
+    token = placeholder(name, processor)
+    shapes = [(60, 90), (60, 90) if name == "PerceptionLM" else (120, 80)]
+    images = [[image(*shape, seed)] for seed, shape in enumerate(shapes)]
+    return {"images": images, "text": [f"w5 {token} w6", f"w7 w8 {token} w9 w3"]}
+
+
+def process(processor, **options):
+    return processor(**options, return_tensors="pt", padding=True)
+
+
+def count(inputs, processor):
+    return (inputs["input_ids"] == IMAGE).sum(1).tolist()
+
+
+@pytest.mark.parametrize("budget", [{"num_regions": 8}, {"keep": 0.5}, {"keep": 1.0}], ids=str)
+def test_a_prompt_of_regions_generates_as_an_expanded_one(name, stock, budget):
+    model, plain = with_regions(stock, **budget), processor_of(name)
+    processor = region_processor(plain, model)
+    given = batch_of(name, plain)
+    inputs, stocks = process(processor, **given), process(plain, **given)
+    sides = {key: inputs[key] for key in ("image_sizes",) if key in inputs and key not in stocks}
+    expected = model.generate(**stocks, **sides, **GREEDY)[:, -4:]
+    assert torch.equal(model.generate(**inputs, **GREEDY)[:, -4:], expected)
+    held, whole = count(inputs, processor), count(stocks, plain)
+    assert held == (whole if budget == {"keep": 1.0} else held)
+    assert all(one <= most for one, most in zip(held, whole, strict=True))
+    around, expected = (
+        [ids[(ids != IMAGE) & (ids != PAD)].tolist() for ids in one["input_ids"]] for one in (inputs, stocks)
+    )
+    assert around == expected
+
+
+def test_budgets_of_a_call_are_written_and_passed_on(name, stock):
+    model = with_regions(stock, num_regions=6)
+    processor = region_processor(processor_of(name), model)
+    given = batch_of(name, processor)
+    budgets = [7, 9]
+    inputs = process(processor, **given, num_regions=budgets)
+    most = count(process(processor_of(name), **given), processor)
+    assert count(inputs, processor) == [min(one, all_) for one, all_ in zip(budgets, most, strict=True)]
+    model(**inputs)
+    halves = process(processor, **given, keep=[0.5, 1.0])
+    model(**halves)
+    assert count(process(processor, **given), processor) == [min(6, one) for one in most]  # nothing is left over
+    with pytest.raises(ShapeError, match="budgets must be one number, or one per image; got 1"):
+        process(processor, **given, num_regions=[7])
+
+
+def test_the_number_of_tokens_is_known_from_the_size(name, stock):
+    plain = processor_of(name)
+    if not hasattr(plain, "_get_num_multimodal_tokens"):
+        pytest.skip("the stock processor does not know it")
+    processor = region_processor(plain, num_regions=8)
+    given = batch_of(name, plain)
+    sizes = [(one.height, one.width) for (one,) in given["images"]]
+    known, whole = (one._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] for one in (processor, plain))
+    written, most = count(process(processor, **given), plain), count(process(plain, **given), plain)
+    assert [w - k for w, k in zip(whole, known, strict=True)] == [w - k for w, k in zip(most, written, strict=True)]
+
+
+def test_it_is_saved_with_its_budget(name, stock, tmp_path):
+    model = with_regions(stock, keep=0.5)
+    processor = region_processor(processor_of(name), model)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    if name != "FastVLM":  # of which transformers has no processor, and so none of its own
+        assert type(loaded) is type(processor)
+    assert loaded.regiontok == model.regionizer.config
+    loaded.tokenizer.padding_side = processor.tokenizer.padding_side
+    given = batch_of(name, processor)
+    assert torch.equal(process(loaded, **given)["input_ids"], process(processor, **given)["input_ids"])
+
+
+def test_text_alone_and_several_images_of_a_sample(name, stock):
+    if name == "PerceptionLM":
+        return
+    model, processor = with_regions(stock, num_regions=8), region_processor(processor_of(name), num_regions=8)
+    token = placeholder(name, processor)
+    if name != "PaliGemma":  # whose processor takes no text alone
+        text = processor(text=["w5 w6"], return_tensors="pt")
+        assert model(**{key: value for key, value in text.items() if value is not None}).logits.shape[1] == 2
+    images = [[image(60, 90), image(80, 60, 1)]]
+    inputs = processor(images=images, text=[f"w5 {token} w6 {token} w7"], return_tensors="pt")
+    model(**inputs)
+    assert len(model.model(**inputs).image_outputs.views) >= 2
+
+
+def test_chat_templates_and_turns(name, stock):
+    model, processor = with_regions(stock, num_regions=8), region_processor(processor_of(name), num_regions=8)
+    parts = [{"type": "image", "image": image(60, 90)}, {"type": "text", "text": "w5 w6"}]
+    turns = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "w7"}]},
+        {"role": "user", "content": [{"type": "text", "text": "w8"}]},
+    ]
+    inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+    assert count(inputs, processor)[0] <= 8
+    assert model.generate(**inputs, **GREEDY).shape[1] == inputs["input_ids"].shape[1] + 4
+
+
+def test_a_truncated_block_is_named(name, stock):
+    processor = region_processor(processor_of(name), num_regions=8)
+    token = placeholder(name, processor)
+    given = {"images": [image(60, 90)], "text": [f"w5 {token}"], "return_tensors": "pt"}
+    length = processor(**given)["input_ids"].shape[1]
+    with pytest.raises(ShapeError, match="the prompt was truncated inside the placeholders of an image"):
+        processor(**given, truncation=True, max_length=length - 3)
+    assert processor(**given, truncation=True, max_length=length)["input_ids"].shape[1] == length
+
+
+def test_a_pipeline_takes_a_folder_by_name(name, stock, tmp_path):
+    if name in ("PerceptionLM", "FastVLM", "SmolVLM"):
+        return
+    model = with_regions(stock, num_regions=8)
+    processor = region_processor(processor_of(name), model)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": image(60, 90)}, {"type": "text", "text": "w5 w6"}]}
+    ]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    expected = processor.decode(model.generate(**inputs, **GREEDY)[0, -4:], skip_special_tokens=True)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path))
+    told = pipe(messages, return_full_text=False, generate_kwargs=GREEDY)
+    assert told[0]["generated_text"].split() == expected.split()
+
+
+def test_masks_are_counted():
+    stock = tiny_llava()
+    regionizer = Regionizer(source="segmentation", pool="mean", norm="none", geometry=ImageGeometry.center_crop(56))
+    model = with_regions(stock, regionizer)
+    processor = region_processor(tiny_processor(), model)
+    images = [image(56, 56), image(60, 80, 1)]
+    masks = []
+    for one, number in zip(images, (2, 3), strict=True):
+        bands = np.zeros((number, one.height, one.width), bool)
+        for index in range(number):
+            bands[index, index * one.height // number : (index + 1) * one.height // number] = True
+        masks.append(bands)
+    given = {"images": images, "text": ["w5 <image> w6", "w7 <image>"]}
+    inputs = process(processor, **given, masks=masks)
+    assert count(inputs, processor) == [2, 3]
+    assert model.generate(**inputs, **GREEDY).shape[0] == 2
+    with pytest.raises(ValueRangeError, match="as many regions as masks ask for. Pass masks"):
+        process(processor, **given)
+
+
+@pytest.mark.parametrize("uncovered", ["drop", "background"])
+@pytest.mark.parametrize("source", ["segmentation", "combined"])
+def test_masks_with_a_budget_are_counted(source, uncovered):
+    options = {"source": source, "uncovered": uncovered, "num_regions": 3, "pool": "mean", "norm": "none"}
+    model = with_regions(tiny_llava(), Regionizer(**options, geometry=ImageGeometry.center_crop(56)))
+    processor = region_processor(tiny_processor(), model)
+    bands = np.zeros((4, 56, 56), bool)
+    for index in range(4):
+        bands[index, 14 * index : 14 * index + 14, :28] = True
+    for budget in ({}, {"num_regions": [2, 9]}, {"keep": 0.25}):
+        given = {"images": [image(56, 56), image(56, 56, 1)], "text": ["w5 <image> w6", "w7 <image>"]}
+        inputs = process(processor, **given, masks=[bands, bands[:1]], **budget)
+        assert model.generate(**inputs, **GREEDY).shape[0] == 2
+        counts = model.model(**inputs).image_outputs.regions.counts.tolist()
+        assert counts == count(inputs, processor)
+
+
+@pytest.mark.parametrize("name", ["InternVL", "PerceptionLM", "LLaVA-NeXT", "SmolVLM"])
+def test_each_grid_of_an_image_gets_a_token(name):
+    model = with_regions(CASES[name].make(), keep=0.01)
+    processor = region_processor(processor_of(name), model)
+    inputs = process(processor, images=[[image(60, 90)]], text=[f"w5 {placeholder(name, processor)} w6"])
+    views = model.model(**inputs).image_outputs.views
+    assert count(inputs, processor) == [len(views)]
+    with pytest.raises(ValueRangeError, match=f"num_regions must be at least {len(views)}"):
+        process(processor, images=[[image(60, 90)]], text=[f"w5 {placeholder(name, processor)} w6"], num_regions=1)
+
+
+def test_crops_of_gemma_are_images_of_their_own():
+    model = with_regions(CASES["Gemma 3"].make(), num_regions=3)
+    processor = region_processor(processor_of("Gemma 3"), model)
+    crops = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 20, "pan_and_scan_max_num_crops": 4}
+    given = {"images": [[image(100, 300)]], "text": [f"w5 {placeholder('Gemma 3', processor)} w6"]}
+    given |= crops | {"pan_and_scan_min_ratio_to_activate": 1.2}
+    inputs = process(processor, **given)
+    assert count(inputs, processor) == [3 * len(inputs["pixel_values"])]
+    model(**inputs)
+    with pytest.raises(ValueRangeError, match="with pan-and-scan each crop is an image with a budget of its own"):
+        process(processor, **given, num_regions=[3])
+
+
+def test_images_of_internvl_may_be_arrays_and_tensors():
+    model = with_regions(CASES["InternVL"].make(), num_regions=8)
+    processor = region_processor(processor_of("InternVL"), model)
+    picture = image(60, 90)
+    array = np.array(picture)
+    text = [f"w5 {placeholder('InternVL', processor)} w6"]
+    expected = process(processor, images=[picture], text=text)
+    for one in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        inputs = process(processor, images=[one], text=text)
+        assert torch.equal(inputs["image_sizes"], expected["image_sizes"])
+        model(**inputs)
+    whole = process(processor, images=[picture], text=text, crop_to_patches=False)
+    assert whole["image_sizes"].tolist() == [[56, 56]]
+
+
+def test_an_assistant_takes_a_region_processor():
+    for options in ({"threshold": 0.7}, {"num_regions": 4}):
+        model = with_regions(tiny_llava(), Regionizer(pool="mean", norm="none", **options))
+        plain = Assistant(model, tiny_processor()).answer([Question("w5", [image(56, 56)])], max_new_tokens=2)
+        own = Assistant(model, region_processor(tiny_processor(), model))
+        assert own.answer([Question("w5", [image(56, 56)])], max_new_tokens=2) == plain
+
+
+def test_errors_of_other_kinds_are_not_called_truncation():
+    processor = region_processor(tiny_processor(), num_regions=4)
+    given = {"images": [image(56, 56)], "text": ["w5 <image>"], "truncation": True, "max_length": 99}
+    with pytest.raises(ValueRangeError, match="num_regions must be at least 1; got 0"):
+        process(processor, **given, num_regions=0)
+
+
+def test_budgets_may_be_arrays_and_tensors():
+    model = with_regions(tiny_llava(), num_regions=6)
+    processor = region_processor(tiny_processor(), model)
+    given = {"images": [image(56, 56), image(56, 56, 1)], "text": ["w5 <image>", "w6 <image>"]}
+    for budget in (np.array([4, 5]), torch.tensor([4, 5]), torch.tensor(4), np.array(4)):
+        inputs = process(processor, **given, num_regions=budget)
+        model(**inputs)
+    model = with_regions(CASES["LLaVA-NeXT"].make(), num_regions=4, newline="row")
+    rows = region_processor(processor_of("LLaVA-NeXT"), model)
+    given = {"images": [[image(60, 90)]], "text": [f"w5 {placeholder('LLaVA-NeXT', rows)}"]}
+    with pytest.raises(ValueRangeError, match="newline='row' writes as many as rows"):
+        process(rows, **given)
+
+
+def test_padding_of_images_is_in_no_placeholder():
+    stock = tiny_llava()
+    geometry = ImageGeometry.letterbox(56)
+    model = with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=10, geometry=geometry))
+    plain = tiny_processor()
+    plain.image_processor = EncoderImageProcessor(geometry=geometry.to_config(), patch_size=14)
+    processor = region_processor(plain, model)
+    inputs = process(processor, images=[image(20, 80), image(50, 50, 1)], text=["w5 <image>", "w6 <image>"])
+    assert count(inputs, processor) == [8, 10] == model.num_tokens([(20, 80), (50, 50)])
+    model(**inputs)
+
+
+def test_threads_do_not_share_the_budget_of_a_call():
+    processor = region_processor(tiny_processor(), num_regions=3)
+    found = {}
+
+    def work(number):
+        for _ in range(5):
+            inputs = process(processor, images=[image(56, 56)], text=["w5 <image>"], num_regions=number)
+            found.setdefault(number, set()).add(count(inputs, processor)[0])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (4, 5, 6, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: {number} for number in (4, 5, 6, 7)}
+
+
+def test_what_cannot_be_is_rejected():
+    model, processor = with_regions(tiny_llava(), num_regions=4), tiny_processor()
+    for options, message in (
+        ({}, "needs a model, or one of num_regions and keep"),
+        ({"model": model, "keep": 0.5}, "needs a model, or one of num_regions and keep"),
+        ({"num_regions": 0}, "num_regions must be at least 1; got 0"),
+        ({"keep": 2}, "keep must be in"),
+    ):
+        with pytest.raises(ValueRangeError, match=message):
+            region_processor(processor, **options)
+    with pytest.raises(DTypeError, match="model must have region tokens; got LlavaForConditionalGeneration"):
+        region_processor(processor, tiny_llava())
+    with pytest.raises(DTypeError, match="processor must be one of AutoProcessor"):
+        region_processor(processor.tokenizer, model)
+    threshold = with_regions(tiny_llava(), Regionizer(pool="mean", norm="none", threshold=0.5))
+    with pytest.raises(ValueRangeError, match="this processor has no budget.*model.expand"):
+        process(region_processor(processor, threshold), images=[image(56, 56)], text=["w5 <image>"])
+    again = region_processor(region_processor(processor, model), num_regions=7)
+    assert type(again).__name__ == "RegionLlavaProcessor"
+    assert processor.__class__.__name__ == "LlavaProcessor"
+
+
+def test_a_stock_folder_gives_no_budget(tmp_path):
+    tiny_processor().save_pretrained(tmp_path)
+    processor = type(region_processor(tiny_processor(), num_regions=3)).from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="loaded from the folder of a stock processor, without a budget"):
+        process(processor, images=[image(56, 56)], text=["w5 <image>"])
+
+
+LOAD = """
+import sys
+{before}
+import transformers
+for auto in (transformers.AutoConfig, transformers.AutoModelForImageTextToText, transformers.AutoProcessor):
+    try:
+        print(type(auto.from_pretrained({folder!r}, trust_remote_code={trust})).__name__)
+    except Exception as error:
+        print(type(error).__name__, str(error)[:200].replace(chr(10), " "))
+"""
+
+
+def load_in_a_process(folder, *, before="", trust=False):
+    code = LOAD.format(before=before, folder=str(folder), trust=trust)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout.splitlines()
+
+
+def test_folders_load_by_name_with_regiontok_and_fail_clearly_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))
+    model = with_regions(tiny_llava(), num_regions=4)
+    model.save_pretrained(tmp_path / "folder")
+    region_processor(tiny_processor(), model).save_pretrained(tmp_path / "folder")
+    names = ["RegionLlavaConfig", "RegionLlavaForConditionalGeneration", "RegionLlavaProcessor"]
+    assert load_in_a_process(tmp_path / "folder", before="import regiontok.adapters.huggingface") == names
+    assert load_in_a_process(tmp_path / "folder", trust=True) == names
+    for line in load_in_a_process(tmp_path / "folder"):
+        assert "contains custom code which must be executed" in line
+    for line in load_in_a_process(tmp_path / "folder", before="sys.modules['regiontok'] = None", trust=True):
+        assert "regiontok" in line
+        assert "Error" in line
