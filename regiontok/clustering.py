@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -10,15 +9,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from regiontok._batch import Batch
 from regiontok._checks import (
     Features,
     Valid,
     check_choice,
     check_finite,
     check_integer,
-    flatten_features,
-    flatten_valid,
 )
+from regiontok._kernels.labels import label
 from regiontok._kernels.merge import (
     AVERAGE,
     CENTRED,
@@ -28,14 +27,12 @@ from regiontok._kernels.merge import (
     TOO_ALIKE,
     UNSEEN,
     WARD,
-    collect,
-    label,
     merge,
 )
 from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.choices import LINKAGES, MASK_WEIGHT
-from regiontok.errors import ShapeError, ValueRangeError
-from regiontok.masked import Groups, check_weight, groups_of, merge_in_masks
+from regiontok.errors import ValueRangeError
+from regiontok.masked import Groups, check_weight, merge_in_masks
 from regiontok.merge_tree import MergeTree, check_goes_with, check_reachable, check_stop
 from regiontok.regions import Regions
 
@@ -170,7 +167,7 @@ class UnionFindClusterer:
             DTypeError: Not floating point, or a budget that is no whole number.
             ValueRangeError: NaN or infinity, fewer regions than islands of valid patches, or ``ward`` without a budget.
         """
-        batch = _Batch(features, valid)
+        batch = Batch(features, valid)
         if masks is not None:
             return self._within(batch, masks, num_regions, keep)
         budgets = self._budgets(batch.patches, num_regions, keep)
@@ -202,7 +199,7 @@ class UnionFindClusterer:
         equal calls with a budget, grow it with ``linkage="ward"``. Shapes and errors are those of a call; a tree of
         ``masks`` is of Ward's rule.
         """
-        batch = _Batch(features, valid)
+        batch = Batch(features, valid)
         if masks is not None:
             return self._trees_within(batch, masks)
         budgeted = any(one is not None for one in (self.num_regions, self.keep, self.explained_variance))
@@ -258,7 +255,7 @@ class UnionFindClusterer:
             num_regions, keep = self.num_regions, self.keep
         return resolve_budget(patches, num_regions, keep)
 
-    def _within(self, batch: "_Batch", masks: Regions, num_regions: Budget | None, keep: Keep | None) -> Regions:
+    def _within(self, batch: Batch, masks: Regions, num_regions: Budget | None, keep: Keep | None) -> Regions:
         """Cluster the patches that are in masks."""
         budgets = self._budgets(batch.patches, num_regions, keep)
         if budgets is None or self.linkage not in (None, "ward"):
@@ -275,7 +272,7 @@ class UnionFindClusterer:
 
         return batch.regions(labels, self._map(cluster, batch))
 
-    def _trees_within(self, batch: "_Batch", masks: Regions) -> list[MergeTree]:
+    def _trees_within(self, batch: Batch, masks: Regions) -> list[MergeTree]:
         groups = batch.restrict(masks)
 
         def grow(image: int) -> MergeTree:
@@ -289,13 +286,13 @@ class UnionFindClusterer:
 
         return self._map(grow, batch)
 
-    def _merge_within(self, batch: "_Batch", image: int, groups: Groups, target: int) -> tuple[np.ndarray, np.ndarray]:
+    def _merge_within(self, batch: Batch, image: int, groups: Groups, target: int) -> tuple[np.ndarray, np.ndarray]:
         values, valid = batch.of(image, batch.values), batch.of(image, batch.valid)
         diagonal = self.connectivity == 8
         return merge_in_masks(values, valid, batch.grids[image][1], diagonal, groups, self.mask_weight, target, image)
 
     def _merge(
-        self, batch: "_Batch", image: int, rule: int, lowest: float, target: int, kept: float
+        self, batch: Batch, image: int, rule: int, lowest: float, target: int, kept: float
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Merges of one image: ``pairs (m, 2)``, their scores ``(m,)``, and the image's squared deviation."""
         values, valid = batch.of(image, batch.values), batch.of(image, batch.valid)
@@ -313,7 +310,7 @@ class UnionFindClusterer:
             return pairs[:done], score[:done] * unit, deviation * unit
         return pairs[:done], score[:done], deviation
 
-    def _map(self, work: Callable[[int], _T], batch: "_Batch") -> list[_T]:
+    def _map(self, work: Callable[[int], _T], batch: Batch) -> list[_T]:
         """Results of ``work`` for every image of the batch, shared among threads."""
         images = range(len(batch.grids))
         threads = 1 if len(images) == 1 else min(self.num_threads or torch.get_num_threads(), len(images))
@@ -321,72 +318,6 @@ class UnionFindClusterer:
             return [work(image) for image in images]
         with ThreadPoolExecutor(threads) as pool:  # one per call: kept for good it would be dead in a forked process
             return list(pool.map(work, images))
-
-
-class _Batch:
-    """A batch on the host as the kernel wants it: contiguous float32, one copy from the device for all images.
-
-    Beside a kernel of a third of a millisecond every small tensor counts, so what is small is numbers and lists.
-    """
-
-    def __init__(self, features: Features, valid: Valid | None) -> None:
-        flat = flatten_features(features)
-        flat_valid = None if valid is None else flatten_valid(valid, flat.grids)
-        self.device = flat.values.device
-        self.grid_tensor = flat.grids
-        self.grids = [(rows, cols) for rows, cols in flat.grids.tolist()]
-        self.bounds = [0, *accumulate(rows * cols for rows, cols in self.grids)]
-        self.values = flat.values.detach().to("cpu", torch.float32).contiguous().numpy()
-        self.has_padding = flat_valid is not None
-        if flat_valid is None:
-            self.valid = np.ones(len(self.values), np.bool_)
-            self.patches = [rows * cols for rows, cols in self.grids]
-        else:
-            self.valid = flat_valid.cpu().numpy()
-            self.patches = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64).tolist()
-
-    def regions(self, labels: np.ndarray, counts: list[int]) -> Regions:
-        """What `Regions.from_labels` gives for labels numbered from 0 in each image, without its sorting."""
-        patch, region = np.empty((2, sum(self.patches)), np.int64)
-        scratch = np.empty(max(counts) + 1, np.int64)
-        start = first = 0
-        for image, (count, members) in enumerate(zip(counts, self.patches, strict=True)):
-            part = slice(start, start + members)
-            collect(self.of(image, labels), count, first, scratch[: count + 1], patch[part], region[part])
-            start, first = part.stop, first + count
-        regions = Regions(
-            patch=torch.from_numpy(patch),
-            region=torch.from_numpy(region),
-            image=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
-            mask_index=torch.from_numpy(np.full(first, -1)),
-            score=torch.from_numpy(np.full(first, np.nan, np.float32)),
-            grids=self.grid_tensor,
-            fallback=torch.from_numpy(np.zeros(len(counts), np.bool_)),
-        )
-        return regions if self.device.type == "cpu" else regions.to(self.device)
-
-    def restrict(self, masks: Regions) -> list[Groups]:
-        """Leave out the patches that are in no mask; return the memberships of the others."""
-        if not torch.equal(masks.grids, self.grid_tensor):
-            raise ShapeError(
-                f"masks must have the features' grids, {self.grid_tensor.tolist()}; got {masks.grids.tolist()}."
-            )
-        groups = groups_of(masks)
-        in_mask = np.zeros(len(self.valid), np.bool_)
-        for image, one in enumerate(groups):
-            self.of(image, in_mask)[one.patch] = True
-        self.valid = self.valid & in_mask
-        self.patches = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64).tolist()
-        groups = [
-            Groups(one.patch[inside], one.group[inside], one.masks)
-            for image, one in enumerate(groups)
-            for inside in [self.of(image, self.valid)[one.patch]]
-        ]
-        return groups
-
-    def of(self, image: int, array: np.ndarray) -> np.ndarray:
-        """One image's part of an array laid flat."""
-        return array[self.bounds[image] : self.bounds[image + 1]]
 
 
 def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols: int) -> np.ndarray:
@@ -417,7 +348,7 @@ def _centre(values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
     return centred, 4.0**power
 
 
-def _check_islands(batch: _Batch, targets: Sequence[int], connectivity: int) -> None:
+def _check_islands(batch: Batch, targets: Sequence[int], connectivity: int) -> None:
     if not batch.has_padding:
         return
     neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from regiontok._checks import Features, check_finite, flatten_features
-from regiontok._kernels.merge import APART, CENTRED, WARD, extend, join, label, merge
+from regiontok._kernels.labels import label
+from regiontok._kernels.masked import extend, join
+from regiontok._kernels.merge import APART, CENTRED, WARD, merge
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regiontok._checks import check_integer, check_number
-from regiontok._kernels.merge import allowance, label
+from regiontok._kernels.labels import label
+from regiontok._kernels.merge import allowance
 from regiontok.budgets import check_keep, resolve_budget
 from regiontok.errors import ValueRangeError
 from regiontok.regions import Regions

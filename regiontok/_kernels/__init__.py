@@ -1,4 +1,9 @@
-"""Compiled loops. Private and trusting: the public functions check their arguments before they call in here."""
+"""Compiled loops. Private and trusting: the public functions check their arguments before they call in here.
+
+Arrays are passed one by one, and rows as a matrix and a number: tuples of arrays and views of rows cost numba atomic
+counts of references, about as much as the dot products themselves. Tests for -1 are written ``< 0``, which also tells
+the compiler that an index needs no wrapping around.
+"""
 
 from collections.abc import Callable
 from typing import Any

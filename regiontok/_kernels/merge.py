@@ -15,22 +15,19 @@ The state of one image:
   a top that is up to date is the best pair.
 
 ``stamp`` breaks ties: pairs created first come first, and the pairs of one merge in the order of their other regions.
-
-Arrays are passed one by one, and rows as a matrix and a number: tuples of arrays and views of rows cost numba atomic
-counts of references, about as much as the dot products themselves. Tests for -1 are written ``< 0``, which also tells
-the compiler that an index needs no wrapping around.
 """
 
 import numpy as np
 
 from regiontok._kernels import compiled
+from regiontok._kernels.heap import lift, sink
 
 _NONE = -1
 _SHARED = -2
 _GONE = -np.inf  # below every threshold
 
 CENTROID, AVERAGE, WARD = 0, 1, 2
-_SMALLEST = 2.0**-126
+SMALLEST = 2.0**-126
 """Squares below have lost digits: float32 holds none smaller in full."""
 _ALIKE = 5e-3
 """Mean growth of the first pairs below which patches are so alike that float32 dot products lose their differences."""
@@ -46,7 +43,7 @@ OUT_OF_RANGE, TOO_ALIKE = -1, -2
 
 
 @compiled(reassociate=True)
-def _dot(x, i, y, j):
+def dot_product(x, i, y, j):
     total = np.float32(0)
     for d in range(x.shape[1]):
         total += x[i, d] * y[j, d]
@@ -136,53 +133,6 @@ def _total_deviation(features, valid, factor, square, members):
 
 
 @compiled
-def _before(score_x, stamp_x, score_y, stamp_y):
-    return score_x > score_y or (score_x == score_y and stamp_x < stamp_y)
-
-
-@compiled
-def _lift(heap_score, heap_stamp, heap_edge, position, i, score, stamp, edge):
-    """Put an entry at ``i`` or above."""
-    while i > 0:
-        parent = (i - 1) >> 2
-        if not _before(score, stamp, heap_score[parent], heap_stamp[parent]):
-            break
-        heap_score[i] = heap_score[parent]
-        heap_stamp[i] = heap_stamp[parent]
-        heap_edge[i] = heap_edge[parent]
-        position[heap_edge[i]] = i
-        i = parent
-    heap_score[i] = score
-    heap_stamp[i] = stamp
-    heap_edge[i] = edge
-    position[edge] = i
-
-
-@compiled
-def _sink(heap_score, heap_stamp, heap_edge, position, size, i, score, stamp, edge):
-    """Put an entry at ``i`` or below."""
-    while True:
-        child = 4 * i + 1
-        if child >= size:
-            break
-        best = child
-        for other in range(child + 1, min(child + 4, size)):
-            if _before(heap_score[other], heap_stamp[other], heap_score[best], heap_stamp[best]):
-                best = other
-        if not _before(heap_score[best], heap_stamp[best], score, stamp):
-            break
-        heap_score[i] = heap_score[best]
-        heap_stamp[i] = heap_stamp[best]
-        heap_edge[i] = heap_edge[best]
-        position[heap_edge[i]] = i
-        i = best
-    heap_score[i] = score
-    heap_stamp[i] = stamp
-    heap_edge[i] = edge
-    position[edge] = i
-
-
-@compiled
 def _link(following, previous, half, ring):
     """Put a half-edge into a ring. No branches here and below: with them numba would count references again."""
     after = following[ring]
@@ -225,17 +175,17 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
         if right and down:
             square[patch], dot[start], dot[start + 1] = _square_and_dot_two(features, patch, patch + 1, below)
         else:
-            square[patch] = _dot(features, patch, features, patch)
+            square[patch] = dot_product(features, patch, features, patch)
             if edges > start:
-                dot[start] = _dot(features, patch, features, target[2 * start])
+                dot[start] = dot_product(features, patch, features, target[2 * start])
         if diagonal and below < patches:
             if col > 0 and valid[below - 1]:
                 target[2 * edges] = below - 1
-                dot[edges] = _dot(features, patch, features, below - 1)
+                dot[edges] = dot_product(features, patch, features, below - 1)
                 edges += 1
             if col + 1 < cols and valid[below + 1]:
                 target[2 * edges] = below + 1
-                dot[edges] = _dot(features, patch, features, below + 1)
+                dot[edges] = dot_product(features, patch, features, below + 1)
                 edges += 1
         for edge in range(start, edges):
             target[2 * edge + 1] = patch
@@ -280,7 +230,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     left = valid.sum()
     if linkage != CENTROID and known != CENTRED:
         for patch in range(patches):
-            factor[patch] = 1 / np.sqrt(square[patch]) if square[patch] >= _SMALLEST else 0.0
+            factor[patch] = 1 / np.sqrt(square[patch]) if square[patch] >= SMALLEST else 0.0
             square[patch] *= np.float64(factor[patch]) * factor[patch]
     deviation, allowed = 0.0, np.inf
     if kept >= 0:
@@ -317,7 +267,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     if linkage == WARD and known != CENTRED and edges > 0 and -score.sum() < _ALIKE * edges:
         return TOO_ALIKE, 0.0
     for i in range((size - 2) // 4, -1, -1):
-        _sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
+        sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
 
     slots = patches // 2  # at most so many regions of two patches or more live at once
     sums = np.empty((slots, dim), np.float32)
@@ -332,12 +282,12 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     while size > 0 and left > least:
         edge = heap_edge[0]
         if score[edge] >= threshold and (heap_score[0] != score[edge] or heap_stamp[0] != stamp[edge]):
-            _sink(heap_score, heap_stamp, heap_edge, position, size, 0, score[edge], stamp[edge], edge)
+            sink(heap_score, heap_stamp, heap_edge, position, size, 0, score[edge], stamp[edge], edge)
             continue
         position[edge] = _NONE
         size -= 1
         if size > 0:
-            _sink(
+            sink(
                 heap_score, heap_stamp, heap_edge, position, size, 0,
                 heap_score[size], heap_stamp[size], heap_edge[size],
             )  # fmt: skip
@@ -423,9 +373,9 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         if count % 2:
             x = unscored[count - 1]
             if slot[target[x]] < 0:
-                dot[x >> 1] = _dot(sums, row, features, target[x]) * factor[target[x]]
+                dot[x >> 1] = dot_product(sums, row, features, target[x]) * factor[target[x]]
             else:
-                dot[x >> 1] = _dot(sums, row, sums, slot[target[x]])
+                dot[x >> 1] = dot_product(sums, row, sums, slot[target[x]])
 
         created = edges + np.int64(done) * patches
         half = following[rings + a]
@@ -438,163 +388,11 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             entry = position[edge]
             if entry < 0:
                 if score[edge] >= threshold:
-                    _lift(heap_score, heap_stamp, heap_edge, position, size, score[edge], stamp[edge], edge)
+                    lift(heap_score, heap_stamp, heap_edge, position, size, score[edge], stamp[edge], edge)
                     size += 1
             elif score[edge] > heap_score[entry]:
-                _lift(heap_score, heap_stamp, heap_edge, position, entry, score[edge], stamp[edge], edge)
+                lift(heap_score, heap_stamp, heap_edge, position, entry, score[edge], stamp[edge], edge)
             half = following[half]
         done += 1
         left -= 1
     return done, deviation
-
-
-@compiled
-def collect(labels, regions, first, areas, patch, region):
-    """List the memberships of one image by region, and by patch within a region (a counting sort).
-
-    Args:
-        labels: ``(P,)``, from ``0`` to ``regions - 1``, or -1.
-        regions: Their number.
-        first: The batch's number of the image's first region.
-        areas: ``(regions + 1,)`` int64, scratch.
-        patch: ``(members,)`` int64, written.
-        region: ``(members,)`` int64, written.
-    """
-    areas[:] = 0
-    for one in labels:
-        if one >= 0:
-            areas[one + 1] += 1
-    for one in range(regions):
-        areas[one + 1] += areas[one]
-    for index in range(len(labels)):
-        one = labels[index]
-        if one >= 0:
-            place = areas[one]
-            patch[place] = index
-            region[place] = first + one
-            areas[one] = place + 1
-
-
-@compiled
-def label(valid, pairs, count, labels):
-    """Number regions by first patch after the first ``count`` merges; write ``labels (P,)``, -1 where not valid.
-
-    Returns the number of regions. A region's parent is always smaller, so one forward pass resolves every chain.
-    """
-    for patch in range(len(labels)):
-        labels[patch] = patch
-    for i in range(count):
-        labels[pairs[i, 1]] = pairs[i, 0]
-    regions = 0
-    for patch in range(len(labels)):
-        if not valid[patch]:
-            labels[patch] = -1
-        elif labels[patch] == patch:
-            labels[patch] = regions
-            regions += 1
-        else:
-            labels[patch] = labels[labels[patch]]
-    return regions
-
-
-@compiled
-def extend(features, valid, patch, group, weight, out):
-    """Write unit vectors with a coordinate per group; return the squared deviation of the unit vectors per patch.
-
-    Args:
-        features: ``(P, D)`` float32.
-        valid: ``(P,)`` bool; rows of other patches are 0.
-        patch: ``(memberships,)`` int64: patches that are in a group.
-        group: ``(memberships,)`` int64: which of the ``G`` groups.
-        weight: The value of a membership.
-        out: ``(P, D + G)`` float32, written.
-    """
-    dim = features.shape[1]
-    out[:] = 0
-    total = np.zeros(dim, np.float64)
-    members = 0
-    squares = 0.0
-    for row in range(len(valid)):
-        if not valid[row]:
-            continue
-        members += 1
-        square = np.float64(_dot(features, row, features, row))
-        if not square < 1e30:
-            return -1.0  # out of range, or not a number
-        if square < _SMALLEST:
-            continue
-        factor = np.float32(1 / np.sqrt(square))
-        squares += 1.0
-        for d in range(dim):
-            value = factor * features[row, d]
-            out[row, d] = value
-            total[d] += value
-    for index in range(len(patch)):
-        out[patch[index], dim + group[index]] = weight
-    if members == 0:
-        return 0.0
-    return max(0.0, squares - (total * total).sum() / members) / members
-
-
-@compiled
-def join(sums, members, touching, target, first, second, scores):
-    """Merge groups by Ward's rule until ``target`` are left; groups that touch first.
-
-    Args:
-        sums: ``(G, D)`` float64: sums of features; changed.
-        members: ``(G,)`` int64: how many features each is the sum of; changed.
-        touching: ``(G, G)`` bool, symmetric; changed.
-        target: Number of groups at which to stop, at least 1.
-        first: ``(G,)`` int64, written: the group that each merge keeps, the smaller number.
-        second: ``(G,)`` int64, written: the group that it ends.
-        scores: ``(G,)`` float64, written: the growth of the squared error.
-
-    Returns:
-        The number of merges.
-    """
-    groups, dim = sums.shape
-    live = np.ones(groups, np.bool_)
-    cost = np.full((groups, groups), np.inf)
-    best = np.zeros(groups, np.int64)
-    for a in range(groups):
-        for b in range(a + 1, groups):
-            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else APART)
-    for a in range(groups - 1):
-        best[a] = a + 1 + np.argmin(cost[a, a + 1 :])
-    left, done = groups, 0
-    while left > target:
-        a = -1
-        for row in range(groups - 1):
-            if live[row] and cost[row, best[row]] < np.inf and (a < 0 or cost[row, best[row]] < cost[a, best[a]]):
-                a = row
-        b = best[a]
-        first[done], second[done] = a, b
-        scores[done] = cost[a, b] - (0.0 if touching[a, b] else APART)
-        done += 1
-        left -= 1
-        for d in range(dim):
-            sums[a, d] += sums[b, d]
-        members[a] += members[b]
-        live[b] = False
-        for c in range(groups):
-            if live[c] and c != a:
-                meets = touching[a, c] or touching[b, c]
-                touching[a, c] = meets
-                touching[c, a] = meets
-                value = _growth(sums, members, a, c) + (0.0 if meets else APART)
-                cost[min(a, c), max(a, c)] = value
-            cost[min(b, c), max(b, c)] = np.inf
-        for row in range(groups - 1):
-            if live[row] and (row == a or best[row] == a or best[row] == b or cost[row, a] < cost[row, best[row]]):
-                best[row] = row + 1 + np.argmin(cost[row, row + 1 :])
-    return done
-
-
-@compiled
-def _growth(sums, members, a, b):
-    m, n = np.float64(members[a]), np.float64(members[b])
-    total = 0.0
-    for d in range(sums.shape[1]):
-        difference = sums[a, d] / m - sums[b, d] / n
-        total += difference * difference
-    return total * m * n / (m + n)

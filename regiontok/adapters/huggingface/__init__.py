@@ -27,7 +27,7 @@ folder. `RegionModelMixin` describes what ``forward`` and ``generate`` take besi
 from typing import Any
 
 from regiontok.adapters.huggingface.classes import CLASSES
-from regiontok.adapters.huggingface.encoding import Patches
+from regiontok.adapters.huggingface.encoding import Patches, RegionEncoderMixin
 from regiontok.adapters.huggingface.families import (
     FAMILIES,
     AnyresMixin,
@@ -56,6 +56,7 @@ __all__ = [
     "NativeResolutionMixin",
     "OneTensorMixin",
     "Patches",
+    "RegionEncoderMixin",
     "RegionInputs",
     "RegionMixin",
     "RegionModelMixin",
@@ -80,3 +81,7 @@ def __getattr__(name: str) -> Any:
     if name in CLASSES:
         return CLASSES[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *CLASSES})

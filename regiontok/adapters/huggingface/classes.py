@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from regiontok._require import require
 from regiontok.adapters.huggingface.checkpoints import CheckpointMixin, auto_map
 from regiontok.adapters.huggingface.families import FAMILIES, Family
-from regiontok.adapters.huggingface.inner import CACHES, SIDE_INPUTS, reject_other_media
+from regiontok.adapters.huggingface.inner import CACHES, SIDE_INPUTS, RegionModelMixin, reject_other_media
 from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
 from regiontok.errors import UnknownOptionError
@@ -107,7 +107,10 @@ def _make(name: str, bases: tuple[type[Any], ...], **attributes: Any) -> Any:
 
 
 def _make_class(name: str, bases: tuple[type[Any], ...], **attributes: Any) -> Any:
-    doc = f"``{bases[-1].__name__}`` with region tokens; see `{bases[-2].__name__ if len(bases) > 1 else name}`."
+    doc = f"``{bases[-1].__name__}`` with region tokens."
+    for mixin in (RegionModelMixin, RegionMixin, RegionProcessorMixin):
+        if any(issubclass(base, mixin) for base in bases):
+            doc += f" See `{mixin.__name__}`."
     return type(name, bases, {"__module__": _PACKAGE, "__doc__": doc, **attributes})
 
 

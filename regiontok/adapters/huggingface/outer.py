@@ -119,11 +119,11 @@ class RegionMixin:
         return self.model.blank_image()
 
     def encode_regions(self, pixel_values: Tensor, **inputs: Any) -> RegionTokens:
-        """Return region tokens of images without a prompt; see `RegionModelMixin.encode_regions`."""
+        """Return region tokens of images without a prompt; see `RegionEncoderMixin.encode_regions`."""
         return self.model.encode_regions(pixel_values, **inputs)
 
     def num_tokens(self, image_sizes: Any = None, **options: Any) -> list[int]:
-        """Return how many tokens images will get, before they are encoded; see `RegionModelMixin.num_tokens`."""
+        """Return how many tokens images will get, before they are encoded; see `RegionEncoderMixin.num_tokens`."""
         return self.model.num_tokens(image_sizes, **options)
 
     def expand(

@@ -1,0 +1,109 @@
+"""Loops behind `regiontok.masked`: features that know their masks, and merging of masks."""
+
+import numpy as np
+
+from regiontok._kernels import compiled
+from regiontok._kernels.merge import APART, SMALLEST, dot_product
+
+
+@compiled
+def extend(features, valid, patch, group, weight, out):
+    """Write unit vectors with a coordinate per group; return the squared deviation of the unit vectors per patch.
+
+    Args:
+        features: ``(P, D)`` float32.
+        valid: ``(P,)`` bool; rows of other patches are 0.
+        patch: ``(memberships,)`` int64: patches that are in a group.
+        group: ``(memberships,)`` int64: which of the ``G`` groups.
+        weight: The value of a membership.
+        out: ``(P, D + G)`` float32, written.
+    """
+    dim = features.shape[1]
+    out[:] = 0
+    total = np.zeros(dim, np.float64)
+    members = 0
+    squares = 0.0
+    for row in range(len(valid)):
+        if not valid[row]:
+            continue
+        members += 1
+        square = np.float64(dot_product(features, row, features, row))
+        if not square < 1e30:
+            return -1.0  # out of range, or not a number
+        if square < SMALLEST:
+            continue
+        factor = np.float32(1 / np.sqrt(square))
+        squares += 1.0
+        for d in range(dim):
+            value = factor * features[row, d]
+            out[row, d] = value
+            total[d] += value
+    for index in range(len(patch)):
+        out[patch[index], dim + group[index]] = weight
+    if members == 0:
+        return 0.0
+    return max(0.0, squares - (total * total).sum() / members) / members
+
+
+@compiled
+def join(sums, members, touching, target, first, second, scores):
+    """Merge groups by Ward's rule until ``target`` are left; groups that touch first.
+
+    Args:
+        sums: ``(G, D)`` float64: sums of features; changed.
+        members: ``(G,)`` int64: how many features each is the sum of; changed.
+        touching: ``(G, G)`` bool, symmetric; changed.
+        target: Number of groups at which to stop, at least 1.
+        first: ``(G,)`` int64, written: the group that each merge keeps, the smaller number.
+        second: ``(G,)`` int64, written: the group that it ends.
+        scores: ``(G,)`` float64, written: the growth of the squared error.
+
+    Returns:
+        The number of merges.
+    """
+    groups, dim = sums.shape
+    live = np.ones(groups, np.bool_)
+    cost = np.full((groups, groups), np.inf)
+    best = np.zeros(groups, np.int64)
+    for a in range(groups):
+        for b in range(a + 1, groups):
+            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else APART)
+    for a in range(groups - 1):
+        best[a] = a + 1 + np.argmin(cost[a, a + 1 :])
+    left, done = groups, 0
+    while left > target:
+        a = -1
+        for row in range(groups - 1):
+            if live[row] and cost[row, best[row]] < np.inf and (a < 0 or cost[row, best[row]] < cost[a, best[a]]):
+                a = row
+        b = best[a]
+        first[done], second[done] = a, b
+        scores[done] = cost[a, b] - (0.0 if touching[a, b] else APART)
+        done += 1
+        left -= 1
+        for d in range(dim):
+            sums[a, d] += sums[b, d]
+        members[a] += members[b]
+        live[b] = False
+        for c in range(groups):
+            if live[c] and c != a:
+                meets = touching[a, c] or touching[b, c]
+                touching[a, c] = meets
+                touching[c, a] = meets
+                value = _growth(sums, members, a, c) + (0.0 if meets else APART)
+                cost[min(a, c), max(a, c)] = value
+            cost[min(b, c), max(b, c)] = np.inf
+        for row in range(groups - 1):
+            if live[row] and (row == a or best[row] == a or best[row] == b or cost[row, a] < cost[row, best[row]]):
+                best[row] = row + 1 + np.argmin(cost[row, row + 1 :])
+    return done
+
+
+@compiled
+def _growth(sums, members, a, b):
+    m, n = np.float64(members[a]), np.float64(members[b])
+    total = 0.0
+    for d in range(sums.shape[1]):
+        difference = sums[a, d] / m - sums[b, d] / n
+        total += difference * difference
+    return total * m * n / (m + n)
