@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regiontok._checks import Features, check_finite, flatten_features
 from regiontok._kernels.labels import label
-from regiontok._kernels.masked import extend, join
+from regiontok._kernels.masked import add_up, extend, join
 from regiontok._kernels.merge import APART, CENTRED, WARD, merge
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions
@@ -126,14 +126,13 @@ def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_
             cols = int(flat.grids[image, 1])
             extended, _ = _extend(arrays, valid, cols, groups, weight, image)
             sums = np.zeros((groups.masks, extended.shape[1]))
-            np.add.at(sums, groups.group, extended[groups.patch])
+            add_up(extended, groups.patch, groups.group, sums)
             members = np.bincount(groups.group, minlength=groups.masks)
             touching = _touching(groups, len(arrays), cols)
             kept, ended, growth = (np.empty(groups.masks, kind) for kind in (np.int64, np.int64, np.float64))
             merges = join(sums, members, touching, budgets[image], kept, ended, growth)
-            own = np.arange(groups.masks)
-            for a, b in zip(kept[:merges], ended[:merges], strict=True):
-                own[own == b] = a
+            own = np.empty(groups.masks, np.int64)
+            label(np.ones(groups.masks, np.bool_), np.stack([kept, ended], 1), merges, own)
             number[start : start + groups.masks] = torch.from_numpy(own + start)
         start += groups.masks
     return _union(masks, number.to(masks.device))
@@ -177,21 +176,18 @@ def _extend(
 
 def _pieces(patches: int, groups: Groups) -> np.ndarray:
     """Return a number per patch that is the same for patches of the same masks, ``(P,)`` int32."""
-    order = np.lexsort((groups.group, groups.patch))
-    patch, group = groups.patch[order], groups.group[order]
-    known: dict[bytes, int] = {}
-    piece = np.zeros(patches, np.int32)
-    bounds = np.flatnonzero(np.r_[True, patch[1:] != patch[:-1], True])
-    for start, end in pairwise(bounds):
-        piece[patch[start]] = known.setdefault(group[start:end].tobytes(), len(known) + 1)
-    return piece
+    member = np.zeros((patches, groups.masks), np.bool_)
+    member[groups.patch, groups.group] = True
+    packed = np.packbits(member, axis=1)
+    _, piece = np.unique(packed.view(np.dtype((np.void, packed.shape[1]))).ravel(), return_inverse=True)
+    return piece.astype(np.int32)
 
 
 def _sums(extended: np.ndarray, labels: np.ndarray, regions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return sums, sizes and first patches of regions."""
     inside = np.flatnonzero(labels >= 0)
     sums = np.zeros((regions, extended.shape[1]))
-    np.add.at(sums, labels[inside], extended[inside])
+    add_up(extended, inside, labels[inside], sums)
     first = np.full(regions, len(labels), np.int64)
     np.minimum.at(first, labels[inside], inside)
     return sums, np.bincount(labels[inside], minlength=regions), first

@@ -48,6 +48,22 @@ def extend(features, valid, patch, group, weight, out):
 
 
 @compiled
+def add_up(values, rows, groups, sums):
+    """Add ``values[rows[i]]`` to ``sums[groups[i]]``.
+
+    Args:
+        values: ``(P, D)`` float32.
+        rows: ``(memberships,)`` int64.
+        groups: ``(memberships,)`` int64, below ``G``.
+        sums: ``(G, D)`` float64; changed.
+    """
+    for index in range(len(rows)):
+        row, group = rows[index], groups[index]
+        for d in range(values.shape[1]):
+            sums[group, d] += values[row, d]
+
+
+@compiled
 def join(sums, members, touching, target, first, second, scores):
     """Merge groups by Ward's rule until ``target`` are left; groups that touch first.
 

@@ -98,7 +98,7 @@ def _named_in(file: Path) -> set[str]:
     if not file.is_file():
         return set()
     names = file.read_text(encoding="utf-8").rpartition("import ")[2].partition("  #")[0]
-    return {name.strip() for name in names.split(",")}
+    return {name.strip() for name in names.split(",") if name.strip().isidentifier()}
 
 
 def auto_map(**classes: type[Any]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def region_processor(
 
 
 def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **options: Any) -> Any:
-    """The region model of a folder, of whatever family it is.
+    """Return the region model of a folder, of whatever family it is.
 
     Args:
         folder: What a region model's ``save_pretrained`` wrote, or a stock model, by folder or name on the hub.
@@ -192,7 +192,7 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
 
 
 def without_regions(model: Any) -> Any:
-    """The stock version of a region model, with the same weights; the region model stays as it is.
+    """Return the stock version of a region model, with the same weights; the region model stays as it is.
 
     Raises:
         DTypeError: No region model.
@@ -244,7 +244,7 @@ def _warn_untrained(regionizer: Regionizer) -> None:
 
 
 def _view(model: Any, kind: Any, *, config: Any = None) -> Any:
-    """The same modules and weights as another class, with a config of its own, or the one that is given."""
+    """Return a model with the same modules and weights as another class, and its own config or the one given."""
     if "forward" in vars(model) and "_hf_hook" not in vars(model):
         raise ValueRangeError(
             f"the forward of this {type(model).__name__} was replaced, as by torch.compile or accelerate's prepare, "
