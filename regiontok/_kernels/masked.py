@@ -117,11 +117,13 @@ def join(sums, members, touching, target, first, second, scores):
     return done
 
 
-@compiled
+@compiled(reassociate=True)
 def _growth(sums, members, a, b):
+    """Growth of the squared error by a merge of two groups."""
     m, n = np.float64(members[a]), np.float64(members[b])
+    per_m, per_n = 1 / m, 1 / n
     total = 0.0
     for d in range(sums.shape[1]):
-        difference = sums[a, d] / m - sums[b, d] / n
+        difference = sums[a, d] * per_m - sums[b, d] * per_n
         total += difference * difference
     return total * m * n / (m + n)
