@@ -13,9 +13,9 @@ from regiontok.regions import Regions
 
 
 class Batch:
-    """A batch on the host as the kernel wants it: contiguous float32, one copy from the device for all images.
+    """A batch on the host: contiguous float32, one copy from the device for all images.
 
-    Beside a kernel of a third of a millisecond every small tensor counts, so what is small is numbers and lists.
+    The kernel takes a third of a millisecond, of which every small tensor would be a part: small values are lists.
     """
 
     def __init__(self, features: Features, valid: Valid | None) -> None:
@@ -62,14 +62,14 @@ class Batch:
             )
         groups = groups_of(masks)
         in_mask = np.zeros(len(self.valid), np.bool_)
-        for image, one in enumerate(groups):
-            self.of(image, in_mask)[one.patch] = True
+        for image, group in enumerate(groups):
+            self.of(image, in_mask)[group.patch] = True
         self.valid = self.valid & in_mask
         self.patches = np.add.reduceat(self.valid, self.bounds[:-1], dtype=np.int64).tolist()
         groups = [
-            Groups(one.patch[inside], one.group[inside], one.masks)
-            for image, one in enumerate(groups)
-            for inside in [self.of(image, self.valid)[one.patch]]
+            Groups(group.patch[inside], group.group[inside], group.masks)
+            for image, group in enumerate(groups)
+            for inside in [self.of(image, self.valid)[group.patch]]
         ]
         return groups
 

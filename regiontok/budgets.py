@@ -54,10 +54,13 @@ def resolve_budget(
         raise ValueRangeError(f"num_regions={num_regions} and keep={keep} are both budgets. Pass one of them.")
     if num_regions is not None:
         budgets = _per_image("num_regions", num_regions, len(patches))
-        return [min(check_integer("num_regions", one), most) for one, most in zip(budgets, patches, strict=True)]
+        return [min(check_integer("num_regions", budget), most) for budget, most in zip(budgets, patches, strict=True)]
     if keep is not None:
-        fractions = [check_keep(one) for one in _per_image("keep", keep, len(patches))]
-        return [max(1, math.ceil(one * most * (1 - _PRECISION))) for one, most in zip(fractions, patches, strict=True)]
+        fractions = [check_keep(fraction) for fraction in _per_image("keep", keep, len(patches))]
+        return [
+            max(1, math.ceil(fraction * most * (1 - _PRECISION)))
+            for fraction, most in zip(fractions, patches, strict=True)
+        ]
     return None
 
 

@@ -39,7 +39,7 @@ class Groups(NamedTuple):
 
 def groups_of(masks: Regions) -> list[Groups]:
     """Return the memberships of each image of a batch of masks on the grid."""
-    patch, region, image = (one.cpu().numpy() for one in (masks.patch, masks.region, masks.image))
+    patch, region, image = (array.cpu().numpy() for array in (masks.patch, masks.region, masks.image))
     bounds = np.searchsorted(image, np.arange(len(masks.grids) + 1))
     starts = np.append(masks.starts.cpu().numpy(), len(patch))
     return [
@@ -150,7 +150,7 @@ def check_weight(mask_weight: object) -> float:
 def _extend(
     values: np.ndarray, valid: np.ndarray, cols: int, groups: Groups, weight: float, image: int
 ) -> tuple[np.ndarray, float]:
-    """Return unit features with a coordinate per mask, and what a squared error of them is worth."""
+    """Return unit features with a coordinate per mask, and the factor from their squared errors to those of unit features."""
     count = groups.masks if weight > 0 else 0
     patch, group = (groups.patch, groups.group) if count else (np.empty(0, np.int64), np.empty(0, np.int64))
     extended = np.empty((len(values), values.shape[1] + count), np.float32)

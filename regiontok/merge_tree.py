@@ -137,8 +137,8 @@ def check_stop(threshold: Any, num_regions: Any, keep: Any, explained_variance: 
     }
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
-        told = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise ValueRangeError(f"{told} are several ways to say when to stop. Leave all but one out.")
+        named = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueRangeError(f"{named} are several ways to say when to stop. Leave all but one out.")
     if threshold is not None:
         threshold = check_number("threshold", threshold, low=-1, high=1)
     if num_regions is not None:

@@ -16,18 +16,18 @@ def collect(labels, regions, first, areas, patch, region):
         region: ``(members,)`` int64, written.
     """
     areas[:] = 0
-    for one in labels:
-        if one >= 0:
-            areas[one + 1] += 1
-    for one in range(regions):
-        areas[one + 1] += areas[one]
+    for number in labels:
+        if number >= 0:
+            areas[number + 1] += 1
+    for number in range(regions):
+        areas[number + 1] += areas[number]
     for index in range(len(labels)):
-        one = labels[index]
-        if one >= 0:
-            place = areas[one]
+        number = labels[index]
+        if number >= 0:
+            place = areas[number]
             patch[place] = index
-            region[place] = first + one
-            areas[one] = place + 1
+            region[place] = first + number
+            areas[number] = place + 1
 
 
 @compiled

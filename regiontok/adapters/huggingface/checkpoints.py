@@ -59,12 +59,12 @@ class CheckpointMixin:
             config = transformers.AutoConfig.from_pretrained(name if config is None else config, **hub)
         is_old = not isinstance(config, cls._region_config)
         config = to_region_config(copy.deepcopy(config), cls._region_config)
-        for option in [one for one in kwargs if hasattr(config, one) and one not in _MODEL_OPTIONS]:
+        for option in [name for name in kwargs if hasattr(config, name) and name not in _MODEL_OPTIONS]:
             setattr(config, option, kwargs.pop(option))
         set_options(config, cls, newline=newline, positions=positions)
-        for given in (kwargs, vars(config)):
-            if given.get("quantization_config") is not None:
-                given["quantization_config"] = _without_regionizer(given["quantization_config"])
+        for options in (kwargs, vars(config)):
+            if options.get("quantization_config") is not None:
+                options["quantization_config"] = _without_regionizer(options["quantization_config"])
         if regionizer is not None:
             config.regiontok = dict(regionizer.config)
         elif is_old:
@@ -72,7 +72,7 @@ class CheckpointMixin:
         wants_report = kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
         model._weight_conversions = [  # saved again, weights have their new names
-            one for one in model._weight_conversions if one.source_patterns != list(_OLD_NAMES)
+            conversion for conversion in model._weight_conversions if conversion.source_patterns != list(_OLD_NAMES)
         ]
         if regionizer is not None:
             model.regionizer.load_state_dict(regionizer.state_dict())
@@ -88,7 +88,7 @@ class CheckpointMixin:
 
 
 def write_remote_code(folder: Any, names: Any) -> None:
-    """Write the module that ``auto_map`` names, so that a process without regiontok is told what it needs."""
+    """Write the module that ``auto_map`` names, so that a process without regiontok gets an error that names it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     classes = sorted({name.rpartition(".")[2] for name in names} | _named_in(Path(folder) / _REMOTE))
     (Path(folder) / _REMOTE).write_text(_CODE.format(names=", ".join(classes)), encoding="utf-8")
@@ -102,7 +102,7 @@ def _named_in(file: Path) -> set[str]:
 
 
 def auto_map(**classes: type[Any]) -> dict[str, str]:
-    """Return what a config tells transformers about the classes of a folder."""
+    """Return the ``auto_map`` of a config or processor: the classes that a folder is loaded with."""
     module = _REMOTE.removesuffix(".py")
     return {auto: f"{module}.{kind.__name__}" for auto, kind in classes.items()}
 
@@ -157,10 +157,10 @@ def _check_loaded(name: Any, report: Mapping[str, Any]) -> None:
 
 
 def _without_regionizer(quantization: Any) -> Any:
-    """Return a config of quantisation that leaves the Regionizer as it is, and the head unless it says otherwise."""
-    kept = copy.deepcopy(quantization)
-    fields = kept if isinstance(kept, dict) else vars(kept)
-    known = [name for name in ("llm_int8_skip_modules", "modules_to_not_convert") if name in fields]
-    for name in known or ("llm_int8_skip_modules",):
+    """Return a config of quantisation that skips the Regionizer, and the head unless the config says otherwise."""
+    changed = copy.deepcopy(quantization)
+    fields = changed if isinstance(changed, dict) else vars(changed)
+    present = [name for name in ("llm_int8_skip_modules", "modules_to_not_convert") if name in fields]
+    for name in present or ("llm_int8_skip_modules",):
         fields[name] = sorted({*(fields.get(name) or ("lm_head",)), "regionizer"})
-    return kept
+    return changed

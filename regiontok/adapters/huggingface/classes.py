@@ -130,16 +130,16 @@ def _register(config: Any, inner: Any, outer: Any, processor: Any, stock: Any, i
         (inner_stock.__name__, inner.__name__),
         (stock.__name__, outer.__name__),
     ):
-        known = _mapping.get_checkpoint_conversion_mapping(old)
-        if known is not None:
+        mapping = _mapping.get_checkpoint_conversion_mapping(old)
+        if mapping is not None:
             _mapping.register_checkpoint_conversion_mapping(
-                new, [_leave_regionizer(one) for one in known], overwrite=True
+                new, [_leave_regionizer(transform) for transform in mapping], overwrite=True
             )
 
 
 def _leave_regionizer(transform: Any) -> Any:
     """Return a renaming that does not take the Regionizer for a part of the language model, as Qwen2-VL's do."""
-    patterns = [one for one in transform.source_patterns if "model" in one and "(?!" in one]
+    patterns = [pattern for pattern in transform.source_patterns if "model" in pattern and "(?!" in pattern]
     if not patterns:
         return transform
     pattern = patterns[0]
@@ -159,7 +159,7 @@ def _leave_regionizer(transform: Any) -> Any:
 
 
 def _with_signature(function: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method with the signature of a stock one, from which ``generate`` reads what it takes."""
+    """Return a method with the signature of a stock one, from which ``generate`` reads its arguments."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return function(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Images as region tokens in a multimodal model, without prompts: what the families share."""
+"""Images as region tokens in a multimodal model, without prompts; shared by all families."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Patches(NamedTuple):
             image.
         num_placeholders: Number of placeholders that the stock processor writes, per block of them.
         views: Which part of which image each grid shows.
-        layers: Features of further layers, each like ``features``, that the language model takes beside them.
+        layers: Features of further layers, each like ``features``, that the language model takes too.
     """
 
     features: Features
@@ -44,7 +44,7 @@ class EncodedImages(NamedTuple):
         values: ``(N, text_dim)``: region tokens, and newlines of families that have them.
         region: ``(N,)`` int64: the region of each, -1 for newlines.
         regions: Their `Regions`; the images of these are the views.
-        patches: What the regions are made of.
+        patches: The patch features that the regions are made of.
         lengths: Number of tokens of each block of placeholders.
     """
 
@@ -72,7 +72,7 @@ class RegionEncoderMixin:
     _inner: type[Any]
     """The inner class of transformers."""
     encoder_inputs: tuple[str, ...] = ()
-    """What `encode_patches` takes besides pixels."""
+    """Names of the inputs of `encode_patches` other than pixels."""
     token_types: str | None = None
     """Name of the input that marks the tokens of images, where the stock class needs it."""
     answer_type: ClassVar[int] = 0
@@ -207,7 +207,7 @@ class RegionEncoderMixin:
             num_regions: See `RegionModelMixin`.
             keep: See `RegionModelMixin`.
             images: Number of images, where ``image_sizes`` does not give it.
-            inputs: What the family's encoder takes besides pixels. Families of dynamic resolution need the processor's
+            inputs: Inputs of the family's encoder other than pixels. Families of dynamic resolution need
                 ``image_grid_thw``, which gives the number of images too; some families that cut images need ``tiles``.
 
         Raises:
@@ -231,14 +231,14 @@ class RegionEncoderMixin:
         for name, count in (("images", images), ("image_sizes", None if sizes is None else len(sizes))):
             if count not in (None, count_photos(views)):
                 raise ShapeError(
-                    f"{name} must be of the {count_photos(views)} images that the rest tells; got {count}."
+                    f"{name} must be of the {count_photos(views)} images of the other arguments; got {count}."
                 )
         valid = self._valid(views, sizes)
         counts = self._known_counts(views, valid, self._budgets(views, valid, num_regions, keep))
         if counts is None:  # raises an error that says why
             counts = self.regionizer.num_tokens(_count_valid(views, valid), num_regions=num_regions, keep=keep)
         newlines = self.count_newlines(views, whole_images(views, counts))
-        return [one + more for one, more in zip(per_image(views, counts), newlines, strict=True)]
+        return [count + more for count, more in zip(per_image(views, counts), newlines, strict=True)]
 
     def check_regionizer(self, regionizer: Regionizer) -> None:
         """Reject a Regionizer that does not fit this model."""
@@ -305,12 +305,12 @@ class RegionEncoderMixin:
         if masks is not None:
             need_sizes(self.regionizer, masks, sizes)
             return self.regionizer(patches.features, masks=masks, sizes=sizes, num_regions=budget)
-        if all(one is None for one in valid):
+        if all(shown is None for shown in valid):
             return self.regionizer(patches.features, num_regions=budget)
         device = patches.features[0].device
         shown = [
-            torch.ones(view.grid, dtype=torch.bool, device=device) if one is None else one.to(device)
-            for view, one in zip(patches.views, valid, strict=True)
+            torch.ones(view.grid, dtype=torch.bool, device=device) if mask is None else mask.to(device)
+            for view, mask in zip(patches.views, valid, strict=True)
         ]
         return self.regionizer(patches.features, valid=shown, num_regions=budget)
 
@@ -342,4 +342,4 @@ def whole_images(views: Sequence[View], counts: Sequence[int] | None) -> list[bo
 
 def _count_valid(views: Sequence[View], valid: Sequence[Tensor | None]) -> list[int]:
     """Return the number of patches of each view that may be in a region."""
-    return [view.patches if one is None else int(one.sum()) for view, one in zip(views, valid, strict=True)]
+    return [view.patches if mask is None else int(mask.sum()) for view, mask in zip(views, valid, strict=True)]

@@ -28,7 +28,7 @@ from regiontok.views import count_photos
 transformers = require("transformers", extra="hf")
 
 SIDE_INPUTS = ("masks", "image_sizes", "num_regions", "keep")
-"""What every region model takes besides the arguments of its stock class."""
+"""Arguments of every region model that its stock class does not have."""
 CACHES = ("cache", "past_key_values")
 _OF_TEXT = ("language_model", "text_model", "lm_head")
 _OTHER_MEDIA = {"pixel_values_videos": "videos", "input_features": "sounds"}
@@ -47,11 +47,11 @@ class RegionModelMixin(RegionEncoderMixin):
         image_sizes: Height and width of each image before preprocessing, ``(images, 2)``, so that masks of another size
             are rejected, and padding is in no region; by default masks give it, or all patches show the image.
         num_regions: Budget of tokens instead of the Regionizer's own, one number or one per image.
-        keep: Likewise, as a fraction of the valid patches.
+        keep: The same budget as a fraction of the valid patches.
     """
 
     def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
-        """Add to ``inputs`` what the prompt tells about the tiles of images; nothing by default."""
+        """Add to ``inputs`` the tiles of images, read from the prompt; nothing by default."""
 
     def pack_features(self, output: Any) -> Any:
         """Return encoded features, a list of ``(tokens, text_dim)``, as the stock class takes them."""
@@ -77,7 +77,7 @@ class RegionModelMixin(RegionEncoderMixin):
         mm_encoder_outputs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the stock model on region tokens; see `RegionModelMixin` for what it takes besides."""
+        """Run the stock model on region tokens; see `RegionModelMixin` for further arguments."""
         reject_other_media(kwargs)
         outputs = dict(mm_encoder_outputs or {})
         inputs = self.take_inputs(kwargs)
@@ -158,7 +158,7 @@ class RegionModelMixin(RegionEncoderMixin):
         whole: list[bool] | None = None
         if num_regions is None and keep is None and self.regionizer.config["num_regions"] == PROMPT:
             num_regions, whole = self._read_budgets(blocks, patches)
-            valid = [None if whole[view.photo] else one for view, one in zip(patches.views, valid, strict=True)]
+            valid = [None if whole[view.photo] else mask for view, mask in zip(patches.views, valid, strict=True)]
         return self._encode_regions(patches, masks, sizes, valid, num_regions, keep, whole=whole), blocks
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
@@ -265,26 +265,26 @@ class RegionModelMixin(RegionEncoderMixin):
         Ranks that train together wait for the same gradients: a rank without an image would stop the others forever.
         """
         named: Any = self.named_parameters()
-        if not any(one.requires_grad for name, one in named if not any(part in name for part in _OF_TEXT)):
+        if not any(weight.requires_grad for name, weight in named if not any(part in name for part in _OF_TEXT)):
             return torch.zeros(())
         patches = self.encode_patches(**self.blank_image())
         features = self.regionizer.normalize(patches.features)
-        single = Regions.from_labels([torch.zeros_like(one[..., 0], dtype=torch.int64) for one in features])
+        single = Regions.from_labels([torch.zeros_like(grid[..., 0], dtype=torch.int64) for grid in features])
         tokens = self.regionizer.pool(features, single).map(self.projector)
         values, _ = self.arrange(tokens, patches.views, [False] * count_photos(patches.views))
-        return 0.0 * (values.sum() + sum(one.sum() for layer in patches.layers for one in layer))
+        return 0.0 * (values.sum() + sum(grid.sum() for layer in patches.layers for grid in layer))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the Regionizer as it does itself; transformers skips weights that were loaded."""
         regionizer = self._modules.get("regionizer")
-        if regionizer is not None and any(module is one for one in regionizer.modules()):
+        if regionizer is not None and any(module is part for part in regionizer.modules()):
             regionizer.reset_parameters()
         else:
             super()._init_weights(module)
 
 
 def reject_other_media(kwargs: Mapping[str, Any]) -> None:
-    """Reject videos and sounds."""
+    """Raise ValueRangeError for videos and sounds, which are not supported."""
     for name, media in _OTHER_MEDIA.items():
         if kwargs.get(name) is not None:
             raise ValueRangeError(f"{media} are not cut into regions. Leave {name} out.")

@@ -58,7 +58,7 @@ def with_regions(
         num_regions: Instead of ``regionizer``: the number of tokens of an image, without training: patches are merged
             by Ward's rule as they are, and pooled to their mean. ``"prompt"`` makes as many as a prompt has
             placeholders.
-        keep: Instead: the fraction of an image's patches, likewise.
+        keep: The same budget as a fraction of an image's patches.
         newline: ``drop``, ``photo`` or ``row``, for LLaVA-NeXT and LLaVA-OneVision; see `AnyresMixin`.
         positions: ``centroid`` or ``even``, for Qwen-VL and GLM-V; see `NativeResolutionMixin`.
 
@@ -110,13 +110,13 @@ def region_processor(
     num_regions: int | None = None,
     keep: float | None = None,
 ) -> Any:
-    """Return a processor that writes one placeholder per region token; the given one stays as it is.
+    """Return a processor that writes one placeholder per region token; the given one is not changed.
 
     Args:
         processor: Of ``AutoProcessor``, of a family of ``FAMILIES``.
         model: The region model for which prompts are written; its budget is used.
         num_regions: Budget without a model: the number of tokens of an image.
-        keep: Likewise, the fraction of an image's patches.
+        keep: The same budget as a fraction of an image's patches.
 
     Raises:
         DTypeError: A processor that writes no placeholders, or a ``model`` without regions.
@@ -151,8 +151,8 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
     """Return the region model of a folder, of whatever family it is.
 
     Args:
-        folder: What a region model's ``save_pretrained`` wrote, or a stock model, by folder or name on the hub.
-        regionizer: For a stock model; by default every patch is a token, and the model is what it was.
+        folder: Folder of a region model's ``save_pretrained``, or a stock model, by folder or name on the hub.
+        regionizer: For a stock model; by default every patch is a token, and the outputs are those of the stock model.
         options: Further arguments of ``from_pretrained``, such as ``dtype``.
 
     Raises:
@@ -167,7 +167,9 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
             f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on "
             "the hub."
         ) from error
-    types = {kind.model_type: one for one in BY_STOCK.values() for kind in (one.config, one.stock.config_class)}
+    types = {
+        kind.model_type: family for family in BY_STOCK.values() for kind in (family.config, family.stock.config_class)
+    }
     classes = types.get(config.model_type)
     if classes is None:
         raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
@@ -192,7 +194,7 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
 
 
 def without_regions(model: Any) -> Any:
-    """Return the stock version of a region model, with the same weights; the region model stays as it is.
+    """Return the stock version of a region model, with the same weights; the region model is not changed.
 
     Raises:
         DTypeError: No region model.
@@ -227,17 +229,17 @@ def _classes_of(model: Any) -> FamilyClasses:
 
 
 def _warn_untrained(regionizer: Regionizer) -> None:
-    """Warn of options that change what a stock model sees and that only training makes up for."""
-    given = []
+    """Warn of options that change the input of a stock model so that it needs training."""
+    reasons = []
     if regionizer.config["norm"] != "none":
-        given.append(f"norm={regionizer.config['norm']!r} scales features that the stock projector knows unscaled")
+        reasons.append(f"norm={regionizer.config['norm']!r} scales features that the stock projector knows unscaled")
     pool = regionizer.pool
     if isinstance(pool, CrossAttnPool) and not bool(pool.out.weight.any()):
-        given.append("the cross-attention pool is not trained, and so the mean")
-    if given:
+        reasons.append("the cross-attention pool is not trained, and so the mean")
+    if reasons:
         warnings.warn(
-            f"{'; '.join(given)}. Train the model, or use it as it is by with_regions(model, num_regions=128) or "
-            "Regionizer(pool='mean', norm='none').",
+            f"{'; '.join(reasons)}. Train the model, or use it without training by with_regions(model, num_regions=128) "
+            "or Regionizer(pool='mean', norm='none').",
             UntrainedWarning,
             stacklevel=3,
         )
@@ -264,9 +266,9 @@ def _view(model: Any, kind: Any, *, config: Any = None) -> Any:
 
 
 def _why_not(name: str) -> str:
-    known = ", ".join(BY_STOCK)
+    supported = ", ".join(BY_STOCK)
     if "Peft" in name:
         return f"{name} wraps a model. Give the model in it, peft_model.get_base_model(), and wrap its region version."
     if name in REFUSED:
-        return f"{name} cannot have region tokens: {REFUSED[name]}. Use one of {known}."
-    return f"there is no adapter for {name}. Use one of {known}."
+        return f"{name} cannot have region tokens: {REFUSED[name]}. Use one of {supported}."
+    return f"there is no adapter for {name}. Use one of {supported}."

@@ -1,6 +1,6 @@
 """Region tokens in a ``*ForConditionalGeneration``: prompts of the stock processor, saving and loading.
 
-The stock ``forward`` and ``generate`` run as they are: the inner model makes the region tokens (`inner`). What is here
+The stock ``forward`` and ``generate`` run as they are: the inner model makes the region tokens (`inner`). This module
 rewrites prompts that were not written for regions.
 """
 
@@ -34,7 +34,7 @@ class RegionInputs(NamedTuple):
     """A batch whose prompts have one placeholder per token of an image.
 
     Attributes:
-        inputs: What the stock ``forward`` takes: ``input_ids``, ``attention_mask``, ``labels`` and more, all
+        inputs: Arguments of the stock ``forward``: ``input_ids``, ``attention_mask``, ``labels`` and more, all
             ``(B, length)``; and ``mm_encoder_outputs``.
         regions: The `Regions` of the batch, in the order of their placeholders. Their images are the views.
         layout: Which of the caller's columns each column comes from.
@@ -102,7 +102,7 @@ class RegionMixin:
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
-        """What the encoder takes besides pixels."""
+        """Names of the encoder's inputs other than pixels."""
         return self.model.encoder_inputs
 
     @property
@@ -159,12 +159,12 @@ class RegionMixin:
         unknown = sorted(set(inputs) - {*SIDE_INPUTS, *self.encoder_inputs, *_PER_TOKEN})
         if unknown:
             raise ValueRangeError(f"expand takes no {unknown[0]}. Leave it out.")
-        given = {name: value for name, value in inputs.items() if value is not None and name not in _PER_TOKEN}
+        passed = {name: value for name, value in inputs.items() if value is not None and name not in _PER_TOKEN}
         if encoded is None:
-            encoded, _ = self.model.encode_images(input_ids, attention_mask, pixel_values, **given)
+            encoded, _ = self.model.encode_images(input_ids, attention_mask, pixel_values, **passed)
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         prompt |= {name: inputs.get(name) for name in _PER_TOKEN}
-        return self._rewrite(encoded, prompt, given, num_images=num_images, left=left)
+        return self._rewrite(encoded, prompt, passed, num_images=num_images, left=left)
 
     def forward(self, **kwargs: Any) -> Any:
         """Run the stock model on region tokens; see `RegionMixin` and `RegionModelMixin`."""
@@ -189,7 +189,7 @@ class RegionMixin:
         """Generate as the stock class does, from region tokens.
 
         A prompt of the stock processor is rewritten, and the caller's prompt is returned before the new tokens:
-        ``max_length`` and ``min_length`` count as if the prompt were as long as it came, and no cache is returned.
+        ``max_length`` and ``min_length`` count as if the prompt had its original length, and no cache is returned.
         """
         reject_other_media(kwargs)
         ids = kwargs.get("input_ids", inputs)

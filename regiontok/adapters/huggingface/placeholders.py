@@ -1,6 +1,6 @@
 """Blocks of placeholders in prompts: their lengths, and prompts rewritten for other lengths.
 
-A block is what stands for one image, or for one of its tiles where tiles have tags of their own.
+A block belongs to one image, or to one of its tiles where tiles have tags of their own.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def lay_out(
     Args:
         input_ids: ``(B, columns)``: prompts with one placeholder per block, with the stock processor's number of them,
             or with ``counts``.
-        attention_mask: ``(B, columns)``, 0 at padding, which is removed and added anew; None for no padding.
+        attention_mask: ``(B, columns)``, 0 at padding, which is removed and added again; None for no padding.
         image_token_id: The placeholder.
         counts: Number of tokens of each block of the batch, in the order of the placeholders.
         written: Number of placeholders that the stock processor writes for each.
@@ -157,7 +157,7 @@ def check_blocks(
 
 
 def _disagreement(blocks: Tensor, lengths: Sequence[int], written: Sequence[int], inside: Tensor) -> str:
-    """Return what is wrong with blocks that are not those of the images, and what to do."""
+    """Return the message for blocks that are not those of the images."""
     found = blocks[:, 2].tolist()
     told = (
         f"the prompts hold blocks of {_short(found)} placeholders; the images have {_short(lengths)} tokens, and the "

@@ -35,9 +35,9 @@ _CALL: ContextVar[Mapping[str, Any]] = ContextVar("_CALL", default=MappingProxyT
 class RegionProcessorMixin:
     """A processor of transformers that writes one placeholder per region token, mixed in before it.
 
-    It takes what the stock processor does, and a budget of the call. An image gets ``min(budget, patches)``
-    placeholders. Where each tile has a block of its own, the budget of the image is shared over the tiles. What stands
-    around the placeholders stays as it is; an image that keeps all of its patches has the placeholders of the stock
+    It takes the arguments of the stock processor, and a budget of the call. An image gets ``min(budget, patches)``
+    placeholders. Where each tile has a block of its own, the budget of the image is shared over the tiles. The
+    text around the placeholders is not changed; an image that keeps all of its patches has those of the stock
     processor.
 
     Attributes:
@@ -46,8 +46,8 @@ class RegionProcessorMixin:
 
     Shape:
         num_regions: Budget of the call: one number, or one per image of the batch.
-        keep: Likewise, a fraction of the valid patches.
-        masks: For sources that take masks: one entry per image of the batch; they are passed on to the model.
+        keep: The same budget as a fraction of the valid patches.
+        masks: For sources that take masks: one entry per image of the batch; the model gets them.
     """
 
     if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class RegionProcessorMixin:
         return data
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is saved, with the options of the Regionizer."""
+        """Return the values to save, with the options of the Regionizer."""
         own = {"regiontok": self.regiontok, "regiontok_newline": self.regiontok_newline}
         return super().to_dict() | own | {"auto_map": auto_map(AutoProcessor=type(self))}
 
@@ -215,7 +215,7 @@ class RegionProcessorMixin:
         geometry = ImageGeometry.letterbox(side) if is_thumbnail else options.geometry
         if size is None or geometry is None or side**2 != patches or options.padding == "keep":
             return patches
-        height, width = (int(one) for one in size)
+        height, width = (int(side) for side in size)
         return int(geometry.place((height, width)).valid((side, side)).sum())
 
     def _count_masks(self, image: int, lengths: list[int], size: Any, has_budget: bool) -> int:
@@ -245,10 +245,10 @@ class RegionProcessorMixin:
             several = image_inputs.get("batch_num_images")
             if several is not None and [count != 1 for count in several for _ in range(int(count))][image]:
                 return 1
-        height, width = (int(one) for one in size)
+        height, width = (int(side) for side in size)
         patches = side // self.patch_size if hasattr(self, "patch_size") else isqrt(self.num_image_tokens)
         best = require("transformers.image_processing_utils", extra="hf").select_best_resolution
-        down, across = (one // side for one in best([height, width], images.image_grid_pinpoints))
+        down, across = (length // side for length in best([height, width], images.image_grid_pinpoints))
         return int(self._get_unpadded_features(height, width, patches, patches, down, across)[1])
 
     def _split_count(self, count: int, tiles: int) -> tuple[int, list[int]]:
@@ -273,7 +273,7 @@ class RegionProcessorMixin:
         canvas = sys.modules[type(self.image_processor).__module__].get_optimal_tiled_canvas
         sizes = []
         for image, count in zip(utils.make_flat_list_of_images(images), num_tiles, strict=True):
-            tiles = int(count) - 1  # beside the thumbnail
+            tiles = int(count) - 1  # without the thumbnail
             is_picture = hasattr(image, "getbands")
             own = (image.height, image.width) if is_picture else utils.get_image_size(utils.to_numpy_array(image))
             cols, rows = (1, 1) if tiles < 1 else canvas(own, (height, width), tiles, tiles)

@@ -27,7 +27,7 @@ class AnyresMixin(VisionTowerMixin):
     """Families that pad a photo on to a grid of tiles, and pack a thumbnail and the tiles without padding into one run.
 
     The tiles of a photo are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
-    ends each row of patches with a newline, which says little after regions: ``newline`` tells what becomes of it.
+    ends each row of patches with a newline, which says little after regions: ``newline`` says whether it is kept.
     ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin in each row,
     so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source in raster
     order, and else ``drop``. An image so narrow that nothing is left of its tiles is its thumbnail alone; with ``row``
@@ -40,7 +40,7 @@ class AnyresMixin(VisionTowerMixin):
     has_newline = True
 
     def newline_of(self, whole: bool) -> str:
-        """Return what becomes of the newlines of an image, all of whose patches are kept or not."""
+        """Return how newlines of an image are written, by whether all of its patches are kept."""
         in_rows = whole and self.regionizer.config["order"] == "raster"
         return getattr(self.config, "regiontok_newline", None) or ("row" if in_rows else "drop")
 
@@ -68,14 +68,14 @@ class AnyresMixin(VisionTowerMixin):
         """Features of each view, of pixels ``(photos, tiles, 3, height, width)``, which may be padded with tiles."""
         sizes, inputs = self._sizes(pixel_values, inputs)
         tiles, views = self._tiles(sizes, **inputs), self._views(sizes, **inputs)
-        counts = [1 if one is None else 1 + one[0] * one[1] for one in tiles]
+        counts = [1 if tile is None else 1 + tile[0] * tile[1] for tile in tiles]
         if pixel_values.ndim == 5:
             if len(pixel_values) != len(sizes) or pixel_values.shape[1] < max(counts):
                 raise ShapeError(
-                    f"pixel_values must hold {counts} tiles of {len(sizes)} photos, as image_sizes tell; got "
+                    f"pixel_values must hold {counts} tiles of {len(sizes)} photos, as image_sizes give; got "
                     f"{tuple(pixel_values.shape)}. Pass the processor's image_sizes, (height, width) of each photo."
                 )
-            pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
+            pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
         elif len(pixel_values) != sum(counts):
             raise ShapeError(f"pixel_values must hold {sum(counts)} tiles; got {tuple(pixel_values.shape)}.")
         features, _ = self.encode_tiles(pixel_values)
@@ -110,7 +110,7 @@ class AnyresMixin(VisionTowerMixin):
 
     def _newlines_after(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> Tensor | None:
         """Return how many newlines follow each token, ``(R,)``; None for none at all."""
-        kinds = [self.newline_of(one) for one in whole]
+        kinds = [self.newline_of(is_whole) for is_whole in whole]
         if set(kinds) == {"drop"}:
             return None
         regions, device = tokens.regions, tokens.regions.device
@@ -126,7 +126,7 @@ class AnyresMixin(VisionTowerMixin):
         in_rows = (
             torch.where(is_thumbnail[regions.image], ends & in_padded, _changes(row)) + ends * empty[regions.image]
         )
-        kind = torch.tensor([NEWLINES.index(one) for one in kinds], device=device)[image[regions.image]]
+        kind = torch.tensor([NEWLINES.index(kind) for kind in kinds], device=device)[image[regions.image]]
         return torch.where(kind == NEWLINES.index("row"), in_rows, ends * (kind == NEWLINES.index("photo")))
 
     def count_newlines(self, views: Sequence[View], whole: Sequence[bool]) -> list[int]:
@@ -220,7 +220,7 @@ class OnevisionMixin(AnyresMixin):
 
     def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
         cut = self._cut(len(sizes), inputs)
-        return [self.tiles_of(size) if one else None for size, one in zip(sizes, cut, strict=True)]
+        return [self.tiles_of(size) if is_cut else None for size, is_cut in zip(sizes, cut, strict=True)]
 
     def _views(self, sizes: list[Size], **inputs: Any) -> list[View]:
         cut = self._cut(len(sizes), inputs)
@@ -248,7 +248,7 @@ class OnevisionMixin(AnyresMixin):
         given = inputs.get("batch_num_images")
         if given is None or inputs.get("in_one_piece"):
             return [not inputs.get("in_one_piece")] * photos
-        counts = [int(one) for one in given]
+        counts = [int(count) for count in given]
         if sum(counts) != photos:
             raise ShapeError(f"batch_num_images must add up to the {photos} photos; got {counts}.")
         return [count == 1 for count in counts for _ in range(count)]
@@ -274,7 +274,7 @@ def _need(image_sizes: Any) -> list[Size]:
     if image_sizes is None:
         raise ValueRangeError(
             "pixel_values need image_sizes, the height and width of each photo, which the processor gives with them: "
-            "they tell how it was cut. Pass them."
+            "they give how it was cut. Pass them."
         )
     return check_sizes("image_sizes", image_sizes)
 

@@ -1,4 +1,4 @@
-"""Gemma 4: photos at their own shape, padded to as many patches, whose positions tell their grids."""
+"""Gemma 4: photos at their own shape, padded to as many patches, whose positions give their grids."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class Gemma4Mixin(RegionModelMixin):
         positions = inputs.get("image_position_ids")
         if positions is None:
             raise ValueRangeError(
-                "pixel_values need image_position_ids, which the processor gives with them: they tell each photo's "
+                "pixel_values need image_position_ids, which the processor gives with them: they give each photo's "
                 "grid. Pass them."
             )
         side = self.config.vision_config.pooling_kernel_size
@@ -37,7 +37,7 @@ class Gemma4Mixin(RegionModelMixin):
         """Features ``(rows, cols, dim)`` of each photo, of its patches' pixels ``(photos, patches, numbers)``."""
         views = self.views(0, **inputs)
         output = self._inner.get_image_features(self, pixel_values, inputs["image_position_ids"], return_dict=True)
-        features = [one.unflatten(0, view.grid) for one, view in zip(output.pooler_output, views, strict=True)]
+        features = [image.unflatten(0, view.grid) for image, view in zip(output.pooler_output, views, strict=True)]
         return Patches(features, [view.patches for view in views], views)
 
     def blank_image(self) -> dict[str, Any]:

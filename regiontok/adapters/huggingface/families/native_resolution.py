@@ -39,7 +39,7 @@ class NativeResolutionMixin(RegionModelMixin):
         given = inputs.get("image_grid_thw")
         if given is None:
             raise ValueRangeError(
-                "pixel_values need image_grid_thw, which the processor gives with them: it tells each photo's grid. "
+                "pixel_values need image_grid_thw, which the processor gives with them: the grid of each photo. "
                 "Pass it."
             )
         side = self.config.vision_config.spatial_merge_size
@@ -53,16 +53,16 @@ class NativeResolutionMixin(RegionModelMixin):
         return whole_photos([(rows // side, cols // side) for _, rows, cols in given.tolist()])
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(rows, cols, dim)`` of each photo; ``image_grid_thw (photos, 3)`` tells their grids."""
+        """Features ``(rows, cols, dim)`` of each photo; ``image_grid_thw (photos, 3)`` gives their grids."""
         views = self.views(0, **inputs)
         given = torch.as_tensor(inputs["image_grid_thw"])
         if len(pixel_values) != int(given.prod(1).sum()):
             raise ShapeError(
-                f"pixel_values must hold the {int(given.prod(1).sum())} patches that image_grid_thw tells of; got "
+                f"pixel_values must hold the {int(given.prod(1).sum())} patches of image_grid_thw; got "
                 f"{len(pixel_values)}."
             )
         output = self._inner.get_image_features(self, pixel_values, image_grid_thw=given, return_dict=True)
-        layers = [_as_grids(one, views) for one in getattr(output, "deepstack_features", None) or ()]
+        layers = [_as_grids(layer, views) for layer in getattr(output, "deepstack_features", None) or ()]
         written = [view.patches for view in views]
         return Patches(_as_grids(output.pooler_output, views), written, views, layers)
 
@@ -161,4 +161,4 @@ class NativeResolutionMixin(RegionModelMixin):
 
 
 def _as_grids(features: Sequence[Tensor], views: Sequence[View]) -> Features:
-    return [one.unflatten(0, view.grid) for one, view in zip(features, views, strict=True)]
+    return [grid.unflatten(0, view.grid) for grid, view in zip(features, views, strict=True)]

@@ -20,13 +20,13 @@ from regiontok.views import View, stitch, tiled
 class TilesMixin(OneTensorMixin):
     """Families that cut a photo into tiles of one size, with a thumbnail of the whole photo beside several.
 
-    Where the tiles of a photo share one run of placeholders and ``tiles`` tells their rows and columns, they become one
+    Where the tiles of a photo share one run of placeholders and ``tiles`` gives their rows and columns, they become one
     grid, and regions cross their borders; else regions stay in their tile. A photo's masks and its budget are for all
     its tiles. ``source="patch"`` keeps the stock order, tile by tile.
 
     Shape:
-        tiles: Of each photo the rows and columns of its tiles, ``(1, 1)`` for a photo in one piece, as `tiles_of` tells
-            them; or their number, the thumbnail included, where no more is known. Prompts with the processor's runs
+        tiles: Of each photo the rows and columns of its tiles, ``(1, 1)`` for a photo in one piece, as `tiles_of`
+            returns them; or their number with the thumbnail, where no more is known. Prompts with the processor's runs
             tell at least the number.
     """
 
@@ -48,7 +48,7 @@ class TilesMixin(OneTensorMixin):
         if tiles is None:
             raise ValueRangeError(
                 "how an image is cut depends on its processor. Pass tiles, the rows and columns of each image's, as "
-                "tiles_of(processor, images) tells them."
+                "tiles_of(processor, images) returns them."
             )
         options = {"tagged": self._tagged, "thumbnail_first": self._thumbnail_first}
         return tiled(check_tiles(tiles), self.tile_grid, self.tile_pixels, stitched=not self._tagged, **options)
@@ -110,7 +110,7 @@ class TilesMixin(OneTensorMixin):
         return None
 
     def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
-        """Return the tiles of each image by the tags of its blocks; None where prompts do not tell."""
+        """Return the tiles of each image by the tags of its blocks; None where prompts do not give them."""
         return None
 
     def _read_lengths(self, blocks: Tensor, pixel_values: Tensor) -> list[Size | int] | None:
@@ -130,7 +130,7 @@ class TilesMixin(OneTensorMixin):
             return [1] * images
         raise ValueRangeError(
             f"the samples hold {len(lengths)} images and pixel_values {images} tiles: which are whose? Write the "
-            "prompts with a region processor, or pass tiles, as tiles_of(processor, images) tells them."
+            "prompts with a region processor, or pass tiles, as tiles_of(processor, images) returns them."
         )
 
 
@@ -159,8 +159,8 @@ class InternVLMixin(TilesMixin):
 class PerceptionLMMixin(TilesMixin):
     """PerceptionLM.
 
-    The rows and columns of its tiles are not told by its processor, so regions stay in their tile unless ``tiles`` says
-    more.
+    The rows and columns of its tiles are not returned by its processor, so regions stay in their tile unless ``tiles``
+    gives them.
     """
 
     _thumbnail_first = True
@@ -192,7 +192,7 @@ class TaggedTilesMixin(TilesMixin):
 
     _tagged = True
     _same_row: int | None = None
-    """Words between two tiles of a row; None where prompts do not tell rows."""
+    """Words between two tiles of a row; None where prompts do not give rows."""
 
     def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
         """Return the tiles of each image. The tag of the thumbnail, which ends an image, is before the last block."""
@@ -208,7 +208,7 @@ class TaggedTilesMixin(TilesMixin):
 
     def _image_ends(self, tags: Tensor) -> list[int]:
         """Which blocks end an image: here those with the tag of the last."""
-        return [int(one) for one in (tags == tags[-1]).nonzero()[:, 0]]
+        return [int(index) for index in (tags == tags[-1]).nonzero()[:, 0]]
 
     def _read_rows(self, runs: Tensor) -> Size | int:
         """Rows and columns of a photo's runs, or their number."""
@@ -245,7 +245,7 @@ class Cohere2VisionMixin(TaggedTilesMixin):
 
 
 class IdeficsMixin(TaggedTilesMixin):
-    """Idefics3 and SmolVLM: prompts tell rows and columns; pixels are padded to as many tiles in every sample."""
+    """Idefics3 and SmolVLM: prompts give rows and columns; pixels are padded to as many tiles in every sample."""
 
     encoder_inputs: tuple[str, ...] = ("tiles", "pixel_attention_mask")
     _same_row = 2
@@ -264,7 +264,7 @@ class IdeficsMixin(TaggedTilesMixin):
         mask = inputs.pop("pixel_attention_mask", None)
         if mask is not None and not mask.flatten(0, 1)[(pixel_values != 0).flatten(0, 1).flatten(1).any(1)].all():
             raise ValueRangeError(
-                "pixel_attention_mask leaves pixels of a tile out, whose features would not stand for them. Let the "
+                "pixel_attention_mask leaves pixels of a tile out, whose features would be of other pixels. Let the "
                 "processor resize photos to whole tiles, as it does by default."
             )
         return super().encode_patches(pixel_values, **inputs)
@@ -304,8 +304,8 @@ def check_tiles(tiles: Any) -> list[Size | int]:
 
 
 def count_tiles(tiles: Sequence[Size | int]) -> int:
-    """How many images photos were cut into, with the thumbnail that stands beside several."""
-    return sum(one if isinstance(one, int) else one[0] * one[1] + (one != (1, 1)) for one in tiles)
+    """How many images photos were cut into, with the thumbnail of those cut into several."""
+    return sum(tile if isinstance(tile, int) else tile[0] * tile[1] + (tile != (1, 1)) for tile in tiles)
 
 
 def _merged(model: Any, factor: int) -> Size:
