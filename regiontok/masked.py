@@ -150,7 +150,7 @@ def check_weight(mask_weight: object) -> float:
 def _extend(
     values: np.ndarray, valid: np.ndarray, cols: int, groups: Groups, weight: float, image: int
 ) -> tuple[np.ndarray, float]:
-    """Return unit features with a coordinate per mask, and the factor from their squared errors to those of unit features."""
+    """Return unit features with a coordinate per mask, and the factor from their squared errors to true ones."""
     count = groups.masks if weight > 0 else 0
     patch, group = (groups.patch, groups.group) if count else (np.empty(0, np.int64), np.empty(0, np.int64))
     extended = np.empty((len(values), values.shape[1] + count), np.float32)

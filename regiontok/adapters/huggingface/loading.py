@@ -238,8 +238,8 @@ def _warn_untrained(regionizer: Regionizer) -> None:
         reasons.append("the cross-attention pool is not trained, and so the mean")
     if reasons:
         warnings.warn(
-            f"{'; '.join(reasons)}. Train the model, or use it without training by with_regions(model, num_regions=128) "
-            "or Regionizer(pool='mean', norm='none').",
+            f"{'; '.join(reasons)}. Train the model, or use it without training by with_regions(model, "
+            "num_regions=128) or Regionizer(pool='mean', norm='none').",
             UntrainedWarning,
             stacklevel=3,
         )
