@@ -10,6 +10,7 @@ from regiontok.choices import (
     GENERATORS,
     GEOMETRIES,
     LINKAGES,
+    MASK_WEIGHT,
     MATCHES,
     NORMS,
     POINTS_PER_SIDE,
@@ -126,6 +127,17 @@ def add_amount_options(parser: Any) -> None:
         "--linkage",
         choices=LINKAGES,
         help="which neighbours merge first; default: ward for --tokens, --keep and --explained-variance, else centroid",
+    )
+
+
+def add_mask_weight(parser: Any) -> None:
+    """Add the option of how much masks count at a budget."""
+    parser.add_argument(
+        "--mask-weight",
+        type=float,
+        metavar="W",
+        help="of masks at a budget: how much they count beside features, 0 for not at all, inf to keep regions within "
+        f"masks; default: {MASK_WEIGHT}",
     )
 
 

@@ -55,6 +55,35 @@ def amount_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def amount_of_source(options: argparse.Namespace, source: str) -> dict[str, Any]:
+    """Return the options of `amount_of` that a source takes: budgets for masks, all for clustering."""
+    amount = amount_of(options)
+    if source in MASK_SOURCES:
+        amount = {name: value for name, value in amount.items() if name in ("num_regions", "keep")}
+        if amount and options.mask_weight is not None:
+            amount["mask_weight"] = options.mask_weight
+    return {} if source == "patch" else amount
+
+
+def check_amounts(options: argparse.Namespace, sources: Sequence[str]) -> None:
+    """Reject options of `amount_of` that no source takes."""
+    check_mask_weight(options)
+    names = named_amounts(options)
+    budgets = [name for name in names if name in ("--tokens", "--keep")]
+    by_masks = any(source in MASK_SOURCES for source in sources)
+    unused = [] if "clustering" in sources else [name for name in names if not (by_masks and name in budgets)]
+    if unused:
+        raise RegiontokError(f"{unused[0]} is for the source clustering. Leave it out.")
+    if options.mask_weight is not None and not (by_masks and budgets):
+        raise RegiontokError("--mask-weight is for masks with --tokens or --keep. Leave it out.")
+
+
+def check_mask_weight(options: argparse.Namespace) -> None:
+    """Reject a weight below 0."""
+    if options.mask_weight is not None and not options.mask_weight >= 0:
+        raise RegiontokError(f"--mask-weight must be at least 0; got {options.mask_weight}.")
+
+
 def named_amounts(options: argparse.Namespace) -> list[str]:
     """Which of these options were given, as they are written."""
     return [f"--{name.replace('_', '-')}" for name in AMOUNTS if getattr(options, name) is not None]
@@ -174,8 +203,7 @@ def _check_source(options: argparse.Namespace) -> None:
         raise RegiontokError(f"{amounts[0]} is for --source clustering, or for --uncovered cluster. Leave it out.")
     if options.mask_weight is not None and not (by_masks and budgets):
         raise RegiontokError("--mask-weight is for masks with --tokens or --keep. Leave it out.")
-    if options.mask_weight is not None and not options.mask_weight >= 0:
-        raise RegiontokError(f"--mask-weight must be at least 0; got {options.mask_weight}.")
+    check_mask_weight(options)
     if by_masks and budgets and of_combined:
         raise RegiontokError(f"{of_combined[0]} is for splitting masks without {budgets[0]}. Leave one of them out.")
     if options.source != "clustering" and options.linkage == "ward":
@@ -229,8 +257,8 @@ def check_generator(options: argparse.Namespace, generator: str | None) -> None:
 def check_count(options: argparse.Namespace) -> None:
     """Reject options of ``count`` and ``figures regions`` that no source uses."""
     check_encoder(options)
-    if amount_of(options) and "clustering" not in choose_sources(options):
-        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
+    amount_of(options)
+    check_amounts(options, choose_sources(options))
     check_generator(options, options.masks)
 
 
@@ -240,6 +268,9 @@ def check_compare(options: argparse.Namespace) -> None:
     if wrong:
         raise RegiontokError(f"--tokens must be from 1; got {wrong[0]}.")
     _check_fractions(options.keep or ())
+    check_mask_weight(options)
+    if options.mask_weight is not None and not has_masks(options):
+        raise RegiontokError("--mask-weight is for masks. Leave it out, or name masks.")
     _check_images(options)
 
 

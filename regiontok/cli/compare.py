@@ -1,10 +1,10 @@
-"""``regiontok compare``: which regions stand best for the patches of an encoder, at equal counts."""
+"""``regiontok compare``: which regions represent the patches of an encoder best, at equal counts."""
 
 import argparse
 from typing import Any
 
 from regiontok._files import write_json
-from regiontok.choices import BUDGETS, MASK_SOURCES
+from regiontok.choices import BUDGETS, MASK_SOURCES, MASK_WEIGHT
 from regiontok.cli.checks import annotated, has_masks
 from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
 from regiontok.cli.console import progress
@@ -38,16 +38,20 @@ def run_compare(options: argparse.Namespace) -> int:
             photo = read_photo(path, bits=options.bits)
             features, valid = encoder(photo)
             features = regionizers["patch"].normalize(features)
-            others, objects = {}, None
+            others, objects, on_grid = {}, None, None
             if masks_of:
                 masks = [masks_of(path, photo)]
-                others = {name: regionizers[name].group(features, masks=masks, valid=valid) for name in MASK_SOURCES}
+                without = {name: regionizers[name].group(features, masks=masks, valid=valid) for name in MASK_SOURCES}
+                on_grid = without["segmentation"]
+                others = {f"{name}{_NO_BUDGET}": regions for name, regions in without.items()}
                 objects = masks[0] if annotated(options) and len(masks[0]) else None
             found[str(path)] = compare_partitions(
                 features[0],
                 valid=valid[0],
                 counts=counts,
                 keep=sorted(set(options.keep or ())),
+                masks=on_grid,
+                mask_weight=MASK_WEIGHT if options.mask_weight is None else options.mask_weight,
                 others=others,
                 objects=objects,
                 geometry=encoder.geometry,
@@ -65,6 +69,7 @@ def run_compare(options: argparse.Namespace) -> int:
             **encoder.describe(),
             "norm": options.norm,
             "connectivity": options.connectivity,
+            "mask_weight": options.mask_weight,
             "masks": next((str(one) for one in (options.masks, options.coco, options.label_maps) if one), None),
             "mean": [_row(one) for one in means],
             "photos": {path: [_row(one) for one in rows] for path, rows in found.items()},
@@ -83,7 +88,7 @@ def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> 
     options = "".join(f", {name} {value}" for name, value in encoder.options.items())
     print(f"{photos} photo{'s' * (photos != 1)}, {encoder.name}{options}")
     columns = [*_COLUMNS, *(_OBJECTS if any(row.scores.miou is not None for row in rows) else ())]
-    print(f"{'':12}  {'regions':>7}  " + "  ".join(f"{head:>7}" for _, head, _ in columns))
+    print(f"{'':{_WIDTH}}  {'regions':>7}  " + "  ".join(f"{head:>7}" for _, head, _ in columns))
     blocks = {(one.tokens, one.keep): None for one in rows}
     last: tuple[int | None, float | None] | None = None
     for one in sorted(rows, key=lambda row: list(blocks).index((row.tokens, row.keep))):
@@ -92,10 +97,12 @@ def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> 
         last = one.tokens, one.keep
         values = [getattr(one.scores, name) for name, _, _ in columns]
         shares = "  ".join(f"{'-':>7}" if value is None else f"{100 * value:>5.1f} %" for value in values)
-        print(f"{one.source:12}  {one.scores.regions:>7.0f}  {shares}")
+        print(f"{one.source:{_WIDTH}}  {one.scores.regions:>7.0f}  {shares}")
     print("\n" + "; ".join(f"{head}: {told}" for _, head, told in columns))
 
 
+_NO_BUDGET = " (no budget)"
+_WIDTH = len(f"segmentation{_NO_BUDGET}")
 _COLUMNS = (
     ("kept", "kept", "of the patches' squared deviation"),
     ("single", "single", "regions of one patch"),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from regiontok.choices import MASK_SOURCES
-from regiontok.cli.checks import amount_of, choose_sources
+from regiontok.cli.checks import amount_of_source, choose_sources
 from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
 from regiontok.cli.console import progress
 from regiontok.cli.mask_sources import load_masks
@@ -22,7 +22,6 @@ def run_count(options: argparse.Namespace) -> int:
     """Run ``count``; return the exit code."""
     sources = choose_sources(options)
     with_masks = any(source in MASK_SOURCES for source in sources)
-    amount = amount_of(options)
     check_figure(options.out)
     photos = [found.path for found in find_photos(options.photos, options.out)]
     check_outputs(options, options.out, photos=photos)
@@ -34,7 +33,7 @@ def run_count(options: argparse.Namespace) -> int:
             norm=options.norm,
             pool="mean",
             geometry=encoder.geometry,
-            **(amount if source == "clustering" else {}),
+            **amount_of_source(options, source),
         )
         for source in sources
     }

@@ -10,8 +10,7 @@ from PIL import Image
 from regiontok import encoders
 from regiontok._require import require
 from regiontok.choices import MASK_SOURCES
-from regiontok.cli.arguments import LIMITS
-from regiontok.cli.checks import amount_of, choose_sources, has_masks, named_amounts
+from regiontok.cli.checks import amount_of, amount_of_source, check_amounts, choose_sources, has_masks
 from regiontok.cli.common import find_photos, load_assistant, load_encoder, roots_of
 from regiontok.cli.console import progress
 from regiontok.cli.mask_sources import load_masks
@@ -91,9 +90,7 @@ def run_encoders(options: argparse.Namespace) -> int:
 def run_regions(options: argparse.Namespace) -> int:
     """Run ``figures regions``; return the exit code."""
     _check(options, [options.photo])
-    sources, amount = choose_sources(options), amount_of(options)
-    if amount and "clustering" not in sources:
-        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
+    sources = choose_sources(options)
     photo = read_photo(options.photo, bits=options.bits)
     encoder = load_encoder(options)
     masks = (
@@ -109,7 +106,7 @@ def run_regions(options: argparse.Namespace) -> int:
             pool="mean",
             norm=options.norm,
             geometry=encoder.geometry,
-            **(amount if source == "clustering" else {}),
+            **amount_of_source(options, source),
         )
         given = masks if source in MASK_SOURCES else None
         regions[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
@@ -157,26 +154,22 @@ def run_attention(options: argparse.Namespace) -> int:
 def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
     """A name and a model for each panel."""
     if not options.sources:
+        if options.mask_weight is not None:
+            raise RegiontokError("--mask-weight is for --sources. Leave it out.")
         for folder in options.model:
             assistant = load_assistant(folder, options)
             source = assistant.model.regionizer.config["source"]
             several = len(options.model) > 1
             yield f"{Path(folder).name}, {source}" if several else source, assistant
         return
-    for name in LIMITS:
-        if getattr(options, name) is not None:
-            told = name.replace("_", "-")
-            raise RegiontokError(f"--{told} is for clustering alone, not for --sources. Leave one of them out.")
-    sources, amount = choose_sources(options), amount_of(options)
-    if amount and "clustering" not in sources:
-        raise RegiontokError(f"{named_amounts(options)[0]} is for the source clustering. Leave it out.")
+    sources = choose_sources(options)
+    check_amounts(options, sources)
     patches = Regionizer(source="patch", norm=options.norm or "none", padding="keep")
     stock = Assistant.load(options.model[0], regionizer=patches, device=options.device, dtype=options.dtype)
     with_regions = require("regiontok.adapters.huggingface", extra="hf").with_regions
     for source in sources:
         given: dict[str, Any] = {"source": source, "pool": "mean", "norm": options.norm or "none"}
-        if source == "clustering":
-            given |= amount
+        given |= amount_of_source(options, source)
         if source == "patch":
             given["padding"] = "keep"
         if source in MASK_SOURCES and not stock.places_photos:

@@ -12,7 +12,6 @@ from typing import Any
 from regiontok.choices import (
     BUDGETS,
     GENERATORS,
-    MASK_WEIGHT,
     METHODS,
     NOISES,
     NORMS,
@@ -38,6 +37,7 @@ from regiontok.cli.arguments import (
     add_layer_options,
     add_listing_options,
     add_mask_options,
+    add_mask_weight,
     add_model_options,
     add_placing_options,
     as_path,
@@ -129,13 +129,7 @@ def _add_tokenize(commands: Any) -> None:
     regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
     regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
     regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
-    regions.add_argument(
-        "--mask-weight",
-        type=float,
-        metavar="W",
-        help="with --tokens or --keep: how much masks count beside features, 0 for not at all, inf to keep regions "
-        f"within masks; default: {MASK_WEIGHT}",
-    )
+    add_mask_weight(regions)
     regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
     regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
     regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
@@ -214,6 +208,7 @@ def _add_count(commands: Any) -> None:
     count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
     count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_amount_options(count)
+    add_mask_weight(count)
     count.add_argument(
         "--out",
         type=as_path,
@@ -232,9 +227,10 @@ def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="compare regions at equal counts on an encoder's features",
-        description="Print how well regions stand for the patches of photos: a grid and clustering by its three rules "
-        "at equal counts, and with masks the sources of masks at counts of their own. With annotated masks, of --coco "
-        "or --label-maps, also how well regions keep to objects. Means over photos; a figure, and JSON beside it.",
+        description="Print how well regions represent the patches of images, at equal counts: a grid, clustering by "
+        "its three linkages, and with masks their two sources, which are also measured without a budget. With "
+        "annotated masks, of --coco, --label-maps or --mask-files, also how well regions follow objects. Means over "
+        "images; a figure, and JSON beside it.",
     )
     compare.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
     counts = compare.add_mutually_exclusive_group()
@@ -251,6 +247,7 @@ def _add_compare(commands: Any) -> None:
         metavar="FILE",
         help="the figure, and with .json after its name the scores of every photo; default: %(default)s",
     )
+    add_mask_weight(compare)
     add_encoder_options(compare)
     add_mask_options(compare, files=True)
     add_annotation_options(compare)
@@ -261,9 +258,9 @@ def _add_view(commands: Any) -> None:
     view = commands.add_parser(
         "view",
         help="explore a photo's regions in a browser",
-        description="Write one HTML file, which needs no network: the photo with its regions, sliders over threshold "
-        "and number of tokens, switches of rule and source, and similarities of regions. Sources of masks are there "
-        "with --masks.",
+        description="Write one HTML file, which needs no network: the image with its regions, sliders for threshold "
+        "and number of tokens, choices of linkage and source, and similarities of regions. With masks also their "
+        "sources, and a slider for how much masks count.",
     )
     view.add_argument("photo", type=as_path, metavar="PHOTO")
     view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: the photo's name in this folder")
@@ -316,6 +313,7 @@ def _add_figures(commands: Any) -> None:
     _add_figure_photos(regions, several=False)
     regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
     add_amount_options(regions)
+    add_mask_weight(regions)
     regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_encoder_options(regions)
     add_mask_options(regions, files=True)
@@ -335,6 +333,7 @@ def _add_figures(commands: Any) -> None:
     attention.add_argument(
         "--sources", nargs="+", choices=SOURCES, help="of one stock model, without training; default: patch"
     )
+    add_mask_weight(attention)
     attention.add_argument("--answer", metavar="TEXT", help="whose attention; default: what the model says")
     attention.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
     attention.add_argument("--query", default="answer", choices=("answer", "predicting"), help="default: %(default)s")

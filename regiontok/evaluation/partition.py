@@ -3,7 +3,7 @@
     scores = measure_partition(features, regions, valid=valid)
     scores[0].kept                                   # the share of the squared deviation that the regions keep
 
-`compare_partitions` measures a grid and clustering by its three rules at equal counts, and regions of masks beside.
+`compare_partitions` measures a grid, clustering by its three linkages and both sources of masks at equal counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from regiontok._checks import Features, Valid, check_finite, check_integer, flatten_features, flatten_valid
 from regiontok.budgets import resolve_budget
-from regiontok.choices import BUDGETS, LINKAGES
+from regiontok.choices import BUDGETS, LINKAGES, MASK_WEIGHT
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement
+from regiontok.masked import merge_masks
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
 
@@ -54,7 +55,8 @@ class PartitionResult(NamedTuple):
     """Regions of one image under a name, as `compare_partitions` measures them.
 
     Attributes:
-        source: ``grid``, ``centroid``, ``average``, ``ward``, or what the caller called regions of his own.
+        source: ``grid``, ``centroid``, ``average``, ``ward``, ``segmentation``, ``combined``, or the caller's name for
+            other regions.
         tokens: The count that was asked for; None for fractions, and for regions that have counts of their own.
         scores: How well they do.
         keep: The fraction of the valid patches that was asked for.
@@ -168,25 +170,30 @@ def compare_partitions(
     valid: Tensor | None = None,
     counts: Sequence[int] = BUDGETS,
     keep: Sequence[float] = (),
+    masks: Regions | None = None,
+    mask_weight: float = MASK_WEIGHT,
     others: Mapping[str, Regions] | None = None,
     objects: MaskSet | None = None,
     geometry: ImageGeometry | None = None,
     connectivity: int = 4,
 ) -> list[PartitionResult]:
-    """Measure a grid and clustering by its three rules at equal counts on one image, and regions of the caller's.
+    """Measure a grid, clustering by its three linkages and both sources of masks at equal counts on one image.
 
     Args:
         features: ``(rows, cols, D)``, normalised as clustering shall see them.
         valid: ``(rows, cols)`` bool; all by default.
         counts: Numbers of regions; an image with fewer valid patches has all of them.
         keep: Further numbers of regions, as fractions of the valid patches.
-        others: Regions of the image by name, such as those of masks, which have counts of their own.
+        masks: Masks of the image on the grid, from `MaskDownsampler`, for ``segmentation`` and ``combined``. There are
+            at most as many regions of ``segmentation`` as masks; patches outside all masks are in no region of both.
+        mask_weight: How much masks count beside features; see `regiontok.masked`.
+        others: Further regions of the image by name, whose numbers are what they are.
         objects: Annotated objects, for boundary recall and mean IoU.
         geometry: How the encoder places photos; needed with ``objects``.
         connectivity: 4 or 8 neighbours for clustering.
 
     Returns:
-        A `PartitionResult` per source and count, sources of the caller's last.
+        A `PartitionResult` per source and count; ``others`` come last.
 
     Raises:
         ShapeError, DTypeError, ValueRangeError: Arguments that cannot be, or do not belong to each other.
@@ -207,6 +214,13 @@ def compare_partitions(
     for linkage in LINKAGES:
         tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(batch, allowed[None])[0]
         found += [(linkage, *budget[:2], tree.cut(num_regions=budget[2])) for budget in budgets]
+    if masks is not None:
+        for budget in budgets:
+            merged = merge_masks(batch, masks, [budget[2]], mask_weight=mask_weight)
+            found.append(("segmentation", *budget[:2], merged))
+        within = UnionFindClusterer(connectivity=connectivity, mask_weight=mask_weight)
+        tree = within.tree(batch, masks=masks)[0]
+        found += [("combined", *budget[:2], tree.cut(num_regions=budget[2])) for budget in budgets]
     found += [(name, None, None, regions) for name, regions in (others or {}).items()]
     given = None if objects is None else [objects]
     return [

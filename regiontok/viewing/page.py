@@ -1,9 +1,9 @@
-"""An interactive page of a photo's regions: one HTML file that needs no network.
+"""An interactive page of an image's regions: one HTML file that needs no network.
 
-    write_page("china.html", photo, encoders.load("radio-384"), title="china.jpg")
+    write_page("china.html", image, encoders.load("radio-384"), title="china.jpg")
 
-The file holds the photo, the merge tree, the regions of the other sources and a compact copy of the patch features;
-cutting the tree and comparing regions happens in the browser. ``page.html`` beside this module is its frame.
+The file holds the image, its merge trees, the regions of the other sources and a compact copy of the patch features;
+trees are cut and regions compared in the browser. ``page.html`` beside this module is the template.
 """
 
 import base64
@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_number
+from regiontok._checks import Features, check_number
 from regiontok._files import write_bytes
 from regiontok.budgets import resolve_budget
-from regiontok.choices import MASK_SOURCES
+from regiontok.choices import MASK_SOURCES, MASK_WEIGHT
 from regiontok.clustering import UnionFindClusterer
+from regiontok.downsample import MaskDownsampler
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.maskset import MaskSet
@@ -40,6 +41,8 @@ _CLOSE = 0.01
 _MOST_BYTES = 1_500_000
 """Of features: all components of 36 x 36 patches of dimension 1024; larger grids of finer features lose some."""
 _MOST_PATCHES = 2**16 - 1
+_MASK_WEIGHTS = (0.0, 0.1, 0.2, 0.3, MASK_WEIGHT, 0.7, 1.0, 2.0, float("inf"))
+"""The steps of the slider; each has a tree of its own."""
 
 
 def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title: str = "photo", **options: Any) -> None:
@@ -71,17 +74,18 @@ def make_page(
     norm: str = "rms",
     connectivity: int = 4,
 ) -> str:
-    """A page on which a photo's regions can be explored, as HTML.
+    """Return a page on which an image's regions can be explored, as HTML.
 
-    A slider over the tree of the paper's rule, by threshold, and one over the tree of Ward's rule, by number of tokens;
-    a switch between the two at as many tokens, and between sources; and for the region under the pointer its patches,
-    its size, and how similar the others are. It works by pointer, touch, keyboard and screen reader, in light and dark.
+    It has a slider for the threshold of the paper's linkage and one for the number of tokens; with masks also a slider
+    for how much they count at that number; choices of linkage and source; and for the region under the pointer its
+    patches, its size, and how similar the other regions are. It works by pointer, touch, keyboard and screen reader, in
+    light and dark mode.
 
     Args:
         photo: The photo.
         encoder: What makes its features.
         title: What to call it, such as its file name; any text is safe.
-        masks: The photo's; with them the page has the sources ``segmentation`` and ``combined``.
+        masks: The image's; with them the page has the sources ``segmentation`` and ``combined``, and merges in masks.
         threshold: Where the page starts, by the paper's rule.
         num_regions: Start with so many tokens by Ward's rule instead; as many as there are, where there are fewer.
         keep: Start with this fraction of the valid patches as tokens instead.
@@ -115,6 +119,10 @@ def make_page(
     for source in MASK_SOURCES if masks is not None else ():
         regionizer = Regionizer(source=source, geometry=encoder.geometry, **options)
         sources[source] = regionizer.group(normed, masks=[masks], valid=valid)  # type: ignore[list-item]
+    trees_in_masks = None
+    if masks is not None:
+        on_grid = MaskDownsampler(geometry=encoder.geometry)([masks], features=normed, valid=valid)
+        trees_in_masks = _trees_in_masks(normed, on_grid, connectivity)
     (height, width), small = encoder.geometry.size, shrunk(photo, _LONGEST_SIDE)
     across = placement.scale[1] * photo.width * cols / width, placement.offset[1] * cols / width
     down = placement.scale[0] * photo.height * rows / height, placement.offset[0] * rows / height
@@ -131,6 +139,7 @@ def make_page(
         "scale": _encode(scale.astype("<f4")),
         "colours": _encode(_mean_colours(small, patch, rows * cols)),
         "trees": {tree.linkage: _tree(tree) for tree in trees},
+        "inMasks": trees_in_masks,
         "sources": {name: _regions(one) for name, one in sources.items()},
     }
     how = "without norm" if norm == "none" else f"{norm} norm"
@@ -186,9 +195,46 @@ def _mean_colours(photo: Image.Image, patch: np.ndarray, patches: int) -> np.nda
 
 
 def _tree(tree: MergeTree) -> dict[str, str]:
-    """The merges, and after each the similarity at which it happened, or for Ward's rule the share that is kept."""
-    score = tree.score if tree.deviation is None else tree.curve()[1][1:]
+    """Return the merges, and after each its cosine, or for Ward's rule the share of the deviation that is kept."""
+    return _encode_tree(tree, tree.score if tree.deviation is None else tree.curve()[1][1:])
+
+
+def _encode_tree(tree: MergeTree, score: Tensor) -> dict[str, str]:
     return {"pairs": _encode(tree.pairs.numpy().astype("<u2")), "score": _encode(score.numpy().astype("<f4"))}
+
+
+def _trees_in_masks(features: Features, masks: Regions, connectivity: int) -> dict[str, Any]:
+    """Return trees of Ward's rule with masks, one per weight, with the share of the deviation that each cut keeps."""
+    trees = [
+        UnionFindClusterer(connectivity=connectivity, mask_weight=weight).tree(features, masks=masks)[0]
+        for weight in _MASK_WEIGHTS
+    ]
+    unit = torch.nn.functional.normalize(features[0].float().cpu().flatten(0, 1), dim=1)
+    return {
+        "weights": [f"{weight:g}" for weight in _MASK_WEIGHTS],
+        "start": _MASK_WEIGHTS.index(MASK_WEIGHT),
+        "valid": _encode(trees[0].valid.numpy().astype(np.uint8)),
+        "trees": [_encode_tree(tree, _kept(tree, unit)) for tree in trees],
+    }
+
+
+def _kept(tree: MergeTree, unit: Tensor) -> Tensor:
+    """Return the share of the squared deviation of ``unit (P, D)`` that is kept after each merge, ``(M,)``.
+
+    A tree with masks scores merges by features and masks together; this is of the features alone.
+    """
+    inside = tree.valid.flatten()
+    sums, members = unit.double().numpy().copy(), np.ones(len(unit))
+    growth = np.empty(len(tree.pairs))
+    for merge, (first, second) in enumerate(tree.pairs.tolist()):
+        difference = sums[first] / members[first] - sums[second] / members[second]
+        m, n = members[first], members[second]
+        growth[merge] = m * n / (m + n) * (difference @ difference)
+        sums[first] += sums[second]
+        members[first] += n
+    shown = unit[inside].double()
+    deviation = float((shown - shown.mean(0)).square().sum())
+    return torch.from_numpy(1 - growth.cumsum() / deviation).clamp(0, 1) if deviation else torch.ones(len(growth))
 
 
 def _regions(regions: Regions) -> Mapping[str, Any]:

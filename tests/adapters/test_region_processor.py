@@ -209,6 +209,21 @@ def test_masks_with_a_budget_are_counted(source, uncovered):
         assert counts == count(inputs, processor)
 
 
+def test_servers_get_the_regions_of_several_tiles_without_a_prompt():
+    """An engine calls get_image_features alone, with what the processor returned."""
+    model = with_regions(CASES["InternVL"].make(), num_regions=5)
+    processor = region_processor(processor_of("InternVL"), model)
+    text = [f"w5 {placeholder('InternVL', processor)} w6"]
+    inputs = processor(text=text, images=[[Image.new("RGB", (112, 56), "red")]], return_tensors="pt")
+    assert len(inputs["pixel_values"]) == 3
+    expected = model.model(**inputs).image_outputs
+    images = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    (tokens,) = model.model.get_image_features(**images).pooler_output
+    assert torch.equal(tokens, torch.cat(list(expected.pooler_output)))
+    assert len(tokens) == 5
+    assert torch.equal(model.encode_regions(**images).values, tokens)
+
+
 @pytest.mark.parametrize("name", ["InternVL", "PerceptionLM", "LLaVA-NeXT", "SmolVLM"])
 def test_each_grid_of_an_image_gets_a_token(name):
     model = with_regions(CASES[name].make(), keep=0.01)

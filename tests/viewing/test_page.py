@@ -10,10 +10,11 @@ import torch
 from playwright.sync_api import sync_playwright
 
 from benchmarks.page import QUIET
-from regiontok import ImageGeometry, Regionizer, UnionFindClusterer, encoders, masks
+from regiontok import ImageGeometry, MaskDownsampler, Regionizer, UnionFindClusterer, encoders, masks
 from regiontok.cli import main
 from regiontok.encoders import Encoder
 from regiontok.errors import OutputError, ShapeError, ValueRangeError
+from regiontok.evaluation.partition import measure_partition
 from regiontok.viewing import make_page, write_page
 from regiontok.viewing.page import _compact
 from tests.conftest import smooth_features
@@ -143,7 +144,7 @@ def test_the_rules_can_be_compared_at_as_many_tokens(tab, made):
     _, features, valid, _, _ = made
     tree, ward = (UnionFindClusterer(linkage=one).tree(features, valid)[0] for one in ("centroid", "ward"))
     tab.slide("tokens", 50)
-    assert tab.page.get_by_role("radio", name="ward").is_checked()
+    assert tab.page.get_by_role("radio", name="ward", exact=True).is_checked()
     by_ward = tab.canvas()
     tab.page.get_by_role("radio", name="centroid").check()
     tab.settle()
@@ -153,15 +154,42 @@ def test_the_rules_can_be_compared_at_as_many_tokens(tab, made):
     told = float(tab.text("#threshold-told"))
     lowest = float(tree.score[: int(valid.sum()) - 50].min())
     assert told == pytest.approx(lowest, abs=0.006)
-    tab.page.get_by_role("radio", name="ward").check()
+    tab.page.get_by_role("radio", name="ward", exact=True).check()
     assert tab.sizes() == ward.cut(num_regions=50).areas().tolist()
+
+
+def test_the_mask_weight_slider_cuts_trees_with_masks(tab, made):
+    _, features, valid, found, encoder = made
+    on_grid = MaskDownsampler(geometry=encoder.geometry)([found], features=features, valid=valid)
+    assert not tab.page.locator("#weight").is_visible()
+    tab.slide("tokens", 50)
+    by_ward = tab.canvas()
+    tab.page.get_by_role("radio", name="ward, with masks").check()
+    tab.settle()
+    assert tab.text("#weight-told") == "0.5"
+    assert tab.canvas() != by_ward
+    for step, weight in ((0, 0.0), (4, 0.5), (8, float("inf"))):
+        clusterer = UnionFindClusterer(mask_weight=weight)
+        tab.slide("weight", step)
+        assert tab.text("#weight-told") == ("∞" if weight == float("inf") else f"{weight:g}")
+        for tokens in (3, 50, 200):
+            tab.slide("tokens", tokens)
+            expected = clusterer(features, num_regions=tokens, masks=on_grid)
+            assert tab.sizes() == expected.areas().tolist()
+            unit = torch.nn.functional.normalize(features, dim=-1)
+            inside = on_grid.masks()[0].any(0)
+            share = measure_partition(unit, expected, valid=inside[None])[0].kept
+            assert float(tab.text("#kept").split()[2]) == pytest.approx(100 * share, abs=0.06)
+    tab.page.get_by_role("radio", name="ward", exact=True).check()
+    assert not tab.page.locator("#weight").is_visible()
+    assert tab.text("#tokens-told") == "200"
 
 
 def test_it_may_open_at_a_number_of_tokens(chromium, tmp_path, china):
     write_page(tmp_path / "page.html", china, encoders.load("pixels"), num_regions=64)
     opened = Tab(chromium, tmp_path / "page.html")
     assert opened.text("#tokens-told") == "64"
-    assert opened.page.get_by_role("radio", name="ward").is_checked()
+    assert opened.page.get_by_role("radio", name="ward", exact=True).is_checked()
     opened.close()
     write_page(tmp_path / "page.html", china, encoders.load("pixels"), num_regions=10**6)
     opened = Tab(chromium, tmp_path / "page.html")

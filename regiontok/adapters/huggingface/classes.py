@@ -186,18 +186,19 @@ def _signed(inner: Any, forward: Callable[..., Any], stock: Callable[..., Any]) 
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        named = signature.bind(self, *args, **kwargs).arguments
-        named.pop("self")
-        extra = named.pop(rest[0].name, {}) if rest else {}
-        reject_other_media(extra)
-        for name in list(extra):
-            if extra[name] is None:
-                extra.pop(name)
+        if args:
+            named = signature.bind(self, *args, **kwargs).arguments
+            del named["self"]
+            kwargs = {**(named.pop(rest[0].name, {}) if rest else {}), **named}
+        reject_other_media(kwargs)
+        for name in [name for name in kwargs if name not in signature.parameters]:
+            if kwargs[name] is None:
+                del kwargs[name]
             elif name not in known:
                 near = difflib.get_close_matches(name, sorted(known), 1)
                 hint = f"Did you mean {near[0]!r}?" if near else "Leave it out."
                 raise UnknownOptionError(f"{type(self).__name__} takes no argument {name!r}. {hint}")
-        return forward(self, **named, **extra)
+        return forward(self, **kwargs)
 
     del call.__wrapped__  # accelerate looks through it, and would find the bare one
     call.__signature__ = signature  # type: ignore[attr-defined]

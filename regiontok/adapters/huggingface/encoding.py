@@ -129,6 +129,15 @@ class RegionEncoderMixin:
     def blank_image(self) -> dict[str, Any]:
         """Return the smallest input of `encode_patches`."""
 
+    def infer_tiles(
+        self,
+        pixel_values: Tensor,
+        inputs: dict[str, Any],
+        blocks: Tensor | None = None,
+        input_ids: Tensor | None = None,
+    ) -> None:
+        """Add the tiles of images to ``inputs``, by their sizes or by the prompt's blocks; nothing by default."""
+
     def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Return tokens in the order of their placeholders, ``(N, text_dim)``, and the region of each.
 
@@ -157,9 +166,7 @@ class RegionEncoderMixin:
         **inputs: Any,
     ) -> RegionTokens:
         """Return region tokens of images without a prompt, in the dimension of the language model."""
-        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
-        patches = self._encode(pixel_values, inputs | {"image_sizes": image_sizes})
-        valid = self._valid(patches.views, sizes)
+        patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs)
         budgets = self._budgets(patches.views, valid, num_regions, keep)
         return self._regionize(patches, masks, sizes, valid, budgets).map(self.projector)
 
@@ -249,10 +256,22 @@ class RegionEncoderMixin:
                 "Regionizer."
             )
 
-    def _encode(self, pixel_values: Tensor, inputs: dict[str, Any]) -> Patches:
+    def _encode(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Any,
+        inputs: dict[str, Any],
+        blocks: Tensor | None = None,
+        input_ids: Tensor | None = None,
+    ) -> tuple[Patches, Any, list[Tensor | None]]:
+        """Return patch features, checked sizes of the images, and which patches of each view may be in a region."""
+        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
+        inputs = inputs | {"image_sizes": image_sizes}
+        self.infer_tiles(pixel_values, inputs, blocks, input_ids)
         if "image_sizes" not in self.encoder_inputs:
-            inputs = {name: value for name, value in inputs.items() if name != "image_sizes"}
-        return self.encode_patches(pixel_values, **inputs)
+            del inputs["image_sizes"]
+        patches = self.encode_patches(pixel_values, **inputs)
+        return patches, sizes, self._valid(patches.views, sizes)
 
     def _encode_regions(
         self,

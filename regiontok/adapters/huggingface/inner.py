@@ -6,14 +6,14 @@ engines and caches that call it, with or without the outer class around it, see 
 Tested with transformers 5.24.
 """
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regiontok._checks import check_sizes
 from regiontok._require import require
 from regiontok.adapters.huggingface.encoding import EncodedImages, Patches, RegionEncoderMixin
 from regiontok.adapters.huggingface.placeholders import check_blocks, find_blocks, fits_blocks
@@ -49,9 +49,6 @@ class RegionModelMixin(RegionEncoderMixin):
         num_regions: Budget of tokens instead of the Regionizer's own, one number or one per image.
         keep: The same budget as a fraction of the valid patches.
     """
-
-    def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
-        """Add to ``inputs`` the tiles of images, read from the prompt; nothing by default."""
 
     def pack_features(self, output: Any) -> Any:
         """Return encoded features, a list of ``(tokens, text_dim)``, as the stock class takes them."""
@@ -150,11 +147,7 @@ class RegionModelMixin(RegionEncoderMixin):
                 f"pixel_values must be a tensor, as the processor returns it; got {type(pixel_values).__name__}."
             )
         blocks = find_blocks(input_ids, attention_mask, self.config.image_token_id)
-        sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
-        inputs["image_sizes"] = image_sizes
-        self.infer_tiles(blocks, input_ids, pixel_values, inputs)
-        patches = self._encode(pixel_values, inputs)
-        valid = self._valid(patches.views, sizes)
+        patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs, blocks, input_ids)
         whole: list[bool] | None = None
         if num_regions is None and keep is None and self.regionizer.config["num_regions"] == PROMPT:
             num_regions, whole = self._read_budgets(blocks, patches)
@@ -169,12 +162,9 @@ class RegionModelMixin(RegionEncoderMixin):
         pixel_values = inputs.pop("pixel_values")
         names = (*SIDE_INPUTS, *self.encoder_inputs)
         inputs = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        inputs.setdefault("image_sizes", None)
         masks = inputs.pop("masks", None)
         budget = {name: inputs.pop(name, None) for name in ("num_regions", "keep")}
-        sizes = None if inputs["image_sizes"] is None else check_sizes("image_sizes", inputs["image_sizes"])
-        patches = self._encode(pixel_values, inputs)
-        valid = self._valid(patches.views, sizes)
+        patches, sizes, valid = self._encode(pixel_values, inputs.pop("image_sizes", None), inputs)
         encoded = self._encode_regions(patches, masks, sizes, valid, budget["num_regions"], budget["keep"])
         blocks_of = [0] * count_photos(patches.views)
         for block, image in sorted({(view.run, view.photo) for view in patches.views}):
@@ -196,7 +186,7 @@ class RegionModelMixin(RegionEncoderMixin):
         for name in _OF_CONFIG:
             if kwargs.get(name) not in (None, getattr(self.config, name, None)):
                 raise ValueRangeError(f"{name} is the config's, for which the regions are made; got {kwargs[name]}.")
-        stock = inspect.signature(self._inner.forward).parameters
+        stock = _parameters(self._inner.forward)
         taken = {}
         for name in (*SIDE_INPUTS, *self.encoder_inputs):
             value = kwargs.get(name) if name in stock else kwargs.pop(name, None)
@@ -281,6 +271,12 @@ class RegionModelMixin(RegionEncoderMixin):
             regionizer.reset_parameters()
         else:
             super()._init_weights(module)
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a method's arguments; read once, since generation calls it for every token."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def reject_other_media(kwargs: Mapping[str, Any]) -> None:

@@ -92,18 +92,26 @@ class TilesMixin(OneTensorMixin):
         order = (regions.image * (1 + int(place.max())) + place).argsort(stable=True)
         return tokens.values[order], order
 
-    def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
+    def infer_tiles(
+        self,
+        pixel_values: Tensor,
+        inputs: dict[str, Any],
+        blocks: Tensor | None = None,
+        input_ids: Tensor | None = None,
+    ) -> None:
         """Add the tiles of each image: by the prompt's tags, the sizes of the images, or the lengths of its blocks."""
-        if self._tagged:
+        if not self._tagged:
+            tiles = self.tiles_of_sizes(inputs.get("image_sizes"), pixel_values)
+            if tiles is None and blocks is not None and inputs.get("tiles") is None:
+                tiles = self._read_lengths(blocks, pixel_values)
+        elif blocks is None or input_ids is None:
+            return
+        else:
             tiles = self.read_tags(blocks, input_ids)
             if inputs.get("tiles") is not None and tiles is not None:
                 _compare(check_tiles(inputs["tiles"]), tiles)
-        else:
-            tiles = self.tiles_of_sizes(inputs.get("image_sizes"), pixel_values)
-            if tiles is not None:
-                inputs["image_sizes"] = None
         if inputs.get("tiles") is None:
-            inputs["tiles"] = self._read_lengths(blocks, pixel_values) if tiles is None and not self._tagged else tiles
+            inputs["tiles"] = tiles
 
     def tiles_of_sizes(self, image_sizes: Any, pixel_values: Tensor | None = None) -> list[Size | int] | None:
         """Return tiles that ``image_sizes`` give; None by default."""
@@ -176,11 +184,17 @@ class PerceptionLMMixin(TilesMixin):
         rows, cols = self.vision_tower.timm_model.patch_embed.grid_size
         return rows // self.config.projector_pooling_ratio, cols // self.config.projector_pooling_ratio
 
-    def infer_tiles(self, blocks: Tensor, input_ids: Tensor, pixel_values: Tensor, inputs: dict[str, Any]) -> None:
+    def infer_tiles(
+        self,
+        pixel_values: Tensor,
+        inputs: dict[str, Any],
+        blocks: Tensor | None = None,
+        input_ids: Tensor | None = None,
+    ) -> None:
         """Add the tiles of each image, which its pixels give."""
         if inputs.get("tiles") is None and pixel_values.ndim == 5:
             inputs["tiles"] = [pixel_values.shape[1]] * len(pixel_values)
-        super().infer_tiles(blocks, input_ids, pixel_values, inputs)
+        super().infer_tiles(pixel_values, inputs, blocks, input_ids)
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features of pixels ``(photos, tiles, 3, height, width)``, or without photos."""
