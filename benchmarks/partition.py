@@ -1,7 +1,8 @@
 """What do tokens of equal number keep of real features, and what do they cost to make?
 
-Our three rules beside a grid, k-means, and the rules of ToMe and DiVT, written here from their papers: on a trained
-DINOv2-small and photos that packages ship (``examples/real_features.py``).
+Our three linkages beside a grid, k-means, and the rules of ToMe and DiVT, written here from their papers: on a trained
+DINOv2-small and images that packages ship (``examples/real_features.py``). And what masks add at the same numbers, by
+their weight: Felzenszwalb's segments of every image, and the true outline of the animal in one.
 """
 
 import sys
@@ -15,10 +16,14 @@ import torch
 from sklearn.cluster import KMeans
 
 from benchmarks.timing import ratio, save, take_turns
-from regiontok import MaskSet, Regions, UnionFindClusterer, encoders
+from regiontok import MaskDownsampler, MaskSet, Regions, UnionFindClusterer, encoders
+from regiontok import masks as generators
+from regiontok.choices import MASK_WEIGHT
 from regiontok.evaluation.partition import grid_regions, measure_partition
+from regiontok.masked import merge_masks
 
 COUNTS = (32, 64, 100)
+WEIGHTS = (0.0, 0.1, 0.3, 0.5, 1.0, float("inf"))
 BLOCKS = {"block 10": 9, "last block": -1}
 SIDE = 336
 _TOME_MERGES = 16  # a step, as in ToMe's larger models
@@ -152,6 +157,65 @@ def measure(features: list[torch.Tensor], quokka: tuple[torch.Tensor, MaskSet, A
     return told
 
 
+def measure_masks(
+    features: torch.Tensor, masks: list[Regions], quokka: tuple[torch.Tensor, Any, Any]
+) -> dict[str, Any]:
+    """Return scores of regions with masks by number of regions and weight, and their time over Ward's without masks.
+
+    Args:
+        features: ``(images, rows, cols, D)``, unit length.
+        masks: Felzenszwalb's segments of each on the grid; the last are those of the quokka.
+        quokka: Its features, the outline of the animal, and the geometry of the encoder.
+    """
+    animal, outline, geometry = quokka
+    true = MaskDownsampler(geometry=geometry, uncovered="background")([outline], features=animal)
+    table: dict[str, Any] = {}
+    for count in COUNTS:
+        rows: dict[str, dict[str, float]] = {}
+        for weight in WEIGHTS:
+            clusterer = UnionFindClusterer(num_regions=count, mask_weight=weight)
+            scores = [
+                measure_partition(one[None], clusterer(one[None], masks=mask))[0].kept
+                for one, mask in zip(features, masks[:-1], strict=True)
+            ]
+            row = {"squared error, Felzenszwalb": round(1 - float(np.mean(scores)), 4)}
+            for name, mask in (("true mask", true), ("Felzenszwalb", masks[-1])):
+                regions = clusterer(animal, masks=mask)
+                (found,) = measure_partition(animal, regions, objects=[outline], geometry=geometry)
+                row[f"IoU of the quokka, {name}"] = round(found.miou or 0.0, 3)
+                row[f"squared error of the quokka, {name}"] = round(1 - found.kept, 4)
+            rows[f"{weight:g}"] = row
+        merged = [
+            measure_partition(one[None], merge_masks(one[None], mask, [count], mask_weight=MASK_WEIGHT))[0].kept
+            for one, mask in zip(features, masks[:-1], strict=True)
+        ]
+        table[str(count)] = {
+            "by weight": rows,
+            "squared error of segmentation, Felzenszwalb": round(1 - float(np.mean(merged)), 4),
+        }
+    return table | {"time over ward": _mask_costs()}
+
+
+def _mask_costs() -> dict[str, float]:
+    """Return how long masks take over Ward's rule without them, by grid and number of masks."""
+    costs = {}
+    generator = torch.Generator().manual_seed(0)
+    for side, dim in ((24, 1024), (27, 1152)):
+        coarse = torch.randn(1, 4, 4, dim, generator=generator)
+        smooth = coarse.repeat_interleave(side // 4 + 1, 1).repeat_interleave(side // 4 + 1, 2)[:, :side, :side]
+        features = (smooth + 0.7 * torch.randn(1, side, side, dim, generator=generator)).contiguous()
+        rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        centres = side * torch.rand(100, 2, generator=generator)
+        nearest = torch.cdist(torch.stack([rows, cols], -1).reshape(-1, 2).float(), centres).argmin(1)
+        masks = Regions.from_labels(nearest.unique(return_inverse=True)[1].reshape(1, side, side))
+        clusterer = UnionFindClusterer(num_regions=64)
+        times = take_turns(
+            {"ward": partial(clusterer, features), "with masks": partial(clusterer, features, masks=masks)}, rounds=25
+        )
+        costs[f"{side} x {side} patches of {dim}, {len(masks)} masks"] = ratio(times, "with masks", "ward")
+    return costs
+
+
 def _divt(features: torch.Tensor, threshold: float) -> np.ndarray:
     flat = features.flatten(0, 1)
     return divt(flat @ flat.T, threshold).reshape(features.shape[:2]).numpy()
@@ -164,15 +228,22 @@ def main() -> None:
 
     torch.set_num_threads(1)
     photo, objects = real_features.quokka()
-    figures = {}
+    photos = [*real_features.photos().values(), photo]
+    segments = generators.load("felzenszwalb")(photos)
+    figures: dict[str, Any] = {}
     for name, layer in BLOCKS.items():
         encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=SIDE, geometry="squash")
-        encoded, _ = encoder(list(real_features.photos().values()))
+        encoded, _ = encoder(photos[:-1])
         own, _ = encoder(photo)
         unit = torch.nn.functional.normalize(encoded, dim=-1)
         figures[name] = measure(list(unit), (torch.nn.functional.normalize(own[0], dim=-1), objects, encoder.geometry))
         for count, one in figures[name].items():
             print(name, count, {key: value for key, value in one.items() if key != "times"}, sep="\n  ")
+        downsampler = MaskDownsampler(geometry=encoder.geometry, uncovered="single_patches")
+        both = [*unit[:, None], torch.nn.functional.normalize(own, dim=-1)]
+        on_grid = [downsampler([mask], features=one) for mask, one in zip(segments, both, strict=True)]
+        figures[f"{name}, masks"] = measure_masks(unit, on_grid, (both[-1], objects, encoder.geometry))
+        print(f"{name}, masks", figures[f"{name}, masks"], sep="\n  ")
     print(save("partition", figures))
 
 

@@ -10,25 +10,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from regiontok._batch import Batch
-from regiontok._checks import (
-    Features,
-    Valid,
-    check_choice,
-    check_finite,
-    check_integer,
-)
+from regiontok._checks import Features, Valid, check_choice, check_integer
 from regiontok._kernels.labels import label
-from regiontok._kernels.merge import (
-    AVERAGE,
-    CENTRED,
-    CENTROID,
-    OUT_OF_RANGE,
-    SAFE,
-    TOO_ALIKE,
-    UNSEEN,
-    WARD,
-    merge,
-)
+from regiontok._kernels.merge import AVERAGE, CENTROID, WARD
+from regiontok._merging import Merges, merge_patches
 from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.choices import LINKAGES, MASK_WEIGHT
 from regiontok.errors import ValueRangeError
@@ -38,7 +23,6 @@ from regiontok.regions import Regions
 
 _T = TypeVar("_T")
 
-_NO_PARTS = np.empty(0, np.int32)
 _THRESHOLD = 0.7
 _NO_BUDGET = "linkage='ward' needs num_regions, keep or explained_variance, which say when to stop. Pass one of them."
 _RULES = {"centroid": CENTROID, "average": AVERAGE, "ward": WARD}
@@ -181,11 +165,11 @@ class UnionFindClusterer:
         lowest = _LOWEST[linkage]
         if budgets is None and kept is None:
             lowest = _THRESHOLD if self.threshold is None else self.threshold
-        rule, least_kept = _RULES[linkage], -1.0 if kept is None else kept
+        least_kept = -1.0 if kept is None else kept
         labels = np.empty(len(batch.valid), np.int64)
 
         def cluster(image: int) -> int:
-            pairs, _, _ = self._merge(batch, image, rule, lowest, targets[image], least_kept)
+            pairs = self._merge(batch, image, linkage, lowest, targets[image], least_kept).pairs
             return label(batch.of(image, batch.valid), pairs, len(pairs), batch.of(image, labels))
 
         return batch.regions(labels, self._map(cluster, batch))
@@ -207,9 +191,7 @@ class UnionFindClusterer:
         ward = linkage == "ward"
 
         def grow(image: int) -> MergeTree:
-            pairs, score, deviation = self._merge(
-                batch, image, _RULES[linkage], _LOWEST[linkage], 1, 0.0 if ward else -1.0
-            )
+            pairs, score, deviation = self._merge(batch, image, linkage, _LOWEST[linkage], 1, 0.0 if ward else -1.0)
             return MergeTree(
                 pairs=torch.from_numpy(pairs.copy()),
                 score=torch.from_numpy(np.abs(score) if ward else score.copy()),
@@ -291,24 +273,11 @@ class UnionFindClusterer:
         diagonal = self.connectivity == 8
         return merge_in_masks(values, valid, batch.grids[image][1], diagonal, groups, self.mask_weight, target, image)
 
-    def _merge(
-        self, batch: Batch, image: int, rule: int, lowest: float, target: int, kept: float
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Merges of one image: ``pairs (m, 2)``, their scores ``(m,)``, and the image's squared deviation."""
+    def _merge(self, batch: Batch, image: int, linkage: str, lowest: float, target: int, kept: float) -> Merges:
+        """Merge the patches of one image."""
         values, valid = batch.of(image, batch.values), batch.of(image, batch.valid)
-        cols = batch.grids[image][1]
-        pairs = np.empty((len(valid), 2), np.int32)
-        score = np.empty(len(valid), np.float64)
-        how = (cols, self.connectivity == 8, rule, lowest, target, kept)
-        done, deviation = merge(values, valid, *how, UNSEEN, _NO_PARTS, pairs, score)
-        if done == OUT_OF_RANGE:
-            values = _scale_to_safe_range(values, valid, image, cols)
-            done, deviation = merge(values, valid, *how, SAFE, _NO_PARTS, pairs, score)
-        if done == TOO_ALIKE:
-            values, unit = _centre(values, valid)
-            done, deviation = merge(values, valid, *how, CENTRED, _NO_PARTS, pairs, score)
-            return pairs[:done], score[:done] * unit, deviation * unit
-        return pairs[:done], score[:done], deviation
+        grid = batch.grids[image][1], self.connectivity == 8
+        return merge_patches(values, valid, *grid, _RULES[linkage], lowest, target, kept, image=image)
 
     def _map(self, work: Callable[[int], _T], batch: Batch) -> list[_T]:
         """Results of ``work`` for every image of the batch, shared among threads."""
@@ -318,34 +287,6 @@ class UnionFindClusterer:
             return [work(image) for image in images]
         with ThreadPoolExecutor(threads) as pool:  # one per call: kept for good it would be dead in a forked process
             return list(pool.map(work, images))
-
-
-def _scale_to_safe_range(values: np.ndarray, valid: np.ndarray, image: int, cols: int) -> np.ndarray:
-    """Scale by a power of two, which changes no cosine, so that squares fit float32; refuse NaN and infinity."""
-    values = np.where(valid[:, None], values, np.float32(0))
-    check_finite(torch.from_numpy(values), image, cols)
-    largest = np.abs(values).max()
-    if largest == 0:
-        return values
-    return np.ldexp(values, -int(np.frexp(largest)[1]))
-
-
-def _centre(values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
-    """Unit vectors less their mean, scaled by a power of two; and what a squared error of them is worth.
-
-    Ward's rule does not see where the mean is. Patches that all look alike lose their differences in float32 dot
-    products; without their common part they do not. What is below the rounding of the features themselves is nothing.
-    """
-    shown = values[valid].astype(np.float64)
-    norm = np.sqrt((shown * shown).sum(1, keepdims=True))
-    shown /= np.where(norm == 0, 1, norm)
-    shown -= shown.mean(0)
-    if (shown * shown).sum() < 1e-13 * len(shown):
-        shown[:] = 0
-    power = int(np.frexp(np.abs(shown).max())[1])
-    centred = np.zeros_like(values)
-    centred[valid] = np.ldexp(shown, -power)
-    return centred, 4.0**power
 
 
 def _check_islands(batch: Batch, targets: Sequence[int], connectivity: int) -> None:

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from regiontok._checks import Features, check_finite, flatten_features
 from regiontok._kernels.labels import label
-from regiontok._kernels.masked import add_up, extend, join
-from regiontok._kernels.merge import APART, CENTRED, WARD, merge
+from regiontok._kernels.masked import add_up, join
+from regiontok._kernels.merge import SMALLEST, WARD
+from regiontok._merging import merge_patches
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions
-
-_ALIKE = 1e-3
-"""Mean squared deviation of unit features below which their mean is subtracted first, to keep float32's digits."""
 
 
 class Groups(NamedTuple):
@@ -74,24 +72,24 @@ def merge_in_masks(
     Returns:
         ``pairs (m, 2)`` and scores ``(m,)`` of the merges, as ``regiontok._kernels.merge.merge`` writes them.
     """
-    extended, unit = _extend(values, valid, cols, groups, 0.0 if np.isinf(weight) else weight, image)
-    piece = _pieces(len(valid), groups) if np.isinf(weight) else np.empty(0, np.int32)
-    pairs = np.empty((len(valid), 2), np.int32)
-    score = np.empty(len(valid), np.float64)
-    lowest = -np.finfo(np.float64).max
-    done, _ = merge(extended, valid, cols, diagonal, WARD, lowest, target, -1.0, CENTRED, piece, pairs, score)
-    score[:done] = np.where(score[:done] < -APART / 2, score[:done] + APART, score[:done])
+    share = _shares(len(valid), groups, weight)
+    piece = _pieces(len(valid), groups) if np.isinf(weight) else None
+    lowest, grid = -np.finfo(np.float64).max, (cols, diagonal)
+    merges = merge_patches(values, valid, *grid, WARD, lowest, target, share=share.copy(), piece=piece, image=image)
+    pairs, scores = merges.pairs, merges.scores
+    if int(valid.sum()) - len(pairs) == target:
+        return pairs, scores
     labels = np.empty(len(valid), np.int64)
-    regions = label(valid, pairs, done, labels)
-    if regions > target:
-        sums, members, first = _sums(extended, labels, regions)
-        touching = np.zeros((regions, regions), np.bool_)
-        kept, ended, growth = np.empty(regions, np.int64), np.empty(regions, np.int64), np.empty(regions)
-        more = join(sums, members, touching, target, kept, ended, growth)
-        pairs[done : done + more, 0], pairs[done : done + more, 1] = first[kept[:more]], first[ended[:more]]
-        score[done : done + more] = -growth[:more]
-        done += more
-    return pairs[:done], score[:done] * unit
+    regions = label(valid, pairs, len(pairs), labels)
+    inside = np.flatnonzero(labels >= 0)
+    extended = _extend(values, valid, share)
+    sums = np.zeros((regions, extended.shape[1]))
+    add_up(extended, inside, labels[inside], sums)
+    first = np.full(regions, len(labels), np.int64)
+    np.minimum.at(first, labels[inside], inside)
+    touching = np.zeros((regions, regions), np.bool_)
+    more, growth = _join(sums, np.bincount(labels[inside], minlength=regions), touching, target)
+    return np.concatenate([pairs, first[more].astype(np.int32)]), np.concatenate([scores, -growth])
 
 
 def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_weight: float) -> Regions:
@@ -115,7 +113,6 @@ def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_
     if not torch.equal(flat.grids, masks.grids):
         raise ShapeError(f"features must have the masks' grids, {masks.grids.tolist()}; got {flat.grids.tolist()}.")
     sizes = flat.grids.prod(1).tolist()
-    weight = 0.0 if np.isinf(mask_weight) else mask_weight
     number = torch.arange(len(masks))
     start = 0
     for image, (values, groups) in enumerate(zip(flat.values.split(sizes), groups_of(masks), strict=True)):
@@ -124,15 +121,14 @@ def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_
             valid = np.zeros(len(arrays), np.bool_)
             valid[groups.patch] = True
             cols = int(flat.grids[image, 1])
-            extended, _ = _extend(arrays, valid, cols, groups, weight, image)
+            check_finite(torch.from_numpy(np.where(valid[:, None], arrays, np.float32(0))), image, cols)
+            extended = _extend(arrays, valid, _shares(len(arrays), groups, mask_weight))
             sums = np.zeros((groups.masks, extended.shape[1]))
             add_up(extended, groups.patch, groups.group, sums)
             members = np.bincount(groups.group, minlength=groups.masks)
-            touching = _touching(groups, len(arrays), cols)
-            kept, ended, growth = (np.empty(groups.masks, kind) for kind in (np.int64, np.int64, np.float64))
-            merges = join(sums, members, touching, budgets[image], kept, ended, growth)
+            pairs, _ = _join(sums, members, _touching(groups, len(arrays), cols), budgets[image])
             own = np.empty(groups.masks, np.int64)
-            label(np.ones(groups.masks, np.bool_), np.stack([kept, ended], 1), merges, own)
+            label(np.ones(groups.masks, np.bool_), pairs, len(pairs), own)
             number[start : start + groups.masks] = torch.from_numpy(own + start)
         start += groups.masks
     return _union(masks, number.to(masks.device))
@@ -147,31 +143,31 @@ def check_weight(mask_weight: object) -> float:
     return float(mask_weight)
 
 
-def _extend(
-    values: np.ndarray, valid: np.ndarray, cols: int, groups: Groups, weight: float, image: int
-) -> tuple[np.ndarray, float]:
-    """Return unit features with a coordinate per mask, and the factor from their squared errors to true ones."""
-    count = groups.masks if weight > 0 else 0
-    patch, group = (groups.patch, groups.group) if count else (np.empty(0, np.int64), np.empty(0, np.int64))
-    extended = np.empty((len(values), values.shape[1] + count), np.float32)
-    deviation = extend(values, valid, patch, group, np.float32(weight), extended)
-    if deviation < 0:
-        check_finite(torch.from_numpy(np.where(valid[:, None], values, np.float32(0))), image, cols)
-        largest = np.abs(values[valid]).max()
-        scaled = np.where(valid[:, None], values / largest, np.float32(0))
-        deviation = extend(scaled, valid, patch, group, np.float32(weight), extended)
-    if deviation >= _ALIKE:
-        return extended, 1.0
-    dim = values.shape[1]
-    shown = values[valid].astype(np.float64)
-    norm = np.sqrt((shown * shown).sum(1, keepdims=True))
-    shown /= np.where(norm == 0, 1, norm)
-    shown -= shown.mean(0)
-    largest = max(float(np.abs(shown).max()), 1e-12)
-    power = int(np.frexp(largest)[1])
-    extended[valid, :dim] = np.ldexp(shown, -power)
-    extended[:, dim:] *= np.float32(2.0**-power)
-    return extended, 4.0**power
+def _shares(patches: int, groups: Groups, weight: float) -> np.ndarray:
+    """Return the weighted memberships of each patch, ``(P, masks)`` float32; ``(P, 0)`` for weights of 0 and infinity.
+
+    An infinite weight acts by parts of the image (`_pieces`) instead.
+    """
+    share = np.zeros((patches, groups.masks if 0 < weight < np.inf else 0), np.float32)
+    if share.shape[1]:
+        share[groups.patch, groups.group] = weight
+    return share
+
+
+def _extend(values: np.ndarray, valid: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return unit features beside weighted memberships, ``(P, D + masks)`` float32; 0 where not valid."""
+    shown = np.where(valid[:, None], values, np.float32(0))
+    shown /= max(np.abs(shown).max(), np.float32(SMALLEST))  # so that squares fit float32
+    norm = np.sqrt(np.einsum("pd,pd->p", shown, shown))[:, None]
+    return np.concatenate([shown / np.where(norm == 0, 1, norm), share], 1)
+
+
+def _join(sums: np.ndarray, members: np.ndarray, touching: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge groups until ``target`` are left; return pairs ``(M, 2)`` of their numbers, and growths of the error."""
+    groups = len(sums)
+    first, second, growth = (np.empty(groups, kind) for kind in (np.int64, np.int64, np.float64))
+    merges = join(sums, members, touching, target, first, second, growth)
+    return np.stack([first[:merges], second[:merges]], 1), growth[:merges]
 
 
 def _pieces(patches: int, groups: Groups) -> np.ndarray:
@@ -181,16 +177,6 @@ def _pieces(patches: int, groups: Groups) -> np.ndarray:
     packed = np.packbits(member, axis=1)
     _, piece = np.unique(packed.view(np.dtype((np.void, packed.shape[1]))).ravel(), return_inverse=True)
     return piece.astype(np.int32)
-
-
-def _sums(extended: np.ndarray, labels: np.ndarray, regions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return sums, sizes and first patches of regions."""
-    inside = np.flatnonzero(labels >= 0)
-    sums = np.zeros((regions, extended.shape[1]))
-    add_up(extended, inside, labels[inside], sums)
-    first = np.full(regions, len(labels), np.int64)
-    np.minimum.at(first, labels[inside], inside)
-    return sums, np.bincount(labels[inside], minlength=regions), first
 
 
 def _touching(groups: Groups, patches: int, cols: int) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Which regions are worth their count? The toy recipe at equal numbers of tokens, beside patches and masks.
+"""Which regions are worth their count? The toy recipe at equal numbers of tokens, beside patches and whole masks.
 
 python equal_tokens.py                             # the weight-free encoder
 python equal_tokens.py --encoder dinov2-small      # trained features; needs pip install -e '.[dev]'
+python equal_tokens.py --kinds combined            # some rows; the others of the table are kept
 """
 
 import argparse
@@ -27,20 +28,28 @@ COLOURS = {
 
 
 def runs(tokens: Sequence[int]) -> list[tuple[str, dict[str, Any], int]]:
-    """Source, options of regions and seed of every run, the longest first."""
+    """Return source, options of regions and seed of every run, the longest first.
+
+    A scene has fewer masks than every budget, so ``segmentation`` runs without one alone.
+    """
     found: list[tuple[str, dict[str, Any], int]] = [
         (source, {}, seed) for source in ("patch", "segmentation", "combined") for seed in SEEDS[8]
     ]
     for count in sorted(tokens, reverse=True):
         for seed in SEEDS[count]:
-            found.append(("grid", {"num_regions": count}, seed))
+            found += [(source, {"num_regions": count}, seed) for source in ("grid", "combined")]
             found += [("clustering", {"linkage": linkage, "num_regions": count}, seed) for linkage in LINKAGES]
     return found
 
 
 def kind_of(result: dict[str, Any]) -> str:
-    """The source, or the linkage of clustering."""
+    """Return the source, or the linkage of clustering."""
     return result["regions"].get("linkage") or result["row"].split("/")[1]
+
+
+def run_of(result: dict[str, Any]) -> tuple[str, dict[str, Any], int]:
+    """Return what `runs` has for a result."""
+    return result["row"].split("/")[1], result["regions"], result["seed"]
 
 
 def groups(results: Sequence[dict[str, Any]]) -> dict[tuple[str, int | None], list[dict[str, Any]]]:
@@ -82,8 +91,15 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
         every = [[one["accuracy"]["all"] for one in some] for some in mine]
         means = np.array([np.mean(some) for some in every])
         reach = np.abs(np.array([[min(some), max(some)] for some in every]).T - means)
-        style = "o-" if len(mine) > 1 else "D"
-        axes.errorbar(places, means, reach, fmt=style, color=colour, capsize=3, label=kind, markersize=5)
+        budgets = [count is not None for name, count in found if name == kind]
+        for has_budget, style in ((True, "o-"), (False, "D")):  # a diamond: as many as the source makes
+            part = [index for index, one in enumerate(budgets) if one == has_budget]
+            if part:
+                label = kind if has_budget or not any(budgets) else None
+                axes.errorbar(
+                    [places[index] for index in part], means[part], reach[:, part], fmt=style, color=colour, capsize=3,
+                    label=label, markersize=5,
+                )  # fmt: skip
     axes.set(xscale="log", xlabel="tokens per image", ylabel="right answers, %")
     ticks = sorted({round(float(np.mean([one["tokens_per_image"] for one in some]))) for some in found.values()})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -100,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own.add_argument("--encoder", default="pixels", help="pixels, dinov2-small, or a folder of transformers")
     own.add_argument("--layer", type=int, help="of such an encoder, counted from 0; default: the last")
     own.add_argument("--tokens", nargs="*", type=int, default=list(SEEDS), choices=list(SEEDS))
+    own.add_argument("--kinds", nargs="*", choices=list(COLOURS), help="rows to run; default: all")
     own.add_argument("--out", type=Path, default=FOLDER, help="default: %(default)s")
     own.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores; default: %(default)s")
     own.add_argument("--results", type=Path, default=RESULTS, help="where the table goes; default: %(default)s")
@@ -109,7 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store_features(options.out, encoder)
     name = f"equal-tokens-{encoder.label}"
     options.results.mkdir(parents=True, exist_ok=True)
+    chosen = [
+        one for one in runs(options.tokens)
+        if options.kinds is None or (one[1].get("linkage") or one[0]) in options.kinds
+    ]  # fmt: skip
+    stored = options.results / f"{name}.json"
     results = []
+    if options.kinds is not None and stored.is_file():
+        results = [one for one in json.loads(stored.read_text(encoding="utf-8")) if run_of(one) not in chosen]
     with ProcessPoolExecutor(
         options.jobs, get_context("spawn"), initializer=share_cores, initargs=(options.jobs,)
     ) as pool:
@@ -118,13 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 train_one, f"{encoder.label}/{source}/rms/mean/raster", options.out,
                 encoder=encoder, stored=True, seed=seed, regions=regions,
             )
-            for source, regions, seed in runs(options.tokens)
+            for source, regions, seed in chosen
         ]  # fmt: skip
         for one in as_completed(waiting):
             results.append(one.result())
             print(*table(results[-1:]).splitlines()[2:3], flush=True)
             text = json.dumps(results, indent=2) + "\n"
-            (options.results / f"{name}.json").write_text(text, encoding="utf-8")
+            stored.write_text(text, encoding="utf-8")
     (options.results / f"{name}.md").write_text(table(results), encoding="utf-8")
     picture(results, options.results / f"{name}.png")
     print(f"\n{table(results)}\nSaved in {options.results}")

@@ -1,50 +1,11 @@
-"""Loops behind `regiontok.masked`: features that know their masks, and merging of masks."""
+"""Loops behind `regiontok.masked`: merging of groups of patches, such as masks."""
 
 import numpy as np
 
 from regiontok._kernels import compiled
-from regiontok._kernels.merge import APART, SMALLEST, dot_product
 
-
-@compiled
-def extend(features, valid, patch, group, weight, out):
-    """Write unit vectors with a coordinate per group; return the squared deviation of the unit vectors per patch.
-
-    Args:
-        features: ``(P, D)`` float32.
-        valid: ``(P,)`` bool; rows of other patches are 0.
-        patch: ``(memberships,)`` int64: patches that are in a group.
-        group: ``(memberships,)`` int64: which of the ``G`` groups.
-        weight: The value of a membership.
-        out: ``(P, D + G)`` float32, written.
-    """
-    dim = features.shape[1]
-    total = np.zeros(dim, np.float32)  # float64 would halve the speed; the caller only asks whether it is near 0
-    members = 0
-    squares = 0.0
-    for row in range(len(valid)):
-        square = 0.0
-        if valid[row]:
-            members += 1
-            square = np.float64(dot_product(features, row, features, row))
-            if not square < 1e30:
-                return -1.0  # out of range, or not a number
-        seen = square >= SMALLEST
-        for d in range(dim if seen else 0, out.shape[1]):
-            out[row, d] = 0
-        if not seen:
-            continue
-        factor = np.float32(1 / np.sqrt(square))
-        squares += 1.0
-        for d in range(dim):
-            value = factor * features[row, d]
-            out[row, d] = value
-            total[d] += value
-    for index in range(len(patch)):
-        out[patch[index], dim + group[index]] = weight
-    if members == 0:
-        return 0.0
-    return max(0.0, squares - np.float64((total * total).sum()) / members) / members
+_APART = 2.0**40
+"""What it costs to merge groups that do not touch: more than any growth of the squared error."""
 
 
 @compiled
@@ -85,7 +46,7 @@ def join(sums, members, touching, target, first, second, scores):
     best = np.zeros(groups, np.int64)
     for a in range(groups):
         for b in range(a + 1, groups):
-            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else APART)
+            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else _APART)
     for a in range(groups - 1):
         best[a] = a + 1 + np.argmin(cost[a, a + 1 :])
     left, done = groups, 0
@@ -96,7 +57,7 @@ def join(sums, members, touching, target, first, second, scores):
                 a = row
         b = best[a]
         first[done], second[done] = a, b
-        scores[done] = cost[a, b] - (0.0 if touching[a, b] else APART)
+        scores[done] = cost[a, b] - (0.0 if touching[a, b] else _APART)
         done += 1
         left -= 1
         for d in range(dim):
@@ -108,7 +69,7 @@ def join(sums, members, touching, target, first, second, scores):
                 meets = touching[a, c] or touching[b, c]
                 touching[a, c] = meets
                 touching[c, a] = meets
-                value = _growth(sums, members, a, c) + (0.0 if meets else APART)
+                value = _growth(sums, members, a, c) + (0.0 if meets else _APART)
                 cost[min(a, c), max(a, c)] = value
             cost[min(b, c), max(b, c)] = np.inf
         for row in range(groups - 1):

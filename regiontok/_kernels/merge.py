@@ -21,6 +21,7 @@ import numpy as np
 
 from regiontok._kernels import compiled
 from regiontok._kernels.heap import lift, sink
+from regiontok._kernels.vectors import add_row, add_two, dot_product, dot_two, square_and_dot_two
 
 _NONE = -1
 _SHARED = -2
@@ -34,64 +35,12 @@ _ALIKE = 5e-3
 _ROUNDING = 1e-4
 """How far sums of growths may be off, as a share of the whole deviation."""
 
-APART = 2.0**40
+_APART = 2.0**32
 """What it costs to merge across parts: more than any growth of the squared error."""
 UNSEEN, SAFE, CENTRED = 0, 1, 2
 """What is known of an image's features: nothing; that their squares fit float32; that they are unit vectors less their
 mean, scaled."""
 OUT_OF_RANGE, TOO_ALIKE = -1, -2
-
-
-@compiled(reassociate=True)
-def dot_product(x, i, y, j):
-    total = np.float32(0)
-    for d in range(x.shape[1]):
-        total += x[i, d] * y[j, d]
-    return total
-
-
-@compiled(reassociate=True)
-def _dot_two(x, i, y, j, z, k):
-    """``x[i]·y[j]`` and ``x[i]·z[k]`` with one reading of ``x[i]``: loads are what a dot product waits for."""
-    first, second = np.float32(0), np.float32(0)
-    for d in range(x.shape[1]):
-        value = x[i, d]
-        first += value * y[j, d]
-        second += value * z[k, d]
-    return first, second
-
-
-@compiled(reassociate=True)
-def _square_and_dot_two(x, i, j, k):
-    square, first, second = np.float32(0), np.float32(0), np.float32(0)
-    for d in range(x.shape[1]):
-        value = x[i, d]
-        square += value * value
-        first += value * x[j, d]
-        second += value * x[k, d]
-    return square, first, second
-
-
-@compiled(reassociate=True)
-def _add(x, i, factor_i, j, factor_j, out, k):
-    """Write ``factor_i x[i] + factor_j x[j]`` to ``out[k]``; return its square."""
-    square = np.float32(0)
-    for d in range(x.shape[1]):
-        value = factor_i * x[i, d] + factor_j * x[j, d]
-        out[k, d] = value
-        square += value * value
-    return square
-
-
-@compiled(reassociate=True)
-def _add_to(out, i, x, j, factor):
-    """Add ``factor x[j]`` to ``out[i]``; return the square of the sum."""
-    square = np.float32(0)
-    for d in range(x.shape[1]):
-        value = out[i, d] + factor * x[j, d]
-        out[i, d] = value
-        square += value * value
-    return square
 
 
 @compiled
@@ -173,7 +122,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
             target[2 * edges] = below
             edges += 1
         if right and down:
-            square[patch], dot[start], dot[start + 1] = _square_and_dot_two(features, patch, patch + 1, below)
+            square[patch], dot[start], dot[start + 1] = square_and_dot_two(features, patch, patch + 1, below)
         else:
             square[patch] = dot_product(features, patch, features, patch)
             if edges > start:
@@ -193,7 +142,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
 
 
 @compiled
-def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, piece, pairs, scores):
+def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, share, piece, pairs, scores):
     """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
 
     Args:
@@ -206,6 +155,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         least: Number of regions at which to stop.
         kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
         known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
+        share: ``(P, S)`` float32: for ``WARD``, further coordinates of the patches beside their unit features, such as
+            memberships in masks; ``S`` may be 0. Changed.
         piece: ``(P,)`` int32: parts of the image whose patches merge first; regions of two parts merge only where no
             part has two regions that touch. Empty where there are no parts. Changed.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
@@ -238,7 +189,20 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     if kept > 0:
         allowed = allowance(kept, deviation)
 
-    in_parts = len(piece) > 0
+    in_parts, has_share = len(piece) > 0, share.shape[1] > 0
+    spread = 0.0
+    for edge in range(edges):
+        x, y = target[2 * edge + 1], target[2 * edge]
+        dot[edge] *= np.float64(factor[x]) * factor[y]
+        spread += max(0.0, (square[x] + square[y]) / 2 - dot[edge])
+    if linkage == WARD and known != CENTRED and edges > 0 and spread < _ALIKE * edges:
+        return TOO_ALIKE, 0.0
+    if has_share:
+        for patch in range(patches):
+            square[patch] += dot_product(share, patch, share, patch)
+        for edge in range(edges):
+            dot[edge] += dot_product(share, target[2 * edge + 1], share, target[2 * edge])
+
     rings = 2 * edges
     following = np.arange(rings + patches, dtype=np.int32)
     previous = np.arange(rings + patches, dtype=np.int32)
@@ -253,10 +217,9 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         x, y = target[2 * edge + 1], target[2 * edge]
         _link(following, previous, 2 * edge, rings + x)
         _link(following, previous, 2 * edge + 1, rings + y)
-        dot[edge] *= np.float64(factor[x]) * factor[y]
         score[edge] = _score(linkage, dot[edge], square[x], square[y], 1, 1)
         if in_parts and piece[x] != piece[y]:
-            score[edge] -= APART
+            score[edge] -= _APART
         stamp[edge] = edge
         if score[edge] >= threshold:
             heap_score[size] = score[edge]
@@ -264,8 +227,6 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             heap_edge[size] = edge
             position[edge] = size
             size += 1
-    if linkage == WARD and known != CENTRED and edges > 0 and -score.sum() < _ALIKE * edges:
-        return TOO_ALIKE, 0.0
     for i in range((size - 2) // 4, -1, -1):
         sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
 
@@ -304,26 +265,29 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         pairs[done, 0] = a
         pairs[done, 1] = b
         scores[done] = score[edge]
+        if in_parts and piece[a] != piece[b]:
+            scores[done] = _score(linkage, dot[edge], square[a], square[b], members[a], members[b])
+            mixed += 1
+            piece[a] = -mixed
         _unlink(following, previous, 2 * edge)
         _unlink(following, previous, 2 * edge + 1)
 
         if slot[a] < 0 and slot[b] < 0:
             num_free -= 1
             slot[a] = free[num_free]
-            square[a] = _add(features, a, factor[a], b, factor[b], sums, slot[a])
+            square[a] = add_two(features, a, factor[a], b, factor[b], sums, slot[a])
         elif slot[a] < 0:
             slot[a] = slot[b]
-            square[a] = _add_to(sums, slot[a], features, a, factor[a])
+            square[a] = add_row(sums, slot[a], features, a, factor[a])
         elif slot[b] < 0:
-            square[a] = _add_to(sums, slot[a], features, b, factor[b])
+            square[a] = add_row(sums, slot[a], features, b, factor[b])
         else:
-            square[a] = _add_to(sums, slot[a], sums, slot[b], np.float32(1))
+            square[a] = add_row(sums, slot[a], sums, slot[b], np.float32(1))
             free[num_free] = slot[b]
             num_free += 1
         members[a] += members[b]
-        if in_parts and piece[a] != piece[b]:
-            mixed += 1
-            piece[a] = -mixed
+        if has_share:
+            square[a] += add_row(share, a, share, b, np.float32(1))
 
         # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
         half = following[rings + a]
@@ -361,13 +325,13 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             x, y = unscored[i], unscored[i + 1]
             row_x, row_y = slot[target[x]], slot[target[y]]
             if row_x < 0 and row_y < 0:
-                dot_x, dot_y = _dot_two(sums, row, features, target[x], features, target[y])
+                dot_x, dot_y = dot_two(sums, row, features, target[x], features, target[y])
             elif row_x < 0:
-                dot_x, dot_y = _dot_two(sums, row, features, target[x], sums, row_y)
+                dot_x, dot_y = dot_two(sums, row, features, target[x], sums, row_y)
             elif row_y < 0:
-                dot_x, dot_y = _dot_two(sums, row, sums, row_x, features, target[y])
+                dot_x, dot_y = dot_two(sums, row, sums, row_x, features, target[y])
             else:
-                dot_x, dot_y = _dot_two(sums, row, sums, row_x, sums, row_y)
+                dot_x, dot_y = dot_two(sums, row, sums, row_x, sums, row_y)
             dot[x >> 1] = dot_x if row_x >= 0 else dot_x * factor[target[x]]
             dot[y >> 1] = dot_y if row_y >= 0 else dot_y * factor[target[y]]
         if count % 2:
@@ -376,6 +340,9 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
                 dot[x >> 1] = dot_product(sums, row, features, target[x]) * factor[target[x]]
             else:
                 dot[x >> 1] = dot_product(sums, row, sums, slot[target[x]])
+        if has_share:
+            for i in range(count):
+                dot[unscored[i] >> 1] += dot_product(share, a, share, target[unscored[i]])
 
         created = edges + np.int64(done) * patches
         half = following[rings + a]
@@ -383,7 +350,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             edge, neighbour = half >> 1, target[half]
             score[edge] = _score(linkage, dot[edge], square[a], square[neighbour], members[a], members[neighbour])
             if in_parts and piece[a] != piece[neighbour]:
-                score[edge] -= APART
+                score[edge] -= _APART
             stamp[edge] = created + neighbour
             entry = position[edge]
             if entry < 0:
