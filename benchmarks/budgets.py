@@ -1,6 +1,7 @@
 """What do a model's answers lose when its tokens are cut without training, by which rule, and what does it save?
 
     python -m benchmarks.budgets MODEL --questions test.json --photos images --tokens 64 32 16 8
+    python -m benchmarks.budgets MODEL --questions test.json --keep 0.25 0.1   # fractions of each image's patches
     python -m benchmarks.budgets MODEL --tasks pope mme --limit 200         # in an environment of regiontok[eval]
 
 A model folder of any family, region model or stock; questions are a list of ``{"image", "text", "answer"}``, or tasks
@@ -119,13 +120,14 @@ class ClassAttention:
         return looked[:, :, 0, prefix:].mean(1) if prefix > 0 else None
 
 
-def cut(model: Any, rule: str, count: int) -> Any:
-    """The model with so many tokens per photo by a rule; its norm is its own."""
+def cut(model: Any, rule: str, count: float) -> Any:
+    """Return the model with ``count`` tokens per image by a rule, or where it is below 1 with this share of patches."""
     norm = model.regionizer.config["norm"]
     if rule == "patches":
         return with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"))
     linkage = rule if rule in LINKAGES else None
-    small = with_regions(model, Regionizer(pool="mean", norm=norm, num_regions=count, linkage=linkage))
+    budget = {"keep": count} if isinstance(count, float) else {"num_regions": count}
+    small = with_regions(model, Regionizer(pool="mean", norm=norm, linkage=linkage, **budget))
     if linkage:
         return small
     attention = ClassAttention(model) if rule == "visionzip" else None
@@ -242,7 +244,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     asked.add_argument("--questions", type=Path, help="JSON: a list of objects with image, text and answer")
     asked.add_argument("--tasks", nargs="+", help="of lmms-eval")
     parser.add_argument("--photos", type=Path, help="where the questions' photos are; default: beside the questions")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 32, 16, 8])
+    parser.add_argument("--tokens", nargs="+", type=int, help="default: 64 32 16 8")
+    parser.add_argument("--keep", nargs="+", type=float, default=[], help="fractions of each image's patches")
     parser.add_argument("--rules", nargs="+", choices=[*RULES, *LINKAGES], help="default: all that the model allows")
     parser.add_argument("--limit", type=int, help="so many questions, or of each task")
     parser.add_argument("--batch", type=int, default=16)
@@ -255,12 +258,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Ask every model, print the table and save it."""
     options = parse(arguments)
+    budgets = [*(options.tokens or ([] if options.keep else [64, 32, 16, 8])), *options.keep]
     loaded = load_model(options.model).to(options.device)
     processor = AutoProcessor.from_pretrained(options.model)
     rules = options.rules or [*([] if loaded.encoder_inputs else ["visionzip"]), "grid", "random", "tome", *LINKAGES]
     results: list[dict[str, Any]] = []
     if options.tasks:
-        for rule, count in [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]:
+        for rule, count in [("patches", 0), *((rule, count) for rule in rules for count in budgets)]:
             scores = task_scores(Assistant(cut(loaded, rule, count), processor), options)
             results.append({"rule": rule, "tokens": count, "scores": scores})
             print(json.dumps(results[-1]), flush=True)
@@ -268,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         questions = json.loads(options.questions.read_text(encoding="utf-8"))[: options.limit]
         photos = options.photos or options.questions.parent
         whole = count_tokens(loaded, processor, questions[0], photos)
-        names = [("patches", 0), *((rule, count) for rule in rules for count in options.tokens)]
+        names = [("patches", 0), *((rule, count) for rule in rules for count in budgets)]
         models = {f"{rule} {count}": cut(loaded, rule, count) for rule, count in names}
         times = prefills(models, processor, questions[0], photos)
         if not loaded.encoder_inputs:  # photos of one shape, each by itself

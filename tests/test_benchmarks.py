@@ -105,9 +105,9 @@ def test_budgets_are_measured_on_a_model_folder(tmp_path, monkeypatch, capsys):
         questions.append({"image": f"{number}.png", "text": "w5", "answer": told if number else "no such word"})
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     given = [str(tmp_path / "model"), "--questions", str(tmp_path / "questions.json"), "--max-new-tokens", "1"]
-    results = budgets.main([*given, "--tokens", "8", "4"])
+    results = budgets.main([*given, "--tokens", "8", "4", "--keep", "0.25"])
     assert results[0] | {"prefill_ms": 0} == {"rule": "patches", "tokens": 16, "right": 66.7, "prefill_ms": 0}
     assert {(one["rule"], one["tokens"]) for one in results[1:]} == {
-        (rule, count) for rule in (*budgets.RULES, "centroid", "average", "ward") for count in (8, 4)
+        (rule, count) for rule in (*budgets.RULES, "centroid", "average", "ward") for count in (8, 4, 0.25)
     }
     assert "| 16 patches | 66.7 (" in capsys.readouterr().out

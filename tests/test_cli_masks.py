@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,31 @@ def test_count_prints_the_distribution_beside_the_papers_and_draws_it(photos, ca
     assert capsys.readouterr().out.splitlines()[2].split()[-1] == "576"
 
 
+def test_budgets_reach_sources_of_masks(photos, capsys):
+    command = ["count", "photos/a.png", "--masks", "felzenszwalb", "--tokens", "12", "--mask-weight", "inf"]
+    assert main([*command, "--out", "counts.png"]) == 0
+    counts = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[2:6]}
+    assert (counts["clustering"], counts["combined"], counts["patch"]) == ("12", "12", "408")
+    assert int(counts["segmentation"]) <= 12
+    for weight in ("0", "inf"):
+        figure = ["figures", "regions", "photos/a.png", "--masks", "felzenszwalb", "--keep", "0.05"]
+        assert main([*figure, "--mask-weight", weight, "--out", f"{weight}.png"]) == 0
+    pixels = [np.asarray(Image.open(f"{weight}.png")) for weight in ("0", "inf")]
+    assert (pixels[0] != pixels[1]).any()
+
+
+def test_compare_measures_masks_with_and_without_a_budget(photos, capsys):
+    command = ["compare", "photos/a.png", "--masks", "felzenszwalb", "--tokens", "8", "20"]
+    assert main([*command, "--mask-weight", "0", "--out", "c.png"]) == 0
+    table = [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert table.count("combined") == table.count("segmentation") == 2
+    assert table.count("combined (no budget)") == table.count("segmentation (no budget)") == 1
+    told = json.loads(Path("c.png.json").read_text(encoding="utf-8"))
+    assert told["mask_weight"] == 0
+    scores = {(row["source"], row["tokens"]): row["regions"] for row in told["mean"]}
+    assert scores["combined", 8] == scores["ward", 8] == 8
+
+
 def test_count_tells_lost_masks_and_does_not_count_its_own_pictures(photos, capsys, monkeypatch):
     nothing = [
         (name, MaskSet.from_masks(np.zeros((2, *size), bool)))
@@ -230,6 +256,10 @@ def test_count_leaves_out_photos_that_fail_and_sources_without_masks(photos, cap
         (["masks", "empty", "--out", "m", "--masks", "felzenszwalb"], "empty: there is no photo in it"),
         (["masks", "a.png", "--out", "a.png/m", "--masks", "felzenszwalb"], "a.png/m must be a folder that can be made"),
         (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
+        (["count", "a.png", "--sources", "patch", "--tokens", "9"], "--tokens is for the source clustering"),
+        (["count", "a.png", "--tokens", "9", "--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep"),
+        (["count", "a.png", "--masks", "felzenszwalb", "--tokens", "9", "--mask-weight", "-1"], "--mask-weight must be at least 0; got -1.0"),
+        (["compare", "a.png", "--mask-weight", "1"], "--mask-weight is for masks"),
         (["count", "a.png", "--out", "c.xyz"], "c.xyz: a figure must be one of .*png"),
         (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
         (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),

@@ -241,6 +241,25 @@ def test_all_rules_are_compared_at_equal_counts(china):
         mean_partitions([])
 
 
+def test_sources_of_masks_are_compared_at_equal_counts(china):
+    encoder = encoders.load("pixels")
+    features, valid = encoder(china)
+    found = masks.load("felzenszwalb")(china)
+    on_grid = Regionizer(source="segmentation", geometry=encoder.geometry, dim=48).group(
+        features, masks=found, valid=valid
+    )
+    rows = compare_partitions(features[0], valid=valid[0], masks=on_grid, mask_weight=2.0, counts=(16, 64))
+    assert [(row.source, row.tokens) for row in rows[-4:]] == [
+        ("segmentation", 16), ("segmentation", 64), ("combined", 16), ("combined", 64),
+    ]  # fmt: skip
+    for source in ("segmentation", "combined"):
+        regionizer = Regionizer(source=source, geometry=encoder.geometry, dim=48, mask_weight=2.0)
+        for row in rows:
+            if row.source == source:
+                direct = regionizer.group(features, masks=found, valid=valid, num_regions=row.tokens)
+                assert row.scores == measure_partition(features, direct, valid=valid)[0]
+
+
 def test_the_figure_has_a_panel_per_score_that_there_is(china):
     encoder = encoders.load("pixels", img_size=96)
     features, valid = encoder(china)
@@ -270,9 +289,11 @@ def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china,
     assert lines[0] == ["2", "photos,", "pixels"]
     table = {(line[0], line[1]): line[2:] for line in lines if len(line) == 8}
     assert [name for name in table if name[1] in ("16", "64")] == [
-        (source, count) for count in ("16", "64") for source in ("grid", "centroid", "average", "ward")
+        (source, count)
+        for count in ("16", "64")
+        for source in ("grid", "centroid", "average", "ward", "segmentation", "combined")
     ]
-    assert {"segmentation", "combined"} <= {name for name, _ in table}
+    assert {"segmentation (no budget)", "combined (no budget)"} <= {line.split("  ")[0] for line in out.splitlines()}
     told = json.loads((tmp_path / "c.svg.json").read_text())
     assert list(told["photos"]) == ["photos/a.png", "photos/b.png"]
     rows = [
