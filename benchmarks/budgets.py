@@ -122,7 +122,7 @@ class ClassAttention:
 
 def cut(model: Any, rule: str, count: float) -> Any:
     """Return the model with ``count`` tokens per image by a rule, or where it is below 1 with this share of patches."""
-    norm = model.regionizer.config["norm"]
+    norm = model.regionizer.config.norm
     if rule == "patches":
         return with_regions(model, Regionizer(source="patch", pool="mean", norm=norm, padding="keep"))
     linkage = rule if rule in LINKAGES else None

@@ -17,11 +17,13 @@ The way of the data, and where each step lives:
     maskset       the masks of one photo                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
     splitting     masks split by what is in them                               split_regions
-    regions       which patches belong to which region; the tokens             Regions, RegionTokens
+    regions       which patches belong to which region                         Regions
+    tokens        one vector per region                                        RegionTokens
     ordering      the order of tokens                                          order_regions
     pooling       one token per region                                         CrossAttnPool, MeanPool
-    options       every option, checked and saved                              RegionizerOptions
+    config        every option, checked and saved                              RegionizerConfig
     regionizer    all of it, saved and loaded                                  Regionizer
+    functional    clustering in one call                                       cluster_regions
     token_files   tokens of a photo in a file                                  save_tokens, load_tokens
     store         masks or tokens of any number of photos                      regiontok.store.MaskStore, TokenStore
     pipeline      photos to stores, on one machine or many                     regiontok.pipeline
@@ -41,20 +43,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regiontok import encoders, masks
     from regiontok.clustering import UnionFindClusterer
+    from regiontok.config import RegionizerConfig
     from regiontok.downsample import MaskDownsampler
     from regiontok.errors import RegiontokError
+    from regiontok.functional import cluster_regions
     from regiontok.geometry import ImageGeometry, Placement
     from regiontok.maskset import MaskSet
     from regiontok.merge_tree import MergeTree
     from regiontok.normalize import rms_normalize
-    from regiontok.options import RegionizerOptions
     from regiontok.ordering import order_regions
     from regiontok.photos import read_photo
     from regiontok.pooling import CrossAttnPool, MeanPool
     from regiontok.regionizer import Regionizer
-    from regiontok.regions import Dropped, Regions, RegionTokens
+    from regiontok.regions import Dropped, Regions
     from regiontok.splitting import split_regions
     from regiontok.token_files import load_tokens, save_tokens
+    from regiontok.tokens import RegionTokens
 
 __all__ = [
     "CrossAttnPool",
@@ -67,10 +71,11 @@ __all__ = [
     "Placement",
     "RegionTokens",
     "Regionizer",
-    "RegionizerOptions",
+    "RegionizerConfig",
     "Regions",
     "RegiontokError",
     "UnionFindClusterer",
+    "cluster_regions",
     "encoders",
     "load_tokens",
     "masks",
@@ -90,12 +95,13 @@ _MODULES = {
     "MeanPool": "pooling",
     "MergeTree": "merge_tree",
     "Placement": "geometry",
-    "RegionTokens": "regions",
+    "RegionTokens": "tokens",
     "Regionizer": "regionizer",
-    "RegionizerOptions": "options",
+    "RegionizerConfig": "config",
     "Regions": "regions",
     "RegiontokError": "errors",
     "UnionFindClusterer": "clustering",
+    "cluster_regions": "functional",
     "load_tokens": "token_files",
     "order_regions": "ordering",
     "read_photo": "photos",

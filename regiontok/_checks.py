@@ -5,6 +5,7 @@ see it flat: ``(N, D)`` with the images' patches one after another, and ``grids 
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+from regiontok.errors import AmbiguousShapeWarning, DTypeError, ShapeError, ValueRangeError
 
 Features = Tensor | Sequence[Tensor]
 """``(B, rows, cols, D)`` floating point, or a list of ``(rows, cols, D)`` where grids differ between images."""
@@ -77,22 +78,25 @@ def check_features(features: Features) -> Tensor:
                 f"({first.shape[2]}, {first.dtype}, {first.device}), features[{image}] has "
                 f"({grid.shape[2]}, {grid.dtype}, {grid.device})."
             )
-    _refuse_hidden_states(features)
+    _warn_of_hidden_states(features)
     return torch.tensor([grid.shape[:2] for grid in features], device="cpu")
 
 
-def _refuse_hidden_states(features: Sequence[Tensor]) -> None:
-    """Refuse what a model returns of all its layers: each of them is a batch of tokens and no image."""
+def _warn_of_hidden_states(features: Sequence[Tensor]) -> None:
+    """Warn of a list that may be the hidden states of a model, one batch of tokens per layer, and no images."""
     batch, tokens, dim = features[0].shape
     side = math.isqrt(tokens)
     alike = len(features) > 1 and all(grid.shape == features[0].shape for grid in features)
     extra = tokens - side**2
     narrow = 8 * batch <= tokens if extra else batch <= 4
     if alike and side >= 12 and 0 <= extra <= _MOST_PREFIX_TOKENS and narrow:
-        raise ShapeError(
-            f"features of {len(features)} times {(batch, tokens, dim)} look like the hidden states of a model. Take "
-            f"those of one layer, as in features[-2]{f'[:, {extra}:]' if extra else ''}.reshape({batch}, {side}, "
-            f"{side}, {dim}). If they are {len(features)} images of {batch} x {tokens} patches: torch.stack(features)."
+        warnings.warn(
+            f"a list of {len(features)} tensors of {(batch, tokens, dim)} is read as images of {batch} x {tokens} "
+            "patches. If these are the hidden states of a model, take those of one layer, as in "
+            f"features[-2]{f'[:, {extra}:]' if extra else ''}.reshape({batch}, {side}, {side}, {dim}); else pass "
+            "torch.stack(features) to leave out this warning.",
+            AmbiguousShapeWarning,
+            stacklevel=4,
         )
 
 

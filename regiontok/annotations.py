@@ -3,6 +3,7 @@
 `regiontok.MaskSet` makes sets of them. Files of annotations, and which photo they are of, are `regiontok.masks`'s.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
@@ -16,7 +17,7 @@ from torch import Tensor
 from regiontok._checks import check_choice, check_readable, check_size
 from regiontok._kernels import polygons, rle
 from regiontok.choices import CROWDS
-from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
+from regiontok.errors import AmbiguousShapeWarning, DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 
 _MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
@@ -160,8 +161,11 @@ def as_bytes(masks: Any) -> np.ndarray:
         hint = " A single mask is masks[None]." if array.ndim == 2 else ""
         raise ShapeError(f"masks must be (masks, height, width) of a photo that is not empty; got {array.shape}.{hint}")
     if array.shape[2] <= _MOST_LAST and min(array.shape[:2]) >= _LEAST_SIDE:
-        raise ShapeError(
-            f"masks of {array.shape} look like (height, width, masks). Masks come first: masks.transpose(2, 0, 1)."
+        warnings.warn(
+            f"masks of {array.shape} are read as {array.shape[0]} masks of {array.shape[1]} x {array.shape[2]} pixels. "
+            "If the masks come last, pass masks.transpose(2, 0, 1).",
+            AmbiguousShapeWarning,
+            stacklevel=4,
         )
     if array.dtype == np.bool_:
         return np.ascontiguousarray(array).view(np.uint8)

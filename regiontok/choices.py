@@ -1,25 +1,38 @@
 """Values that options can take, and defaults that the command line shows.
 
-This module imports nothing, so that the command line can describe and check its options without loading torch.
+This module imports no torch, so that the command line can describe and check its options quickly.
 """
 
-SOURCES = ("clustering", "patch", "segmentation", "combined")
-MASK_SOURCES = ("segmentation", "combined")
+from typing import Literal, get_args
+
+Source = Literal["clustering", "patch", "segmentation", "combined"]
+SOURCES = get_args(Source)
+MASK_SOURCES: tuple[Source, ...] = ("segmentation", "combined")
 """Sources that take their regions from masks."""
-NORMS = ("rms", "none")
-POOLS = ("cross_attention", "mean")
-PADDINGS = ("drop", "keep")
-LINKAGES = ("centroid", "average", "ward")
+Norm = Literal["rms", "none"]
+NORMS = get_args(Norm)
+Pool = Literal["cross_attention", "mean"]
+POOLS = get_args(Pool)
+Padding = Literal["drop", "keep"]
+PADDINGS = get_args(Padding)
+Linkage = Literal["centroid", "average", "ward"]
+LINKAGES = get_args(Linkage)
 MASK_WEIGHT = 0.5
 """How much masks count beside features, where masks have a budget."""
-PROMPT = "prompt"
+Prompt = Literal["prompt"]
+PROMPT: Prompt = "prompt"
 """As ``num_regions``: the number of placeholders in the prompt."""
-ORDERS = ("raster", "centroid", "area", "score", "random")
-METHODS = ("exact", "two_step")
+Order = Literal["raster", "centroid", "area", "score", "random"]
+ORDERS = get_args(Order)
+Method = Literal["exact", "two_step"]
+METHODS = get_args(Method)
 """How `MaskDownsampler` measures which part of a patch a mask covers."""
-UNCOVERED = ("drop", "background", "single_patches", "cluster")
-OVERLAPS = ("keep", "smallest")
-NOISES = ("own_region", "single_patches", "drop")
+Uncovered = Literal["drop", "background", "single_patches", "cluster"]
+UNCOVERED = get_args(Uncovered)
+Overlap = Literal["keep", "smallest"]
+OVERLAPS = get_args(Overlap)
+Noise = Literal["own_region", "single_patches", "drop"]
+NOISES = get_args(Noise)
 
 GEOMETRIES = ("letterbox", "squash", "center_crop")
 

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from regiontok._batch import Batch
@@ -292,6 +291,8 @@ class UnionFindClusterer:
 def _check_islands(batch: Batch, targets: Sequence[int], connectivity: int) -> None:
     if not batch.has_padding:
         return
+    from scipy import ndimage  # noqa: PLC0415  takes as long to import as all the rest, and few batches need it
+
     neighbours = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
     for image, (grid, target) in enumerate(zip(batch.grids, targets, strict=True)):
         check_reachable(

@@ -73,6 +73,10 @@ class UntrainedWarning(UserWarning):
     """A stock model gets options that only training makes up for."""
 
 
+class AmbiguousShapeWarning(UserWarning):
+    """Features or masks have a valid shape that is more often a mistake."""
+
+
 def failure_kind(error: BaseException) -> str:
     """Return a stable word for the kind of an error with which an image failed.
 

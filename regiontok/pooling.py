@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from regiontok._checks import Features, check_integer, flatten_features
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Regions
+from regiontok.tokens import RegionTokens
 
 _BLOCK_ELEMENTS = 2**20
 """Attention runs over blocks of regions whose folded queries hold about so many numbers (4 MiB in float32)."""

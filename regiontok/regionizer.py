@@ -1,10 +1,11 @@
 """`Regionizer`: the composition of the steps, saved and loaded. No maths lives here."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,19 +26,36 @@ from regiontok._checks import (
 from regiontok._files import make_folder, read_json, write_bytes, write_json
 from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.choices import MASK_SOURCES, PROMPT
+from regiontok.config import RegionizerConfig, check_options
 from regiontok.downsample import Masks
-from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.errors import AmbiguousShapeWarning, CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.masked import merge_masks
 from regiontok.normalize import rms_normalize
-from regiontok.options import RegionizerOptions, check_options
 from regiontok.ordering import order_regions
 from regiontok.pooling import CrossAttnPool, MeanPool
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Regions
 from regiontok.splitting import split_regions
+from regiontok.tokens import RegionTokens
 
 _CONFIG_FILE = "regionizer.json"
 _WEIGHTS_FILE = "regionizer.safetensors"
+
+
+_P = ParamSpec("_P")
+
+
+def _takes_options_of(_: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
+    """Let type checkers and editors see the options of a config as the arguments of ``__init__``."""
+    return lambda function: function
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _one_step(function: _F) -> _F:
+    """Let ``torch.compile`` call a function as it is: grouping is a compiled loop of its own, with ragged results."""
+    return cast(_F, torch.compiler.disable(function))
 
 
 class Regionizer(nn.Module):
@@ -45,10 +63,10 @@ class Regionizer(nn.Module):
 
     Normalise the features, group patches into regions, bring the regions into an order, pool each into one token. Each
     step is a method, to be called alone or replaced. Gradients flow through pooling and normalisation, not through the
-    grouping.
+    grouping. For ``torch.compile`` a call is one opaque step, between the compiled graphs of a model around it.
 
     Args:
-        options: Those of `RegionizerOptions`, by name, such as ``source="clustering", dim=1024, num_regions=64``.
+        options: Those of `RegionizerConfig`, by name, such as ``source="clustering", dim=1024, num_regions=64``.
 
     Raises:
         UnknownOptionError: An option that it does not have.
@@ -80,17 +98,33 @@ class Regionizer(nn.Module):
         tensor([[[ 0, -1, -1]]])
 
     Source:
-        The paper's system; see `RegionizerOptions` for what is the paper's and what is ours.
+        The paper's system; see `RegionizerConfig` for what is the paper's and what is ours.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            features: Features,
+            *,
+            masks: Sequence[Masks] | None = None,
+            valid: Valid | None = None,
+            sizes: Sequence[Size] | None = None,
+            num_regions: Budget | None = None,
+            keep: Keep | None = None,
+        ) -> RegionTokens:
+            """Call `forward`; torch's own annotation says Any."""
+
+    @_takes_options_of(RegionizerConfig)
     def __init__(self, **options: Any) -> None:
         super().__init__()
         check_options(options)
-        self.options = RegionizerOptions(**options)
-        self.config = self.options.to_config()
-        self._clusterer, self._downsampler = self.options.clusterer(), self.options.downsampler()
-        dim, num_heads, pool = (self.config[name] for name in ("dim", "num_heads", "pool"))
-        self.pool = CrossAttnPool(dim, num_heads) if pool == "cross_attention" else MeanPool()
+        self.config = RegionizerConfig(**options)
+        self._clusterer, self._downsampler = self.config.clusterer(), self.config.downsampler()
+        self.pool: CrossAttnPool | MeanPool = MeanPool()
+        if self.config.pool == "cross_attention":
+            assert self.config.dim is not None  # noqa: S101  checked by the config
+            self.pool = CrossAttnPool(self.config.dim, self.config.num_heads)
 
     def reset_parameters(self) -> None:
         """Start anew: the pool as the mean."""
@@ -99,8 +133,9 @@ class Regionizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.to_dict().items())
 
+    @_one_step
     def forward(
         self,
         features: Features,
@@ -132,19 +167,23 @@ class Regionizer(nn.Module):
         """Features, checked and normalised as ``norm`` says, in the same shape."""
         check_features(features)
         dim = features[0].shape[-1]
-        if self.config["dim"] not in (None, dim):
+        if self.config.dim not in (None, dim):
             first = features.shape[1] if isinstance(features, Tensor) else features[0].shape[0]
-            hint = " Channels come last: features.permute(0, 2, 3, 1)." if first == self.config["dim"] else ""
-            raise ShapeError(f"features must have dim {self.config['dim']} like this Regionizer; got {dim}.{hint}")
-        if self.config["dim"] is None and isinstance(features, Tensor):
+            hint = " Channels come last: features.permute(0, 2, 3, 1)." if first == self.config.dim else ""
+            raise ShapeError(f"features must have dim {self.config.dim} like this Regionizer; got {dim}.{hint}")
+        if self.config.dim is None and isinstance(features, Tensor):
             _, rows, cols, _ = features.shape
             if dim == cols and rows >= max(64, 4 * cols):
-                raise ShapeError(
-                    f"features of {tuple(features.shape)} look like channels first: features.permute(0, 2, 3, 1). If "
-                    f"they are {rows} x {cols} patches, make this Regionizer with dim={dim}."
+                warnings.warn(
+                    f"features of {tuple(features.shape)} are read as {rows} x {cols} patches of dimension {dim}. If "
+                    "channels come first, pass features.permute(0, 2, 3, 1); else make this Regionizer with "
+                    f"dim={dim} to leave out this warning.",
+                    AmbiguousShapeWarning,
+                    stacklevel=3,
                 )
-        return rms_normalize(features) if self.config["norm"] == "rms" else features
+        return rms_normalize(features) if self.config.norm == "rms" else features
 
+    @_one_step
     def group(
         self,
         features: Features,
@@ -156,7 +195,7 @@ class Regionizer(nn.Module):
         keep: Keep | None = None,
     ) -> Regions:
         """`Regions` of features that are already normalised, in raster order."""
-        source = self.config["source"]
+        source = self.config.source
         self.check_budget(num_regions, keep)
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
@@ -164,7 +203,7 @@ class Regionizer(nn.Module):
         if masks is None and sizes is not None:
             shown = self._shown(features, sizes)
             valid = shown if valid is None else valid
-        if self.config["padding"] == "keep":
+        if self.config.padding == "keep":
             valid = None
         if source == "clustering":
             return self._clusterer(features, valid, num_regions=num_regions, keep=keep)
@@ -181,9 +220,15 @@ class Regionizer(nn.Module):
             merged = merge_masks(features, regions, budgets, mask_weight=self._clusterer.mask_weight)
             return order_regions(merged, "raster")
         if source == "combined":
-            options = {name: self.config[name] for name in ("eps", "min_samples", "noise")}
-            min_patches = self.config["split_min_patches"]
-            regions = split_regions(features, regions, min_patches=min_patches, valid=valid, **options)
+            regions = split_regions(
+                features,
+                regions,
+                eps=self.config.eps,
+                min_samples=self.config.min_samples,
+                min_patches=self.config.split_min_patches,
+                noise=self.config.noise,
+                valid=valid,
+            )
         return order_regions(regions, "raster")
 
     def num_patches(self, grids: Sequence[Size], sizes: Sequence[Size] | None = None) -> list[int]:
@@ -197,10 +242,10 @@ class Regionizer(nn.Module):
             >>> Regionizer(pool="mean", geometry=ImageGeometry.letterbox(336)).num_patches([(24, 24)], [(100, 400)])
             [144]
         """
-        geometry = self.options.geometry
+        geometry = self.config.geometry
         grids = [check_grid(grid) for grid in grids]
         sizes = None if sizes is None else check_sizes("sizes", sizes, len(grids))
-        if sizes is None or geometry is None or self.config["padding"] == "keep":
+        if sizes is None or geometry is None or self.config.padding == "keep":
             return [rows * cols for rows, cols in grids]
         return [int(geometry.place(size).valid(grid).sum()) for size, grid in zip(sizes, grids, strict=True)]
 
@@ -224,12 +269,10 @@ class Regionizer(nn.Module):
             >>> regionizer.num_tokens(encoder.num_patches([(480, 640), (20, 640)]))
             [64, 48]
         """
-        source = self.config["source"]
+        source = self.config.source
         own = num_regions is None and keep is None
-        has_budget = not own or self.options.has_budget
-        if source in MASK_SOURCES and (
-            source == "segmentation" or self.config["uncovered"] == "drop" or not has_budget
-        ):
+        has_budget = not own or self.config.has_budget
+        if source in MASK_SOURCES and (source == "segmentation" or self.config.uncovered == "drop" or not has_budget):
             raise ValueRangeError(f"source={source!r} makes tokens of masks, so counts are known only with them.")
         self.check_budget(num_regions, keep)
         if source == "patch":
@@ -240,14 +283,14 @@ class Regionizer(nn.Module):
     def _budgets(self, valid: Valid, num_regions: Budget | None, keep: Keep | None) -> list[int] | None:
         """Return the budget of each image with masks; None for the paper's way without a budget."""
         if num_regions is None and keep is None:
-            num_regions, keep = self.config["num_regions"], self.config["keep"]
-            if num_regions == PROMPT:
+            if self.config.num_regions == PROMPT:
                 raise ValueRangeError("num_regions='prompt' needs a budget in every call. Pass num_regions or keep.")
+            num_regions, keep = self.config.num_regions, self.config.keep
         return resolve_budget([int(one.sum()) for one in valid], num_regions, keep)
 
     def check_budget(self, num_regions: Budget | None, keep: Keep | None) -> None:
         """Reject the budget of a call where the source has none."""
-        source = self.config["source"]
+        source = self.config.source
         for name, value in (("num_regions", num_regions), ("keep", keep)):
             if value is not None and source == "patch":
                 raise ValueRangeError(f"{name} is not for source='patch', whose patches are its regions. Leave it out.")
@@ -268,7 +311,7 @@ class Regionizer(nn.Module):
 
     def order(self, regions: Regions) -> Regions:
         """The same regions in the order of the tokens."""
-        name = self.config["order"]
+        name = self.config.order
         return regions if name == "raster" else order_regions(regions, name)  # every source makes them in raster order
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -278,19 +321,19 @@ class Regionizer(nn.Module):
             OutputError: The folder cannot be made or written to.
         """
         folder = make_folder(folder)
-        config = {"regiontok": version("regiontok"), **self.config}
+        config = {"regiontok": version("regiontok"), **self.config.to_dict()}
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         write_bytes(folder / _WEIGHTS_FILE, save(state))
         write_json(folder / _CONFIG_FILE, config)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Regionizer":
-        """A new one with the options of ``Regionizer.config``, as this version or one before saved them.
+    def from_config(cls, config: RegionizerConfig | Mapping[str, Any]) -> "Regionizer":
+        """Return a new Regionizer with the options of a config, or of what ``config.to_dict()`` returned.
 
         Raises:
-            CheckpointError: Options that this version does not know, or that cannot be.
+            CheckpointError: An unknown option, or an invalid value.
         """
-        options = RegionizerOptions.from_config(config)
+        options = config if isinstance(config, RegionizerConfig) else RegionizerConfig.from_dict(config)
         try:
             return cls(**vars(options))
         except ValueRangeError as error:  # heads that do not divide the dimension, say
@@ -328,7 +371,7 @@ class Regionizer(nn.Module):
         return regionizer
 
 
-Regionizer.__signature__ = inspect.signature(RegionizerOptions)  # type: ignore[attr-defined]  # for help and editors
+Regionizer.__signature__ = inspect.signature(RegionizerConfig)  # type: ignore[attr-defined]  # for help and editors
 
 
 def _check_used(features: Features, regions: Regions) -> None:

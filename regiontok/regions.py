@@ -1,13 +1,16 @@
-"""Which patches belong to which region, and the tokens made of them, for a batch with different counts and grids."""
+"""Which patches belong to which region, for a batch of images with different numbers of regions and grids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regiontok._checks import flatten_valid
+from regiontok._html import label_maps
+from regiontok._region_checks import check_masks, check_selection, flatten_labels, image_numbers
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 
 
@@ -70,7 +73,7 @@ class Regions:
             DTypeError: Not integers.
             ValueRangeError: A label below -1.
         """
-        flat, grids = _flatten_labels(labels)
+        flat, grids = flatten_labels(labels)
         image_of_patch = torch.repeat_interleave(grids.prod(1)).to(flat.device)
         member = flat >= 0
         key = (image_of_patch * (flat.max() + 1) + flat)[member]
@@ -118,7 +121,7 @@ class Regions:
             ShapeError: No image, a wrong rank, an empty grid, or lists of different lengths.
             DTypeError: Masks that are not bool.
         """
-        _check_masks(masks, {"scores": scores, "mask_index": mask_index})
+        check_masks(masks, {"scores": scores, "mask_index": mask_index})
         device = masks[0].device
         grids = torch.tensor([mask.shape[1:] for mask in masks], device="cpu")
         flat_valid = flatten_valid(valid, grids)
@@ -175,9 +178,88 @@ class Regions:
         noun = "region" + "s" * (len(self) != 1)
         return f"Regions({len(self)} {noun} in {images})"
 
+    def __getitem__(self, images: int | slice | Sequence[int] | Tensor) -> "Regions":
+        """Return the regions of one image, or of several, as a batch of these images.
+
+        Args:
+            images: Number of an image, a slice, or several numbers, in any order.
+
+        Raises:
+            IndexError: An image that the batch does not have; `ValueRangeError` for no image at all.
+
+        Example:
+            >>> regions = Regions.from_labels(torch.tensor([[[0, 1]], [[0, 0]], [[1, 0]]]))
+            >>> regions[1], regions[1:], [len(image) for image in regions]
+            (Regions(1 region in 1 image), Regions(3 regions in 2 images), [2, 1, 2])
+        """
+        chosen = image_numbers(images, len(self.grids))
+        parts = self.split()
+        return parts[chosen[0]] if len(chosen) == 1 else Regions.cat([parts[image] for image in chosen])
+
+    def __iter__(self) -> Iterator["Regions"]:
+        """Iterate over the images of the batch; ``len`` is the number of regions."""
+        return iter(self.split())
+
+    def split(self) -> list["Regions"]:
+        """Return the regions of each image, as batches of one image."""
+        regions = [0, *accumulate(self.counts.tolist())]
+        members = [0, *accumulate(torch.bincount(self.image[self.region], minlength=len(self.grids)).tolist())]
+        parts = []
+        for image in range(len(self.grids)):
+            of_regions = slice(regions[image], regions[image + 1])
+            of_members = slice(members[image], members[image + 1])
+            parts.append(
+                Regions(
+                    patch=self.patch[of_members],
+                    region=self.region[of_members] - regions[image],
+                    image=torch.zeros_like(self.image[of_regions]),
+                    mask_index=self.mask_index[of_regions],
+                    score=self.score[of_regions],
+                    grids=self.grids[image : image + 1],
+                    fallback=self.fallback[image : image + 1],
+                    dropped=tuple(mask._replace(image=0) for mask in self.dropped if mask.image == image),
+                )
+            )
+        return parts
+
+    @staticmethod
+    def cat(batches: Sequence["Regions"]) -> "Regions":
+        """Return the images of several batches as one batch.
+
+        Raises:
+            ShapeError: No batch.
+
+        Example:
+            >>> regions = Regions.from_labels(torch.tensor([[[0, 1]], [[0, 0]]]))
+            >>> torch.equal(Regions.cat(regions.split()).region, regions.region)
+            True
+        """
+        if not batches:
+            raise ShapeError("cat needs at least one batch of regions; got none.")
+        regions = list(accumulate((len(one) for one in batches), initial=0))
+        images = list(accumulate((len(one.grids) for one in batches), initial=0))
+        return Regions(
+            patch=torch.cat([one.patch for one in batches]),
+            region=torch.cat([one.region + first for one, first in zip(batches, regions, strict=False)]),
+            image=torch.cat([one.image + first for one, first in zip(batches, images, strict=False)]),
+            mask_index=torch.cat([one.mask_index for one in batches]),
+            score=torch.cat([one.score for one in batches]),
+            grids=torch.cat([one.grids for one in batches]),
+            fallback=torch.cat([one.fallback for one in batches]),
+            dropped=tuple(
+                mask._replace(image=mask.image + first)
+                for one, first in zip(batches, images, strict=False)
+                for mask in one.dropped
+            ),
+        )
+
+    def _repr_html_(self) -> str:
+        """Return small label maps, for notebooks."""
+        return label_maps(self)
+
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """Device of the tensors."""
         return self.patch.device
 
     @property
@@ -250,7 +332,7 @@ class Regions:
         Raises:
             ValueRangeError: An index out of range or twice, images out of order, or an image left without a region.
         """
-        index = _check_selection(index, self.image, len(self.grids))
+        index = check_selection(index, self.image, len(self.grids))
         areas = self.areas()[index]
         ends = areas.cumsum(0)
         region = torch.repeat_interleave(areas)
@@ -277,153 +359,10 @@ class Regions:
         return torch.arange(len(self), device=self.device) - first[self.image]
 
 
-@dataclass(frozen=True, eq=False)
-class RegionTokens:
-    """One token per region of a batch, and the regions they stand for.
-
-    Attributes:
-        values: ``(R, D)``, in the order of ``regions``.
-        regions: The batch's `Regions`.
-
-    Example:
-        >>> regions = Regions.from_labels([torch.tensor([[0, 1]]), torch.tensor([[0], [0]])])
-        >>> tokens = RegionTokens(torch.eye(3), regions)
-        >>> [image.shape for image in tokens.split()]
-        [torch.Size([2, 3]), torch.Size([1, 3])]
-        >>> values, mask = tokens.padded()
-        >>> mask
-        tensor([[ True,  True],
-                [ True, False]])
-    """
-
-    values: Tensor
-    regions: Regions
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 2 or len(self.values) != len(self.regions):
-            raise ShapeError(
-                f"values must be ({len(self.regions)}, dim), a row per region; got {tuple(self.values.shape)}."
-            )
-
-    def __len__(self) -> int:
-        """The number of tokens in the batch."""
-        return len(self.values)
-
-    def __repr__(self) -> str:
-        return f"RegionTokens({tuple(self.values.shape)}, {self.regions!r})"
-
-    @property
-    def counts(self) -> Tensor:
-        """``(B,)`` int64: tokens per image."""
-        return self.regions.counts
-
-    def split(self) -> list[Tensor]:
-        """One ``(tokens_i, D)`` tensor per image."""
-        return list(self.values.split(self.counts.tolist()))
-
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Values ``(B, longest, D)``, zero where an image has fewer tokens; mask ``(B, longest)``, true at tokens."""
-        counts = self.counts
-        longest = torch.arange(int(counts.max()), device=self.values.device)
-        mask = longest < counts[:, None]
-        values = self.values.new_zeros(*mask.shape, self.values.shape[1])
-        return values.masked_scatter(mask[..., None], self.values), mask
-
-    def map(self, projector: Callable[[Tensor], Tensor]) -> "RegionTokens":
-        """Tokens with ``projector`` applied to their values, ``(R, D)`` to ``(R, D')``: an MLLM's projector, say."""
-        return RegionTokens(projector(self.values), self.regions)
-
-    def to(
-        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
-    ) -> "RegionTokens":
-        """The same tokens on another device, or with values of another dtype; a dtype may come first, as in torch.
-
-        Example:
-            >>> tokens = RegionTokens(torch.ones(1, 4), Regions.from_labels(torch.zeros(1, 2, 2, dtype=torch.int64)))
-            >>> tokens.to(torch.bfloat16).regions.patch.dtype
-            torch.int64
-        """
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        regions = self.regions if device is None else self.regions.to(device)
-        return RegionTokens(self.values.to(device=device, dtype=dtype), regions)
-
-
-torch.serialization.add_safe_globals([Regions, RegionTokens, Dropped])  # what torch.save wrote of them is only tensors
+torch.serialization.add_safe_globals([Regions, Dropped])  # torch.save writes only their tensors
 
 
 def _offsets(grids: Tensor, device: torch.device) -> Tensor:
     """``(B,)``: where each image's patches begin when the batch is laid flat."""
     sizes = grids.prod(1)
     return (sizes.cumsum(0) - sizes).to(device)
-
-
-def _flatten_labels(labels: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    maps = list(labels) if isinstance(labels, Sequence) or (isinstance(labels, Tensor) and labels.ndim) else [labels]
-    if not maps:
-        raise ShapeError("labels must hold at least one image; got none.")
-    for image, one in enumerate(maps):
-        if not isinstance(one, Tensor):
-            raise DTypeError(
-                f"labels must be a torch tensor or a list of tensors; got {type(one).__name__} for image {image}. "
-                "Arrays go through torch.from_numpy."
-            )
-        if one.ndim != 2 or one.numel() == 0:
-            raise ShapeError(
-                f"labels must be (batch, rows, cols), or a list of (rows, cols); image {image} has {tuple(one.shape)}."
-            )
-        if one.is_floating_point() or one.is_complex() or one.dtype == torch.bool:
-            raise DTypeError(f"labels must be integers; image {image} has {one.dtype}. Masks go to Regions.from_masks.")
-    flat = torch.cat([one.reshape(-1) for one in maps]).long()
-    lowest, highest = int(flat.min()), int(flat.max())
-    if lowest < -1 or highest >= 2**31:
-        raise ValueRangeError(
-            f"labels must be -1 (no region) or from 0 to 2**31 - 1; got {lowest if lowest < -1 else highest}."
-        )
-    return flat, torch.tensor([one.shape for one in maps], device="cpu")
-
-
-def _check_masks(masks: Sequence[Tensor], per_mask: dict[str, Sequence[Tensor] | None]) -> None:
-    if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
-        raise DTypeError(
-            f"masks must be a list with one (masks, rows, cols) tensor per image; got {type(masks).__name__}."
-        )
-    if not masks:
-        raise ShapeError("masks must hold at least one image; got an empty list.")
-    for name, given in per_mask.items():
-        if given is not None and len(given) != len(masks):
-            raise ShapeError(f"{name} must have one tensor per image, {len(masks)}; got {len(given)}.")
-    for image, mask in enumerate(masks):
-        if not isinstance(mask, Tensor) or mask.ndim != 3 or 0 in mask.shape[1:]:
-            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ShapeError(f"masks[{image}] must be (masks, rows, cols) with a grid that is not empty; got {got}.")
-        if mask.dtype != torch.bool:
-            raise DTypeError(f"masks[{image}] must be bool; got {mask.dtype}. Compare it first, as in masks > 0.")
-        for name, given in per_mask.items():
-            one = torch.empty(len(mask), device="meta") if given is None else given[image]
-            if not isinstance(one, Tensor) or one.shape != (len(mask),):
-                got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-                raise ShapeError(f"{name}[{image}] must be a ({len(mask)},) tensor, one per mask; got {got}.")
-
-
-def _check_selection(index: Tensor, image: Tensor, batch: int) -> Tensor:
-    if not isinstance(index, Tensor):
-        raise DTypeError(f"index must be a torch tensor; got {type(index).__name__}. Make one with torch.tensor.")
-    if index.dtype == torch.bool:
-        if index.shape != image.shape:
-            raise ShapeError(f"a bool index must be ({len(image)},), one per region; got {tuple(index.shape)}.")
-        index = index.nonzero().squeeze(1)
-    if index.ndim != 1 or index.is_floating_point():
-        raise ShapeError(f"index must be (K,) integers or bool; got {tuple(index.shape)} of {index.dtype}.")
-    if len(index) and (index.min() < 0 or index.max() >= len(image)):
-        raise ValueRangeError(f"index must lie in 0 to {len(image) - 1}; got {int(index.min())} to {int(index.max())}.")
-    if len(index.unique()) != len(index):
-        raise ValueRangeError("index names a region twice; each may be kept once.")
-    index = index.long()  # uint8 would be taken for a mask
-    chosen = image[index]
-    if (chosen.diff() < 0).any():
-        raise ValueRangeError("index must keep the images in order; sort it by regions.image[index] first.")
-    missing = torch.bincount(chosen, minlength=batch) == 0
-    if missing.any():
-        raise ValueRangeError(f"index leaves image {int(missing.nonzero()[0])} without a region; keep at least one.")
-    return index

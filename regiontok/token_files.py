@@ -10,7 +10,8 @@ from safetensors.torch import load, save
 
 from regiontok._files import write_bytes
 from regiontok.errors import CheckpointError, ShapeError
-from regiontok.regions import Dropped, Regions, RegionTokens
+from regiontok.regions import Dropped, Regions
+from regiontok.tokens import RegionTokens
 
 
 def save_tokens(path: str | Path, tokens: RegionTokens, *, config: dict[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer
-from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
+from regiontok.errors import AmbiguousShapeWarning, DTypeError, RegiontokError, ShapeError, ValueRangeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
 
@@ -351,11 +351,12 @@ def test_ignore_may_be_one_label():
 
 
 def test_masks_that_come_last_are_told():
-    for given in (np.ones((64, 80, 3), bool), torch.ones(100, 64, 8, dtype=torch.uint8)):
-        with pytest.raises(ShapeError, match=r"look like \(height, width, masks\). Masks come first: masks.transpose"):
-            MaskSet.from_masks(given)
-        with pytest.raises(ShapeError, match=r"look like \(height, width, masks\)"):
-            MaskDownsampler((4, 4), geometry=ImageGeometry.squash(16))([given])
+    """A legal shape is read as it is."""
+    for masks in (np.ones((64, 80, 3), bool), torch.ones(100, 64, 8, dtype=torch.uint8)):
+        with pytest.warns(AmbiguousShapeWarning, match=r"If the masks come last, pass masks.transpose\(2, 0, 1\)"):
+            assert len(MaskSet.from_masks(masks)) == len(masks)
+        with pytest.warns(AmbiguousShapeWarning, match=r"are read as \d+ masks of"):
+            MaskDownsampler((4, 4), geometry=ImageGeometry.squash(16))([masks])
     assert len(MaskSet.from_masks(np.ones((63, 80, 3), bool))) == 63
 
 

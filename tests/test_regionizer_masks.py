@@ -70,7 +70,7 @@ def test_it_is_the_composition_of_its_steps(source, uncovered, overlap, downsamp
 
 
 def test_defaults_are_the_papers():
-    config = Regionizer(source="combined", dim=64).config
+    config = Regionizer(source="combined", dim=64).config.to_dict()
     wanted = {
         "coverage": 0.07,
         "eps": 0.7,
@@ -128,7 +128,7 @@ def test_options_are_saved_and_loaded(tmp_path):
     regionizer.save_pretrained(tmp_path)
     again = Regionizer.from_pretrained(tmp_path)
     assert again.config == regionizer.config
-    assert again.config["geometry"] == {"mode": "letterbox", "size": [96, 96]}
+    assert again.config.geometry == GEOMETRY
     assert torch.equal(again(features, masks=MASKS).values, regionizer(features, masks=MASKS).values)
 
 

@@ -1,10 +1,15 @@
+import base64
+import io
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from regiontok import Regions, RegionTokens
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
@@ -266,3 +271,67 @@ def test_a_dtype_converts_values_and_no_index():
         assert other.split()[0].shape == (3, 4)
     with pytest.raises(DTypeError, match="regions hold numbers of patches, which have one dtype"):
         tokens.regions.to(torch.bfloat16)
+
+
+# Images of a batch
+
+
+@given(label_batches(), st.data())
+def test_images_of_a_batch_by_number(maps, data):
+    regions = Regions.from_labels(maps)
+    images = data.draw(st.lists(st.integers(-len(maps), len(maps) - 1), min_size=1, max_size=5))
+    chosen = regions[images]
+    assert_sound(chosen)
+    expected = Regions.from_labels([maps[image] for image in images])
+    assert all(torch.equal(a, b) for a, b in zip(chosen.labels(), expected.labels(), strict=True))
+    assert torch.equal(regions[images[0]].labels()[0], expected[0].labels()[0])
+    assert torch.equal(regions[torch.tensor(images)].patch, chosen.patch)
+    assert len(regions[: len(maps)]) == len(regions)
+
+
+@given(mask_batches())
+def test_a_batch_is_its_images_put_together_again(batch):
+    regions = Regions.from_masks(batch)
+    parts = regions.split()
+    for part in parts:
+        assert_sound(part)
+    again = Regions.cat(parts)
+    for name in ("patch", "region", "image", "mask_index", "grids", "fallback"):
+        assert torch.equal(getattr(again, name), getattr(regions, name))
+    assert torch.equal(again.score.nan_to_num(-1), regions.score.nan_to_num(-1))
+    assert again.dropped == regions.dropped
+    tokens = RegionTokens(torch.rand(len(regions), 3), regions)
+    assert torch.equal(RegionTokens.cat(list(tokens)).values, tokens.values)
+    assert [len(one) for one in tokens] == tokens.counts.tolist()
+    assert torch.equal(tokens[-1].values, tokens.split()[-1])
+
+
+def test_images_that_a_batch_does_not_have():
+    regions = Regions.from_labels(torch.zeros(2, 1, 2, dtype=torch.int64))
+    with pytest.raises(IndexError):
+        regions[2]
+    with pytest.raises(ValueRangeError, match="at least one image; got none of 2"):
+        regions[2:]
+    with pytest.raises(ShapeError, match="at least one batch"):
+        RegionTokens.cat([])
+
+
+def test_tokens_have_a_device_a_dtype_and_no_history():
+    regions = Regions.from_labels(torch.zeros(1, 1, 2, dtype=torch.int64))
+    tokens = RegionTokens(torch.ones(1, 4, dtype=torch.bfloat16, requires_grad=True), regions)
+    assert (tokens.device.type, tokens.dtype) == ("cpu", torch.bfloat16)
+    assert not tokens.detach().values.requires_grad
+
+
+def test_notebooks_show_a_label_map_per_image():
+    inner = torch.tensor([[True, False], [False, False]])
+    overlapping = Regions.from_masks([torch.stack([torch.ones(2, 2, dtype=torch.bool), inner])])
+    html = overlapping._repr_html_()
+    assert "2 regions on 2 × 2 patches" in html
+    (encoded,) = re.findall(r"base64,([^\"]+)", html)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    assert pixels.shape == (160, 160, 4)
+    assert (pixels[0, 0] != pixels[-1, -1]).any()  # the small region is on top
+    many = Regions.from_labels(torch.zeros(6, 3, 2, dtype=torch.int64))
+    assert "and 2 more" in RegionTokens(torch.ones(6, 1), many)._repr_html_()
+    assert many._repr_html_().count("<img") == 4

@@ -18,7 +18,9 @@ def test_what_is_written_is_read_back(tmp_path, source, order, dtype):
     regionizer = Regionizer(source=source, pool="mean", order=order, geometry=GEOMETRY)
     masks = given.masks if source in ("segmentation", "combined") else None
     tokens = regionizer(given.features.to(dtype), valid=given.valid, masks=masks)
-    save_tokens(tmp_path / "t.safetensors", tokens, config={"photo": "a.jpg", "regionizer": regionizer.config})
+    save_tokens(
+        tmp_path / "t.safetensors", tokens, config={"photo": "a.jpg", "regionizer": regionizer.config.to_dict()}
+    )
     same(load_tokens(tmp_path / "t.safetensors"), tokens)
     assert read_config(tmp_path / "t.safetensors")["photo"] == "a.jpg"
 

@@ -428,7 +428,7 @@ def test_the_command_line_runs_both_stages_of_a_row(work, tmp_path, monkeypatch,
     assert (tmp_path / "align" / building.STAGE_FILE).is_file()
     train.main([*given, "--stage", "instruct", "--data", str(data / "questions.json")])
     loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "instruct" / "model")
-    config = loaded.regionizer.config
+    config = loaded.regionizer.config.to_dict()
     assert {name: config[name] for name in options} == options
     assert (tmp_path / "instruct" / "model" / "tokenizer.json").is_file()
     assert config["geometry"]["mode"] == "letterbox"

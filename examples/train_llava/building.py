@@ -63,7 +63,7 @@ def build(
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    config.regiontok = dict(regionizer.config)
+    config.regiontok = regionizer.config.to_dict()
     with torch.device("meta"):
         model = RegionLlavaForConditionalGeneration(config)
     model.model.multi_modal_projector.to_empty(device="cpu")

@@ -57,7 +57,7 @@ class StoredFeatures:
                     "features of patches for it: regiontok tokenize --source patch --norm none --padding keep."
                 )
             shape = ImageGeometry(geometry, tuple(made["geometry"]["size"]))
-            own = Regionizer(**options | {"geometry": shape}).config
+            own = Regionizer(**options | {"geometry": shape}).config.to_dict()
             wanted["regionizer"] = {name: value for name, value in own.items() if name not in _FREE}
             found["regionizer"] = {name: value for name, value in regions.items() if name not in _FREE}
         different = Manifest(kind="tokens", made_by=found).difference(Manifest(kind="tokens", made_by=wanted))

@@ -253,7 +253,7 @@ def measure(
     counts: list[int] = []
     meter = FocusMeter()
     tokenizer.padding_side = "left"
-    by_masks = model.regionizer.config["source"] in MASK_SOURCES
+    by_masks = model.regionizer.config.source in MASK_SOURCES
     for start in range(0, len(questions), 64):
         batch = questions[start : start + 64]
         photos = [read_photo(data / "images" / one["image"]) for one in batch]

@@ -119,7 +119,7 @@ def run_stage(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not resume and os.environ.get("RANK", "0") == "0":
         skipped.unlink(missing_ok=True)
-    tower, source = model.model.vision_tower, model.regionizer.config["source"]
+    tower, source = model.model.vision_tower, model.regionizer.config.source
     if features is not None:
         features.attach(model)
         source = "stored" if features.tokens else source
@@ -177,7 +177,7 @@ def run_stage(
 
 def _with_lora(model: Any, rank: int) -> Any:
     """LoRA of the language model's layers; the projector and the region pool are trained whole, at the same rate."""
-    pooled = model.regionizer.config["pool"] == "cross_attention"
+    pooled = model.regionizer.config.pool == "cross_attention"
     return get_peft_model(
         model,
         LoraConfig(

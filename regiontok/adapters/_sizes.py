@@ -11,7 +11,7 @@ from regiontok.regionizer import Regionizer
 
 def need_sizes(regionizer: Regionizer, masks: Sequence[Masks] | None, sizes: Sequence[Size] | None) -> None:
     """Refuse masks of photos that were padded, where nothing tells how: of another size they would lie elsewhere."""
-    geometry = regionizer.options.geometry
+    geometry = regionizer.config.geometry
     if masks is None or sizes is not None or geometry is None or geometry.mode != "letterbox":
         return
     if not all(isinstance(one, MaskSet) and one.coverage is not None for one in masks):

@@ -137,16 +137,16 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
         )
     if getattr(config, "mm_vision_select_feature", "patch") != "patch":
         raise ValueRangeError("mm_vision_select_feature must be 'patch': a class token is in no region.")
-    if regionizer.config["dim"] not in (None, tower.hidden_size):
+    if regionizer.config.dim not in (None, tower.hidden_size):
         raise ShapeError(
-            f"the Regionizer is for features of dimension {regionizer.config['dim']}; this tower's are of "
+            f"the Regionizer is for features of dimension {regionizer.config.dim}; this tower's are of "
             f"{tower.hidden_size}. Make it with dim={tower.hidden_size}."
         )
     weight = next(projector.parameters(), None)
     if weight is not None:
         regionizer = regionizer.to(weight.device, weight.dtype)
     inner.mm_projector = RegionProjector(regionizer, projector, tower.num_patches_per_side)
-    config.regiontok = dict(regionizer.config)
+    config.regiontok = regionizer.config.to_dict()
     return inner.mm_projector
 
 

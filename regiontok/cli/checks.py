@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from regiontok.choices import GENERATORS, MASK_SOURCES, SOURCES
+from regiontok.choices import GENERATORS, MASK_SOURCES, SOURCES, Source
 from regiontok.cli.arguments import AMOUNTS, ENCODER_NAMES, LIMITS
 from regiontok.errors import RegiontokError
 from regiontok.presets import ENCODERS
 
-TABLE_ORDER = ("patch", "segmentation", "clustering", "combined")
+TABLE_ORDER: tuple[Source, ...] = ("patch", "segmentation", "clustering", "combined")
 """Sources as the paper's Table 1 lists them."""
 
 FILLING = (
@@ -134,7 +134,7 @@ def uses_masks(options: argparse.Namespace) -> list[str]:
     return given + ["--ladder"] * options.ladder
 
 
-def choose_sources(options: argparse.Namespace) -> list[str]:
+def choose_sources(options: argparse.Namespace) -> list[Source]:
     """The sources that ``--sources`` names, or all that can be had, as Table 1 lists them; refuses masks that miss."""
     named = bool(annotated(options) or options.masks)
     wanted = options.sources or [source for source in SOURCES if source not in MASK_SOURCES or named]

@@ -135,7 +135,7 @@ def load_assistant(model: str, options: argparse.Namespace) -> Assistant:
     """The model in a folder, to be asked; its masks come with the questions."""
     regionizer = stock_regions(norm=options.norm, **amount_of(options))
     assistant = Assistant.load(model, regionizer=regionizer, device=options.device, dtype=options.dtype)
-    source = assistant.model.regionizer.config["source"]
+    source = assistant.model.regionizer.config.source
     if assistant.by_masks and options.masks is None:
         raise RegiontokError(f"{model} makes regions of masks ({source}). Give --masks, such as --masks sam2.")
     if not assistant.by_masks and (options.masks or uses_masks(options)):

@@ -39,30 +39,33 @@ def run_count(options: argparse.Namespace) -> int:
     }
     counts: dict[str, list[int]] = {source: [] for source in sources}
     details: list[dict[str, Any]] = []
-    dropped, whole = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0)
+    dropped: dict[str, int] = dict.fromkeys(sources, 0)
+    whole: dict[str, int] = dict.fromkeys(sources, 0)
     failed = []
     for path in progress(photos):
         try:
             photo = read_photo(path, bits=options.bits)
             features, valid = encoder(photo)
             masks = [masks_of(path, photo)] if masks_of else None
-            one: dict[str, Regions] = {}
+            grouped: dict[str, Regions] = {}
             for source, regionizer in regionizers.items():
-                given = masks if source in MASK_SOURCES else None
-                one[source] = regionizer.group(regionizer.normalize(features), masks=given, valid=valid)
+                its_masks = masks if source in MASK_SOURCES else None
+                grouped[source] = regionizer.group(regionizer.normalize(features), masks=its_masks, valid=valid)
         except FAILURES as error:
             failed.append(explain(path, error))
             details.append({"photo": str(path), "error": str(error)})
             continue
-        details.append({"photo": str(path), **{source: len(regions) for source, regions in one.items()}})
-        for source, regions in one.items():
-            counts[source].append(len(regions))
-            dropped[source] += len(regions.dropped)
-            whole[source] += int(regions.fallback.sum())
+        details.append({"photo": str(path), **{name: len(regions) for name, regions in grouped.items()}})
+        for name, regions in grouped.items():
+            counts[name].append(len(regions))
+            dropped[name] += len(regions.dropped)
+            whole[name] += int(regions.fallback.sum())
     done = len(photos) - len(failed)
     write_details(options, details)
     if done:
-        paper = {source: paper_tokens(options.encoder, source, options.norm) for source in sources}
+        paper: dict[str, float | None] = {
+            source: paper_tokens(options.encoder, source, options.norm) for source in sources
+        }
         save_figure(draw_counts(counts, paper=paper), options.out)
         print(f"Tokens per photo: {done} photo{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
         _print_table(counts, paper)

@@ -28,7 +28,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         raise RegiontokError(f"{unjudged[0]} needs a judge, and there is no OPENAI_API_KEY. Set it, or leave it out.")
     amount = amount_of(options)
     regionizer = stock_regions(norm=options.norm, **amount)
-    row = options.row or _own_row(options.model, None if regionizer is None else regionizer.config)
+    row = options.row or _own_row(options.model, None if regionizer is None else regionizer.config.to_dict())
     arguments = {
         "pretrained": options.model,
         **amount,

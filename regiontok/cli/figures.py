@@ -20,6 +20,7 @@ from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import check_attention
 from regiontok.photos import read_photo
 from regiontok.regionizer import Regionizer
+from regiontok.regions import Regions
 from regiontok.viewing import (
     Attention,
     Seen,
@@ -99,7 +100,7 @@ def run_regions(options: argparse.Namespace) -> int:
         else None
     )
     features, valid = encoder(photo)
-    regions = {}
+    regions: dict[str, Regions] = {}
     for source in sources:
         regionizer = Regionizer(
             source=source,
@@ -158,7 +159,7 @@ def _assistants(options: argparse.Namespace) -> Iterator[tuple[str, Assistant]]:
             raise RegiontokError("--mask-weight is for --sources. Leave it out.")
         for folder in options.model:
             assistant = load_assistant(folder, options)
-            source = assistant.model.regionizer.config["source"]
+            source = assistant.model.regionizer.config.source
             several = len(options.model) > 1
             yield f"{Path(folder).name}, {source}" if several else source, assistant
         return

@@ -16,13 +16,13 @@ from regiontok.cli.common import open_store
 from regiontok.cli.console import is_terminal, progress, warn
 from regiontok.errors import CheckpointError, RegiontokError
 from regiontok.pipeline import Listing
-from regiontok.regions import RegionTokens
 from regiontok.store import MaskStore, TokenStore, check_key
 from regiontok.store.base import Store
 from regiontok.store.failures import read_failures
 from regiontok.store.manifest import read_manifest
 from regiontok.store.places import Place, is_remote
 from regiontok.token_files import save_tokens
+from regiontok.tokens import RegionTokens
 
 _MOST_NAMED = 20
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from regiontok import __version__, encoders
 from regiontok._files import make_folder, written
-from regiontok.choices import GENERATORS, MASK_SOURCES
+from regiontok.choices import GENERATORS, MASK_SOURCES, Source
 from regiontok.cli.arguments import DEFAULT_BATCH, DEFAULT_OUT
 from regiontok.cli.checks import REGION_OPTIONS, amount_of, annotated
 from regiontok.cli.common import (
@@ -39,11 +39,12 @@ from regiontok.photos import read_photo
 from regiontok.pipeline import MakeTokens, Work
 from regiontok.pipeline.roots import Roots, identity
 from regiontok.regionizer import Regionizer
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Regions
 from regiontok.store import MaskStore
 from regiontok.store.manifest import read_manifest
 from regiontok.store.places import Place, is_remote
 from regiontok.token_files import read_config, save_tokens
+from regiontok.tokens import RegionTokens
 from regiontok.viewing import draw_regions
 
 _MOST_LINES = 10
@@ -216,7 +217,7 @@ def _tokenize_photo(
     regions = watch.time("group", lambda: regionizer.order(regionizer.group(features, masks=masks, valid=valid)))
     tokens = watch.time("pool", lambda: regionizer.pool(features, regions))
     watch.time("write", lambda: _write(photo, image, encoder, regionizer, tokens, target, picture))
-    patches = int(valid.sum()) if regionizer.config["padding"] == "drop" else valid.numel()
+    patches = int(valid.sum()) if regionizer.config.padding == "drop" else valid.numel()
     return Row(photo, patches, len(regions), watch.seconds, _notes(regions))
 
 
@@ -246,12 +247,12 @@ def _write(
         "photo_id": identity(photo),
         "photo_size": [image.height, image.width],
         **encoder.describe(),
-        "regionizer": regionizer.config,
+        "regionizer": regionizer.config.to_dict(),
     }
     save_tokens(_tensors(target), tokens, config=description)
 
 
-def _warm_up(source: str = "clustering") -> float:
+def _warm_up(source: Source = "clustering") -> float:
     """Compile before the first photo, whose times would else tell of compiling; returns the seconds it took."""
     start = time.perf_counter()
     UnionFindClusterer()(torch.ones(1, 1, 2, 1))

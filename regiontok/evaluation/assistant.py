@@ -123,7 +123,7 @@ class Assistant:
     @property
     def by_masks(self) -> bool:
         """Whether its regions are made of masks."""
-        return self.model.regionizer.config["source"] in MASK_SOURCES
+        return self.model.regionizer.config.source in MASK_SOURCES
 
     @property
     def places_photos(self) -> bool:
@@ -137,7 +137,7 @@ class Assistant:
         Raises:
             ValueRangeError: A processor whose way with photos is not known; see `geometry_of`.
         """
-        own = self.model.regionizer.config["geometry"]
+        own = self.model.regionizer.config.geometry
         if own is not None:
             return ImageGeometry(**own)
         huggingface = require("regiontok.adapters.huggingface", extra="hf")
@@ -266,7 +266,7 @@ class Assistant:
             return question.masks
         if self.masks is None:
             raise ValueRangeError(
-                f"the model's regions are of masks (source {self.model.regionizer.config['source']!r}), and question "
+                f"the model's regions are of masks (source {self.model.regionizer.config.source!r}), and question "
                 f"{number} has none. Give the assistant a generator, as in masks=regiontok.masks.load('sam2')."
             )
         return self.masks(photos)
@@ -301,7 +301,7 @@ def stock_regions(
         ValueRangeError: Several of them, or a ``norm`` or ``linkage`` for nothing.
 
     Example:
-        >>> stock_regions(num_regions=128).config["num_regions"]
+        >>> stock_regions(num_regions=128).config.num_regions
         128
     """
     amount = {
@@ -310,7 +310,9 @@ def stock_regions(
         "threshold": threshold,
         "explained_variance": explained_variance,
     }
-    given = {name: value for name, value in (amount | {"linkage": linkage}).items() if value is not None}
+    given: dict[str, Any] = {
+        name: value for name, value in (amount | {"linkage": linkage}).items() if value is not None
+    }
     if not set(given) - {"linkage"}:
         for name, value in (given | ({} if norm is None else {"norm": norm})).items():
             raise ValueRangeError(
@@ -318,4 +320,4 @@ def stock_regions(
                 "Leave it out."
             )
         return None
-    return Regionizer(pool="mean", norm=norm or "none", **given)
+    return Regionizer(**{"pool": "mean", "norm": norm or "none"} | given)

@@ -163,7 +163,7 @@ class MakeTokens(Work):
 
     def describe(self) -> dict[str, Any]:
         """Of the encoder, the Regionizer and the masks."""
-        told = {**self.encoder.describe(), "regionizer": self.regionizer.config, "dtype": self.dtype}
+        told = {**self.encoder.describe(), "regionizer": self.regionizer.config.to_dict(), "dtype": self.dtype}
         return told if self.masks_told is None else told | {"masks": self.masks_told}
 
     def read(self, reader: Reader, photo: Photo) -> _Placed:

@@ -3,6 +3,8 @@
     store = MaskStore("masks")                   # or "s3://bucket/masks"
     masks = store["train2017/000000000009.jpg"]  # a mapping from keys
 
+    loader = DataLoader(store.rows(), batch_size=32, collate_fn=collate)
+
 ``regiontok masks`` and ``regiontok tokenize --store`` write stores of folders of photos, and go on where they stopped;
 `write_masks` and `write_tokens` write what a program makes.
 
@@ -15,10 +17,11 @@ A store is a folder with
 Each file appears whole or not at all, and each writer has numbers of its own, so that many may share a folder.
 """
 
+from regiontok.store.collate import collate
 from regiontok.store.keys import check_key
 from regiontok.store.manifest import Manifest
 from regiontok.store.masks import MaskStore, write_masks
 from regiontok.store.tokens import TokenStore, write_tokens
 from regiontok.store.writer import StoreWriter
 
-__all__ = ["Manifest", "MaskStore", "StoreWriter", "TokenStore", "check_key", "write_masks", "write_tokens"]
+__all__ = ["Manifest", "MaskStore", "StoreWriter", "TokenStore", "check_key", "collate", "write_masks", "write_tokens"]

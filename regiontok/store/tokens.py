@@ -19,7 +19,7 @@ from regiontok._checks import check_choice
 from regiontok.choices import TOKEN_DTYPES
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.regions import Dropped, Regions, RegionTokens
+from regiontok.regions import Dropped, Regions
 from regiontok.store.base import Store
 from regiontok.store.keys import as_key
 from regiontok.store.manifest import Manifest
@@ -28,6 +28,7 @@ from regiontok.store.places import Address
 from regiontok.store.shards import damage, open_shard, pyarrow
 from regiontok.store.stamps import Stamp, with_stamps
 from regiontok.store.writer import StoreWriter
+from regiontok.tokens import RegionTokens
 
 
 class TokenStore(Store[RegionTokens]):

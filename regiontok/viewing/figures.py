@@ -24,6 +24,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from regiontok._require import require
+from regiontok.choices import Norm
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.geometry import Placement
@@ -154,7 +155,7 @@ def draw_features(seen: Mapping[str, Sequence[Seen]]) -> Any:
     return figure
 
 
-def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: str = "rms", **amount: Any) -> Any:
+def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: Norm = "rms", **amount: Any) -> Any:
     """Encoders side by side: features by PCA, regions from clustering, and norms, each for every photo.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor
 from regiontok._checks import Features, check_number
 from regiontok._files import write_bytes
 from regiontok.budgets import resolve_budget
-from regiontok.choices import MASK_SOURCES, MASK_WEIGHT
+from regiontok.choices import MASK_SOURCES, MASK_WEIGHT, Norm
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.encoders import Encoder
@@ -71,7 +71,7 @@ def make_page(
     threshold: float = 0.7,
     num_regions: int | None = None,
     keep: float | None = None,
-    norm: str = "rms",
+    norm: Norm = "rms",
     connectivity: int = 4,
 ) -> str:
     """Return a page on which an image's regions can be explored, as HTML.

@@ -76,7 +76,7 @@ def test_a_new_regionizer_takes_the_models_dtype_and_is_in_the_config():
     model = with_regions(tiny_llava().to(torch.bfloat16), num_regions=4)
     model.regionizer = Regionizer(dim=32, num_heads=4, num_regions=4)
     assert model.regionizer.pool.out.weight.dtype == torch.bfloat16
-    assert model.config.regiontok == model.regionizer.config
+    assert model.config.regiontok == model.regionizer.config.to_dict()
     assert model.eval()(input_ids=REGIONS["input_ids"], pixel_values=PIXELS.bfloat16()).logits.dtype == torch.bfloat16
 
 

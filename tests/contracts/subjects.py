@@ -17,7 +17,7 @@ from regiontok import (
     MaskSet,
     MeanPool,
     Regionizer,
-    RegionizerOptions,
+    RegionizerConfig,
     Regions,
     RegionTokens,
     UnionFindClusterer,
@@ -76,7 +76,7 @@ def _split(tokens: RegionTokens) -> list[Any]:
 
 
 def _regionize(regionizer: Regionizer, given: Batch) -> list[Any]:
-    masks = given.masks if regionizer.options.source in ("segmentation", "combined") else None
+    masks = given.masks if regionizer.config.source in ("segmentation", "combined") else None
     return _split(regionizer(given.features, valid=given.valid, masks=masks))
 
 
@@ -162,7 +162,7 @@ def values() -> dict[str, Any]:
     return {
         "ImageGeometry": GEOMETRY,
         "Placement": GEOMETRY.place((40, 30)),
-        "RegionizerOptions": RegionizerOptions(source="combined", dim=DIM, geometry=GEOMETRY, num_heads=4),
+        "RegionizerConfig": RegionizerConfig(source="combined", dim=DIM, geometry=GEOMETRY, num_heads=4),
         "UnionFindClusterer": UnionFindClusterer(num_regions=9, linkage="average", connectivity=8),
         "MaskDownsampler": MaskDownsampler((4, 4), geometry=GEOMETRY, clusterer=UnionFindClusterer(threshold=0.4)),
         "MaskSettings": MaskSettings(points_per_side=3),
@@ -184,7 +184,7 @@ def values() -> dict[str, Any]:
 
 
 EVALUABLE = (
-    "ImageGeometry", "Placement", "RegionizerOptions", "UnionFindClusterer", "MaskDownsampler", "MaskSettings",
+    "ImageGeometry", "Placement", "RegionizerConfig", "UnionFindClusterer", "MaskDownsampler", "MaskSettings",
     "Dropped", "FelzenszwalbMasks",
 )  # fmt: skip
 """Values that are all options, whose repr is code that makes them. Modules keep torch's repr; data tells its size."""

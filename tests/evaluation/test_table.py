@@ -28,7 +28,7 @@ def test_a_model_beside_its_row_or_beside_none():
 
 def config_of(vision, **options):
     config = LlavaConfig(vision_config=vision)
-    config.regiontok = Regionizer(**{"dim": 1024} | options).config
+    config.regiontok = Regionizer(**{"dim": 1024} | options).config.to_dict()
     return config
 
 
@@ -44,7 +44,7 @@ def test_the_row_of_a_model():
     assert row_name(config_of(radio, threshold=0.7)) == "radio-384/clustering/rms/cross_attention/raster"
     stock = LlavaConfig(vision_config=large)
     assert row_name(stock) is None
-    patches = Regionizer(source="patch", norm="none").config
+    patches = Regionizer(source="patch", norm="none").config.to_dict()
     assert row_name(stock, patches) == "clip-336/patch/none/mean/raster"
 
 

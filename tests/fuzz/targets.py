@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerOptions, RegionTokens, load_tokens
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerConfig, RegionTokens, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.errors import PhotoError, RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps, MaskFiles
@@ -208,8 +208,8 @@ def options(data: bytes) -> None:
         config = json.loads(data)
     except (ValueError, RecursionError):
         return
-    made = RegionizerOptions.from_config(config)
-    assert RegionizerOptions.from_config(json.loads(json.dumps(made.to_config()))) == made
+    made = RegionizerConfig.from_config(config)
+    assert RegionizerConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 def regionizer(data: bytes) -> None:
@@ -247,8 +247,8 @@ def model_config(data: bytes) -> None:
     config.regiontok = given
     with torch.device("meta"):
         model = RegionLlavaForConditionalGeneration(config)
-    assert model.regionizer.options.dim in (None, 32)
-    assert math.isfinite(model.regionizer.options.coverage)
+    assert model.regionizer.config.dim in (None, 32)
+    assert math.isfinite(model.regionizer.config.coverage)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -16,21 +16,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from regiontok import MaskSet
+from regiontok import MaskSet, Regionizer
 from regiontok.errors import (
     CheckpointError,
     MissingDependencyError,
     MissingKeyError,
     OutputError,
     RegiontokError,
+    ShapeError,
     ValueRangeError,
 )
-from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore, check_key, write_masks
+from regiontok.store import (
+    Manifest,
+    MaskStore,
+    StoreWriter,
+    TokenStore,
+    check_key,
+    collate,
+    write_masks,
+    write_tokens,
+)
 from regiontok.store.masks import masks_table
 from regiontok.store.places import Place
 from regiontok.store.writer import keys_in
 from tests.store.test_masks import random_masks, same
 
+TOKENS = Regionizer(pool="mean", num_regions=4)(torch.rand(3, 5, 6, 8))
 MASKS = Manifest(kind="masks", made_by={"generator": "test"})
 
 
@@ -296,6 +307,19 @@ def test_a_torch_dataset(tmp_path):
     keys = [one["key"] for batch in loader for one in batch]
     assert keys == [f"{n}.jpg" for n in range(30)]
     assert same(data[3]["masks"], random_masks(3))
+
+
+def test_batches_of_a_torch_dataset(tmp_path):
+    write_tokens(tmp_path / "t", zip(["a", "b", "c"], TOKENS, strict=True), dtype="float32")
+    data = MaskStore(filled(tmp_path / "m", 3)).rows()
+    rows = [row | {"pixels": torch.ones(2), **data[n]} for n, row in enumerate(TokenStore(tmp_path / "t").rows())]
+    batch = collate(rows)
+    assert torch.equal(batch["tokens"].values, TOKENS.values)
+    assert torch.equal(batch["tokens"].regions.labels(), TOKENS.regions.labels())
+    assert batch["pixels"].shape == (3, 2)
+    assert all(same(masks, random_masks(number)) for number, masks in enumerate(batch["masks"]))
+    with pytest.raises(ShapeError, match="one or more with the same names"):
+        collate([rows[0], {"key": "a"}])
 
 
 def test_writers_of_many_threads_and_a_reader(tmp_path):

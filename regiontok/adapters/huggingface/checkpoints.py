@@ -66,7 +66,7 @@ class CheckpointMixin:
             if options.get("quantization_config") is not None:
                 options["quantization_config"] = _without_regionizer(options["quantization_config"])
         if regionizer is not None:
-            config.regiontok = dict(regionizer.config)
+            config.regiontok = regionizer.config.to_dict()
         elif is_old:
             kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **_OLD_NAMES}
         wants_report = kwargs.pop("output_loading_info", False)
@@ -82,7 +82,7 @@ class CheckpointMixin:
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save the model as transformers does, with the options of the Regionizer that it has now."""
-        self.config.regiontok = dict(self.regionizer.config)
+        self.config.regiontok = self.regionizer.config.to_dict()
         write_remote_code(save_directory, self.config.auto_map.values())  # before super() may upload the folder
         return super().save_pretrained(save_directory, *args, **kwargs)
 

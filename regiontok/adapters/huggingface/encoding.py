@@ -11,10 +11,12 @@ from regiontok._checks import Features, check_integer, check_sizes
 from regiontok._require import require
 from regiontok.adapters._sizes import need_sizes
 from regiontok.budgets import Budget, Keep
+from regiontok.choices import PROMPT
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Regions
+from regiontok.tokens import RegionTokens
 from regiontok.views import View, count_photos, cut_masks, share_budget
 
 transformers = require("transformers", extra="hf")
@@ -178,23 +180,23 @@ class RegionEncoderMixin:
         Raises:
             ShapeError, ValueRangeError: Budgets that do not fit the images.
         """
-        options = self.regionizer.config
         if num_regions is None and keep is None:
-            num_regions, keep = options["num_regions"], options["keep"]
+            config = self.regionizer.config
+            if not config.has_budget or config.num_regions == PROMPT:
+                return None
+            num_regions, keep = config.num_regions, config.keep
         else:
             self.regionizer.check_budget(num_regions, keep)
-        if isinstance(num_regions, str) or (num_regions is None and keep is None):
-            return None
         return share_budget(views, num_regions, keep=keep, patches=_count_valid(views, valid))
 
     def _known_counts(
         self, views: Sequence[View], valid: Sequence[Tensor | None], budgets: list[int] | None
     ) -> list[int] | None:
         """Return the number of regions of each view; None where it depends on features or masks."""
-        options = self.regionizer.config
-        if options["source"] == "patch":
+        config = self.regionizer.config
+        if config.source == "patch":
             return _count_valid(views, valid)
-        if options["source"] == "segmentation" or (options["source"] == "combined" and options["uncovered"] == "drop"):
+        if config.source == "segmentation" or (config.source == "combined" and config.uncovered == "drop"):
             return None
         return budgets
 
@@ -250,7 +252,7 @@ class RegionEncoderMixin:
     def check_regionizer(self, regionizer: Regionizer) -> None:
         """Reject a Regionizer that does not fit this model."""
         check_dim(regionizer, self.patch_dim)
-        if self.places_photos and regionizer.config["geometry"] is not None:
+        if self.places_photos and regionizer.config.geometry is not None:
             raise ValueRangeError(
                 f"{type(self).__name__} knows itself how images are placed on tiles. Leave geometry out of the "
                 "Regionizer."
@@ -298,7 +300,7 @@ class RegionEncoderMixin:
 
     def _valid(self, views: Sequence[View], sizes: Any) -> list[Tensor | None]:
         """Return which patches of each view may be in a region; None for all."""
-        options = self.regionizer.options
+        options = self.regionizer.config
         if sizes is None or options.padding == "keep" or not (self.places_photos or options.geometry):
             return [None] * len(views)
         if len(sizes) != count_photos(views):
@@ -316,10 +318,16 @@ class RegionEncoderMixin:
         budget: list[int] | None,
     ) -> RegionTokens:
         """Return tokens in the dimension of the patch features."""
-        options = self.regionizer.config
+        config = self.regionizer.config
         if masks is not None and self.places_photos:
-            downsampling = {"method": options["downsampling"], "threshold": options["coverage"]}
-            masks = cut_masks(patches.views, masks, sizes, overlap=options["overlap"], **downsampling)
+            masks = cut_masks(
+                patches.views,
+                masks,
+                sizes,
+                overlap=config.overlap,
+                method=config.downsampling,
+                threshold=config.coverage,
+            )
             sizes = None
         if masks is not None:
             need_sizes(self.regionizer, masks, sizes)
@@ -336,9 +344,9 @@ class RegionEncoderMixin:
 
 def check_dim(regionizer: Regionizer, dim: int) -> None:
     """Reject a Regionizer for features of another dimension."""
-    if regionizer.config["dim"] not in (None, dim):
+    if regionizer.config.dim not in (None, dim):
         raise ShapeError(
-            f"the Regionizer is for features of dimension {regionizer.config['dim']}; this model's are of {dim}. Make "
+            f"the Regionizer is for features of dimension {regionizer.config.dim}; this model's are of {dim}. Make "
             f"it with dim={dim}, or take the checkpoint of its encoder."
         )
 

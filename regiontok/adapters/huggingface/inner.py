@@ -149,7 +149,7 @@ class RegionModelMixin(RegionEncoderMixin):
         blocks = find_blocks(input_ids, attention_mask, self.config.image_token_id)
         patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs, blocks, input_ids)
         whole: list[bool] | None = None
-        if num_regions is None and keep is None and self.regionizer.config["num_regions"] == PROMPT:
+        if num_regions is None and keep is None and self.regionizer.config.num_regions == PROMPT:
             num_regions, whole = self._read_budgets(blocks, patches)
             valid = [None if whole[view.photo] else mask for view, mask in zip(patches.views, valid, strict=True)]
         return self._encode_regions(patches, masks, sizes, valid, num_regions, keep, whole=whole), blocks

@@ -19,6 +19,8 @@ from regiontok.adapters.huggingface.classes import BY_STOCK, FamilyClasses, proc
 from regiontok.adapters.huggingface.families import REFUSED
 from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
+from regiontok.choices import Prompt
+from regiontok.config import RegionizerConfig
 from regiontok.errors import (
     CheckpointError,
     DTypeError,
@@ -27,7 +29,6 @@ from regiontok.errors import (
     UntrainedWarning,
     ValueRangeError,
 )
-from regiontok.options import RegionizerOptions
 from regiontok.pooling import CrossAttnPool
 from regiontok.regionizer import Regionizer
 
@@ -38,7 +39,7 @@ def with_regions(
     model: Any,
     regionizer: Regionizer | None = None,
     *,
-    num_regions: int | str | None = None,
+    num_regions: int | Prompt | None = None,
     keep: float | None = None,
     newline: str | None = None,
     positions: str | None = None,
@@ -93,7 +94,7 @@ def with_regions(
     view.config = to_region_config(copy.copy(model.config), classes.config)
     if getattr(model, "generation_config", None) is not None:
         view.generation_config = copy.deepcopy(model.generation_config)
-    view.config.regiontok = dict(regionizer.config)
+    view.config.regiontok = regionizer.config.to_dict()
     for name in ("regiontok_newline", "regiontok_positions"):
         vars(view.config).pop(name, None)  # of the regions before
     set_options(view.config, classes.outer, newline=newline, positions=positions)
@@ -133,17 +134,17 @@ def region_processor(
     if (model is None) == (num_regions is None and keep is None):
         raise ValueRangeError("region_processor needs a model, or one of num_regions and keep. Pass one of them.")
     if model is None:
-        options = RegionizerOptions(num_regions=num_regions, keep=keep, pool="mean", norm="none")
+        options = RegionizerConfig(num_regions=num_regions, keep=keep, pool="mean", norm="none")
         newline = None
     elif not hasattr(model, "regionizer"):
         raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")
     else:
-        options = model.regionizer.options
+        options = model.regionizer.config
         newline = getattr(model.config, "regiontok_newline", None)
     made = copy.copy(processor)
     if not isinstance(processor, RegionProcessorMixin):
         made.__class__ = processor_class(type(processor))
-    made.regiontok, made.regiontok_newline = options.to_config(), newline
+    made.regiontok, made.regiontok_newline = options.to_dict(), newline
     return made
 
 
@@ -231,8 +232,8 @@ def _classes_of(model: Any) -> FamilyClasses:
 def _warn_untrained(regionizer: Regionizer) -> None:
     """Warn of options that change the input of a stock model so that it needs training."""
     reasons = []
-    if regionizer.config["norm"] != "none":
-        reasons.append(f"norm={regionizer.config['norm']!r} scales features that the stock projector knows unscaled")
+    if regionizer.config.norm != "none":
+        reasons.append(f"norm={regionizer.config.norm!r} scales features that the stock projector knows unscaled")
     pool = regionizer.pool
     if isinstance(pool, CrossAttnPool) and not bool(pool.out.weight.any()):
         reasons.append("the cross-attention pool is not trained, and so the mean")

@@ -17,7 +17,8 @@ from regiontok.adapters.huggingface.inner import CACHES, SIDE_INPUTS, RegionMode
 from regiontok.adapters.huggingface.placeholders import Layout, check_blocks, fits_blocks, lay_out
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
-from regiontok.regions import Regions, RegionTokens
+from regiontok.regions import Regions
+from regiontok.tokens import RegionTokens
 from regiontok.views import View, count_photos
 
 transformers = require("transformers", extra="hf")
@@ -91,7 +92,7 @@ class RegionMixin:
             if self.device.type != "meta":  # type: ignore[attr-defined]
                 value = value.to(device=self.device, dtype=self.dtype)  # type: ignore[attr-defined]
             self.model.attach(value)
-            self.config.regiontok = dict(value.config)
+            self.config.regiontok = value.config.to_dict()
         else:
             super().__setattr__(name, value)
 

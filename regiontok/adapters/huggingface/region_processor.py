@@ -20,9 +20,9 @@ from regiontok._require import require
 from regiontok.adapters.huggingface.checkpoints import auto_map, write_remote_code
 from regiontok.budgets import resolve_budget
 from regiontok.choices import PROMPT
+from regiontok.config import RegionizerConfig
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry
-from regiontok.options import RegionizerOptions
 from regiontok.views import View, share_budget
 
 transformers = require("transformers", extra="hf")
@@ -133,14 +133,14 @@ class RegionProcessorMixin:
         return made
 
     @property
-    def options(self) -> RegionizerOptions:
+    def options(self) -> RegionizerConfig:
         """The options of the Regionizer."""
         if self.regiontok is None:
             raise CheckpointError(
                 f"{type(self).__name__} was loaded from the folder of a stock processor, without a budget. Load "
                 "that one with AutoProcessor and make it a region processor: region_processor(processor, model)."
             )
-        return RegionizerOptions.from_config(self.regiontok)
+        return RegionizerConfig.from_dict(self.regiontok)
 
     @property
     def _placeholder(self) -> str:

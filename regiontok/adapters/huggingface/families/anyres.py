@@ -15,7 +15,7 @@ from regiontok.adapters.huggingface.families.vision_tower import VisionTowerMixi
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.regionizer import Regionizer
-from regiontok.regions import RegionTokens
+from regiontok.tokens import RegionTokens
 from regiontok.views import Canvas, View, stitch
 
 transformers = require("transformers", extra="hf")
@@ -41,7 +41,7 @@ class AnyresMixin(VisionTowerMixin):
 
     def newline_of(self, whole: bool) -> str:
         """Return how newlines of an image are written, by whether all of its patches are kept."""
-        in_rows = whole and self.regionizer.config["order"] == "raster"
+        in_rows = whole and self.regionizer.config.order == "raster"
         return getattr(self.config, "regiontok_newline", None) or ("row" if in_rows else "drop")
 
     @property
@@ -200,7 +200,7 @@ class AnyresMixin(VisionTowerMixin):
         newline = getattr(self.config, "regiontok_newline", None)
         if newline is not None:
             check_choice("newline", newline, NEWLINES)
-            if newline == "row" and regionizer.config["order"] != "raster":
+            if newline == "row" and regionizer.config.order != "raster":
                 raise ValueRangeError("newline='row' needs order='raster', in which rows of tokens follow each other.")
 
 

@@ -13,7 +13,7 @@ from regiontok.adapters.huggingface.families.one_tensor import OneTensorMixin
 from regiontok.adapters.huggingface.families.vision_tower import pair
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.regions import RegionTokens
+from regiontok.tokens import RegionTokens
 from regiontok.views import View, stitch, tiled
 
 
@@ -79,7 +79,7 @@ class TilesMixin(OneTensorMixin):
 
     def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Return tokens in the order of their placeholders; those of an image with all patches tile by tile."""
-        if not any(whole) or self.regionizer.config["order"] != "raster":
+        if not any(whole) or self.regionizer.config.order != "raster":
             return super().arrange(tokens, views, whole)
         regions, (down, across) = tokens.regions, self.tile_grid
         device = regions.device

@@ -6,7 +6,28 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from regiontok._checks import check_choice, check_integer, check_number
-from regiontok.choices import MASK_SOURCES, MASK_WEIGHT, METHODS, NORMS, ORDERS, PADDINGS, POOLS, PROMPT, SOURCES
+from regiontok.choices import (
+    MASK_SOURCES,
+    MASK_WEIGHT,
+    METHODS,
+    NORMS,
+    ORDERS,
+    PADDINGS,
+    POOLS,
+    PROMPT,
+    SOURCES,
+    Linkage,
+    Method,
+    Noise,
+    Norm,
+    Order,
+    Overlap,
+    Padding,
+    Pool,
+    Prompt,
+    Source,
+    Uncovered,
+)
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import CheckpointError, UnknownOptionError, ValueRangeError
@@ -20,7 +41,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         UnknownOptionError: Such an option; the one of the nearest name is named.
     """
-    known = [field.name for field in fields(RegionizerOptions)]
+    known = [field.name for field in fields(RegionizerConfig)]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -29,7 +50,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionizerOptions:
+class RegionizerConfig:
     """The options of a `Regionizer`, checked alone and together. ``Regionizer(**options)`` takes them by name.
 
     Args:
@@ -71,9 +92,9 @@ class RegionizerOptions:
         DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
 
     Example:
-        >>> RegionizerOptions(source="patch").pool
+        >>> RegionizerConfig(source="patch").pool
         'mean'
-        >>> RegionizerOptions(dim=48, num_regions=64).clusterer()  # doctest: +ELLIPSIS
+        >>> RegionizerConfig(dim=48, num_regions=64).clusterer()  # doctest: +ELLIPSIS
         UnionFindClusterer(linkage=None, threshold=None, num_regions=64, ...)
 
     Source:
@@ -82,29 +103,29 @@ class RegionizerOptions:
         our choices; linkages other than ``centroid`` and budgets go beyond it.
     """
 
-    source: str = "clustering"
+    source: Source = "clustering"
     dim: int | None = None
-    norm: str = "rms"
-    pool: str | None = None
+    norm: Norm = "rms"
+    pool: Pool | None = None
     num_heads: int = 16
-    order: str = "raster"
-    linkage: str | None = None
+    order: Order = "raster"
+    linkage: Linkage | None = None
     threshold: float | None = None
-    num_regions: int | str | None = None
+    num_regions: int | Prompt | None = None
     keep: float | None = None
     explained_variance: float | None = None
     connectivity: int = 4
     mask_weight: float = MASK_WEIGHT
-    padding: str = "drop"
+    padding: Padding = "drop"
     geometry: ImageGeometry | None = None
     coverage: float = 0.07
-    downsampling: str = "exact"
-    uncovered: str = "drop"
-    overlap: str = "keep"
+    downsampling: Method = "exact"
+    uncovered: Uncovered = "drop"
+    overlap: Overlap = "keep"
     eps: float = 0.7
     min_samples: int = 3
     split_min_patches: int = 10
-    noise: str = "own_region"
+    noise: Noise = "own_region"
 
     def __post_init__(self) -> None:
         check_choice("source", self.source, SOURCES)
@@ -181,7 +202,7 @@ class RegionizerOptions:
             return self._clusterer_of_prompts()
         if self.source in MASK_SOURCES and self.has_budget:
             return UnionFindClusterer(
-                num_regions=self.num_regions,  # type: ignore[arg-type]  # checked there
+                num_regions=self.num_regions,
                 keep=self.keep,
                 connectivity=self.connectivity,
                 mask_weight=self.mask_weight,
@@ -189,7 +210,7 @@ class RegionizerOptions:
         return UnionFindClusterer(
             linkage=self.linkage,
             threshold=self.threshold,
-            num_regions=self.num_regions,  # type: ignore[arg-type]  # checked there
+            num_regions=self.num_regions,
             keep=self.keep,
             explained_variance=self.explained_variance,
             connectivity=self.connectivity,
@@ -226,18 +247,16 @@ class RegionizerOptions:
         linkage = None if self.has_budget else self.linkage
         return UnionFindClusterer(linkage=linkage, threshold=self.threshold, connectivity=self.connectivity)
 
-    def to_config(self) -> dict[str, Any]:
-        """All options as JSON can hold them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options in a form that JSON can hold."""
         return asdict(self) | {"geometry": None if self.geometry is None else self.geometry.to_config()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "RegionizerOptions":
-        """Options that `to_config` wrote, by this version or one before.
-
-        A config without ``linkage`` comes from a version that had the paper's rule alone, whatever stopped it.
+    def from_dict(cls, config: Mapping[str, Any]) -> "RegionizerConfig":
+        """Return the options that `to_dict` wrote; options that are missing have their defaults.
 
         Raises:
-            CheckpointError: An option that this version does not know, or one that cannot be.
+            CheckpointError: An unknown option, or an invalid value.
         """
         if not isinstance(config, Mapping):
             raise CheckpointError(f"the options of a Regionizer must be a mapping; got {type(config).__name__}.")
@@ -247,10 +266,6 @@ class RegionizerOptions:
             raise CheckpointError(
                 f"this version knows no option {', '.join(map(repr, unknown))} of a Regionizer; a newer one may."
             )
-        if "linkage" not in config:
-            config = {**config, "linkage": "centroid"}
-            if config.get("num_regions") is not None:
-                config["threshold"] = None  # was saved beside it, and not used
         try:
             return cls(**config)
         except (TypeError, ValueError) as error:

@@ -1,0 +1,55 @@
+"""Functions for one call, beside the classes that keep their options."""
+
+from regiontok._checks import Features, Valid
+from regiontok.budgets import Budget, Keep
+from regiontok.choices import Linkage
+from regiontok.clustering import UnionFindClusterer
+from regiontok.errors import ValueRangeError
+from regiontok.pooling import MeanPool
+from regiontok.tokens import RegionTokens
+
+
+def cluster_regions(
+    features: Features,
+    num_regions: Budget | None = None,
+    *,
+    keep: Keep | None = None,
+    threshold: float | None = None,
+    explained_variance: float | None = None,
+    linkage: Linkage | None = None,
+    connectivity: int = 4,
+    valid: Valid | None = None,
+) -> RegionTokens:
+    """Merge similar neighbouring patches and return the mean of each region.
+
+    It needs no training. `Regionizer` has further sources, normalisation, trained pooling and saving.
+
+    Args:
+        features: ``(B, rows, cols, dim)`` floating point, or a list of ``(rows, cols, dim)``.
+        num_regions: Number of regions of an image, or one number per image.
+        keep: The same as a fraction of the valid patches.
+        threshold: Merge while the cosine of two regions is at least this; 0.7 if nothing else stops.
+        explained_variance: As few regions as keep this share of the squared deviation.
+        linkage: ``ward`` by default with a number of regions; see `UnionFindClusterer` for this and all others.
+        connectivity: 4 or 8 neighbours.
+        valid: ``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: patches that may be in a region.
+
+    Returns:
+        `RegionTokens`: values ``(R, dim)`` in the dtype and on the device of the features, and their regions.
+
+    Raises:
+        ShapeError, DTypeError, ValueRangeError: Invalid features or options.
+
+    Example:
+        >>> tokens = cluster_regions(torch.rand(2, 24, 24, 32), num_regions=64)
+        >>> tokens.values.shape, tokens.counts.tolist()
+        (torch.Size([128, 32]), [64, 64])
+    """
+    stops = {"num_regions": num_regions, "keep": keep, "threshold": threshold, "explained_variance": explained_variance}
+    named = [name for name, value in stops.items() if value is not None]
+    if len(named) > 1:
+        raise ValueRangeError(f"{' and '.join(named)} both say when to stop merging. Pass one of them.")
+    clusterer = UnionFindClusterer(
+        linkage=linkage, threshold=threshold, explained_variance=explained_variance, connectivity=connectivity
+    )
+    return MeanPool()(features, clusterer(features, valid, num_regions=num_regions, keep=keep))

@@ -1,0 +1,131 @@
+"""Region tokens: one vector per region of a batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regiontok._html import label_maps
+from regiontok._region_checks import image_numbers
+from regiontok.errors import ShapeError
+from regiontok.regions import Regions
+
+
+@dataclass(frozen=True, eq=False)
+class RegionTokens:
+    """One token per region of a batch of images.
+
+    Attributes:
+        values: ``(R, D)``, in the order of ``regions``.
+        regions: The batch's `Regions`.
+
+    Example:
+        >>> regions = Regions.from_labels([torch.tensor([[0, 1]]), torch.tensor([[0], [0]])])
+        >>> tokens = RegionTokens(torch.eye(3), regions)
+        >>> [image.shape for image in tokens.split()]
+        [torch.Size([2, 3]), torch.Size([1, 3])]
+        >>> values, mask = tokens.padded()
+        >>> mask
+        tensor([[ True,  True],
+                [ True, False]])
+    """
+
+    values: Tensor
+    regions: Regions
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.values) != len(self.regions):
+            raise ShapeError(
+                f"values must be ({len(self.regions)}, dim), a row per region; got {tuple(self.values.shape)}."
+            )
+
+    def __len__(self) -> int:
+        """The number of tokens in the batch."""
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"RegionTokens({tuple(self.values.shape)}, {self.regions!r})"
+
+    def __getitem__(self, images: int | slice | Sequence[int] | Tensor) -> "RegionTokens":
+        """Return the tokens of one image, or of several, as a batch of these images; see `Regions.__getitem__`."""
+        chosen = image_numbers(images, len(self.regions.grids))
+        values = self.split()
+        return RegionTokens(torch.cat([values[image] for image in chosen]), self.regions[chosen])
+
+    def __iter__(self) -> Iterator["RegionTokens"]:
+        """Iterate over the images of the batch; ``len`` is the number of tokens."""
+        pairs = zip(self.split(), self.regions.split(), strict=True)
+        return iter([RegionTokens(values, regions) for values, regions in pairs])
+
+    @staticmethod
+    def cat(batches: Sequence["RegionTokens"]) -> "RegionTokens":
+        """Return the images of several batches as one batch.
+
+        Raises:
+            ShapeError: No batch.
+
+        Example:
+            >>> tokens = RegionTokens(torch.eye(2), Regions.from_labels(torch.tensor([[[0]], [[0]]])))
+            >>> RegionTokens.cat([tokens, *tokens])
+            RegionTokens((4, 2), Regions(4 regions in 4 images))
+        """
+        regions = Regions.cat([tokens.regions for tokens in batches])
+        return RegionTokens(torch.cat([tokens.values for tokens in batches]), regions)
+
+    def _repr_html_(self) -> str:
+        """Return small label maps, for notebooks."""
+        return label_maps(self.regions)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the values."""
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the values."""
+        return self.values.dtype
+
+    def detach(self) -> "RegionTokens":
+        """Return the same tokens without their history of gradients."""
+        return RegionTokens(self.values.detach(), self.regions)
+
+    @property
+    def counts(self) -> Tensor:
+        """``(B,)`` int64: tokens per image."""
+        return self.regions.counts
+
+    def split(self) -> list[Tensor]:
+        """One ``(tokens_i, D)`` tensor per image."""
+        return list(self.values.split(self.counts.tolist()))
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Values ``(B, longest, D)``, zero where an image has fewer tokens; mask ``(B, longest)``, true at tokens."""
+        counts = self.counts
+        longest = torch.arange(int(counts.max()), device=self.values.device)
+        mask = longest < counts[:, None]
+        values = self.values.new_zeros(*mask.shape, self.values.shape[1])
+        return values.masked_scatter(mask[..., None], self.values), mask
+
+    def map(self, projector: Callable[[Tensor], Tensor]) -> "RegionTokens":
+        """Tokens with ``projector`` applied to their values, ``(R, D)`` to ``(R, D')``: an MLLM's projector, say."""
+        return RegionTokens(projector(self.values), self.regions)
+
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "RegionTokens":
+        """The same tokens on another device, or with values of another dtype; a dtype may come first, as in torch.
+
+        Example:
+            >>> tokens = RegionTokens(torch.ones(1, 4), Regions.from_labels(torch.zeros(1, 2, 2, dtype=torch.int64)))
+            >>> tokens.to(torch.bfloat16).regions.patch.dtype
+            torch.int64
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        regions = self.regions if device is None else self.regions.to(device)
+        return RegionTokens(self.values.to(device=device, dtype=dtype), regions)
+
+
+torch.serialization.add_safe_globals([RegionTokens])  # torch.save writes only its tensors
