@@ -7,7 +7,7 @@ import torch
 
 from regiontok._checks import Features, Valid, flatten_features, flatten_valid
 from regiontok._kernels.labels import collect
-from regiontok.errors import ShapeError
+from regiontok.errors import DTypeError, ShapeError
 from regiontok.masked import Groups, groups_of
 from regiontok.regions import Regions
 
@@ -56,6 +56,10 @@ class Batch:
 
     def restrict(self, masks: Regions) -> list[Groups]:
         """Leave out the patches that are in no mask; return the memberships of the others."""
+        if not isinstance(masks, Regions):
+            raise DTypeError(
+                f"masks must be Regions on the grid, as MaskDownsampler returns them; got {type(masks).__name__}."
+            )
         if not torch.equal(masks.grids, self.grid_tensor):
             raise ShapeError(
                 f"masks must have the features' grids, {self.grid_tensor.tolist()}; got {masks.grids.tolist()}."

@@ -254,6 +254,7 @@ class UnionFindClusterer:
         return batch.regions(labels, self._map(cluster, batch))
 
     def _trees_within(self, batch: Batch, masks: Regions) -> list[MergeTree]:
+        patches = batch.patches
         groups = batch.restrict(masks)
 
         def grow(image: int) -> MergeTree:
@@ -263,6 +264,7 @@ class UnionFindClusterer:
                 score=torch.from_numpy(np.abs(score)),
                 valid=torch.from_numpy(batch.of(image, batch.valid).copy()).reshape(batch.grids[image]),
                 linkage="ward",
+                patches=patches[image],
             )
 
         return self._map(grow, batch)

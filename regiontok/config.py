@@ -172,10 +172,15 @@ class RegionizerConfig:
                     raise ValueRangeError(
                         f"{name} is for source='clustering'; got source={self.source!r}. Leave it out."
                     )
-            if self.linkage == "ward":
+            by_budget = self.source in MASK_SOURCES and self.has_budget
+            if self.linkage == "ward" and not by_budget:
                 raise ValueRangeError(
-                    f"linkage='ward' needs a budget, which source={self.source!r} has not. Take 'centroid' or "
-                    "'average'."
+                    f"linkage='ward' needs num_regions or keep for source={self.source!r}. Pass one of them, or take "
+                    "'centroid' or 'average'."
+                )
+            if by_budget and self.linkage not in (None, "ward"):
+                raise ValueRangeError(
+                    f"masks are merged by linkage='ward' to a budget; got {self.linkage!r}. Leave linkage out."
                 )
         if self.padding == "keep" and self.source in MASK_SOURCES:
             raise ValueRangeError(
@@ -189,7 +194,10 @@ class RegionizerConfig:
                 "uncovered='drop'. Use another order."
             )
         if self.dim is None and self.pool == "cross_attention":
-            raise ValueRangeError("pool='cross_attention' needs the features' dimension, as in dim=1024.")
+            raise ValueRangeError(
+                "pool='cross_attention' needs the dimension of the features, as in dim=1024. For use without training "
+                "pass pool='mean' and norm='none', which need none."
+            )
 
     @property
     def has_budget(self) -> bool:

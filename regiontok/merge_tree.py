@@ -29,6 +29,8 @@ class MergeTree:
             ``average``, the growth of the squared error for ``ward``.
         valid: ``(rows, cols)`` bool: the patches that take part.
         linkage: The rule of the merges.
+        patches: Number of patches of the image that ``keep`` is a fraction of; by default those that take part. With
+            masks, the patches in no mask count too.
         deviation: For ``ward``, the squared deviation of the patches, at unit length, from their mean. The growths of
             all merges add up to it where the valid patches connect. None for the other rules.
 
@@ -48,6 +50,7 @@ class MergeTree:
     valid: Tensor
     linkage: str = "centroid"
     deviation: float | None = None
+    patches: int | None = None
 
     def __repr__(self) -> str:
         rows, cols = self.valid.shape
@@ -73,13 +76,19 @@ class MergeTree:
             )
         check_goes_with(self.linkage, stop)
         patches, done = int(self.valid.sum()), len(self.pairs)
-        budgets = resolve_budget([patches], stop.num_regions, stop.keep)
+        of_image = patches if self.patches is None else self.patches
+        budgets = resolve_budget([of_image], stop.num_regions, stop.keep)
         if budgets is not None:
-            target = budgets[0]
+            target = min(budgets[0], patches)
             check_reachable("the image", target, patches - done)
             count = patches - target
         elif stop.threshold is not None:
             count = _first(self.score.numpy() < stop.threshold, done)
+        elif self.deviation is None:
+            raise ValueRangeError(
+                "explained_variance is not for a tree with masks, whose scores count masks too. Pass num_regions or "
+                "keep."
+            )
         else:
             allowed = allowance(stop.explained_variance, self.deviation)
             count = _first(np.cumsum(self.score.numpy()) > allowed, done)

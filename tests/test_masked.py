@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regiontok import MaskDownsampler, MaskSet, Regionizer, UnionFindClusterer
+from regiontok import MaskDownsampler, MaskSet, Regionizer, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.conftest import smooth_features
 
@@ -221,3 +221,25 @@ def test_masks_that_do_not_fit_are_rejected():
     for clusterer in (UnionFindClusterer(), UnionFindClusterer(num_regions=3, linkage="average")):
         with pytest.raises(ValueRangeError, match="masks are for linkage='ward' with a budget"):
             clusterer(features, masks=fitting)
+
+
+def test_a_fraction_of_a_tree_is_that_of_a_call():
+    """Of the valid patches, also where some are in no mask."""
+    features = torch.randn(1, 14, 14, 8)
+    half = Regions.from_masks([(torch.arange(14) < 7).expand(1, 14, 14)])
+    clusterer = UnionFindClusterer(keep=0.25)
+    tree = clusterer.tree(features, masks=half)[0]
+    assert len(tree.cut(keep=0.25)) == len(clusterer(features, masks=half)) == 49
+    assert len(tree.cut(keep=1)) == 98
+    with pytest.raises(ValueRangeError, match="explained_variance is not for a tree with masks"):
+        tree.cut(explained_variance=0.5)
+    with pytest.raises(
+        DTypeError, match="masks must be Regions on the grid, as MaskDownsampler returns them; got list"
+    ):
+        clusterer(features, masks=[torch.ones(1, 14, 14, dtype=torch.bool)])
+
+
+def test_linkages_of_masks_with_a_budget():
+    assert Regionizer(source="combined", linkage="ward", num_regions=5, pool="mean").config.linkage == "ward"
+    with pytest.raises(ValueRangeError, match="merged by linkage='ward' to a budget; got 'average'"):
+        Regionizer(source="combined", linkage="average", num_regions=5, pool="mean")

@@ -139,7 +139,7 @@ class Assistant:
         """
         own = self.model.regionizer.config.geometry
         if own is not None:
-            return ImageGeometry(**own)
+            return own
         huggingface = require("regiontok.adapters.huggingface", extra="hf")
         geometry: ImageGeometry = huggingface.geometry_of(self.processor)
         return geometry

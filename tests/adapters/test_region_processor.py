@@ -12,7 +12,7 @@ from transformers import AutoProcessor, pipeline
 
 from regiontok import ImageGeometry, Regionizer
 from regiontok.adapters.huggingface import EncoderImageProcessor, region_processor, with_regions
-from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, ShapeError, UnknownOptionError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from tests.families import CASES, IMAGE, PAD
 from tests.models import tiny_llava, tiny_processor
@@ -207,6 +207,86 @@ def test_masks_with_a_budget_are_counted(source, uncovered):
         assert model.generate(**inputs, **GREEDY).shape[0] == 2
         counts = model.model(**inputs).image_outputs.regions.counts.tolist()
         assert counts == count(inputs, processor)
+
+
+@pytest.mark.parametrize("name", ["Idefics3", "SmolVLM", "Aya Vision", "Cohere2 Vision"])
+def test_a_budget_of_one_token_per_tile(name):
+    """Blocks of one placeholder are not taken for prompts without tags."""
+    model = with_regions(CASES[name].make(), num_regions=8)
+    processor = region_processor(processor_of(name), model)
+    text = [f"w5 {placeholder(name, processor)} w6 {placeholder(name, processor)} w7"]
+    images = [[Image.new("RGB", (120, 64), "red"), Image.new("RGB", (30, 30), "blue")]]
+    tiles = model.model._count_pixel_tiles(processor(text=text, images=images, return_tensors="pt")["pixel_values"])
+    assert tiles > 3
+    inputs = processor(text=text, images=images, num_regions=[tiles - 1, 1], return_tensors="pt")
+    assert int((inputs["input_ids"] == IMAGE).sum()) == tiles
+    image = model(**inputs).image_outputs
+    assert image.regions.counts.tolist() == [1] * tiles
+    prompts = torch.tensor([[5, IMAGE, 6, IMAGE, 7]])  # without tags
+    small = processor(text=text, images=[[images[0][1]] * 2], return_tensors="pt")
+    small = {key: value for key, value in small.items() if key not in ("input_ids", "attention_mask")}
+    rows, cols = model.model.tile_grid
+    assert list(model.expand(prompts, **small).counts) == [min(8, rows * cols)] * 2
+
+
+def test_masks_of_tiled_images_are_of_the_images_size():
+    regionizer = Regionizer(source="combined", uncovered="background", num_regions=10, pool="mean", norm="none")
+    model = with_regions(CASES["InternVL"].make(), regionizer)
+    mask = np.zeros((1, 64, 120), bool)
+    mask[:, :, :60] = True
+    processor = region_processor(processor_of("InternVL"), model)
+    text = [f"w5 {placeholder('InternVL', processor)} w6"]
+    inputs = processor(text=text, images=[[Image.new("RGB", (120, 64), "red")]], masks=[mask], return_tensors="pt")
+    assert model(**inputs).image_outputs.regions.counts.sum() == 10
+
+
+@pytest.mark.parametrize(
+    ("source", "uncovered", "keep"), [("combined", "drop", 0.6), ("segmentation", "background", 0.2)]
+)
+def test_a_fraction_with_masks_is_of_the_patches_that_show_the_image(source, uncovered, keep):
+    encoder = EncoderImageProcessor(ImageGeometry.letterbox(64).to_config(), patch_size=16)
+    processor = processor_of("LLaVA-1.5")
+    processor.image_processor = encoder
+    processor.patch_size, processor.num_additional_image_tokens = 16, 0
+    processor.vision_feature_select_strategy = "full"
+    regionizer = Regionizer(
+        source=source, uncovered=uncovered, pool="mean", norm="none", geometry=ImageGeometry.letterbox(64)
+    )
+    masks = [np.arange(56 * 28).reshape(1, 28, 56) % 56 < 28]
+    few = region_processor(processor, None, num_regions=1)
+    few.regiontok = regionizer.config.to_dict()
+    text, images = ["w5 <image> w6"], [[Image.new("RGB", (56, 28), "red")]]
+    count = int(
+        (few(text=text, images=images, masks=masks, keep=keep, return_tensors="pt")["input_ids"] == IMAGE).sum()
+    )
+    features = torch.randn(1, 4, 4, 8)
+    assert count == len(regionizer.group(features, masks=masks, keep=keep))
+
+
+def test_budgets_that_do_not_fit_the_call():
+    model = with_regions(CASES["LLaVA-1.5"].make(), num_regions=4)
+    processor = region_processor(processor_of("LLaVA-1.5"), model)
+    call = {"text": ["w5 <image> w6"], "images": [[Image.new("RGB", (56, 28), "red")]], "return_tensors": "pt"}
+    with pytest.raises(ShapeError, match="num_regions must have one entry per image, 1; got 2"):
+        processor(**call, num_regions=[3, 4])
+    with pytest.raises(UnknownOptionError, match="takes no 'num_region'. Did you mean 'num_regions'"):
+        processor(**call, num_region=3)
+    inputs = processor(**call)
+    cache = model(**inputs).past_key_values
+    more = {"input_ids": torch.tensor([[5, 6]]), "pixel_values": inputs["pixel_values"], "past_key_values": cache}
+    with pytest.raises(ShapeError, match="hold no placeholder.*leave pixel_values out where a cache holds the images"):
+        model.model(**more)
+    by_prompt = with_regions(CASES["LLaVA-1.5"].make(), num_regions="prompt")
+    with pytest.raises(ShapeError, match="image 0 has 17 placeholders and 16 patches"):
+        by_prompt(input_ids=torch.tensor([[5] + [IMAGE] * 17]), pixel_values=torch.randn(1, 3, 56, 56))
+
+
+def test_random_order_is_rejected_where_sampling_and_training_would_differ():
+    model = with_regions(CASES["LLaVA-1.5"].make(), Regionizer(pool="mean", norm="none", order="random", num_regions=4))
+    inputs = {"input_ids": torch.tensor([[5, *[IMAGE] * 4, 6]]), "pixel_values": torch.randn(1, 3, 56, 56)}
+    with pytest.raises(ValueRangeError, match=r"Call model.eval\(\) for generation alone, or take another order"):
+        model.train().generate(**inputs, max_new_tokens=1)
+    assert model.eval().generate(**inputs, max_new_tokens=1).shape == (1, 7)
 
 
 def test_servers_get_the_regions_of_several_tiles_without_a_prompt():

@@ -103,6 +103,7 @@ OTHERWISE = {
     "tests/test_encoders.py": ("encoders.load", "encoders.ENCODERS", "encoders.Encoded"),
     "tests/test_photos.py": ("read_photo",),
     "tests/test_token_files.py": ("load_tokens", "save_tokens"),
+    "tests/test_functional.py": ("cluster_regions",),
     "tests/test_presets.py": ("presets.*",),
     "tests/contracts/test_package.py": ("errors.*", "RegiontokError", "encoders", "masks"),
     "tests/masks": (

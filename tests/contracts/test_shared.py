@@ -321,7 +321,7 @@ def test_seeds_are_torchs(subject):
     for other in range(2):
         np.random.seed(other)
         torch.manual_seed(3)
-        options = {**subject.make().config, "order": "random"}
+        options = {**subject.make().config.to_dict(), "order": "random"}
         regionizer = regiontok.Regionizer.from_config(options)
         found.append([regionizer.state_dict(), subject.call(regionizer, given), subject.call(regionizer, given)])
     same(*found)

@@ -39,6 +39,22 @@ class Patches(NamedTuple):
     layers: Sequence[Features] = ()
 
 
+class Prompt(NamedTuple):
+    """What the prompts of a batch say about its images.
+
+    Attributes:
+        input_ids: ``(B, columns)``.
+        blocks: Blocks of placeholders, as `find_blocks` returns them.
+        num_regions: Budget of the call.
+        keep: Budget of the call.
+    """
+
+    input_ids: Tensor
+    blocks: Tensor
+    num_regions: Budget | None = None
+    keep: Keep | None = None
+
+
 class EncodedImages(NamedTuple):
     """Images of a batch as region tokens, before they are put into prompts.
 
@@ -131,13 +147,7 @@ class RegionEncoderMixin:
     def blank_image(self) -> dict[str, Any]:
         """Return the smallest input of `encode_patches`."""
 
-    def infer_tiles(
-        self,
-        pixel_values: Tensor,
-        inputs: dict[str, Any],
-        blocks: Tensor | None = None,
-        input_ids: Tensor | None = None,
-    ) -> None:
+    def infer_tiles(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
         """Add the tiles of images to ``inputs``, by their sizes or by the prompt's blocks; nothing by default."""
 
     def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -263,13 +273,14 @@ class RegionEncoderMixin:
         pixel_values: Tensor,
         image_sizes: Any,
         inputs: dict[str, Any],
-        blocks: Tensor | None = None,
-        input_ids: Tensor | None = None,
+        prompt: Prompt | None = None,
     ) -> tuple[Patches, Any, list[Tensor | None]]:
         """Return patch features, checked sizes of the images, and which patches of each view may be in a region."""
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         inputs = inputs | {"image_sizes": image_sizes}
-        self.infer_tiles(pixel_values, inputs, blocks, input_ids)
+        self.infer_tiles(pixel_values, inputs, prompt)
+        if inputs["image_sizes"] is None:  # they were the sizes of resized images
+            sizes = None
         if "image_sizes" not in self.encoder_inputs:
             del inputs["image_sizes"]
         patches = self.encode_patches(pixel_values, **inputs)

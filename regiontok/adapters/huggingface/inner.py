@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.adapters.huggingface.encoding import EncodedImages, Patches, RegionEncoderMixin
+from regiontok.adapters.huggingface.encoding import EncodedImages, Patches, Prompt, RegionEncoderMixin, per_image
 from regiontok.adapters.huggingface.placeholders import check_blocks, find_blocks, fits_blocks
 from regiontok.budgets import Budget, Keep
 from regiontok.choices import PROMPT
@@ -147,7 +147,8 @@ class RegionModelMixin(RegionEncoderMixin):
                 f"pixel_values must be a tensor, as the processor returns it; got {type(pixel_values).__name__}."
             )
         blocks = find_blocks(input_ids, attention_mask, self.config.image_token_id)
-        patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs, blocks, input_ids)
+        prompt = Prompt(input_ids, blocks, num_regions, keep)
+        patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs, prompt)
         whole: list[bool] | None = None
         if num_regions is None and keep is None and self.regionizer.config.num_regions == PROMPT:
             num_regions, whole = self._read_budgets(blocks, patches)
@@ -247,6 +248,14 @@ class RegionModelMixin(RegionEncoderMixin):
         for block, count in enumerate(lengths):
             budgets[image_of[block]] += count
         newlines = self.count_newlines(views, stock)
+        for image, (count, most) in enumerate(
+            zip(budgets, per_image(views, [view.patches for view in views]), strict=True)
+        ):
+            if count - newlines[image] > most and not stock[image]:
+                raise ShapeError(
+                    f"image {image} has {count} placeholders and {most} patches. Write at most as many placeholders as "
+                    "patches."
+                )
         return [max(1, count - more) for count, more in zip(budgets, newlines, strict=True)], stock
 
     def _nothing(self) -> Tensor:

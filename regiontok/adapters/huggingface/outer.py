@@ -193,6 +193,11 @@ class RegionMixin:
         ``max_length`` and ``min_length`` count as if the prompt had its original length, and no cache is returned.
         """
         reject_other_media(kwargs)
+        if self.model.training and self.regionizer.config.order == "random":
+            raise ValueRangeError(
+                "generate draws another order of tokens than a later forward would, with order='random' in training "
+                "mode. Call model.eval() for generation alone, or take another order for a trainer that samples."
+            )
         ids = kwargs.get("input_ids", inputs)
         if kwargs.get("pixel_values") is None:
             has_images = kwargs.get("mm_encoder_outputs") is not None

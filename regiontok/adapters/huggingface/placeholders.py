@@ -159,6 +159,11 @@ def check_blocks(
 def _disagreement(blocks: Tensor, lengths: Sequence[int], written: Sequence[int], inside: Tensor) -> str:
     """Return the message for blocks that are not those of the images."""
     found = blocks[:, 2].tolist()
+    if not found:
+        return (
+            f"the prompts hold no placeholder, and pixel_values has images of {_short(lengths)} tokens. Write "
+            f"placeholders: {REMEDY}; or leave pixel_values out where a cache holds the images already."
+        )
     told = (
         f"the prompts hold blocks of {_short(found)} placeholders; the images have {_short(lengths)} tokens, and the "
         f"processor of the stock model writes {_short(written)} placeholders."

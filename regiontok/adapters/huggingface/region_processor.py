@@ -5,6 +5,8 @@ inputs = processor(images=image, text=prompt, return_tensors="pt")    # 128 plac
 """
 
 import copy
+import difflib
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from regiontok.adapters.huggingface.checkpoints import auto_map, write_remote_co
 from regiontok.budgets import resolve_budget
 from regiontok.choices import PROMPT
 from regiontok.config import RegionizerConfig
-from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.errors import CheckpointError, ShapeError, UnknownOptionError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 from regiontok.views import View, share_budget
 
@@ -61,6 +63,10 @@ class RegionProcessorMixin:
     def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Process images and text as the stock processor does, with the side inputs of this class."""
         sides = {name: kwargs.pop(name) for name in _SIDE_INPUTS if name in kwargs}
+        for name in kwargs:
+            near = difflib.get_close_matches(name, _SIDE_INPUTS, 1, 0.8)
+            if near and name not in inspect.signature(super().__call__).parameters:
+                raise UnknownOptionError(f"{type(self).__name__} takes no {name!r}. Did you mean {near[0]!r}?")
         with _calling(sides):
             try:
                 made = super().__call__(images, text, *args, **kwargs)
@@ -88,6 +94,11 @@ class RegionProcessorMixin:
         return plain
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        count = len(require("transformers.image_utils", extra="hf").make_flat_list_of_images(images))
+        for name, value in _CALL.get().items():
+            is_number = value is None or isinstance(value, str) or getattr(value, "ndim", None) == 0
+            if not is_number and hasattr(value, "__len__") and len(value) != count:
+                raise ShapeError(f"{name} must have one entry per image, {count}; got {len(value)}.")
         processed, texts = super()._process_images(images, **kwargs)
         if hasattr(self, "start_image_token"):  # InternVL: the sizes of resized images give the layout of tiles
             processed["image_sizes"] = self._resized(images, processed["num_patches"], kwargs)
@@ -167,7 +178,10 @@ class RegionProcessorMixin:
         has_budget = num_regions not in (None, PROMPT) or keep is not None
         if options.source == "segmentation" or (options.source == "combined" and options.uncovered == "drop"):
             most = self._count_masks(image, lengths, size, has_budget)
-            return [min(most, *(resolve_budget(lengths, num_regions, keep) or ()))] if has_budget else [most]
+            if not has_budget:
+                return [most]
+            valid_patches = [self._count_valid(lengths[0], size, False)]
+            return [min(most, *(resolve_budget(valid_patches, num_regions, keep) or ()))]
         if not has_budget:
             raise ValueRangeError(
                 "this processor has no budget, so the number of regions is known only after encoding. Pass num_regions "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.processors import process
-from regiontok.budgets import Budget
+from regiontok.budgets import Budget, Keep
 from regiontok.downsample import Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -81,6 +81,7 @@ def image_embeddings(
     masks: Sequence[Masks] | None = None,
     *,
     num_regions: Budget | None = None,
+    keep: Keep | None = None,
 ) -> list[ImageEmbedding]:
     """Encode photos to region tokens, for a server of the stock model.
 
@@ -93,7 +94,8 @@ def image_embeddings(
         processor: The model's.
         photos: As ``regiontok.photos.as_photos`` takes them.
         masks: One entry per photo, for a model of masks.
-        num_regions: A budget per photo, as the model's ``forward`` takes it.
+        num_regions: Budget of an image, or one per image, as ``forward`` takes it.
+        keep: The same as a fraction of the valid patches.
 
     Raises:
         DTypeError: A model without regions.
@@ -105,7 +107,7 @@ def image_embeddings(
     given = as_photos(list(photos))
     text = _image_text(processor)
     inputs = process(model, processor, [text] * len(given), [[photo] for photo in given])
-    prepared = model.expand(**inputs, masks=masks, num_regions=num_regions)
+    prepared = model.expand(**inputs, masks=masks, num_regions=num_regions, keep=keep)
     output = prepared.inputs["mm_encoder_outputs"]["image"]
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     stock, identity = model._stock.__name__, (text, int(model.config.image_token_id))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regiontok._checks import check_integer, check_sizes
-from regiontok.adapters.huggingface.encoding import Patches
+from regiontok.adapters.huggingface.encoding import Patches, Prompt
 from regiontok.adapters.huggingface.families.one_tensor import OneTensorMixin
 from regiontok.adapters.huggingface.families.vision_tower import pair
 from regiontok.errors import ShapeError, ValueRangeError
@@ -92,33 +92,18 @@ class TilesMixin(OneTensorMixin):
         order = (regions.image * (1 + int(place.max())) + place).argsort(stable=True)
         return tokens.values[order], order
 
-    def infer_tiles(
-        self,
-        pixel_values: Tensor,
-        inputs: dict[str, Any],
-        blocks: Tensor | None = None,
-        input_ids: Tensor | None = None,
-    ) -> None:
-        """Add the tiles of each image: by the prompt's tags, the sizes of the images, or the lengths of its blocks."""
-        if not self._tagged:
-            tiles = self.tiles_of_sizes(inputs.get("image_sizes"), pixel_values)
-            if tiles is None and blocks is not None and inputs.get("tiles") is None:
-                tiles = self._read_lengths(blocks, pixel_values)
-        elif blocks is None or input_ids is None:
-            return
-        else:
-            tiles = self.read_tags(blocks, input_ids)
-            if inputs.get("tiles") is not None and tiles is not None:
-                _compare(check_tiles(inputs["tiles"]), tiles)
+    def infer_tiles(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
+        """Add the tiles of each image: by the sizes of resized images, or by the lengths of the prompt's blocks."""
+        tiles = self.tiles_of_sizes(inputs.get("image_sizes"), pixel_values)
+        if tiles is not None:
+            inputs["image_sizes"] = None
+        elif prompt is not None and inputs.get("tiles") is None:
+            tiles = self._read_lengths(prompt.blocks, pixel_values)
         if inputs.get("tiles") is None:
             inputs["tiles"] = tiles
 
     def tiles_of_sizes(self, image_sizes: Any, pixel_values: Tensor | None = None) -> list[Size | int] | None:
         """Return tiles that ``image_sizes`` give; None by default."""
-        return None
-
-    def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
-        """Return the tiles of each image by the tags of its blocks; None where prompts do not give them."""
         return None
 
     def _read_lengths(self, blocks: Tensor, pixel_values: Tensor) -> list[Size | int] | None:
@@ -184,17 +169,11 @@ class PerceptionLMMixin(TilesMixin):
         rows, cols = self.vision_tower.timm_model.patch_embed.grid_size
         return rows // self.config.projector_pooling_ratio, cols // self.config.projector_pooling_ratio
 
-    def infer_tiles(
-        self,
-        pixel_values: Tensor,
-        inputs: dict[str, Any],
-        blocks: Tensor | None = None,
-        input_ids: Tensor | None = None,
-    ) -> None:
+    def infer_tiles(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
         """Add the tiles of each image, which its pixels give."""
         if inputs.get("tiles") is None and pixel_values.ndim == 5:
             inputs["tiles"] = [pixel_values.shape[1]] * len(pixel_values)
-        super().infer_tiles(pixel_values, inputs, blocks, input_ids)
+        super().infer_tiles(pixel_values, inputs, prompt)
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features of pixels ``(photos, tiles, 3, height, width)``, or without photos."""
@@ -208,10 +187,32 @@ class TaggedTilesMixin(TilesMixin):
     _same_row: int | None = None
     """Words between two tiles of a row; None where prompts do not give rows."""
 
-    def read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int] | None:
+    def infer_tiles(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
+        """Add the tiles of each image, by the tags of the prompt's blocks."""
+        if prompt is None or not len(prompt.blocks):
+            return
+        tiles = self._read_tags(prompt.blocks, prompt.input_ids)
+        if (prompt.blocks[:, 2] == 1).all() and not self._has_one_token_per_tile(tiles, pixel_values, prompt):
+            return  # a placeholder for each image, without tags
+        if inputs.get("tiles") is not None:
+            _compare(check_tiles(inputs["tiles"]), tiles)
+        else:
+            inputs["tiles"] = tiles
+
+    def _has_one_token_per_tile(self, tiles: list[Size | int], pixel_values: Tensor, prompt: Prompt) -> bool:
+        """Return whether these are the tiles of the images, and the budget gives one token to each."""
+        if 2 in tiles or count_tiles(tiles) != self._count_pixel_tiles(pixel_values):
+            return False
+        views = self.views(len(tiles), tiles=tiles)
+        budgets = self._budgets(views, [None] * len(views), prompt.num_regions, prompt.keep)
+        return budgets is None or set(budgets) == {1}
+
+    def _count_pixel_tiles(self, pixel_values: Tensor) -> int:
+        """Return the number of tiles; tiles of zeros are padding."""
+        return int((pixel_values != 0).flatten(-3).any(-1).sum())
+
+    def _read_tags(self, blocks: Tensor, input_ids: Tensor) -> list[Size | int]:
         """Return the tiles of each image. The tag of the thumbnail, which ends an image, is before the last block."""
-        if not len(blocks) or (blocks[:, 2] == 1).all():  # a placeholder for each, without tags
-            return None
         ends = {*self._image_ends(_tags(blocks, input_ids)), *_last_of_samples(blocks)}
         tiles: list[Size | int] = []
         start = 0
