@@ -214,19 +214,24 @@ def test_a_budget_of_one_token_per_tile(name):
     """Blocks of one placeholder are not taken for prompts without tags."""
     model = with_regions(CASES[name].make(), num_regions=8)
     processor = region_processor(processor_of(name), model)
-    text = [f"w5 {placeholder(name, processor)} w6 {placeholder(name, processor)} w7"]
-    images = [[Image.new("RGB", (120, 64), "red"), Image.new("RGB", (30, 30), "blue")]]
-    tiles = model.model._count_pixel_tiles(processor(text=text, images=images, return_tensors="pt")["pixel_values"])
-    assert tiles > 3
-    inputs = processor(text=text, images=images, num_regions=[tiles - 1, 1], return_tensors="pt")
+    call = {"text": [f"w5 {placeholder(name, processor)} w6"], "images": [[Image.new("RGB", (120, 64), "red")]]}
+    tiles = model.model._count_pixel_tiles(processor(**call, return_tensors="pt")["pixel_values"])
+    assert tiles > 2
+    inputs = processor(**call, num_regions=tiles, return_tensors="pt")
     assert int((inputs["input_ids"] == IMAGE).sum()) == tiles
-    image = model(**inputs).image_outputs
-    assert image.regions.counts.tolist() == [1] * tiles
-    prompts = torch.tensor([[5, IMAGE, 6, IMAGE, 7]])  # without tags
-    small = processor(text=text, images=[[images[0][1]] * 2], return_tensors="pt")
-    small = {key: value for key, value in small.items() if key not in ("input_ids", "attention_mask")}
+    assert model(**inputs).image_outputs.regions.counts.tolist() == [1] * tiles
+
+
+@pytest.mark.parametrize("name", ["Aya Vision", "Cohere2 Vision"])
+def test_a_placeholder_for_each_image_is_no_tag(name):
+    model = with_regions(CASES[name].make(), num_regions=8)
+    processor = region_processor(processor_of(name), model)
+    text = [f"w5 {placeholder(name, processor)} w6 {placeholder(name, processor)} w7"]
+    inputs = processor(text=text, images=[[Image.new("RGB", (30, 30), "blue")] * 2], return_tensors="pt")
+    pixels = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
     rows, cols = model.model.tile_grid
-    assert list(model.expand(prompts, **small).counts) == [min(8, rows * cols)] * 2
+    expanded = model.expand(torch.tensor([[5, IMAGE, 6, IMAGE, 7]]), **pixels)
+    assert list(expanded.counts) == [min(8, rows * cols)] * 2
 
 
 def test_masks_of_tiled_images_are_of_the_images_size():
