@@ -229,9 +229,19 @@ def test_trl_and_pipelines_take_a_folder(name, tmp_path):
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
-PROGRAMS = [
-    one for one in re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL) if "Trainer(" in one
-]
+BLOCKS = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+PROGRAMS = [block for block in BLOCKS if "Trainer(" in block]
+(PACKING,) = [block for block in BLOCKS if "use_cache=False" in block]
+
+
+def test_the_packing_of_the_documentation_runs():
+    model, processor = trainable("LLaVA-1.5")
+    model.eval()
+    names = {"model": model, "processor": processor, "images": images(2)}
+    names["texts"] = [f"w5 {placeholder('LLaVA-1.5', processor)} w6", f"{placeholder('LLaVA-1.5', processor)} w8 w9"]
+    exec(PACKING, names)
+    expected = torch.cat([model(**sample).logits[0] for sample in names["samples"]])
+    assert (names["output"].logits[0] - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda code: re.findall(r"(\w+Trainer|Trainer)\(", code)[0])
