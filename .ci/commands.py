@@ -117,7 +117,7 @@ def prerequisites(line: str, *, has: set[str]) -> list[str]:
     """Return the commands that make the stores which a command reads."""
     before = []
     if re.search(r"--masks masks\b|store masks", line):
-        before.append(f"regiontok masks photos/ --out masks{'' if 'masks' in has else ' --coco instances.json'}")
+        before.append(f"regiontok masks images/ --out masks{'' if 'masks' in has else ' --coco instances.json'}")
     if re.search(r"regiontok store tokens|--remake-changed", line):
-        before.append("regiontok tokenize photos/ --store tokens")
+        before.append("regiontok tokenize images/ --store tokens")
     return before

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     if {"datasets", "pyarrow"} <= has and not (folder / "inputs" / "rows").exists():
         import datasets
 
-        files = sorted((folder / "inputs" / "photos").glob("*.jpg"))
+        files = sorted((folder / "inputs" / "images").glob("*.jpg"))
         rows = datasets.Dataset.from_dict({"image": list(map(str, files)), "name": [file.stem for file in files]})
         rows.cast_column("image", datasets.Image()).save_to_disk(folder / "inputs" / "rows")
     if "pyarrow" in has:
@@ -40,12 +40,12 @@ def main(folder: Path) -> None:
 
 def make_images(folder: Path) -> None:
     """Two real images that scikit-learn ships, with COCO's annotations and label maps of four quarters."""
-    for name in ("photos", "labels"):
+    for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     coco: dict[str, list] = {"images": [], "annotations": []}
     for number, name in enumerate(("china", "flower")):
         image = Image.fromarray(sklearn.datasets.load_sample_image(f"{name}.jpg")).resize((320, 214))
-        image.save(folder / "photos" / f"{name}.jpg")
+        image.save(folder / "images" / f"{name}.jpg")
         labels = np.kron([[0, 1], [2, 255]], np.ones((107, 160))).astype(np.uint8)
         Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
         coco["images"].append({"id": number, "file_name": f"{name}.jpg", "height": 214, "width": 320})
@@ -57,10 +57,10 @@ def make_images(folder: Path) -> None:
         record = {"image": image, "annotations": [annotation]}
         (folder / "sa1b" / Path(image["file_name"]).with_suffix(".json")).write_text(json.dumps(record))
     with tarfile.open(folder / "00000.tar", "w") as tar:
-        for file in sorted((folder / "photos").iterdir()):
+        for file in sorted((folder / "images").iterdir()):
             tar.add(file, file.name)
-    for name, source in (("photo", "china"), ("a", "china"), ("b", "flower")):
-        shutil.copy(folder / "photos" / f"{source}.jpg", folder / f"{name}.jpg")
+    for name, source in (("image", "china"), ("a", "china"), ("b", "flower")):
+        shutil.copy(folder / "images" / f"{source}.jpg", folder / f"{name}.jpg")
 
 
 def make_models(folder: Path) -> None:
@@ -94,7 +94,7 @@ def make_questions(folder: Path) -> None:
     import pyarrow.parquet as pq
 
     (folder / "pixcvbench" / "ADE20K").mkdir(parents=True, exist_ok=True)
-    photos = folder / "inputs" / "photos"
+    images = folder / "inputs" / "images"
     data = json.loads((folder / "inputs" / "instances.json").read_text())
     data["categories"] = [{"id": 1, "name": "foreground"}]
     (folder / "pixcvbench" / "ADE20K" / "FinalSegmentations.json").write_text(json.dumps(data))
@@ -110,7 +110,7 @@ def make_questions(folder: Path) -> None:
             "source": "ADE20K",
             "source_dataset": "ADE20K Validation Set",
             "source_filename": f"validation/images/{name}.jpg",
-            "image": {"bytes": (photos / f"{name}.jpg").read_bytes(), "path": None},
+            "image": {"bytes": (images / f"{name}.jpg").read_bytes(), "path": None},
         }
         for number, name in enumerate(("china", "flower"))
     ]

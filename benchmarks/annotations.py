@@ -1,6 +1,6 @@
 """How fast are COCO's polygons and RLE read, beside pycocotools?
 
-100 annotations of a photo of 640 x 480, as people draw them: polygons of 20 to 60 corners, some of two parts.
+100 annotations of an image of 640 x 480, as people draw them: polygons of 20 to 60 corners, some of two parts.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ ANNOTATIONS, HEIGHT, WIDTH = 100, 480, 640
 
 
 def make_annotations(*, seed: int = 0) -> list[dict[str, Any]]:
-    """Annotations of objects from specks to half the photo, every fifth of two polygons."""
+    """Annotations of objects from specks to half the image, every fifth of two polygons."""
     generator = np.random.default_rng(seed)
     made = []
     for number in range(ANNOTATIONS):

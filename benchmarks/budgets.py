@@ -1,11 +1,11 @@
 """What do a model's answers lose when its tokens are cut without training, by which rule, and what does it save?
 
-    python -m benchmarks.budgets MODEL --questions test.json --photos images --tokens 64 32 16 8
+    python -m benchmarks.budgets MODEL --questions test.json --images images --tokens 64 32 16 8
     python -m benchmarks.budgets MODEL --questions test.json --keep 0.25 0.1   # fractions of each image's patches
     python -m benchmarks.budgets MODEL --tasks pope mme --limit 200         # in an environment of regiontok[eval]
 
 A model folder of any family, region model or stock; questions are a list of ``{"image", "text", "answer"}``, or tasks
-of lmms-eval. The rules: a grid that ignores the photo, random patches, ToMe's and VisionZip's, written here from their
+of lmms-eval. The rules: a grid that ignores the image, random patches, ToMe's and VisionZip's, written here from their
 papers, and clustering by its three linkages. Every rule gives regions whose means are the tokens, so that all else is
 one code. The time is of a prefill of one question: encoding, grouping and the language model; VisionZip's attention is
 had by a second pass of the encoder, which counts.
@@ -29,8 +29,8 @@ from regiontok.adapters.huggingface import EncoderTower, Patches, load_model, pr
 from regiontok.choices import LINKAGES
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.partition import grid_regions
-from regiontok.photos import read_photo
-from regiontok.views import whole_photos
+from regiontok.images import read_image
+from regiontok.views import uncut_images
 
 _DOMINANT = 54 / 64
 """VisionZip's share of tokens that are patches as they are: 54 of its 64, 108 of 128."""
@@ -46,7 +46,7 @@ def by_grid(features: Tensor, count: int, _: Tensor | None) -> Tensor:
 
 
 def by_chance(features: Tensor, count: int, _: Tensor | None) -> Tensor:
-    """Some patches as they are, the rest left out; the same ones for every photo of a size."""
+    """Some patches as they are, the rest left out; the same ones for every image of a size."""
     rows, cols, _ = features.shape
     generator = torch.Generator().manual_seed(count)
     kept = torch.randperm(rows * cols, generator=generator)[:count].sort().values
@@ -150,7 +150,7 @@ def cut(model: Any, rule: str, count: float) -> Any:
 
 
 def remember(model: Any) -> None:
-    """Encode each photo once: questions about it, and all rules, look its features up."""
+    """Encode each image once: questions about it, and all rules, look its features up."""
     encode, known = model.model.encode_patches, {}
 
     def encode_patches(pixel_values: Tensor, **inputs: Any) -> Any:
@@ -161,17 +161,17 @@ def remember(model: Any) -> None:
             for number, feature, count in zip(new, patches.features, patches.num_placeholders, strict=True):
                 known[names[number]] = feature, count
         features, counts = zip(*(known[name] for name in names), strict=True)
-        return Patches(list(features), list(counts), whole_photos([(one.shape[0], one.shape[1]) for one in features]))
+        return Patches(list(features), list(counts), uncut_images([(one.shape[0], one.shape[1]) for one in features]))
 
     model.model.encode_patches = encode_patches
 
 
-def right_answers(assistant: Assistant, questions: Sequence[dict[str, Any]], photos: Path, options: Any) -> float:
+def right_answers(assistant: Assistant, questions: Sequence[dict[str, Any]], images: Path, options: Any) -> float:
     """Percent of the questions whose answer is the wanted one, but for case."""
     right = 0
     for start in tqdm(range(0, len(questions), options.batch), leave=False, disable=None):
         batch = questions[start : start + options.batch]
-        asked = [Question(one["text"], [read_photo(photos / one["image"])]) for one in batch]
+        asked = [Question(one["text"], [read_image(images / one["image"])]) for one in batch]
         told = assistant.answer(asked, max_new_tokens=options.max_new_tokens)
         pairs = zip(batch, told, strict=True)
         right += sum(one["answer"].strip().lower() == answer.text.strip().lower() for one, answer in pairs)
@@ -193,24 +193,24 @@ def task_scores(assistant: Assistant, options: Any) -> dict[str, Any]:
     return numbers
 
 
-def inputs_of(model: Any, processor: Any, question: dict[str, Any], photos: Path) -> dict[str, Any]:
+def inputs_of(model: Any, processor: Any, question: dict[str, Any], images: Path) -> dict[str, Any]:
     """What a model takes of one question."""
     parts = [{"type": "image"}, {"type": "text", "text": question["text"]}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
     )
-    return process(model, processor, [text], [[read_photo(photos / question["image"])]])
+    return process(model, processor, [text], [[read_image(images / question["image"])]])
 
 
-def count_tokens(model: Any, processor: Any, question: dict[str, Any], photos: Path) -> int:
-    """Patches of one photo."""
-    prepared = cut(model, "patches", 0).expand(**inputs_of(model, processor, question, photos))
+def count_tokens(model: Any, processor: Any, question: dict[str, Any], images: Path) -> int:
+    """Patches of one image."""
+    prepared = cut(model, "patches", 0).expand(**inputs_of(model, processor, question, images))
     return int(prepared.counts[0])
 
 
-def prefills(models: dict[str, Any], processor: Any, question: dict[str, Any], photos: Path) -> dict[str, Any]:
+def prefills(models: dict[str, Any], processor: Any, question: dict[str, Any], images: Path) -> dict[str, Any]:
     """Medians of a prefill by each model, in turns."""
-    inputs = inputs_of(next(iter(models.values())), processor, question, photos)
+    inputs = inputs_of(next(iter(models.values())), processor, question, images)
 
     def prefill(model: Any) -> None:
         model(**model.expand(**inputs).inputs, logits_to_keep=1)
@@ -243,7 +243,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--questions", type=Path, help="JSON: a list of objects with image, text and answer")
     asked.add_argument("--tasks", nargs="+", help="of lmms-eval")
-    parser.add_argument("--photos", type=Path, help="where the questions' photos are; default: beside the questions")
+    parser.add_argument("--images", type=Path, help="where the questions' images are; default: beside the questions")
     parser.add_argument("--tokens", nargs="+", type=int, help="default: 64 32 16 8")
     parser.add_argument("--keep", nargs="+", type=float, default=[], help="fractions of each image's patches")
     parser.add_argument("--rules", nargs="+", choices=[*RULES, *LINKAGES], help="default: all that the model allows")
@@ -270,16 +270,16 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             print(json.dumps(results[-1]), flush=True)
     else:
         questions = json.loads(options.questions.read_text(encoding="utf-8"))[: options.limit]
-        photos = options.photos or options.questions.parent
-        whole = count_tokens(loaded, processor, questions[0], photos)
+        images = options.images or options.questions.parent
+        whole = count_tokens(loaded, processor, questions[0], images)
         names = [("patches", 0), *((rule, count) for rule in rules for count in budgets)]
         models = {f"{rule} {count}": cut(loaded, rule, count) for rule, count in names}
-        times = prefills(models, processor, questions[0], photos)
-        if not loaded.encoder_inputs:  # photos of one shape, each by itself
+        times = prefills(models, processor, questions[0], images)
+        if not loaded.encoder_inputs:  # images of one shape, each by itself
             remember(loaded)
         for rule, count in names:
             model = cut(loaded, rule, count)
-            right = right_answers(Assistant(model, processor), questions, photos, options)
+            right = right_answers(Assistant(model, processor), questions, images, options)
             results.append(
                 {"rule": rule, "tokens": count or whole, "right": right, "prefill_ms": times[f"{rule} {count}"]}
             )

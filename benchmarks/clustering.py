@@ -87,14 +87,14 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
         {
             "floor": lambda: floor(flat, cols, dots),
             "kernel": kernel,
-            "one photo": lambda: one(features[None]),
+            "one image": lambda: one(features[None]),
             "tree": lambda: one.tree(features[None]),
         },
         rounds=100 if rows < 64 else 30,
     )
     batches = take_turns(
         {
-            "floor": lambda: [floor(photo.reshape(-1, dim), cols, dots) for photo in batch.numpy()],
+            "floor": lambda: [floor(image.reshape(-1, dim), cols, dots) for image in batch.numpy()],
             "1 thread": lambda: one(batch),
             "2 threads": lambda: two(batch),
         },
@@ -107,12 +107,12 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
     return {
         "rules": measure_rules(features, count, kernel),
         "regions": regions,
-        "one photo, one thread": alone,
+        "one image, one thread": alone,
         f"batch of {BATCH}": batches,
         "peers": against,
         "kernel over floor": ratio(alone, "kernel", "floor"),
-        "one photo over floor": ratio(alone, "one photo", "floor"),
-        "one photo over kernel": ratio(alone, "one photo", "kernel"),
+        "one image over floor": ratio(alone, "one image", "floor"),
+        "one image over kernel": ratio(alone, "one image", "kernel"),
         "batch on one thread over floor": ratio(batches, "1 thread", "floor"),
         "tree over floor": ratio(alone, "tree", "floor"),
         "two threads over one": ratio(batches, "1 thread", "2 threads"),

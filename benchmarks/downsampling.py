@@ -25,7 +25,7 @@ GEOMETRY = ImageGeometry.squash(INPUT)
 
 
 def make_masks(*, seed: int = 0) -> np.ndarray:
-    """``(100, 768, 1024)`` bool: round masks with wavy rims, from specks to half the photo, as SAM's are."""
+    """``(100, 768, 1024)`` bool: round masks with wavy rims, from specks to half the image, as SAM's are."""
     generator = torch.Generator().manual_seed(seed)
     waves = F.interpolate(torch.randn(MASKS, 1, 24, 32, generator=generator), (HEIGHT, WIDTH), mode="bicubic")[:, 0]
     center = torch.rand(MASKS, 2, generator=generator) * torch.tensor([HEIGHT, WIDTH])

@@ -2,7 +2,7 @@
 
 Two questions. *Post-processing*: all three are given the same decoder's logits, smooth as a trained model's, and
 nothing but what they do with them is timed. *Stages*: all three run the same randomly initialised SAM 2.1 tiny on a
-real photo.
+real image.
 """
 
 import re
@@ -34,7 +34,7 @@ CONTESTANTS = ("regiontok, on the grid", "regiontok, RLE", "sam2 package", "tran
 def smooth_logits(points: int = POINTS, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Logits ``(points**2, 3, 256, 256)`` of candidates as a trained decoder gives them, and their predicted IoU.
 
-    150 blobs with wavy rims, from a few pixels to half the photo; at each point the decoder finds three of the blobs
+    150 blobs with wavy rims, from a few pixels to half the image; at each point the decoder finds three of the blobs
     near it, a little different each time, with slopes at the rim from soft to sharp.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -100,10 +100,10 @@ def generators(logits: Tensor, scores: Tensor, settings: MaskSettings) -> dict[s
 
     predictor.set_image, predictor._predict = set_image, predict
     return {
-        "regiontok, on the grid": lambda photo: ours.on_grid(photo, geometry=GEOMETRY, grid=GRID)[0],
-        "regiontok, RLE": lambda photo: ours(photo)[0],
-        "sam2 package": lambda photo: official(photo)[0],
-        "transformers pipeline": lambda photo: theirs(photo)[0],
+        "regiontok, on the grid": lambda image: ours.on_grid(image, geometry=GEOMETRY, grid=GRID)[0],
+        "regiontok, RLE": lambda image: ours(image)[0],
+        "sam2 package": lambda image: official(image)[0],
+        "transformers pipeline": lambda image: theirs(image)[0],
     }
 
 
@@ -125,9 +125,9 @@ def patches_that_differ(grid: MaskSet, encoded: MaskSet) -> float:
 def compare(settings: MaskSettings) -> dict[str, Any]:
     """Time and results on the same smooth logits."""
     contestants = generators(*smooth_logits(), settings)
-    photo = Image.new("RGB", SIZE[::-1])
-    found = {name: run(photo) for name, run in contestants.items()}
-    times = take_turns({name: (lambda run=run: run(photo)) for name, run in contestants.items()}, rounds=5)
+    image = Image.new("RGB", SIZE[::-1])
+    found = {name: run(image) for name, run in contestants.items()}
+    times = take_turns({name: (lambda run=run: run(image)) for name, run in contestants.items()}, rounds=5)
     ours = found["regiontok, RLE"]
     result: dict[str, Any] = {
         "candidates": 3 * POINTS**2,
@@ -163,12 +163,12 @@ def peaks(settings: MaskSettings) -> dict[str, Any]:
 def rise(name: str) -> int:
     """Bytes by which one contestant's peak rises."""
     contestants = generators(*smooth_logits(), MaskSettings())
-    photo = Image.new("RGB", SIZE[::-1])
+    image = Image.new("RGB", SIZE[::-1])
     small = Image.new("RGB", (8, 8))
     contestants[CONTESTANTS[0]](small)  # loads the compiled code
     contestants[CONTESTANTS[1]](small)
     before, held = held_peak()
-    contestants[name](photo)
+    contestants[name](image)
     after = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     del held
     return after - before
@@ -239,8 +239,8 @@ class Spent:
 
 
 def stages(points: int = 8) -> dict[str, Any]:
-    """Seconds per stage on a real photo with the same random weights, at ``points`` per side."""
-    photo = Image.fromarray(load_sample_image("china.jpg"))
+    """Seconds per stage on a real image with the same random weights, at ``points`` per side."""
+    image = Image.fromarray(load_sample_image("china.jpg"))
     settings = MaskSettings(points_per_side=points, stability_score_thresh=0, pred_iou_thresh=0)
     official, model = same_weights()
     result = {}
@@ -254,15 +254,15 @@ def stages(points: int = 8) -> dict[str, Any]:
 
     ours = masks.Sam2Masks(model, settings=settings)
     ours._embed, ours._decode = encode, decode = Spent(ours._embed), Spent(ours._decode)
-    result["regiontok"] = told(lambda: ours.on_grid(photo, geometry=GEOMETRY, grid=GRID), encode, decode)
+    result["regiontok"] = told(lambda: ours.on_grid(image, geometry=GEOMETRY, grid=GRID), encode, decode)
     theirs = masks.PackageMasks(official, settings=settings)
     encode, decode = Spent(official.forward_image), Spent(official.sam_mask_decoder.forward)
     official.forward_image, official.sam_mask_decoder.forward = encode, decode
-    result["sam2 package"] = told(lambda: theirs(photo), encode, decode)
+    result["sam2 package"] = told(lambda: theirs(image), encode, decode)
     pipeline = masks.PipelineMasks(model, settings=settings)
     encode, decode = Spent(model.get_image_embeddings), Spent(model.forward)
     model.get_image_embeddings, model.forward = encode, decode
-    result["transformers pipeline"] = told(lambda: pipeline(photo), encode, decode)
+    result["transformers pipeline"] = told(lambda: pipeline(image), encode, decode)
     return result
 
 

@@ -25,8 +25,8 @@ def measure(case: str) -> tuple[int, int]:
     torch.manual_seed(0)
     backward = "backward" in case
     if case == "clustering":
-        photo = smooth_features(24, 24, 1024, seed=0)
-        inputs = photo[None].expand(64, -1, -1, -1).contiguous()
+        image = smooth_features(24, 24, 1024, seed=0)
+        inputs = image[None].expand(64, -1, -1, -1).contiguous()
         UnionFindClusterer()(inputs[:1, :2, :2])  # loads the compiled code
 
         def run() -> object:

@@ -1,6 +1,6 @@
 """The interactive page: how large is its file, and what does one step of a slider cost in a browser?
 
-36 x 36 patches of dimension 1024, features smooth as an encoder's, on a photo of 2000 x 3000. The browser is Chromium
+36 x 36 patches of dimension 1024, features smooth as an encoder's, on an image of 2000 x 3000. The browser is Chromium
 without a screen or a GPU. A step is the main thread's time from a new value of the slider to the end of its frame, all
 of script, style, layout and paint; the budget is a sixtieth of a second.
 """
@@ -42,12 +42,12 @@ def main() -> None:
     """Measure, print and save."""
     features = smooth_features(36, 36, 1024, seed=0)[None]
     encoder = Encoder(lambda _: features, geometry=ImageGeometry.squash(576), patch_size=16, name="synthetic")
-    photo = Image.fromarray(load_sample_image("china.jpg")).resize((3000, 2000))
+    image = Image.fromarray(load_sample_image("china.jpg")).resize((3000, 2000))
     everything = MaskSet.from_masks(torch.ones(1, 2000, 3000, dtype=torch.bool))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         start = time.perf_counter()
-        write_page(file, photo, encoder, masks=everything)
+        write_page(file, image, encoder, masks=everything)
         figures: dict[str, Any] = {
             "megabytes": round(file.stat().st_size / 1e6, 2),
             "seconds to write": round(time.perf_counter() - start, 2),
@@ -66,7 +66,7 @@ def main() -> None:
 
             for name in ("outlines", "a region held, with its heat map"):
                 if name != "outlines":
-                    page.locator("#photo").click(position={"x": 300, "y": 300})
+                    page.locator("#image").click(position={"x": 300, "y": 300})
                 page.evaluate(SLIDE, 10)
                 before = spent()
                 page.evaluate(SLIDE, STEPS)

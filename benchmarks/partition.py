@@ -45,7 +45,7 @@ def by_linkage(linkage: str) -> Cluster:
 
 
 def grid(features: torch.Tensor, count: int) -> np.ndarray:
-    """Cells that ignore the photo."""
+    """Cells that ignore the image."""
     return grid_regions(torch.ones(features.shape[:2], dtype=torch.bool), count).labels()[0].numpy()
 
 
@@ -109,7 +109,7 @@ def divt_threshold(features: torch.Tensor, count: int) -> float:
 
 
 def measure(features: list[torch.Tensor], quokka: tuple[torch.Tensor, MaskSet, Any]) -> dict[str, Any]:
-    """Scores and times of every contestant at every count, over unit features of photos."""
+    """Scores and times of every contestant at every count, over unit features of images."""
     contestants: dict[str, Cluster] = {
         "grid": grid,
         "centroid": by_linkage("centroid"),
@@ -227,14 +227,14 @@ def main() -> None:
     import real_features  # noqa: PLC0415  downloads
 
     torch.set_num_threads(1)
-    photo, objects = real_features.quokka()
-    photos = [*real_features.photos().values(), photo]
-    segments = generators.load("felzenszwalb")(photos)
+    image, objects = real_features.quokka()
+    images = [*real_features.images().values(), image]
+    segments = generators.load("felzenszwalb")(images)
     figures: dict[str, Any] = {}
     for name, layer in BLOCKS.items():
         encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=SIDE, geometry="squash")
-        encoded, _ = encoder(photos[:-1])
-        own, _ = encoder(photo)
+        encoded, _ = encoder(images[:-1])
+        own, _ = encoder(image)
         unit = torch.nn.functional.normalize(encoded, dim=-1)
         figures[name] = measure(list(unit), (torch.nn.functional.normalize(own[0], dim=-1), objects, encoder.geometry))
         for count, one in figures[name].items():

@@ -8,17 +8,17 @@ from torch import Tensor
 from benchmarks.timing import ratio, save, take_turns
 from regiontok import CrossAttnPool, MeanPool, Regions
 
-PHOTOS, REGIONS, SIDE, DIM, HEADS = 16, 101, 24, 1024, 16
+IMAGES, REGIONS, SIDE, DIM, HEADS = 16, 101, 24, 1024, 16
 
 
 def make() -> tuple[Tensor, Regions]:
     """Random features, and regions that are Voronoi cells of 101 random points, as compact and uneven as masks are."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(PHOTOS, SIDE, SIDE, DIM, generator=generator)
+    features = torch.randn(IMAGES, SIDE, SIDE, DIM, generator=generator)
     axis = torch.arange(SIDE) + 0.5
     patches = torch.cartesian_prod(axis, axis)
     labels = []
-    while len(labels) < PHOTOS:
+    while len(labels) < IMAGES:
         points = SIDE * torch.rand(REGIONS, 2, generator=generator)
         nearest = torch.cdist(patches, points).argmin(1)
         if len(nearest.unique()) == REGIONS:
@@ -37,7 +37,7 @@ def ours_and_theirs(regions: Regions) -> tuple[Callable[[Tensor], Tensor], Calla
     blocked = ~torch.stack([masks.flatten(1) for masks in regions.masks()]).repeat_interleave(HEADS, 0)
 
     def theirs(features: Tensor) -> Tensor:
-        mean = MeanPool()(features, regions).values.reshape(PHOTOS, REGIONS, DIM)
+        mean = MeanPool()(features, regions).values.reshape(IMAGES, REGIONS, DIM)
         patches = features.flatten(1, 2)
         attended, _ = attention(mean, patches, patches, attn_mask=blocked, need_weights=False)
         return (mean + attended).flatten(0, 1)
@@ -73,7 +73,7 @@ def main() -> None:
         raise SystemExit("pooling: the gradients of regiontok and nn.MultiheadAttention disagree; no speed is told.")
     both = take_turns({"regiontok": lambda: step(ours), "nn.MultiheadAttention": lambda: step(theirs)}, rounds=9)
     figures = {
-        "shape": {"photos": PHOTOS, "regions": REGIONS, "patches": SIDE**2, "dim": DIM, "heads": HEADS},
+        "shape": {"images": IMAGES, "regions": REGIONS, "patches": SIDE**2, "dim": DIM, "heads": HEADS},
         "forward": forward,
         "forward and backward": both,
         "forward over floor": ratio(forward, "regiontok", "floor"),

@@ -1,7 +1,7 @@
-"""How well do stores and the pipeline scale, beside the loop over single photos, on the cores of this machine?
+"""How well do stores and the pipeline scale, beside the loop over single images, on the cores of this machine?
 
-Photos are 640 x 480 JPEG; the ViT-S has random weights, which cost what trained ones do. Runs are whole commands in a
-process of their own, whose imports and start are taken off by a run of few photos.
+Images are 640 x 480 JPEG; the ViT-S has random weights, which cost what trained ones do. Runs are whole commands in a
+process of their own, whose imports and start are taken off by a run of few images.
 """
 
 import json
@@ -26,20 +26,20 @@ from sklearn.datasets import load_sample_image
 from transformers import Sam2Config, Sam2Model
 
 from benchmarks.timing import save, save_path
-from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, encoders, read_photo
+from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, encoders, read_image
 from regiontok.masks import MaskSettings, Sam2Masks, sam2
 from regiontok.pipeline.roots import Roots
 from regiontok.store import Manifest, MaskStore, StoreWriter
 from regiontok.store.masks import masks_table
 from regiontok.store.tokens import tokens_table
 
-PHOTOS, FEW = 2000, 200
+IMAGES, FEW = 2000, 200
 VIT = "timm:vit_small_patch14_dinov2"
 SIDE = "336"
 
 
-def make_photos(folder: Path, count: int, *, size: tuple[int, int] = (640, 480), different: int = 200) -> Path:
-    """Photos cut and turned out of a few; every file is its own, though pictures come again."""
+def make_images(folder: Path, count: int, *, size: tuple[int, int] = (640, 480), different: int = 200) -> Path:
+    """Images cut and turned out of a few; every file is its own, though pictures come again."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     sources = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
@@ -86,8 +86,8 @@ RANDOM_WEIGHTS = (
 )
 
 
-def per_photo(folder: Path, options: list[str], target: str, count: int, few: int, *, rounds: int = 1) -> list[float]:
-    """Milliseconds per photo of a command, its start taken off."""
+def per_image(folder: Path, options: list[str], target: str, count: int, few: int, *, rounds: int = 1) -> list[float]:
+    """Milliseconds per image of a command, its start taken off."""
     out = folder.parent / "out"
     found = []
     for _ in range(rounds):
@@ -103,29 +103,29 @@ def per_photo(folder: Path, options: list[str], target: str, count: int, few: in
 
 
 def throughput(folder: Path) -> dict[str, Any]:
-    """The pipeline beside the loop over single photos, in turns."""
-    make_photos(folder / "photos", PHOTOS)
-    for number in (20, 60, FEW, 600, PHOTOS):
+    """The pipeline beside the loop over single images, in turns."""
+    make_images(folder / "images", IMAGES)
+    for number in (20, 60, FEW, 600, IMAGES):
         some = folder / str(number)
         some.mkdir()
-        for file in sorted((folder / "photos").iterdir())[:number]:
+        for file in sorted((folder / "images").iterdir())[:number]:
             os.link(file, some / file.name)
     told: dict[str, Any] = {}
     for name, options, count, few, rounds in (
-        ("pixels", [], PHOTOS, FEW, 2),
+        ("pixels", [], IMAGES, FEW, 2),
         ("ViT-S", ["--encoder", VIT, "--img-size", SIDE], 600, 60, 1),
         ("pixels, pictures", ["--pictures"], 600, 60, 1),
     ):
         turns: dict[str, list[float]] = {"loop": [], "store": []}
         for _ in range(rounds):
             pictures = [] if "--pictures" in options else ["--no-pictures"]
-            turns["loop"] += per_photo(folder, [*options, *pictures], "--out", count, few)
-            turns["store"] += per_photo(folder, options, "--store", count, few)
+            turns["loop"] += per_image(folder, [*options, *pictures], "--out", count, few)
+            turns["store"] += per_image(folder, options, "--store", count, few)
         told[name] = {kind: round(median(values), 2) for kind, values in turns.items()}
-        told[name] |= {"photos": count, "loop_over_store": round(told[name]["loop"] / told[name]["store"], 2)}
+        told[name] |= {"images": count, "loop_over_store": round(told[name]["loop"] / told[name]["store"], 2)}
         print(f"{name:18}", told[name])
-    ray = per_photo(folder, ["--engine", "ray", "--shard-size", "100"], "--store", PHOTOS, FEW)
-    here = per_photo(folder, ["--shard-size", "100"], "--store", PHOTOS, FEW)
+    ray = per_image(folder, ["--engine", "ray", "--shard-size", "100"], "--store", IMAGES, FEW)
+    here = per_image(folder, ["--shard-size", "100"], "--store", IMAGES, FEW)
     told["ray"] = {"ray": round(ray[0], 2), "here": round(here[0], 2), "ray_over_here": round(ray[0] / here[0], 2)}
     print("ray               ", told["ray"])
     return told
@@ -135,12 +135,12 @@ def shares(folder: Path) -> dict[str, Any]:
     """What everything but reading and encoding costs, as a share of the encoder's time; one thread."""
     told = {}
     torch.set_num_threads(1)
-    photos = [read_photo(file) for file in sorted(make_photos(folder / "photos", 20).iterdir())]
+    images = [read_image(file) for file in sorted(make_images(folder / "images", 20).iterdir())]
     for name, options in (("pixels", {}), (VIT, {"img_size": int(SIDE), "pretrained": False})):
         encoder, regionizer = encoders.load(name, **options), Regionizer(pool="mean")
         encode, rest = [], []
-        for start in range(0, len(photos), 4):
-            some = photos[start : start + 4]
+        for start in range(0, len(images), 4):
+            some = images[start : start + 4]
             pixels, valid = encoder.preprocess(some)
             begun = time.perf_counter()
             with torch.no_grad():
@@ -192,7 +192,7 @@ def masks_to_grid(folder: Path) -> dict[str, Any]:
     told = {name: round(value, 3) for name, value in times.items()} | {
         "ratio": round(times["plain"] / times["ours"], 1)
     }
-    print("masks of a store to the grid, ms per photo", told)
+    print("masks of a store to the grid, ms per image", told)
     return told
 
 
@@ -206,8 +206,8 @@ def _each(work: Callable[[str], Any], keys: list[str]) -> float:
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Peak memory of a run by its number of photos."""
-    make_photos(folder / "small", 20_000, size=(64, 48))
+    """Peak memory of a run by its number of images."""
+    make_images(folder / "small", 20_000, size=(64, 48))
     (folder / "thousand").mkdir()
     for file in sorted((folder / "small").iterdir())[:1000]:
         os.link(file, folder / "thousand" / file.name)
@@ -215,12 +215,12 @@ def memory(folder: Path) -> dict[str, Any]:
     few = run(["tokenize", str(folder / "thousand"), *options, str(folder / "m1")])
     many = run(["tokenize", str(folder / "small"), *options, str(folder / "m2")])
     told = {"1000": round(few["peak"]), "20000": round(many["peak"]), "ratio": round(many["peak"] / few["peak"], 3)}
-    print("peak MiB by photos", told)
+    print("peak MiB by images", told)
     return told
 
 
 def large(folder: Path) -> dict[str, Any]:
-    """A store of a million rows, and a run that finds all of 100 000 photos done."""
+    """A store of a million rows, and a run that finds all of 100 000 images done."""
     masks = MaskSet.from_labels(np.kron(np.arange(100).reshape(10, 10), np.ones((48, 64), np.int64)))
     one = masks_table(["x"] * 50, [masks] * 50)
 
@@ -245,7 +245,7 @@ def large(folder: Path) -> dict[str, Any]:
         (folder / "touched" / f"{number:09d}.jpg").touch()
     roots = Roots([folder / "touched"]).describe()
     made_by = {"generator": "felzenszwalb", "scale": 150.0, "sigma": 0.8, "min_size": 120, "longest_side": 480}
-    fill("done", 10**5, "{:09d}.jpg", Manifest(kind="masks", made_by=made_by, photos=roots))
+    fill("done", 10**5, "{:09d}.jpg", Manifest(kind="masks", made_by=made_by, images=roots))
     resumed = run(["masks", str(folder / "touched"), "--masks", "felzenszwalb", "--out", str(folder / "done")])
     told = {
         "open_million_s": round(opening, 2),
@@ -263,15 +263,15 @@ from benchmarks.scale import stand_in
 from regiontok.masks import MaskSettings, sam2
 import torchvision
 generate = stand_in()
-photo = Image.new("RGB", (640, 480))
+image = Image.new("RGB", (640, 480))
 generate.steps = (MaskSettings(3, 0, 0),)
-generate([photo])
+generate([image])
 def peak():  # what getrusage tells has the parent's in it
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 sam2._MOST_BYTES = LIMIT
 generate.steps = (MaskSettings(96, 0, 0),)
-masks = generate([photo])[0]
+masks = generate([image])[0]
 print((peak() - before) / 1024, len(masks), int(masks.areas().sum()))
 """
 

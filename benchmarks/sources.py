@@ -1,7 +1,7 @@
-"""Clustering against mask generation: milliseconds per photo for each source of regions, on the same photo.
+"""Clustering against mask generation: milliseconds per image for each source of regions, on the same image.
 
-The photo is scikit-learn's ``china.jpg`` (427 x 640). Features are 24 x 24 x 1024, smooth as an encoder's; the encoder
-itself is left out, since every source needs it. Masks for the grid are Felzenszwalb's of the photo, which are as many
+The image is scikit-learn's ``china.jpg`` (427 x 640). Features are 24 x 24 x 1024, smooth as an encoder's; the encoder
+itself is left out, since every source needs it. Masks for the grid are Felzenszwalb's of the image, which are as many
 as SAM's. SAM 2.1 tiny has random weights, which cost the same time; the paper's cheap setting prompts it at 576 points.
 """
 
@@ -21,12 +21,12 @@ PAPER = "162 ms on an H100 (SAM 2 of unnamed size, 24 points per side)"
 
 def main() -> None:
     """Measure, print and save."""
-    photo = Image.fromarray(load_sample_image("china.jpg"))
+    image = Image.fromarray(load_sample_image("china.jpg"))
     geometry = ImageGeometry.letterbox(336)
-    valid = geometry.place((photo.height, photo.width)).valid((24, 24))[None]
+    valid = geometry.place((image.height, image.width)).valid((24, 24))[None]
     features = smooth_features(24, 24, 1024, seed=0)[None]
     felzenszwalb = masks.FelzenszwalbMasks()
-    kept = felzenszwalb(photo)[0].to_coco()
+    kept = felzenszwalb(image)[0].to_coco()
     regionizers = {
         source: Regionizer(source=source, pool="mean", norm="none", geometry=geometry)
         for source in ("patch", "clustering", "segmentation", "combined")
@@ -45,11 +45,11 @@ def main() -> None:
         },
         rounds=40,
     )
-    making = take_turns({"Felzenszwalb": lambda: felzenszwalb(photo)}, rounds=5)
+    making = take_turns({"Felzenszwalb": lambda: felzenszwalb(image)}, rounds=5)
     torch.manual_seed(0)
     generate = masks.load("sam2", model="tiny", pretrained=False)
     start = time.perf_counter()
-    generate.on_grid(photo, geometry=geometry, grid=(24, 24))
+    generate.on_grid(image, geometry=geometry, grid=(24, 24))
     sam = 1000 * (time.perf_counter() - start)
     figures = {
         "masks": len(kept),

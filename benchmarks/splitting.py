@@ -1,4 +1,4 @@
-"""How fast is the DBSCAN split of a photo's masks beside a loop over scikit-learn's?"""
+"""How fast is the DBSCAN split of an image's masks beside a loop over scikit-learn's?"""
 
 import numpy as np
 import torch

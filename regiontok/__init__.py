@@ -8,13 +8,13 @@
 
 The way of the data, and where each step lives:
 
-    encoders      photos to patch features                                     regiontok.encoders.load
-    geometry      how a photo, its masks and points lie on an encoder's input  ImageGeometry, Placement
+    encoders      images to patch features                                     regiontok.encoders.load
+    geometry      how an image, its masks and points lie on an encoder's input  ImageGeometry, Placement
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
-    masks         photos to masks, or annotated ones                           regiontok.masks.load
+    masks         images to masks, or annotated ones                           regiontok.masks.load
     annotations   what others call masks: COCO, SAM, label maps                MaskSet.from_coco
-    maskset       the masks of one photo                                       MaskSet
+    maskset       the masks of one image                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
     splitting     masks split by what is in them                               split_regions
     regions       which patches belong to which region                         Regions
@@ -24,9 +24,9 @@ The way of the data, and where each step lives:
     config        every option, checked and saved                              RegionizerConfig
     regionizer    all of it, saved and loaded                                  Regionizer
     functional    clustering in one call                                       cluster_regions
-    token_files   tokens of a photo in a file                                  save_tokens, load_tokens
-    store         masks or tokens of any number of photos                      regiontok.store.MaskStore, TokenStore
-    pipeline      photos to stores, on one machine or many                     regiontok.pipeline
+    token_files   tokens of an image in a file                                  save_tokens, load_tokens
+    store         masks or tokens of any number of images                      regiontok.store.MaskStore, TokenStore
+    pipeline      images to stores, on one machine or many                     regiontok.pipeline
     presets       the paper's Table 1                                          regiontok.presets
     viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
     adapters      tokens in whole multimodal models                            regiontok.adapters
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     from regiontok.errors import RegiontokError
     from regiontok.functional import cluster_regions
     from regiontok.geometry import ImageGeometry, Placement
+    from regiontok.images import read_image
     from regiontok.maskset import MaskSet
     from regiontok.merge_tree import MergeTree
     from regiontok.normalize import rms_normalize
     from regiontok.ordering import order_regions
-    from regiontok.photos import read_photo
     from regiontok.pooling import CrossAttnPool, MeanPool
     from regiontok.regionizer import Regionizer
     from regiontok.regions import Dropped, Regions
@@ -80,7 +80,7 @@ __all__ = [
     "load_tokens",
     "masks",
     "order_regions",
-    "read_photo",
+    "read_image",
     "rms_normalize",
     "save_tokens",
     "split_regions",
@@ -104,7 +104,7 @@ _MODULES = {
     "cluster_regions": "functional",
     "load_tokens": "token_files",
     "order_regions": "ordering",
-    "read_photo": "photos",
+    "read_image": "images",
     "rms_normalize": "normalize",
     "save_tokens": "token_files",
     "split_regions": "splitting",

@@ -19,7 +19,7 @@ from regiontok.errors import AmbiguousShapeWarning, DTypeError, ShapeError, Valu
 Features = Tensor | Sequence[Tensor]
 """``(B, rows, cols, D)`` floating point, or a list of ``(rows, cols, D)`` where grids differ between images."""
 Valid = Tensor | Sequence[Tensor]
-"""``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: which patches show the photo."""
+"""``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: which patches show the image."""
 
 
 _MOST_PREFIX_TOKENS = 8
@@ -101,7 +101,7 @@ def _warn_of_hidden_states(features: Sequence[Tensor]) -> None:
 
 
 def flatten_valid(valid: Valid | None, grids: Tensor) -> Tensor | None:
-    """Check which patches show the photo and lay them flat, ``(N,)`` bool."""
+    """Check which patches show the image and lay them flat, ``(N,)`` bool."""
     if valid is None:
         return None
     shapes = [tuple(grid) for grid in grids.tolist()]
@@ -189,14 +189,14 @@ def check_grid(grid: Any) -> tuple[int, int]:
 
 
 def check_sizes(name: str, sizes: Any, count: int | None = None) -> list[tuple[int, int]]:
-    """Heights and widths of ``count`` photos: a list of pairs, or an array or tensor ``(count, 2)``."""
+    """Heights and widths of ``count`` images: a list of pairs, or an array or tensor ``(count, 2)``."""
     if isinstance(sizes, Tensor | np.ndarray):
         sizes = sizes.tolist()
     if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
-        raise DTypeError(f"{name} must have a (height, width) per photo; got {sizes!r}.")
+        raise DTypeError(f"{name} must have a (height, width) per image; got {sizes!r}.")
     if count is not None and len(sizes) != count:
-        raise ShapeError(f"{name} must have one entry per photo, {count}; got {len(sizes)}.")
-    return [check_size(f"{name}[{photo}]", size) for photo, size in enumerate(sizes)]
+        raise ShapeError(f"{name} must have one entry per image, {count}; got {len(sizes)}.")
+    return [check_size(f"{name}[{image}]", size) for image, size in enumerate(sizes)]
 
 
 def check_device(device: Any) -> None:

@@ -1,6 +1,6 @@
 """What others call masks, read into runs: COCO's RLE, polygons and annotations, SAM's output, label maps, dense masks.
 
-`regiontok.MaskSet` makes sets of them. Files of annotations, and which photo they are of, are `regiontok.masks`'s.
+`regiontok.MaskSet` makes sets of them. Files of annotations, and which image they are of, are `regiontok.masks`'s.
 """
 
 import warnings
@@ -21,14 +21,14 @@ from regiontok.errors import AmbiguousShapeWarning, DTypeError, RegiontokError, 
 from regiontok.geometry import Size
 
 _MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
-"""No photo is larger; an RLE that says so would have memory asked for that nothing needs."""
+"""No image is larger; an RLE that says so would have memory asked for that nothing needs."""
 _MOST_LAST, _LEAST_SIDE = 8, 64
-"""No photo is so narrow where there are so many masks: these are masks that come last."""
+"""No image is so narrow where there are so many masks: these are masks that come last."""
 _MOST_LABELS = 2**63 - 1
 
 
 class Runs(NamedTuple):
-    """Masks of one photo as runs, and what else is known of each.
+    """Masks of one image as runs, and what else is known of each.
 
     Attributes:
         size: Height and width in pixels.
@@ -106,9 +106,9 @@ def from_sam(masks: Any, size: Size | None) -> Runs:
 
 
 def _of_size(made: Runs, size: Size | None) -> Runs:
-    """The same masks; refuses those of another size than the photo's."""
+    """The same masks; refuses those of another size than the image's."""
     if size is not None and made.size != check_size("size", size):
-        raise ShapeError(f"masks must be of the photo's size, {tuple(size)}; got {made.size}.")
+        raise ShapeError(f"masks must be of the image's size, {tuple(size)}; got {made.size}.")
     return made
 
 
@@ -159,7 +159,9 @@ def as_bytes(masks: Any) -> np.ndarray:
     array = _stack(masks)
     if array.ndim != 3 or 0 in array.shape[1:]:
         hint = " A single mask is masks[None]." if array.ndim == 2 else ""
-        raise ShapeError(f"masks must be (masks, height, width) of a photo that is not empty; got {array.shape}.{hint}")
+        raise ShapeError(
+            f"masks must be (masks, height, width) of an image that is not empty; got {array.shape}.{hint}"
+        )
     if array.shape[2] <= _MOST_LAST and min(array.shape[:2]) >= _LEAST_SIDE:
         warnings.warn(
             f"masks of {array.shape} are read as {array.shape[0]} masks of {array.shape[1]} x {array.shape[2]} pixels. "
@@ -222,12 +224,12 @@ def _stack(masks: Any) -> np.ndarray:
     if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
         return to_numpy("masks", masks, fill=0)
     if not masks:
-        raise ShapeError("an empty list of masks does not tell the photo's size. Pass an array (0, height, width).")
+        raise ShapeError("an empty list of masks does not tell the image's size. Pass an array (0, height, width).")
     arrays = [to_numpy(f"masks[{index}]", one, fill=0) for index, one in enumerate(masks)]
     for index, one in enumerate(arrays):
         if one.ndim != 2 or one.shape != arrays[0].shape:
             raise ShapeError(
-                f"masks of a list must all be (height, width) of one photo; masks[0] is {arrays[0].shape}, "
+                f"masks of a list must all be (height, width) of one image; masks[0] is {arrays[0].shape}, "
                 f"masks[{index}] is {one.shape}."
             )
     return np.stack(arrays)
@@ -321,8 +323,8 @@ def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
     given = size
     if size is not None:
         size = check_size("size", size)
-        if _is_no_photo(size):
-            raise ValueRangeError(f"there is no photo of {size[0]} x {size[1]} pixels. The size is damaged.")
+        if _is_no_image(size):
+            raise ValueRangeError(f"there is no image of {size[0]} x {size[1]} pixels. The size is damaged.")
     last: list[int] | None = None
     for one in masks:
         if not one.is_rle:
@@ -331,27 +333,27 @@ def _one_size(masks: Sequence[_Annotation], size: Size | None) -> Size:
         if type(told) is list and told == last:  # most often all are alike
             continue
         own = check_size(f"{one.name}: size", told)
-        if _is_no_photo(own):
-            raise ValueRangeError(f"{one.name}: there is no photo of {own[0]} x {own[1]} pixels. Its size is damaged.")
+        if _is_no_image(own):
+            raise ValueRangeError(f"{one.name}: there is no image of {own[0]} x {own[1]} pixels. Its size is damaged.")
         if size is None:
             size = own
         if own != size:
-            of = "the photo's" if given is not None else "that of mask 0"
+            of = "the image's" if given is not None else "that of mask 0"
             raise ShapeError(f"{one.name}: size must be {of}, {size}; got {own}.")
         last = [*own]
     if size is None:
         what = "polygons do not tell" if masks else "there is no mask to tell"
-        raise ShapeError(f"{what} the photo's size; pass size=(height, width), or sizes with several photos.")
+        raise ShapeError(f"{what} the image's size; pass size=(height, width), or sizes with several images.")
     return size
 
 
-def _is_no_photo(size: Size) -> bool:
+def _is_no_image(size: Size) -> bool:
     return max(size) > _MOST_SIDE or size[0] * size[1] > _MOST_PIXELS
 
 
 def _size_of_none(size: Size | None) -> Size:
     if size is None:
-        raise ShapeError("there is no mask to tell the photo's size; pass size=(height, width).")
+        raise ShapeError("there is no mask to tell the image's size; pass size=(height, width).")
     return check_size("size", size)
 
 
@@ -417,7 +419,7 @@ def _fill(masks: Sequence[_Annotation], size: Size) -> tuple[np.ndarray, np.ndar
     except (ValueError, TypeError):
         raise _which(masks, size, "a polygon must be a list of numbers, [x, y, x, y, ...]") from None
     if not (np.abs(corners.astype(float)) <= _MOST_SIDE).all():  # NaN is no less
-        raise _which(masks, size, f"a polygon's corners must lie within {_MOST_SIDE} pixels of the photo")
+        raise _which(masks, size, f"a polygon's corners must lie within {_MOST_SIDE} pixels of the image")
     fine = (5 * corners.astype(float) + 0.5).astype(np.int64)  # to the fifth of a pixel, and to zero, as COCO does
     x, y = np.ascontiguousarray(fine[::2]), np.ascontiguousarray(fine[1::2])
     counts = np.empty(len(flat), np.int64)
@@ -479,7 +481,7 @@ def name_format(given: Any) -> None:
         raise DTypeError(_EXPORT.format(tool="a brush mask of Label Studio"))
     if {"images", "annotations"} <= given.keys():
         raise DTypeError(
-            "this is a whole file of COCO annotations. Take those of one photo, or read it with "
+            "this is a whole file of COCO annotations. Take those of one image, or read it with "
             "regiontok.masks.CocoMasks (--coco on the command line)."
         )
     if {"image", "annotations"} <= given.keys():

@@ -50,7 +50,7 @@ class UnionFindClusterer:
     =============  ============================================  ===============================================
 
     ``centroid`` is the paper's rule, the default where a threshold stops. It does not weigh sizes, so at a small budget
-    one region takes much of the photo and many are single patches. ``ward`` does, and is the default where a budget
+    one region takes much of the image and many are single patches. ``ward`` does, and is the default where a budget
     stops. ``average`` and ``ward`` see features at unit length, whatever their own is.
 
     The result does not depend on batch size, device, strides or number of threads, and no gradient flows through it.
@@ -68,7 +68,7 @@ class UnionFindClusterer:
         num_regions: The number of regions per image instead: exactly ``min(num_regions, valid patches)``.
         keep: The fraction of each image's valid patches instead, in ``(0, 1]``: rounded up, at least 1.
         explained_variance: As few regions as keep this share, in ``(0, 1]``, of the squared deviation of the image's
-            patches from their mean, to within 1e-4; counts then follow the photo's complexity. For ``ward`` only.
+            patches from their mean, to within 1e-4; counts then follow the image's complexity. For ``ward`` only.
         connectivity: 4, or 8 to let patches that touch at a corner be neighbours.
         mask_weight: How much masks count that are given with a call, from 0 (not at all) to ``inf``: no region crosses
             a mask as long as there are as many regions as connected parts of masks. See `regiontok.masked`.

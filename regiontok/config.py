@@ -78,7 +78,7 @@ class RegionizerConfig:
             `regiontok.masked`.
         padding: ``drop`` keeps the patches that are not valid out of every region; ``keep`` uses all. Masks never lie
             on padding.
-        geometry: How the encoder places photos, ``encoder.geometry``; their masks go the same way.
+        geometry: How the encoder places images, ``encoder.geometry``; their masks go the same way.
         coverage: The share of a patch above which it is in a mask; see `MaskDownsampler` for this and the next three.
         downsampling: ``exact`` or ``two_step``.
         uncovered: Patches in no mask: ``drop``, ``background``, ``single_patches`` or ``cluster``.

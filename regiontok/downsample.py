@@ -1,4 +1,4 @@
-"""Masks of a photo, brought to the encoder's patch grid through the photo's own geometry."""
+"""Masks of an image, brought to the encoder's patch grid through the image's own geometry."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,14 +30,14 @@ from regiontok.maskset import MaskSet
 from regiontok.regions import Dropped, Regions
 
 Masks = MaskSet | np.ndarray | Tensor | Image.Image | Mapping[str, Any] | Sequence[Any]
-"""One photo's masks: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height, width)``; a label map,
+"""One image's masks: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height, width)``; a label map,
 array or picture; or what `MaskSet.from_coco` and `MaskSet.from_sam` take."""
 
 
 class MaskDownsampler:
     """Bring masks to the patch grid: a patch is in a mask if more than ``threshold`` of it lies inside.
 
-    A pixel of a mask is a small rectangle on the encoder's input, where the photo's geometry puts it. The share of a
+    A pixel of a mask is a small rectangle on the encoder's input, where the image's geometry puts it. The share of a
     patch that a mask covers is the exact area of these rectangles inside the patch; pixels that a patch's edge cuts
     weigh what lies inside. Run-length encoded masks are never decoded; contiguous bool ones are read once and not
     copied.
@@ -46,24 +46,24 @@ class MaskDownsampler:
     gets one of all its valid patches and is marked in ``Regions.fallback``.
 
     Args:
-        grid: Rows and columns of patches. None takes each photo's from its features.
-        geometry: How photos are placed on the encoder's input: ``encoder.geometry``. Masks that are on the grid
+        grid: Rows and columns of patches. None takes each image's from its features.
+        geometry: How images are placed on the encoder's input: ``encoder.geometry``. Masks that are on the grid
             already (`MaskSet.on_grid`) need none.
         threshold: The share in ``[0, 1]`` above which a patch is kept.
         method: ``exact``, or ``two_step``: masks resized to the input by nearest pixel, then averaged per patch.
-        uncovered: Patches of the photo in no mask: ``drop`` leaves them out, ``background`` makes one region of them,
+        uncovered: Patches of the image in no mask: ``drop`` leaves them out, ``background`` makes one region of them,
             ``single_patches`` one of each, ``cluster`` merges similar neighbours. Padding is never among them.
         overlap: ``keep``, or ``smallest``: a patch in several masks stays in the one with the fewest patches, the first
             of these where they tie.
         clusterer: For ``cluster``; by default a `UnionFindClusterer` at threshold 0.7.
-        rescale: Stretch masks whose size is not their photo's over the photo, rather than refuse them.
+        rescale: Stretch masks whose size is not their image's over the image, rather than refuse them.
 
     Raises:
         DTypeError, ShapeError, ValueRangeError: An option that cannot be.
 
     Example:
         >>> half = torch.zeros(1, 100, 200, dtype=torch.bool)
-        >>> half[:, :, :100] = True  # the left half of a photo of 100 x 200
+        >>> half[:, :, :100] = True  # the left half of an image of 100 x 200
         >>> downsampler = MaskDownsampler(grid=(4, 4), geometry=ImageGeometry.letterbox(64))
         >>> downsampler([half]).masks()[0].int()
         tensor([[[0, 0, 0, 0],
@@ -120,21 +120,21 @@ class MaskDownsampler:
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
     ) -> Regions:
-        """Regions of a batch: those of each photo's masks in their order, then those of uncovered patches.
+        """Regions of a batch: those of each image's masks in their order, then those of uncovered patches.
 
         Args:
-            masks: One entry per photo: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height,
+            masks: One entry per image: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height,
                 width)``; a label map, ``(height, width)`` of integers or a Pillow image; or what `MaskSet.from_coco`
                 and `MaskSet.from_sam` take. An entry of no masks is an empty one of these.
             features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``; for ``uncovered='cluster'``, and where
                 ``grid`` is None.
-            valid: Which patches may be in a region; by default those that show the photo. Without ``sizes`` they tell
-                whether masks are of their photo's shape.
-            sizes: Each photo's height and width, to compare with its masks'. By default masks are their photo's size.
+            valid: Which patches may be in a region; by default those that show the image. Without ``sizes`` they tell
+                whether masks are of their image's shape.
+            sizes: Each image's height and width, to compare with its masks'. By default masks are their image's size.
 
         Raises:
             DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be, or masks that lie elsewhere than
-                ``valid``; the message names the photo.
+                ``valid``; the message names the image.
         """
         sets, coverages, shown, grids, told = [], [], [], [], []
         for prepared, grid, placement, allowed in self._read(masks, features, sizes):
@@ -170,12 +170,12 @@ class MaskDownsampler:
         return replace(regions, dropped=tuple(named))
 
     def coverage(self, masks: Masks, *, grid: Size | None = None, size: Size | None = None) -> Tensor:
-        """The share of each patch that one photo's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.
+        """The share of each patch that one image's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.
 
         Args:
-            masks: One photo's, as in a call.
+            masks: One image's, as in a call.
             grid: Rows and columns where the downsampler has no grid of its own.
-            size: The photo's height and width, where masks may have another.
+            size: The image's height and width, where masks may have another.
 
         Raises:
             DTypeError, ShapeError, ValueRangeError: Masks or a size that cannot be.
@@ -192,22 +192,22 @@ class MaskDownsampler:
     def valid(
         self, masks: Sequence[Masks], *, features: Features | None = None, sizes: Sequence[Size] | None = None
     ) -> list[Tensor]:
-        """Which patches show each photo, ``(rows, cols)`` bool. Arguments and errors are those of a call.
+        """Which patches show each image, ``(rows, cols)`` bool. Arguments and errors are those of a call.
 
-        Masks on the grid tell it by ``MaskSet.valid``, or else by their photo's size; where neither is known, all do.
+        Masks on the grid tell it by ``MaskSet.valid``, or else by their image's size; where neither is known, all do.
         """
         return [allowed for _, _, _, allowed in self._read(masks, features, sizes)]
 
     def _read(
         self, masks: Sequence[Masks], features: Features | None, sizes: Sequence[Size] | None
     ) -> Iterator[tuple[MaskSet | np.ndarray | Tensor, Size, Placement | None, Tensor]]:
-        """Per photo its masks, checked; its grid; how its masks lie on the input; and which patches show it."""
+        """Per image its masks, checked; its grid; how its masks lie on the input; and which patches show it."""
         if isinstance(masks, MaskSet | Tensor | np.ndarray) or not isinstance(masks, Sequence):
             raise DTypeError(
-                f"masks must be a list with one entry per photo; got {type(masks).__name__}. Wrap it: [masks]."
+                f"masks must be a list with one entry per image; got {type(masks).__name__}. Wrap it: [masks]."
             )
         if not masks:
-            raise ShapeError("masks must hold an entry for at least one photo; got an empty list.")
+            raise ShapeError("masks must hold an entry for at least one image; got an empty list.")
         grids = self._grids(len(masks), features)
         sizes = None if sizes is None else check_sizes("sizes", sizes, len(masks))
         for image, (one, grid) in enumerate(zip(masks, grids, strict=True)):
@@ -227,21 +227,21 @@ class MaskDownsampler:
             return [self.grid] * count
         grids = [(rows, cols) for rows, cols in check_features(features).tolist()]
         if len(grids) != count:
-            raise ShapeError(f"masks must have one entry per photo, {len(grids)} in features; got {count}.")
+            raise ShapeError(f"masks must have one entry per image, {len(grids)} in features; got {count}.")
         for image, grid in enumerate(grids):
             if self.grid not in (None, grid):
                 raise ShapeError(f"features[{image}] must have this downsampler's grid {self.grid}; got {grid}.")
         return grids
 
     def _place(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, size: Size | None) -> Placement | None:
-        """How one photo lies on the input; None for masks that are on the grid."""
+        """How one image lies on the input; None for masks that are on the grid."""
         if isinstance(masks, MaskSet) and masks.coverage is not None:
             if masks.size != grid:
                 raise ShapeError(f"masks on the grid must be on {grid}; these are on {masks.size}.")
             return None
         if self.geometry is None:
             raise ValueRangeError(
-                "masks of a photo need the geometry by which the photo was placed; pass geometry=encoder.geometry, or "
+                "masks of an image need the geometry by which the image was placed; pass geometry=encoder.geometry, or "
                 "masks made by MaskSet.on_grid."
             )
         own = _size_of(masks)
@@ -249,7 +249,7 @@ class MaskDownsampler:
         if own != size and not self.rescale:
             turned = " Masks come first: masks.transpose(2, 0, 1)." if _is_turned(masks, size) else ""
             raise ShapeError(
-                f"masks must be of their photo's size {size}; got {own}.{turned} Resize them to the photo, or use a "
+                f"masks must be of their image's size {size}; got {own}.{turned} Resize them to the image, or use a "
                 "MaskDownsampler with rescale=True, which stretches them."
             )
         return self.geometry.place(size)
@@ -257,7 +257,7 @@ class MaskDownsampler:
     def _shown(
         self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None, size: Size | None
     ) -> Tensor:
-        """Which patches show one photo, ``(rows, cols)`` bool."""
+        """Which patches show one image, ``(rows, cols)`` bool."""
         if isinstance(masks, MaskSet) and masks.valid is not None:
             return masks.valid
         if placement is None and size is not None and self.geometry is not None:
@@ -265,7 +265,7 @@ class MaskDownsampler:
         return torch.ones(grid, dtype=torch.bool, device="cpu") if placement is None else placement.valid(grid)
 
     def _cover(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None) -> Tensor:
-        """One photo's coverage ``(M, rows, cols)``."""
+        """One image's coverage ``(M, rows, cols)``."""
         if placement is None:
             return masks.coverage  # type: ignore[union-attr, return-value]
         if self.method == "two_step":
@@ -273,7 +273,7 @@ class MaskDownsampler:
         own = _size_of(masks)
         edges = [
             (
-                np.arange(own[axis] + 1) * (placement.photo[axis] / own[axis]) * placement.scale[axis]
+                np.arange(own[axis] + 1) * (placement.image_size[axis] / own[axis]) * placement.scale[axis]
                 + placement.offset[axis]
             )
             * (grid[axis] / placement.input[axis])
@@ -331,10 +331,10 @@ class MaskDownsampler:
 
 
 def _check_place(image: int, own: Tensor, valid: Tensor, size: Size, slack: int) -> None:
-    """Refuse masks that lie elsewhere on the input than ``valid`` shows their photo: they are of another size.
+    """Refuse masks that lie elsewhere on the input than ``valid`` shows their image: they are of another size.
 
-    ``valid`` tells where a photo lies if it is a rectangle in the middle that fills the grid in one direction at least,
-    as a geometry places photos. Anything else, such as patches that were left out, tells nothing of it.
+    The position of the image can be inferred from ``valid`` only if it is a centred rectangle that spans the grid in at
+    least one direction, as a geometry places images.
     """
     (top, bottom), (left, right) = _span(valid.any(1)), _span(valid.any(0))
     rows, cols = valid.shape
@@ -348,8 +348,8 @@ def _check_place(image: int, own: Tensor, valid: Tensor, size: Size, slack: int)
         return
     raise ShapeError(
         f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {lies[0]} to {lies[1]} and columns "
-        f"{lies[2]} to {lies[3]} of the grid; valid shows the photo in rows {top} to {bottom} and columns {left} to "
-        f"{right}. Masks must be (masks, height, width) of their photo. Pass sizes too where valid is right."
+        f"{lies[2]} to {lies[3]} of the grid; valid shows the image in rows {top} to {bottom} and columns {left} to "
+        f"{right}. Masks must be (masks, height, width) of their image. Pass sizes too where valid is right."
     )
 
 
@@ -365,7 +365,7 @@ def _is_turned(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:
 
 
 def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:
-    """One photo's masks in one of three forms: a set of runs, dense bytes, or a dense tensor on another device."""
+    """One image's masks in one of three forms: a set of runs, dense bytes, or a dense tensor on another device."""
     if not isinstance(masks, Tensor | np.ndarray) or (masks.ndim == 2 and masks.dtype not in (torch.bool, np.bool_)):
         return MaskSet.of(masks, size=size)
     if isinstance(masks, Tensor) and masks.device.type != "cpu" and masks.dtype == torch.bool and masks.ndim == 3:
@@ -378,16 +378,16 @@ def _size_of(masks: MaskSet | np.ndarray | Tensor) -> Size:
 
 
 def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: Size) -> Tensor:
-    """The paper's route: nearest pixel of the photo for each of the input, then the mean over each patch."""
+    """The paper's route: nearest pixel of the image for each of the input, then the mean over each patch."""
     if any(side % patches for side, patches in zip(placement.input, grid, strict=True)):
         raise ShapeError(
             f"method='two_step' needs a grid that divides the input {placement.input}; got {grid}. Use method='exact'."
         )
     dense = masks.masks() if isinstance(masks, MaskSet) else torch.as_tensor(masks != 0)
-    if tuple(dense.shape[1:]) != placement.photo:
+    if tuple(dense.shape[1:]) != placement.image_size:
         row, col = (
             ((torch.arange(side, device="cpu") + 0.5) * own / side).long()
-            for side, own in zip(placement.photo, dense.shape[1:], strict=True)
+            for side, own in zip(placement.image_size, dense.shape[1:], strict=True)
         )
         dense = dense[:, row[:, None], col]
     placed = placement.mask(dense)

@@ -31,8 +31,8 @@ class UnknownOptionError(RegiontokError, ValueError, TypeError):
     """An option of that name does not exist."""
 
 
-class PhotoError(RegiontokError, ValueError):
-    """A file or object is not a photo that can be read as one RGB picture.
+class ImageError(RegiontokError, ValueError):
+    """A file or object is not an image that can be read as one RGB picture.
 
     Args:
         message: What is wrong.
@@ -85,7 +85,7 @@ def failure_kind(error: BaseException) -> str:
     ``internal`` is a fault of the program.
 
     Example:
-        >>> failure_kind(PhotoError("a.jpg: there is no such file.", "missing"))
+        >>> failure_kind(ImageError("a.jpg: there is no such file.", "missing"))
         'missing'
     """
     if isinstance(error, RegiontokError):

@@ -1,4 +1,4 @@
-"""The one recipe by which an encoder's photos, and their masks and points, are placed on its input."""
+"""The one recipe by which an encoder's images, and their masks and points, are placed on its input."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from regiontok.errors import DTypeError, ShapeError
 
 _MODES = ("letterbox", "squash", "center_crop")
 _LEAST_SHARE = 0.07
-"""A patch shows the photo if more than this share of it does: the paper's rule for masks (A.1), for photos too."""
+"""A patch shows the image if more than this share of it does: the paper's rule for masks (A.1), for images too."""
 _MOST_PIXELS = 2**26
-"""Photos are padded before they are resized, as LLaVA does it, where that makes no larger picture than this."""
+"""Images are padded before they are resized, as LLaVA does it, where that makes no larger picture than this."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -25,9 +25,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How photos of any size are brought to one input size. It is saved with an encoder and knows no photo.
+    """How images of any size are brought to one input size. It is saved with an encoder and knows no image.
 
-    Use `letterbox`, `squash` or `center_crop`, then `place` a photo. An image and its masks go through the same
+    Use `letterbox`, `squash` or `center_crop`, then `place` an image. An image and its masks go through the same
     placement, so they can never be preprocessed differently.
 
     Attributes:
@@ -42,7 +42,7 @@ class ImageGeometry:
         >>> placement = ImageGeometry.letterbox(336).place((480, 640))
         >>> placement.scale, placement.offset
         ((0.525, 0.525), (42.0, 0.0))
-        >>> placement.valid((24, 24)).sum().item()  # 18 of 24 rows show the photo
+        >>> placement.valid((24, 24)).sum().item()  # 18 of 24 rows show the image
         432
 
     Source:
@@ -59,12 +59,12 @@ class ImageGeometry:
 
     @classmethod
     def letterbox(cls, size: int | Size) -> "ImageGeometry":
-        """Pad to the input's aspect with the photo in the middle, then resize: nothing is cut off or distorted."""
+        """Pad to the input's aspect with the image in the middle, then resize: nothing is cut off or distorted."""
         return cls("letterbox", size)  # type: ignore[arg-type]
 
     @classmethod
     def squash(cls, size: int | Size) -> "ImageGeometry":
-        """Resize both sides to the input: every patch shows the photo, distorted."""
+        """Resize both sides to the input: every patch shows the image, distorted."""
         return cls("squash", size)  # type: ignore[arg-type]
 
     @classmethod
@@ -72,9 +72,9 @@ class ImageGeometry:
         """Resize until the input is just covered, then crop the middle: the ends of the longer side are lost."""
         return cls("center_crop", size)  # type: ignore[arg-type]
 
-    def place(self, photo: Size) -> "Placement":
-        """The placement of a photo of ``(height, width)`` pixels."""
-        height, width = check_size("a photo's size", photo)
+    def place(self, image: Size) -> "Placement":
+        """The placement of an image of ``(height, width)`` pixels."""
+        height, width = check_size("an image's size", image)
         rows, cols = self.size
         canvas, pad, resized, crop = (height, width), (0, 0), self.size, (0, 0)
         if self.mode == "letterbox":
@@ -98,21 +98,21 @@ class ImageGeometry:
 
 @dataclass(frozen=True)
 class Placement:
-    """One photo on an encoder's input: padded to ``canvas``, resized, cropped to ``input``; sizes are (height, width).
+    """One image on an encoder's input: padded to ``canvas``, resized, cropped to ``input``; sizes are (height, width).
 
-    Points are ``(x, y)`` in pixels from the top left corner of the top left pixel. A point of the photo goes to
+    Points are ``(x, y)`` in pixels from the top left corner of the top left pixel. A point of the image goes to
     ``point * scale + offset`` on the input.
 
     Attributes:
-        photo: The photo's size.
+        image_size: Height and width of the image.
         canvas: Size after padding.
-        pad: Rows above and columns left of the photo on the canvas.
+        pad: Rows above and columns left of the image on the canvas.
         resized: Size after resizing the canvas.
         crop: Rows and columns cut off at the top and left.
         input: The encoder's input size.
     """
 
-    photo: Size
+    image_size: Size
     canvas: Size
     pad: Size
     resized: Size
@@ -121,38 +121,38 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Input pixels per photo pixel, vertically and horizontally."""
+        """Input pixels per image pixel, vertically and horizontally."""
         return self.resized[0] / self.canvas[0], self.resized[1] / self.canvas[1]
 
     @property
     def offset(self) -> tuple[float, float]:
-        """Where the photo's top left corner lies on the input, in rows and columns; negative where cropped."""
+        """Where the image's top left corner lies on the input, in rows and columns; negative where cropped."""
         scale = self.scale
         return self.pad[0] * scale[0] - self.crop[0], self.pad[1] * scale[1] - self.crop[1]
 
-    def image(self, photo: Image.Image, *, fill: tuple[int, int, int] | None = (0, 0, 0)) -> Image.Image:
-        """Place an RGB photo, resized with Pillow's antialiased bicubic filter.
+    def image(self, image: Image.Image, *, fill: tuple[int, int, int] | None = (0, 0, 0)) -> Image.Image:
+        """Place an RGB image, resized with Pillow's antialiased bicubic filter.
 
-        ``fill`` is the padding's colour; None extends the photo's edge, so that padding makes no edge of its own.
+        ``fill`` is the padding's colour; None extends the image's edge, so that padding makes no edge of its own.
 
         Raises:
-            ShapeError: A photo of another size.
+            ShapeError: An image of another size.
         """
-        if (photo.height, photo.width) != self.photo:
-            raise ShapeError(f"this placement is for photos of {self.photo}; got {(photo.height, photo.width)}.")
+        if (image.height, image.width) != self.image_size:
+            raise ShapeError(f"this placement is for images of {self.image_size}; got {(image.height, image.width)}.")
         if max(math.prod(self.canvas), math.prod(self.resized)) > _MOST_PIXELS:
-            return self._image_of_long_photo(photo, fill)
-        if self.canvas != self.photo:
-            photo = _pad(photo, self.pad, self.canvas, fill)
+            return self._image_of_long_image(image, fill)
+        if self.canvas != self.image_size:
+            image = _pad(image, self.pad, self.canvas, fill)
         if self.resized != self.canvas:
-            photo = photo.resize(self.resized[::-1], Image.Resampling.BICUBIC)
+            image = image.resize(self.resized[::-1], Image.Resampling.BICUBIC)
         if self.input != self.resized:
             top, left = self.crop
-            photo = photo.crop((left, top, left + self.input[1], top + self.input[0]))
-        return photo
+            image = image.crop((left, top, left + self.input[1], top + self.input[0]))
+        return image
 
     def mask(self, mask: Tensor | np.ndarray) -> Tensor:
-        """Place boolean masks ``(..., height, width)`` of the photo by nearest pixel; padding is false.
+        """Place boolean masks ``(..., height, width)`` of the image by nearest pixel; padding is false.
 
         Returns:
             ``(..., input height, input width)`` bool.
@@ -162,9 +162,10 @@ class Placement:
             DTypeError: Masks that are not boolean.
         """
         mask = torch.as_tensor(mask)
-        if tuple(mask.shape[-2:]) != self.photo:
+        if tuple(mask.shape[-2:]) != self.image_size:
             raise ShapeError(
-                f"masks must be (..., {self.photo[0]}, {self.photo[1]}) like their photo; got {tuple(mask.shape)}."
+                f"masks must be (..., {self.image_size[0]}, {self.image_size[1]}) like their image; got "
+                f"{tuple(mask.shape)}."
             )
         if mask.dtype != torch.bool:
             raise DTypeError(f"masks must be bool; got {mask.dtype}. Compare them first, as in masks > 0.")
@@ -173,63 +174,63 @@ class Placement:
         return mask[..., row[:, None], col] & row_inside[:, None] & col_inside
 
     def points(self, points: Tensor) -> Tensor:
-        """Move ``(..., 2)`` points ``(x, y)`` from the photo to the input."""
+        """Move ``(..., 2)`` points ``(x, y)`` from the image to the input."""
         scale, offset = self._xy(points)
         return points * scale + offset
 
-    def points_to_photo(self, points: Tensor) -> Tensor:
-        """Move ``(..., 2)`` points ``(x, y)`` from the input back to the photo."""
+    def points_to_image(self, points: Tensor) -> Tensor:
+        """Move ``(..., 2)`` points ``(x, y)`` from the input back to the image."""
         scale, offset = self._xy(points)
         return (points - offset) / scale
 
     def valid(self, grid: Size) -> Tensor:
-        """``(rows, cols)`` bool: the patches of a grid of which more than 0.07 shows the photo.
+        """``(rows, cols)`` bool: the patches of a grid of which more than 0.07 shows the image.
 
-        A photo so narrow that it has no such patch has those that show the most of it.
+        An image so narrow that it has no such patch has those that show the most of it.
         """
         share = self._share(0, grid[0])[:, None] * self._share(1, grid[1])
         return share > min(_LEAST_SHARE, share.max().item() / 2)
 
     def patches(self, grid: Size, size: Size | None = None) -> np.ndarray:
-        """The patch of a grid that shows each pixel of the photo, ``(height, width)``; -1 where none does.
+        """The patch of a grid that shows each pixel of the image, ``(height, width)``; -1 where none does.
 
         Args:
             grid: Rows and columns of patches.
-            size: As many pixels laid over the photo instead of its own.
+            size: As many pixels laid over the image instead of its own.
         """
-        (rows, cols), (height, width) = grid, size or self.photo
-        x = (np.arange(width) + 0.5) * self.photo[1] / width
-        y = (np.arange(height) + 0.5) * self.photo[0] / height
+        (rows, cols), (height, width) = grid, size or self.image_size
+        x = (np.arange(width) + 0.5) * self.image_size[1] / width
+        y = (np.arange(height) + 0.5) * self.image_size[0] / height
         col = np.floor((x * self.scale[1] + self.offset[1]) * cols / self.input[1]).astype(int)
         row = np.floor((y * self.scale[0] + self.offset[0]) * rows / self.input[0]).astype(int)
         inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))
         return np.where(inside, row.clip(0, rows - 1)[:, None] * cols + col.clip(0, cols - 1), -1)
 
-    def _image_of_long_photo(self, photo: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
-        """Place a photo whose canvas would be huge: resize its visible part alone, to whole pixels, then pad."""
+    def _image_of_long_image(self, image: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
+        """Place an image whose canvas would be huge: resize its visible part alone, to whole pixels, then pad."""
         scale, offset = np.array(self.scale), np.array(self.offset)
         start = np.clip(np.round(offset), 0, np.array(self.input) - 1).astype(int)
-        end = np.clip(np.round(offset + np.array(self.photo) * scale), start + 1, self.input).astype(int)
-        low = np.clip((start - offset) / scale, 0, np.array(self.photo) - 1)  # a pixel at the least, inside the photo
-        high = np.clip((end - offset) / scale, low + 1, self.photo)
+        end = np.clip(np.round(offset + np.array(self.image_size) * scale), start + 1, self.input).astype(int)
+        low = np.clip((start - offset) / scale, 0, np.array(self.image_size) - 1)  # at least one pixel of the image
+        high = np.clip((end - offset) / scale, low + 1, self.image_size)
         size = (int(end[1] - start[1]), int(end[0] - start[0]))
-        photo = photo.resize(size, Image.Resampling.BICUBIC, box=(low[1], low[0], high[1], high[0]))
-        return _pad(photo, (int(start[0]), int(start[1])), self.input, fill)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=(low[1], low[0], high[1], high[0]))
+        return _pad(image, (int(start[0]), int(start[1])), self.input, fill)
 
     def _share(self, axis: int, patches: int) -> Tensor:
-        """The part of each patch along an axis that the photo lies on."""
+        """The part of each patch along an axis that the image lies on."""
         edges = torch.arange(patches + 1, dtype=torch.float64, device="cpu") * (self.input[axis] / patches)
         start = self.offset[axis]
-        end = start + self.photo[axis] * self.scale[axis]
+        end = start + self.image_size[axis] * self.scale[axis]
         overlap = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
         return overlap.clamp(min=0) / (self.input[axis] / patches)
 
     def _source(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The photo's pixel for each input pixel along an axis, and which input pixels show the photo."""
+        """The image's pixel for each input pixel along an axis, and which input pixels show the image."""
         center = torch.arange(self.input[axis], dtype=torch.float64, device="cpu") + 0.5
         source = ((center - self.offset[axis]) / self.scale[axis]).floor().long()
-        inside = (source >= 0) & (source < self.photo[axis])
-        return source.clamp(0, self.photo[axis] - 1).to(device), inside.to(device)
+        inside = (source >= 0) & (source < self.image_size[axis])
+        return source.clamp(0, self.image_size[axis] - 1).to(device), inside.to(device)
 
     def _xy(self, points: Tensor) -> tuple[Tensor, Tensor]:
         if points.shape[-1:] != (2,):
@@ -239,12 +240,12 @@ class Placement:
         return points.new_tensor(self.scale[::-1]), points.new_tensor(self.offset[::-1])
 
 
-def _pad(photo: Image.Image, pad: Size, canvas: Size, fill: tuple[int, int, int] | None) -> Image.Image:
-    """Put a photo on a canvas, ``pad`` rows from the top and columns from the left; None extends its edge."""
+def _pad(image: Image.Image, pad: Size, canvas: Size, fill: tuple[int, int, int] | None) -> Image.Image:
+    """Put an image on a canvas, ``pad`` rows from the top and columns from the left; None extends its edge."""
     (top, left), (height, width) = pad, canvas
     if fill is not None:
         padded = Image.new("RGB", (width, height), fill)
-        padded.paste(photo, (left, top))
+        padded.paste(image, (left, top))
         return padded
-    bottom, right = height - top - photo.height, width - left - photo.width
-    return Image.fromarray(np.pad(np.asarray(photo), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+    bottom, right = height - top - image.height, width - left - image.width
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))

@@ -1,4 +1,4 @@
-"""`MaskSet`: the masks of one photo as a generator gives them, run-length encoded or already on the patch grid."""
+"""`MaskSet`: the masks of one image as a generator gives them, run-length encoded or already on the patch grid."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ _MOST_AT_ONCE = 2**26
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
-    """The masks of one photo and their scores; they may overlap, and there may be none.
+    """The masks of one image and their scores; they may overlap, and there may be none.
 
-    Masks of a photo are kept as COCO's RLE, undecoded. Masks that are already on an encoder's grid are kept as the
+    Masks of an image are kept as COCO's RLE, undecoded. Masks that are already on an encoder's grid are kept as the
     share of each patch that they cover. Make one with `from_coco`, `from_sam`, `from_masks`, `from_labels` or
     `on_grid`; the constructor trusts its arguments.
 
-    Masks are of the upright photo, as `regiontok.read_photo` reads it; `upright` turns those of stored pixels.
+    Masks are of the upright image, as `regiontok.read_image` reads it; `upright` turns those of stored pixels.
 
     Attributes:
         size: Height and width of the masks in pixels, or the rows and columns of the grid they are on.
@@ -41,8 +41,8 @@ class MaskSet:
         ids: ``(M,)`` int64: COCO's ids of annotations, or labels of a map; None where there are none.
             ``Regions.mask_index`` leads back to them.
         categories: ``(M,)`` int64: COCO's ids of categories; None where there are none.
-        coverage: ``(M, rows, cols)`` float32 in ``[0, 1]`` of masks on the grid; None for masks of a photo.
-        valid: ``(rows, cols)`` bool of masks on the grid: which patches show the photo; None where that is not known.
+        coverage: ``(M, rows, cols)`` float32 in ``[0, 1]`` of masks on the grid; None for masks of an image.
+        valid: ``(rows, cols)`` bool of masks on the grid: which patches show the image; None where that is not known.
 
     Example:
         >>> masks = MaskSet.from_coco([{"size": [2, 3], "counts": [2, 3, 1]}], scores=[0.9])
@@ -67,13 +67,13 @@ class MaskSet:
 
     @classmethod
     def of(cls, masks: Any, *, size: Size | None = None) -> "MaskSet":
-        """Masks of one photo in any form that is known: what the other constructors take, or a set already.
+        """Masks of one image in any form that is known: what the other constructors take, or a set already.
 
         A list is COCO's or SAM's by its first entry; two dimensions of integers, or a Pillow image, are a label map. A
         dict with ``image`` and ``annotations`` is SA-1B's.
 
         Args:
-            masks: The photo's masks.
+            masks: The image's masks.
             size: Its height and width, where there is no mask or only polygons.
 
         Raises:
@@ -95,7 +95,7 @@ class MaskSet:
         if isinstance(masks, Mapping | str | bytes) or not isinstance(masks, Sequence) or not masks:
             if isinstance(masks, Sequence) and not masks and size is None:
                 raise ShapeError(
-                    "an empty list does not tell the photo's size. Pass sizes, or "
+                    "an empty list does not tell the image's size. Pass sizes, or "
                     "MaskSet.from_coco([], size=(height, width))."
                 )
             return cls.from_coco(masks, size=size)  # type: ignore[arg-type]  # it says what is wrong
@@ -129,7 +129,7 @@ class MaskSet:
             masks: Per mask an RLE ``{"size": [height, width], "counts": ...}``, compressed (bytes or str) or not (a
                 list of run lengths); polygons ``[[x, y, x, y, ...], ...]``; or an annotation, a dict with one of these
                 under ``segmentation``.
-            size: The photo's height and width: needed where no RLE tells it, and compared where one does.
+            size: The image's height and width: needed where no RLE tells it, and compared where one does.
             scores: One per mask, in place of what annotations say.
             stability: One per mask.
             iscrowd: ``keep``, or ``drop`` to leave annotations of crowds out.
@@ -139,7 +139,7 @@ class MaskSet:
             ShapeError: Masks of several sizes or another than ``size``; neither RLE nor size; polygons of less than
                 three points; too few or many scores.
             ValueRangeError: Counts that are cut short, negative, or do not add up to the size; a size or corners beyond
-                any photo.
+                any image.
 
         Example:
             >>> triangle = {"id": 7, "category_id": 3, "segmentation": [[0, 0, 4, 0, 0, 4]]}
@@ -159,7 +159,7 @@ class MaskSet:
         Args:
             masks: The list of dicts of ``SAM2AutomaticMaskGenerator``, whose segmentations are bool or RLE; or the dict
                 with ``masks`` and ``scores`` of transformers' mask-generation pipeline.
-            size: The photo's height and width, needed where there is no mask.
+            size: The image's height and width, needed where there is no mask.
 
         Raises:
             ShapeError, DTypeError, ValueRangeError: Not such masks, or no mask and no size.
@@ -236,7 +236,7 @@ class MaskSet:
 
         Args:
             coverage: ``(M, rows, cols)``: the share of each patch inside each mask, in ``[0, 1]``; or bool.
-            valid: ``(rows, cols)`` bool: which patches show the photo, and not padding; None for all.
+            valid: ``(rows, cols)`` bool: which patches show the image, and not padding; None for all.
             scores: One per mask.
             stability: One per mask.
 
@@ -337,7 +337,7 @@ class MaskSet:
         )
 
     def upright(self, orientation: int) -> "MaskSet":
-        """Masks made on a photo's stored pixels, turned as its EXIF orientation turns the photo.
+        """Masks made on an image's stored pixels, turned as its EXIF orientation turns the image.
 
         Args:
             orientation: EXIF's number from 1, upright already, to 8; ``image.getexif().get(0x0112, 1)``.
@@ -374,7 +374,7 @@ class MaskSet:
 def join(
     parts: Sequence[MaskSet], size: Size, *, scores: Scores | None = None, stability: Scores | None = None
 ) -> MaskSet:
-    """Masks of one photo of ``size`` from several sets of them; there may be none."""
+    """Masks of one image of ``size`` from several sets of them; there may be none."""
     begins = np.cumsum([0] + [len(part.runs) for part in parts])
     runs = np.concatenate([np.empty(0, np.uint32), *(part.runs for part in parts)])
     ends = [part.offsets[1:] + begin for part, begin in zip(parts, begins[:-1], strict=True)]

@@ -40,7 +40,7 @@ ENCODERS = {
 FIGURES = (
     "tokens", "focus", "pope", "ocrbench", "cv_bench", "mmstar", "mme_perception", "mme_cognition", "mmbench", "mm_vet",
 )  # fmt: skip
-"""Columns of Table 1; ``tokens`` is the mean number of tokens per photo."""
+"""Columns of Table 1; ``tokens`` is the mean number of tokens per image."""
 
 
 class Row(NamedTuple):

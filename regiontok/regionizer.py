@@ -59,7 +59,7 @@ def _one_step(function: _F) -> _F:
 
 
 class Regionizer(nn.Module):
-    """Turn the patch features of a batch of photos into region tokens.
+    """Turn the patch features of a batch of images into region tokens.
 
     Normalise the features, group patches into regions, bring the regions into an order, pool each into one token. Each
     step is a method, to be called alone or replaced. Gradients flow through pooling and normalisation, not through the
@@ -74,12 +74,12 @@ class Regionizer(nn.Module):
 
     Shape:
         features: ``(B, rows, cols, dim)`` or a list of ``(rows, cols, dim)``, floating point.
-        masks: A list with one entry per photo: a `MaskSet`, ``(M, height, width)`` bool, a label map, or what else
+        masks: A list with one entry per image: a `MaskSet`, ``(M, height, width)`` bool, a label map, or what else
             `MaskDownsampler` takes.
-        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the photo; None for all, or
+        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the image; None for all, or
             for what masks' geometry tells.
-        sizes: Each photo's height and width, ``(B, 2)``. Masks of another size are refused; for the other sources they
-            tell, with ``geometry``, which patches show the photo where ``valid`` does not.
+        sizes: Each image's height and width, ``(B, 2)``. Masks of another size are refused; for the other sources they
+            tell, with ``geometry``, which patches show the image where ``valid`` does not.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
@@ -90,7 +90,7 @@ class Regionizer(nn.Module):
         tensor([[1.0000, 0.0500],
                 [0.0000, 1.0000]])
 
-        With masks of the photo, here of 20 x 60 pixels:
+        With masks of the image, here of 20 x 60 pixels:
 
         >>> regionizer = Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.squash((16, 48)))
         >>> left = torch.arange(60) < 20
@@ -198,7 +198,7 @@ class Regionizer(nn.Module):
         source = self.config.source
         self.check_budget(num_regions, keep)
         if (masks is None) == (source in MASK_SOURCES):
-            needs = "needs masks, one entry per photo" if masks is None else "takes no masks"
+            needs = "needs masks, one entry per image" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
         if masks is None and sizes is not None:
             shown = self._shown(features, sizes)
@@ -232,11 +232,11 @@ class Regionizer(nn.Module):
         return order_regions(regions, "raster")
 
     def num_patches(self, grids: Sequence[Size], sizes: Sequence[Size] | None = None) -> list[int]:
-        """How many patches of images may be in a region: all of their grids, or those that show photos of ``sizes``.
+        """How many patches of images may be in a region: all of their grids, or those that show images of ``sizes``.
 
         Args:
             grids: Rows and columns per image.
-            sizes: Height and width of each photo, which ``geometry`` places; where there is none, all patches count.
+            sizes: Height and width of each image, which ``geometry`` places; where there is none, all patches count.
 
         Example:
             >>> Regionizer(pool="mean", geometry=ImageGeometry.letterbox(336)).num_patches([(24, 24)], [(100, 400)])
@@ -296,11 +296,11 @@ class Regionizer(nn.Module):
                 raise ValueRangeError(f"{name} is not for source='patch', whose patches are its regions. Leave it out.")
 
     def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
-        """Which patches show photos of ``sizes``."""
+        """Which patches show images of ``sizes``."""
         geometry = self._downsampler.geometry
         if geometry is None:
             raise ValueRangeError(
-                "sizes of photos need the geometry that places them, as in geometry=encoder.geometry."
+                "sizes of images need the geometry that places them, as in geometry=encoder.geometry."
             )
         grids = check_features(features).tolist()
         checked = check_sizes("sizes", sizes, len(grids))

@@ -1,4 +1,4 @@
-"""Tokens of one photo in a file of safetensors, as ``regiontok tokenize`` writes them."""
+"""Tokens of one image in a file of safetensors, as ``regiontok tokenize`` writes them."""
 
 import json
 from pathlib import Path
@@ -15,18 +15,18 @@ from regiontok.tokens import RegionTokens
 
 
 def save_tokens(path: str | Path, tokens: RegionTokens, *, config: dict[str, Any] | None = None) -> None:
-    """Write the tokens of one photo, their regions, and how they were made.
+    """Write the tokens of one image, their regions, and how they were made.
 
     The file has ``tokens (K, dim)`` and either ``labels (rows, cols)`` int32, -1 in no region, or for regions of masks,
     which may overlap, ``masks (K, rows, cols)`` bool, ``mask_index (K,)`` int32 and ``scores (K,)``.
 
     Args:
         path: The file; one that is there is replaced.
-        tokens: Of one photo.
+        tokens: Of one image.
         config: Whatever tells how they were made; plain values, kept as JSON in the file's metadata.
 
     Raises:
-        ShapeError: Tokens of several photos.
+        ShapeError: Tokens of several images.
         OutputError: A file that cannot be written.
 
     Example:
@@ -35,7 +35,7 @@ def save_tokens(path: str | Path, tokens: RegionTokens, *, config: dict[str, Any
     """
     regions = tokens.regions
     if len(regions.grids) != 1:
-        raise ShapeError(f"a file holds the tokens of one photo; got {len(regions.grids)}. Write one file per photo.")
+        raise ShapeError(f"a file holds the tokens of one image; got {len(regions.grids)}. Write one file per image.")
     fallback = bool(regions.fallback.any())
     tensors = {"tokens": tokens.values.detach()}
     overlaps = bool((torch.bincount(regions.flat_patch) > 1).any())
@@ -53,7 +53,7 @@ def save_tokens(path: str | Path, tokens: RegionTokens, *, config: dict[str, Any
 
 
 def load_tokens(path: str | Path) -> RegionTokens:
-    """Read the tokens of one photo back, with their regions.
+    """Read the tokens of one image back, with their regions.
 
     Args:
         path: A file that `save_tokens` or ``regiontok tokenize`` wrote.

@@ -1,4 +1,4 @@
-"""Photos in several grids: which part of a photo each shows, its masks cut to them, its budget shared over them."""
+"""Images in several grids: which part of an image each shows, its masks cut to them, its budget shared over them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from regiontok.regions import Regions
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where a view lies: on the input that its whole photo was placed on, before it was cut.
+    """Where a view lies: on the input that its whole image was placed on, before it was cut.
 
     Attributes:
-        geometry: How the photo was placed.
+        geometry: How the image was placed.
         grid: Rows and columns of the patches of all of it.
         top: The view's first row.
         left: The view's first column.
@@ -34,10 +34,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class View:
-    """A grid of patches that shows a photo or a part of it.
+    """A grid of patches that shows an image or a part of it.
 
     Attributes:
-        photo: Which photo of the batch.
+        image: Which image of the batch.
         run: Which run of placeholders its tokens stand in; views of one run follow each other.
         grid: Rows and columns of its patches.
         canvas: Where it lies; None where that is not known, or is the Regionizer's own ``geometry``.
@@ -45,7 +45,7 @@ class View:
             writes a newline for each of them after the last token of the image.
     """
 
-    photo: int
+    image: int
     run: int
     grid: Size
     canvas: Canvas | None = None
@@ -58,25 +58,25 @@ class View:
 
     @property
     def padded(self) -> bool:
-        """Whether it shows all of a canvas that the photo was padded on to."""
+        """Whether it shows all of a canvas that the image was padded on to."""
         canvas = self.canvas
         return canvas is not None and canvas.geometry.mode == "letterbox" and canvas.grid == self.grid
 
     def valid(self, sizes: Sequence[Size] | None) -> Tensor | None:
-        """Which of its patches show the photo, ``(rows, cols)`` bool; None for all, or where its size is not known."""
+        """Which of its patches show the image, ``(rows, cols)`` bool; None for all, or where its size is not known."""
         if not self.padded or sizes is None or self.canvas is None:
             return None
-        return self.canvas.geometry.place(sizes[self.photo]).valid(self.grid)
+        return self.canvas.geometry.place(sizes[self.image]).valid(self.grid)
 
 
-def whole_photos(grids: Sequence[Size]) -> list[View]:
-    """One view of every photo."""
-    return [View(photo, photo, grid) for photo, grid in enumerate(grids)]
+def uncut_images(grids: Sequence[Size]) -> list[View]:
+    """One view of every image."""
+    return [View(image, image, grid) for image, grid in enumerate(grids)]
 
 
-def count_photos(views: Sequence[View]) -> int:
-    """How many photos views are of."""
-    return 1 + max(view.photo for view in views) if views else 0
+def count_images(views: Sequence[View]) -> int:
+    """How many images views are of."""
+    return 1 + max(view.image for view in views) if views else 0
 
 
 def tiled(
@@ -89,28 +89,28 @@ def tiled(
     thumbnail_first: bool = False,
     letterbox: bool = False,
 ) -> list[View]:
-    """The views of photos that a processor cut into equal tiles.
+    """The views of images that a processor cut into equal tiles.
 
     Args:
-        tiles: Per photo the rows and columns of its tiles, or their number where no more is known. A photo of several
+        tiles: Per image the rows and columns of its tiles, or their number where no more is known. An image of several
             has a thumbnail besides, which a number counts too.
         side: Rows and columns of the patches of one tile.
         pixels: Height and width of one tile.
-        stitched: Whether the tiles of a photo become one view.
-        tagged: Whether each tile has a run of its own, and not each photo.
+        stitched: Whether the tiles of an image become one view.
+        tagged: Whether each tile has a run of its own, and not each image.
         thumbnail_first: Whether the thumbnail stands before the tiles.
-        letterbox: Whether the photo was padded on to the tiles, and not stretched.
+        letterbox: Whether the image was padded on to the tiles, and not stretched.
 
     Example:
         >>> views = tiled([(1, 1), (1, 2)], (4, 4), (56, 56), stitched=True)
-        >>> [(view.photo, view.grid) for view in views]
+        >>> [(view.image, view.grid) for view in views]
         [(0, (4, 4)), (1, (4, 8)), (1, (4, 4))]
     """
     views: list[View] = []
     run = -1
     (rows, cols), (height, width) = side, pixels
     whole = Canvas(ImageGeometry.squash(pixels), side)
-    for photo, one in enumerate(tiles):
+    for image, one in enumerate(tiles):
         parts: list[tuple[Size, Canvas | None]]
         if isinstance(one, int):
             parts = [(side, whole if one == 1 else None)] * one
@@ -129,7 +129,7 @@ def tiled(
         run += not tagged
         for grid, canvas in parts:
             run += tagged
-            views.append(View(photo, run, grid, canvas))
+            views.append(View(image, run, grid, canvas))
     return views
 
 
@@ -142,42 +142,42 @@ def stitch(tiles: Tensor, rows: int, cols: int) -> Tensor:
 def cut_masks(
     views: Sequence[View], masks: Sequence[Masks], sizes: Sequence[Size] | None, **options: Any
 ) -> list[MaskSet]:
-    """Each photo's masks on the grids of its views; all masks are in all of them, so their numbers stay.
+    """Each image's masks on the grids of its views; all masks are in all of them, so their numbers stay.
 
     Args:
         views: Of the batch.
-        masks: One entry per photo; see `MaskDownsampler`.
-        sizes: Height and width of each photo: masks of another size are refused.
+        masks: One entry per image; see `MaskDownsampler`.
+        sizes: Height and width of each image: masks of another size are refused.
         options: Of `MaskDownsampler`: ``method``, ``threshold`` and ``overlap``. Masks that lie on each other are
-            parted on the whole photo, before it is cut.
+            parted on the whole image, before it is cut.
 
     Raises:
-        ShapeError: Another number of entries than photos, or masks of another size than their photo.
-        ValueRangeError: Masks on a grid, which cannot be cut, or a photo whose tiles lie nobody knows how.
+        ShapeError: Another number of entries than images, or masks of another size than their image.
+        ValueRangeError: Masks on a grid, which cannot be cut, or an image whose tiles lie nobody knows how.
     """
-    photos = count_photos(views)
+    images = count_images(views)
     for name, given in (("masks", masks), ("image_sizes", sizes)):
-        if given is not None and len(given) != photos:
-            raise ShapeError(f"{name} must have one entry per photo, {photos}; got {len(given)}.")
+        if given is not None and len(given) != images:
+            raise ShapeError(f"{name} must have one entry per image, {images}; got {len(given)}.")
     prepared: list[MaskSet] = []
-    for photo, one in enumerate(masks):
-        own = MaskSet.of(one, size=None if sizes is None else sizes[photo])
+    for image, one in enumerate(masks):
+        own = MaskSet.of(one, size=None if sizes is None else sizes[image])
         if own.coverage is not None:
-            raise ValueRangeError(f"masks[{photo}] are on a grid, and its photo has several. Pass masks of the photo.")
+            raise ValueRangeError(f"masks[{image}] are on a grid, and its image has several. Pass masks of the image.")
         prepared.append(own)
     covered: dict[tuple[int, ImageGeometry, Size], Tensor] = {}
     cut = []
     for view in views:
-        own, canvas = prepared[view.photo], view.canvas
+        own, canvas = prepared[view.image], view.canvas
         if canvas is None:
             raise ValueRangeError(
-                f"photo {view.photo} has several tiles whose rows and columns are not known, so its masks cannot be "
-                "cut. Pass tiles, the rows and columns of each photo, as tiles_of(processor, photos) tells them."
+                f"image {view.image} has several tiles whose rows and columns are not known, so its masks cannot be "
+                "cut. Pass tiles, the rows and columns of each image, as tiles_of(processor, images) tells them."
             )
-        known = view.photo, canvas.geometry, canvas.grid
+        known = view.image, canvas.geometry, canvas.grid
         if known not in covered:
             downsampler = MaskDownsampler(canvas.grid, geometry=canvas.geometry, **options)
-            size = None if sizes is None else sizes[view.photo]
+            size = None if sizes is None else sizes[view.image]
             covered[known] = downsampler.coverage(own, size=size)
             if downsampler.overlap != "keep":
                 covered[known] = _parted(downsampler, own, len(covered[known]))
@@ -221,8 +221,8 @@ def share_budget(
     """
     sizes = [view.patches for view in views] if patches is None else list(patches)
     spare = [
-        torch.tensor([size - 1 for view, size in zip(views, sizes, strict=True) if view.photo == photo])
-        for photo in range(count_photos(views))
+        torch.tensor([size - 1 for view, size in zip(views, sizes, strict=True) if view.image == image])
+        for image in range(count_images(views))
     ]
     budgets = resolve_budget([int(one.sum()) + len(one) for one in spare], num_regions, keep)
     if budgets is None:
@@ -243,13 +243,13 @@ def share_budget(
     return shared
 
 
-def by_canvas(regions: Regions, views: Sequence[View], photo: int = 0) -> list[tuple[Canvas, Regions, Tensor]]:
-    """The regions of a photo's views brought together where these were cut from one canvas.
+def by_canvas(regions: Regions, views: Sequence[View], image: int = 0) -> list[tuple[Canvas, Regions, Tensor]]:
+    """The regions of an image's views brought together where these were cut from one canvas.
 
     Args:
         regions: Of a batch whose images are the views.
         views: What each image shows.
-        photo: Which photo.
+        image: Which image.
 
     Returns:
         For each canvas, the thumbnail's or that of the tiles: the canvas, its regions as a batch of one image, and
@@ -257,17 +257,17 @@ def by_canvas(regions: Regions, views: Sequence[View], photo: int = 0) -> list[t
     """
     starts = regions.counts.cumsum(0) - regions.counts
     found: dict[tuple[ImageGeometry, Size], list[int]] = {}
-    for image, view in enumerate(views):
-        if view.photo == photo and view.canvas is not None:
-            found.setdefault((view.canvas.geometry, view.canvas.grid), []).append(image)
+    for number, view in enumerate(views):
+        if view.image == image and view.canvas is not None:
+            found.setdefault((view.canvas.geometry, view.canvas.grid), []).append(number)
     together = []
     masks = regions.masks()
-    for (geometry, grid), images in found.items():
+    for (geometry, grid), numbers in found.items():
         parts = []
-        for image in images:
-            canvas, (rows, cols) = views[image].canvas or Canvas(geometry, grid), views[image].grid
+        for number in numbers:
+            canvas, (rows, cols) = views[number].canvas or Canvas(geometry, grid), views[number].grid
             right, below = grid[1] - canvas.left - cols, grid[0] - canvas.top - rows
-            parts.append(nn.functional.pad(masks[image], (canvas.left, right, canvas.top, below)))
-        index = [torch.arange(int(regions.counts[image])) + int(starts[image]) for image in images]
+            parts.append(nn.functional.pad(masks[number], (canvas.left, right, canvas.top, below)))
+        index = [torch.arange(int(regions.counts[number])) + int(starts[number]) for number in numbers]
         together.append((Canvas(geometry, grid), Regions.from_masks([torch.cat(parts)]), torch.cat(index)))
     return together

@@ -1,4 +1,4 @@
-"""Every family that can have region tokens, as a small random model with three photos and what a processor writes for them."""
+"""Every family that can have region tokens, as a small random model with three images and what a processor writes for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,19 +48,19 @@ def word(tag, run):
 
 
 ROWS = [[5, "a", 7, "b", 8], [6, 7], [3, "c", 4]]
-"""Two photos, none, and one."""
+"""Two images, none, and one."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family with three photos.
+    """A family with three images.
 
     Attributes:
         make: Its stock model.
-        written: Per photo, what a processor writes for it; pieces of ``-n`` stand for runs of n placeholders.
-        pixels: Photos of each sample, such as ``[[0, 1], [], [2]]``, to what the processor gives for them.
+        written: Per image, what a processor writes for it; pieces of ``-n`` stand for runs of n placeholders.
+        pixels: Images of each sample, such as ``[[0, 1], [], [2]]``, to what the processor gives for them.
         kinds: The name under which the stock class takes which tokens are of images.
-        tiles: Per photo, what ``tiles_of`` tells; None for families without tiles, or whose sizes tell it.
+        tiles: Per image, what ``tiles_of`` tells; None for families without tiles, or whose sizes tell it.
     """
 
     make: Callable
@@ -69,27 +69,27 @@ class Case:
     kinds: str | None = None
     tiles: list | None = None
 
-    def piece(self, photo, *, whole=True):
-        """Tokens of a photo, with a processor's runs or with one placeholder for each."""
+    def piece(self, image, *, whole=True):
+        """Tokens of an image, with a processor's runs or with one placeholder for each."""
         return [
-            one for part in self.written[photo] for one in ([part] if part > 0 else [IMAGE] * (-part if whole else 1))
+            one for part in self.written[image] for one in ([part] if part > 0 else [IMAGE] * (-part if whole else 1))
         ]
 
     def prompts(self, rows, *, whole=True, left=True):
-        """``input_ids`` and ``attention_mask`` of rows of words, where a photo is written as ``"a"``, ``"b"`` or ``"c"``."""
+        """``input_ids`` and ``attention_mask`` of rows of words, where an image is written as ``"a"``, ``"b"`` or ``"c"``."""
         rows = [[one for word in row for one in (self.piece("abc".index(word), whole=whole) if isinstance(word, str) else [word])] for row in rows]  # fmt: skip
         width = max(map(len, rows))
         ids = torch.tensor([[PAD] * (width - len(row)) * left + row + [PAD] * (width - len(row)) * (not left) for row in rows])  # fmt: skip
         return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
 
     def inputs(self, rows=ROWS, *, whole=True, left=True):
-        """Prompts, and what the processor gives for their photos; nothing where there are none."""
+        """Prompts, and what the processor gives for their images; nothing where there are none."""
         samples = [["abc".index(word) for word in row if isinstance(word, str)] for row in rows]
         given = self.prompts(rows, whole=whole, left=left)
         if any(samples):
             given |= self.pixels(samples)
         if self.tiles and not whole:
-            given["tiles"] = [self.tiles[photo] for photo in flat(samples)]
+            given["tiles"] = [self.tiles[image] for image in flat(samples)]
         return given
 
     def for_stock(self, given):
@@ -103,13 +103,13 @@ def expanded_logits(model, **given):
 
 
 def flat(samples):
-    return [photo for sample in samples for photo in sample]
+    return [image for sample in samples for image in sample]
 
 
 def images(*shape):
-    """One image per photo."""
-    photos = random(3, *shape)
-    return lambda samples: {"pixel_values": photos[flat(samples)]}
+    """One image per image."""
+    images = random(3, *shape)
+    return lambda samples: {"pixel_values": images[flat(samples)]}
 
 
 GRIDS = torch.tensor([[1, 4, 6], [1, 8, 4], [1, 4, 4]])
@@ -136,13 +136,13 @@ COUNTS = [1, 5, 3]
 
 
 def tiles(samples):
-    """Photos of 1, 2 x 2 and 1 x 2 tiles with their thumbnails, all in one row."""
+    """Images of 1, 2 x 2 and 1 x 2 tiles with their thumbnails, all in one row."""
     parts = random(9, 3, 56, 56).split(COUNTS)
     return {"pixel_values": torch.cat([parts[one] for one in flat(samples)])}
 
 
-def tiles_by_photo(samples):
-    """PerceptionLM's: as many tiles of each photo."""
+def tiles_by_image(samples):
+    """PerceptionLM's: as many tiles of each image."""
     return {"pixel_values": random(3, 3, 3, 56, 56)[flat(samples)]}
 
 
@@ -165,7 +165,7 @@ def anyres(samples):
 
 
 def onevision(samples):
-    """A sample of two photos has their thumbnails alone."""
+    """A sample of two images has their thumbnails alone."""
     parts = random(11, 3, 56, 56).split([3, 3, 5])
     rows = [parts[one] if len(sample) == 1 else parts[one][:1] for sample in samples for one in sample]
     counts = torch.tensor([len(sample) for sample in samples if sample])
@@ -174,7 +174,7 @@ def onevision(samples):
 
 
 def tagged(*runs, between=7):
-    """Tags, runs and a line break after each row: of a photo in one piece, of 2 x 2 and of 1 x 2 tiles."""
+    """Tags, runs and a line break after each row: of an image in one piece, of 2 x 2 and of 1 x 2 tiles."""
     one, row = [50, 60, -4], [50, 61, -4, 50, 62, -4, 7]
     return [[*one, 50], [*row, *row, 7, *one, 50], [*row, 7, *one, 50]]
 
@@ -258,7 +258,7 @@ CASES = {
                       vision_config={"architecture": "vit_pe_core_large_patch14_336", "hidden_size": 32, "model_args": {
                           "embed_dim": 32, "img_size": [56, 56], "depth": 2, "num_heads": 2, "global_pool": "",
                           "use_post_transformer_norm": False, "init_values": 0.1, "ref_feat_shape": [4, 4]}}),
-        [[-12]] * 3, tiles_by_photo, tiles=[3, 3, 3],
+        [[-12]] * 3, tiles_by_image, tiles=[3, 3, 3],
     ),
     "Aya Vision": Case(
         lambda: build("AyaVision", vision_config=SIGLIP, text_config=TEXT | {"model_type": "cohere2", "sliding_window": 32},

@@ -32,7 +32,7 @@ from transformers import (
 
 
 def _lively(model, seed):
-    """Weights that keep the size of what flows through, so that masks depend on photo and point."""
+    """Weights that keep the size of what flows through, so that masks depend on image and point."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:

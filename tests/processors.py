@@ -178,7 +178,7 @@ PROCESSORS = {
 
 
 def placeholder(name, processor):
-    """What a prompt holds for a photo."""
+    """What a prompt holds for an image."""
     if name == "Aya Vision":
         return "<image>"
     start, end = {"Qwen": ("<|vision_start|>", "<|vision_end|>"), "GLM-": ("<|begin_of_image|>", "<|end_of_image|>")}.get(name[:4], ("", ""))  # fmt: skip

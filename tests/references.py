@@ -169,10 +169,10 @@ def mean_pool(features, masks):
 def coverage(mask, placement, grid, *, size=None):
     """The share of each patch inside one mask ``(height, width)``, pixel by pixel from the definition."""
     height, width = mask.shape
-    photo = size or placement.photo
+    image = size or placement.image_size
 
     def edges(axis, pixels):
-        position = np.arange(pixels + 1) * photo[axis] / pixels * placement.scale[axis] + placement.offset[axis]
+        position = np.arange(pixels + 1) * image[axis] / pixels * placement.scale[axis] + placement.offset[axis]
         return position * grid[axis] / placement.input[axis]
 
     down, across = edges(0, height), edges(1, width)

@@ -62,7 +62,7 @@ def test_forms_may_be_mixed_and_keep_their_order():
     assert torch.equal(masks.masks(), plain.masks())
     assert plain.ids is plain.categories is None
     np.testing.assert_array_equal(masks.masks()[2], filled([*SQUARE, [0, 0, 2, 0, 2, 2]], (6, 8)))
-    with pytest.raises(ShapeError, match="polygons do not tell the photo's size"):  # the crowd's RLE told it
+    with pytest.raises(ShapeError, match="polygons do not tell the image's size"):  # the crowd's RLE told it
         MaskSet.from_coco(annotations, iscrowd="drop")
     assert MaskSet.from_coco(annotations, size=(6, 8), iscrowd="drop").ids.tolist() == [7, 5]
 
@@ -115,20 +115,20 @@ def test_what_is_no_mask_is_refused_by_the_annotations_id(masks, error, message)
 
 
 def test_polygons_need_a_size():
-    with pytest.raises(ShapeError, match=r"polygons do not tell the photo's size; pass size=\(height, width\)"):
+    with pytest.raises(ShapeError, match=r"polygons do not tell the image's size; pass size=\(height, width\)"):
         MaskSet.from_coco([SQUARE])
     with pytest.raises(ValueRangeError, match="iscrowd must be one of 'keep', 'drop'"):
         MaskSet.from_coco([SQUARE], size=(6, 8), iscrowd="both")
 
 
 @pytest.mark.parametrize("size", [[2**31, 1], [1, 2**31], [2**20 + 1, 1], [2**16, 2**16]], ids=str)
-def test_a_size_of_no_photo_is_refused_before_memory_is_asked_for(size):
+def test_a_size_of_no_image_is_refused_before_memory_is_asked_for(size):
     for masks, given in (
         ([{"size": size, "counts": [size[0] * size[1]]}], None),
         ([SQUARE], tuple(size)),
         ([], tuple(size)),
     ):
-        with pytest.raises(ValueRangeError, match=f"there is no photo of {size[0]} x {size[1]} pixels"):
+        with pytest.raises(ValueRangeError, match=f"there is no image of {size[0]} x {size[1]} pixels"):
             MaskSet.from_coco(masks, size=given)
 
 
@@ -287,18 +287,18 @@ def test_every_form_of_the_same_masks_is_the_same_set(dense):
         )
 
 
-def test_a_batch_may_mix_forms_and_polygons_take_their_photos_size():
+def test_a_batch_may_mix_forms_and_polygons_take_their_images_size():
     features = torch.rand(3, 4, 4, 8)
     regionizer = Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.squash(16))
     map_ = Image.fromarray(np.kron(np.array([[1, 2], [2, 1]], np.uint8), np.ones((4, 4), np.uint8)))
     masks = [[{"segmentation": [[0, 0, 8, 0, 8, 4, 0, 4]]}], map_, [np.ones((8, 8), bool)]]
     tokens = regionizer(features, masks=masks, sizes=[(8, 8)] * 3)
     assert tokens.counts.tolist() == [1, 2, 1]
-    with pytest.raises(ShapeError, match=r"masks\[0\]: polygons do not tell the photo's size"):
+    with pytest.raises(ShapeError, match=r"masks\[0\]: polygons do not tell the image's size"):
         regionizer(features, masks=masks)
 
 
-def test_lists_of_masks_must_be_of_one_photo():
+def test_lists_of_masks_must_be_of_one_image():
     with pytest.raises(ShapeError, match=r"masks\[0\] is \(2, 3\), masks\[1\] is \(3, 2\)"):
         MaskSet.from_masks([np.ones((2, 3), bool), np.ones((3, 2), bool)])
     with pytest.raises(DTypeError, match=r"masks\[1\] must be an array or a tensor; got list"):
@@ -317,7 +317,7 @@ def test_masks_on_the_grid_may_be_arrays():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_masks_of_stored_pixels_turn_as_the_photo_does(orientation):
+def test_masks_of_stored_pixels_turn_as_the_image_does(orientation):
     stored = np.random.default_rng(6).random((2, 4, 7)) < 0.5
     masks = MaskSet.from_masks(stored, scores=[0.5, 0.25]).upright(orientation)
     for mask, one in zip(masks.masks().numpy(), stored, strict=True):
@@ -360,10 +360,10 @@ def test_masks_that_come_last_are_told():
     assert len(MaskSet.from_masks(np.ones((63, 80, 3), bool))) == 63
 
 
-def test_sams_masks_are_compared_with_the_photos_size():
+def test_sams_masks_are_compared_with_the_images_size():
     records = sam_records("binary_mask", np.ones((2, 5, 5), bool))
     for given in (records, {"masks": np.ones((2, 5, 5), bool), "scores": [1, 1]}):
-        with pytest.raises(ShapeError, match=r"masks must be of the photo's size, \(50, 50\); got \(5, 5\)"):
+        with pytest.raises(ShapeError, match=r"masks must be of the image's size, \(50, 50\); got \(5, 5\)"):
             MaskSet.from_sam(given, size=(50, 50))
 
 

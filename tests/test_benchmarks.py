@@ -10,7 +10,7 @@ from benchmarks import budgets, clustering, peers, timing
 from regiontok import Regionizer, UnionFindClusterer
 from regiontok.adapters.huggingface import with_regions
 from regiontok.evaluation.assistant import Assistant, Question
-from tests.adapters.test_processors import PHOTOS
+from tests.adapters.test_processors import IMAGES
 from tests.families import CASES
 from tests.processors import PROCESSORS, TEMPLATE
 
@@ -77,12 +77,12 @@ def test_a_rule_makes_as_many_tokens_as_it_is_told(rule, count):
 
 
 @pytest.mark.parametrize("name", ["LLaVA-NeXT", "InternVL", "SmolVLM", "Qwen3-VL"])
-def test_every_rule_keeps_the_budget_of_a_photo(name):
+def test_every_rule_keeps_the_budget_of_a_image(name):
     model = with_regions(CASES[name].make(), Regionizer(source="patch", pool="mean", norm="none", padding="keep"))
     for rule in ("grid", "random", "tome", "ward"):
         prepared = budgets.cut(model, rule, 12).expand(**CASES[name].inputs())
         views = prepared.views
-        patches = [sum(view.patches for view in views if view.photo == photo) for photo in range(3)]
+        patches = [sum(view.patches for view in views if view.image == image) for image in range(3)]
         wanted = [min(12, one) for one in patches]
         if rule == "grid":  # whose cells may be fewer in a small tile
             assert all(2 * one >= most >= one for one, most in zip(prepared.counts, wanted, strict=True))
@@ -99,9 +99,9 @@ def test_budgets_are_measured_on_a_model_folder(tmp_path, monkeypatch, capsys):
     for one in (stock, processor):
         one.save_pretrained(tmp_path / "model")
     questions = []
-    for number, photo in enumerate(PHOTOS):
-        photo.save(tmp_path / f"{number}.png")
-        told = Assistant.load(tmp_path / "model").answer([Question("w5", [photo])], max_new_tokens=1)[0].text
+    for number, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{number}.png")
+        told = Assistant.load(tmp_path / "model").answer([Question("w5", [image])], max_new_tokens=1)[0].text
         questions.append({"image": f"{number}.png", "text": "w5", "answer": told if number else "no such word"})
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     given = [str(tmp_path / "model"), "--questions", str(tmp_path / "questions.json"), "--max-new-tokens", "1"]

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from regiontok import Regionizer, __version__, encoders, load_tokens, masks, read_photo
+from regiontok import Regionizer, __version__, encoders, load_tokens, masks, read_image
 from regiontok.cli import main
 
 
 @pytest.fixture
-def photos(tmp_path, china):
-    folder = tmp_path / "photos"
+def images(tmp_path, china):
+    folder = tmp_path / "images"
     (folder / "other").mkdir(parents=True)
     china.save(folder / "a.png")
     china.rotate(90, expand=True).save(folder / "b.jpg")
@@ -30,23 +30,23 @@ def read(path):
         return file.get_tensor("tokens"), file.get_tensor("labels"), json.loads(file.metadata()["config"])
 
 
-def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
+def test_tokenize_writes_what_the_library_gives(images, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["tokenize", str(photos / "a.png"), "--threshold", "0.6", "--order", "area", "--out", str(out)]) == 0
+    assert main(["tokenize", str(images / "a.png"), "--threshold", "0.6", "--order", "area", "--out", str(out)]) == 0
     tokens, labels, config = read(out / "a.regions.safetensors")
-    with Image.open(photos / "a.png") as photo:
-        features, valid = encoders.load("pixels")(photo)
+    with Image.open(images / "a.png") as image:
+        features, valid = encoders.load("pixels")(image)
     expected = Regionizer(pool="mean", threshold=0.6, order="area")(features, valid=valid)
     assert torch.equal(tokens, expected.values)
     assert torch.equal(labels, expected.regions.labels()[0].int())
     again = Regionizer(**config["regionizer"])(features, valid=valid)
     assert torch.equal(again.values, tokens)
-    assert (config["encoder"], config["photo_size"], config["regiontok"]) == ("pixels", [427, 640], __version__)
+    assert (config["encoder"], config["image_size"], config["regiontok"]) == ("pixels", [427, 640], __version__)
     with Image.open(out / "a.regions.png") as picture:
         assert picture.size == (2 * 640 + 16, 427)
     header, row = capsys.readouterr().out.splitlines()[:2]
     assert header.split() == [
-        "photo",
+        "image",
         "patches",
         "regions",
         "read",
@@ -60,8 +60,8 @@ def test_tokenize_writes_what_the_library_gives(photos, tmp_path, capsys):
     assert row.split()[1:3] == ["384", str(len(expected))]
 
 
-def test_a_budget_is_exact_and_photos_of_one_name_are_not_written_over(photos, tmp_path, capsys):
-    paths = [str(photos / name) for name in ("a.png", "b.jpg", "other/a.jpg")]
+def test_a_budget_is_exact_and_images_of_one_name_are_not_written_over(images, tmp_path, capsys):
+    paths = [str(images / name) for name in ("a.png", "b.jpg", "other/a.jpg")]
     assert main(["tokenize", *paths, "--tokens", "64", "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         f"{name}.regions.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
@@ -70,52 +70,52 @@ def test_a_budget_is_exact_and_photos_of_one_name_are_not_written_over(photos, t
     assert capsys.readouterr().err.count("image/s") > 0  # the progress bar
 
 
-def test_no_photo_is_written_over(photos):
-    shutil.copy(photos / "a.png", photos / "a.regions.png")
-    before = {path: path.read_bytes() for path in photos.glob("*.*")}
-    assert main(["tokenize", *map(str, before), "--out", str(photos)]) == 0
+def test_no_image_is_written_over(images):
+    shutil.copy(images / "a.png", images / "a.regions.png")
+    before = {path: path.read_bytes() for path in images.glob("*.*")}
+    assert main(["tokenize", *map(str, before), "--out", str(images)]) == 0
     assert {path: path.read_bytes() for path in before} == before
-    assert {path.name for path in photos.glob("*.safetensors")} == {
+    assert {path.name for path in images.glob("*.safetensors")} == {
         "a-2.regions.safetensors", "a.regions.regions.safetensors", "b.regions.safetensors",
     }  # fmt: skip
 
 
-def test_a_photo_that_breaks_the_decoder_does_not_stop_the_rest(photos, tmp_path, monkeypatch, capsys):
+def test_a_image_that_breaks_the_decoder_does_not_stop_the_rest(images, tmp_path, monkeypatch, capsys):
     def draw(*_):
         raise MemoryError
 
     monkeypatch.setattr("regiontok.cli.tokenize.draw_regions", draw)
-    assert main(["tokenize", str(photos / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["tokenize", str(images / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
     assert "b.jpg: not enough memory" in capsys.readouterr().err
 
 
-def test_all_photos_of_a_folder_are_taken_but_not_our_own_pictures(photos, tmp_path):
+def test_all_images_of_a_folder_are_taken_but_not_our_own_pictures(images, tmp_path):
     for _ in range(2):
-        assert main(["tokenize", str(photos), "--out", str(photos)]) == 0
-    written = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if ".regions." in path.name}
+        assert main(["tokenize", str(images), "--out", str(images)]) == 0
+    written = {path.relative_to(images).as_posix() for path in images.rglob("*") if ".regions." in path.name}
     assert written == {f"{name}.regions.{kind}" for name in ("a", "b", "other/a") for kind in ("png", "safetensors")}
 
 
-def test_patch_source_keeps_padding_when_asked(photos, tmp_path):
-    arguments = ["tokenize", str(photos / "a.png"), "--source", "patch", "--padding", "keep", "--norm", "none"]
+def test_patch_source_keeps_padding_when_asked(images, tmp_path):
+    arguments = ["tokenize", str(images / "a.png"), "--source", "patch", "--padding", "keep", "--norm", "none"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert len(read(tmp_path / "a.regions.safetensors")[0]) == 576
 
 
-def test_one_bad_photo_does_not_stop_the_rest_is_named_and_told_by_the_exit_code(photos, tmp_path, capsys):
-    (photos / "broken.jpg").write_bytes((photos / "b.jpg").read_bytes()[:2000])
-    arguments = [str(photos / name) for name in ("broken.jpg", "a.png", "nowhere.png", "b.jpg")]
+def test_one_bad_image_does_not_stop_the_rest_is_named_and_told_by_the_exit_code(images, tmp_path, capsys):
+    (images / "broken.jpg").write_bytes((images / "b.jpg").read_bytes()[:2000])
+    arguments = [str(images / name) for name in ("broken.jpg", "a.png", "nowhere.png", "b.jpg")]
     assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert "broken.jpg: damaged or cut short" in captured.err
     assert "nowhere.png: there is no such file" in captured.err
-    assert "2 of 4 photos failed" in captured.err
+    assert "2 of 4 images failed" in captured.err
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a.regions", "b.regions"}
 
 
-def test_a_narrow_photo_keeps_all_its_patches_under_a_larger_budget(photos, tmp_path):
-    Image.new("RGB", (400, 100)).save(photos / "wide.png")
-    arguments = [str(photos / "wide.png"), str(photos / "other" / "a.jpg"), "--tokens", "300"]
+def test_a_narrow_image_keeps_all_its_patches_under_a_larger_budget(images, tmp_path):
+    Image.new("RGB", (400, 100)).save(images / "wide.png")
+    arguments = [str(images / "wide.png"), str(images / "other" / "a.jpg"), "--tokens", "300"]
     assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 0
     assert [len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) for name in ("wide", "a")] == [144, 300]
 
@@ -130,9 +130,9 @@ def test_a_narrow_photo_keeps_all_its_patches_under_a_larger_budget(photos, tmp_
         (["--linkage", "average"], {"linkage": "average"}),
     ],
 )
-def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
-    assert main(["tokenize", str(photos / "a.png"), *arguments, "--out", str(tmp_path)]) == 0
-    features, valid = encoders.load("pixels")(read_photo(photos / "a.png"))
+def test_how_many_and_by_which_rule(images, tmp_path, arguments, options):
+    assert main(["tokenize", str(images / "a.png"), *arguments, "--out", str(tmp_path)]) == 0
+    features, valid = encoders.load("pixels")(read_image(images / "a.png"))
     expected = Regionizer(pool="mean", **options)(features, valid=valid).regions.labels()[0]
     assert torch.equal(read(tmp_path / "a.regions.safetensors")[1].long(), expected)
 
@@ -141,15 +141,15 @@ def test_how_many_and_by_which_rule(photos, tmp_path, arguments, options):
     ("source", "options"),
     [("combined", {"num_regions": 9, "mask_weight": float("inf")}), ("segmentation", {"keep": 0.02})],
 )
-def test_masks_at_a_budget(photos, tmp_path, source, options):
+def test_masks_at_a_budget(images, tmp_path, source, options):
     names = {"num_regions": "--tokens", "keep": "--keep", "mask_weight": "--mask-weight"}
     arguments = [part for name, value in options.items() for part in (names[name], str(value))]
     given = ["--source", source, "--masks", "felzenszwalb", *arguments, "--out", str(tmp_path)]
-    assert main(["tokenize", str(photos / "a.png"), *given]) == 0
-    photo, encoder = read_photo(photos / "a.png"), encoders.load("pixels")
-    features, valid = encoder(photo)
+    assert main(["tokenize", str(images / "a.png"), *given]) == 0
+    image, encoder = read_image(images / "a.png"), encoders.load("pixels")
+    features, valid = encoder(image)
     regionizer = Regionizer(source=source, pool="mean", geometry=encoder.geometry, **options)
-    made = masks.load("felzenszwalb")(photo)
+    made = masks.load("felzenszwalb")(image)
     expected = regionizer(features, masks=made, valid=valid)
     tokens = load_tokens(tmp_path / "a.regions.safetensors")
     assert torch.equal(tokens.regions.masks()[0], expected.regions.masks()[0])
@@ -189,12 +189,12 @@ def test_masks_at_a_budget(photos, tmp_path, source, options):
         (["--source", "patch", "--tokens", "9"], "--tokens is for --source clustering"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
-        (["--out", "photos/a.png"], "photos/a.png must be a folder that can be made (File exists)"),
+        (["--out", "images/a.png"], "images/a.png must be a folder that can be made (File exists)"),
     ],
 )
-def test_commands_that_cannot_run_say_why(photos, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(photos.parent)
-    assert main(["tokenize", "photos/a.png", *arguments]) == 2
+def test_commands_that_cannot_run_say_why(images, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(images.parent)
+    assert main(["tokenize", "images/a.png", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -205,7 +205,7 @@ def test_threshold_and_tokens_exclude_each_other(capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_demo_draws_a_real_photo_and_says_what_clustering_took(tmp_path):
+def test_demo_draws_a_real_image_and_says_what_clustering_took(tmp_path):
     command = [sys.executable, "-m", "regiontok", "demo", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "384 patches -> 95 regions" in done.stdout

@@ -27,34 +27,34 @@ def ask(capsys, *arguments):
 
 
 @pytest.fixture
-def photo(tmp_path, china):
+def image(tmp_path, china):
     china.save(tmp_path / "china.png")
     return tmp_path / "china.png"
 
 
-def test_it_answers_as_the_assistant_does(capsys, folders, photo, china):
+def test_it_answers_as_the_assistant_does(capsys, folders, image, china):
     stock = Assistant.load(folders / "stock")
     for given, text in (
         ([], "w1 w2"),
         (["--short"], short_answer("w1 w2")),
         (["--options", "w3", "w4"], with_options("w1 w2", ["w3", "w4"])),
     ):
-        code, out, told = ask(capsys, photo, "w1 w2", "--model", folders / "stock", *given)
+        code, out, told = ask(capsys, image, "w1 w2", "--model", folders / "stock", *given)
         assert (code, out) == (0, stock.answer([Question(text, [china])], max_new_tokens=3)[0].text)
-        assert told == f"{photo}: 16 tokens"
+        assert told == f"{image}: 16 tokens"
 
 
-def test_a_budget_for_a_stock_model(capsys, folders, photo):
-    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5)[2] == f"{photo}: 5 tokens"
-    assert ask(capsys, photo, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{photo}: 1 token"
-    told = ask(capsys, photo, "w1", "--model", folders / "stock", "--explained-variance", 0.5)[2]
+def test_a_budget_for_a_stock_model(capsys, folders, image):
+    assert ask(capsys, image, "w1", "--model", folders / "stock", "--tokens", 5)[2] == f"{image}: 5 tokens"
+    assert ask(capsys, image, "w1", "--model", folders / "stock", "--threshold", -1)[2] == f"{image}: 1 token"
+    told = ask(capsys, image, "w1", "--model", folders / "stock", "--explained-variance", 0.5)[2]
     assert 1 < int(told.split()[-2]) < 16
-    told = ask(capsys, photo, "w1", "--model", folders / "stock", "--tokens", 5, "--linkage", "centroid")[2]
-    assert told == f"{photo}: 5 tokens"
+    told = ask(capsys, image, "w1", "--model", folders / "stock", "--tokens", 5, "--linkage", "centroid")[2]
+    assert told == f"{image}: 5 tokens"
 
 
-def test_masks_for_a_model_of_masks(capsys, folders, photo):
-    code, _, told = ask(capsys, photo, "w1", "--model", folders / "masks", "--masks", "felzenszwalb")
+def test_masks_for_a_model_of_masks(capsys, folders, image):
+    code, _, told = ask(capsys, image, "w1", "--model", folders / "masks", "--masks", "felzenszwalb")
     assert code == 0
     assert int(told.split()[-2]) > 3
 
@@ -80,12 +80,12 @@ def test_masks_for_a_model_of_masks(capsys, folders, photo):
         ("nothing", [], "holds no model of transformers"),
     ],
 )
-def test_what_cannot_be_is_named(capsys, folders, photo, model, given, expected):
-    code, out, told = ask(capsys, photo, "w1", "--model", folders / model, *given)
+def test_what_cannot_be_is_named(capsys, folders, image, model, given, expected):
+    code, out, told = ask(capsys, image, "w1", "--model", folders / model, *given)
     assert (code, out) == (2, "")
     assert expected in told
 
 
-def test_a_photo_that_is_not_there(capsys, folders, tmp_path):
+def test_a_image_that_is_not_there(capsys, folders, tmp_path):
     code, _, told = ask(capsys, tmp_path / "none.png", "w1", "--model", folders / "stock")
     assert (code, told) == (2, f"regiontok: {tmp_path / 'none.png'}: there is no such file.")

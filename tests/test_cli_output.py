@@ -67,7 +67,7 @@ def test_no_command_writes_over_an_input(arguments, here, capsys):
 @pytest.mark.parametrize("arguments", WRITING, ids=lambda words: " ".join([*words[:2], words[-1]]))
 def test_outputs_are_checked_before_any_work(arguments, here, capsys, monkeypatch):
     for module in ("view", "figures", "count", "compare", "tokenize", "masks"):
-        for work in ("load_encoder", "load_generator", "read_photo"):
+        for work in ("load_encoder", "load_generator", "read_image"):
             monkeypatch.setattr(f"regiontok.cli.{module}.{work}", None, raising=False)
     (here / "folder.png").mkdir()
     for name, message in (
@@ -93,16 +93,16 @@ def test_a_file_of_weights_or_masks_is_an_input_too(here, capsys):
     assert len(MaskStore("m")) == 1
 
 
-def test_an_earlier_figure_in_the_folder_is_no_photo_and_a_photo_no_earlier_figure(here, capsys):
+def test_an_earlier_figure_in_the_folder_is_no_image_and_a_image_no_earlier_figure(here, capsys):
     for _ in range(2):
         assert main(["count", ".", "--out", "counts.png"]) == 0
-        assert "1 photo," in capsys.readouterr().out
+        assert "1 image," in capsys.readouterr().out
     draw(here / "holiday.png", seed=1)
     assert main(["count", ".", "--out", "holiday.png"]) == 2
     assert "holiday.png is read here" in capsys.readouterr().err
 
 
-def test_subfolders_are_kept_and_tokens_of_another_photo_never_replaced(here):
+def test_subfolders_are_kept_and_tokens_of_another_image_never_replaced(here):
     draw(here / "sub" / "p.png", seed=1)
     draw(here / "else" / "p.png", seed=2)
 
@@ -121,20 +121,20 @@ def test_subfolders_are_kept_and_tokens_of_another_photo_never_replaced(here):
     assert len(files()) == 3
 
 
-def test_details_of_every_photo_are_written_and_a_summary_is_printed(here, capsys):
+def test_details_of_every_image_are_written_and_a_summary_is_printed(here, capsys):
     for number in range(12):
         draw(here / "many" / f"{number:02}.png", seed=number)
-    (here / "many" / "broken.png").write_bytes(b"no photo")
+    (here / "many" / "broken.png").write_bytes(b"no image")
     assert main(["tokenize", "many", "--out", "out", "--csv", "d.csv", "--json", "d.json"]) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[1].startswith("mean ")
-    assert told[2].startswith("12 photos, ")
+    assert told[2].startswith("12 images, ")
     assert len(told) == 5
     rows = list(csv.DictReader((here / "d.csv").read_text().splitlines()))
-    assert [row["photo"] for row in rows] == [f"many/{number:02}.png" for number in range(12)] + ["many/broken.png"]
+    assert [row["image"] for row in rows] == [f"many/{number:02}.png" for number in range(12)] + ["many/broken.png"]
     assert all(int(row["tokens"]) > 0 and float(row["group_ms"]) > 0 for row in rows[:12])
     assert "not an image" in rows[12]["error"]
-    assert [row["photo"] for row in json.loads((here / "d.json").read_text())] == [row["photo"] for row in rows]
+    assert [row["image"] for row in json.loads((here / "d.json").read_text())] == [row["image"] for row in rows]
     assert main(["count", "many", "--csv", "c.csv"]) == 1
     counted = list(csv.DictReader((here / "c.csv").read_text().splitlines()))
     assert [row["clustering"] for row in counted[:12]] == [row["tokens"] for row in rows[:12]]
@@ -160,7 +160,7 @@ def test_names_reach_the_terminal_printable(here, capfd):
     assert one_line(STRANGE) == "caf\u00e9\\n\\x1b[31m.png"
     assert one_line(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"
     draw(here / STRANGE)
-    (here / f"{STRANGE[:-4]}.jpg").write_bytes(b"no photo")
+    (here / f"{STRANGE[:-4]}.jpg").write_bytes(b"no image")
     names = [name for name in os.listdir(here) if name != "p.png"]  # noqa: PTH208
     for command in ("tokenize", "count"):
         assert main([command, *names]) == 1
@@ -176,7 +176,7 @@ def test_a_name_that_is_not_utf_8_fails_alone(here, capfd):
     draw(here / "in" / name)
     draw(here / "in" / "q.png", seed=1)
     assert main(["masks", "in", *FELZENSZWALB, "--out", "m"]) == 1
-    assert "is not UTF-8, and keys are. Rename the photo" in capfd.readouterr().err
+    assert "is not UTF-8, and keys are. Rename the image" in capfd.readouterr().err
     assert list(MaskStore("m")) == ["q.png"]
     assert list(MaskStore("m").failures) == ["\\udcff\\udcfe.png"]
     assert main(["view", f"in/{name}", "--out", "x.html"]) == 0
@@ -210,8 +210,8 @@ def test_nobody_reading_is_no_error(here):
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_so_keeps_what_is_whole_and_leaves_no_parts(here, number, code):
-    for photo in range(300):
-        draw(here / "many" / f"{photo:03}.png", size=(64, 64), seed=photo)
+    for image in range(300):
+        draw(here / "many" / f"{image:03}.png", size=(64, 64), seed=image)
     started = subprocess.Popen([*COMMAND, "tokenize", "many"], stderr=subprocess.PIPE, text=True)
     out = here / "regiontok-out"
     deadline = time.monotonic() + 120
@@ -265,7 +265,7 @@ def test_details_may_lie_beside_the_tokens(here):
     assert (here / "new" / "rows.csv").is_file()
 
 
-def test_a_photo_of_the_same_name_elsewhere_is_another_photo(here, monkeypatch):
+def test_a_image_of_the_same_name_elsewhere_is_another_image(here, monkeypatch):
     out = str(here / "out")
     for folder in ("one", "two"):
         draw(here / folder / "x.png", seed=len(folder + folder[0]))

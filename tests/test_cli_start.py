@@ -33,7 +33,7 @@ print(sorted({"torch", "numpy", "PIL", "numba", "scipy"} & set(sys.modules)), fi
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(4):
-        draw(tmp_path / "photos" / f"{number}.png", number, size=(40, 30))
+        draw(tmp_path / "images" / f"{number}.png", number, size=(40, 30))
     return tmp_path
 
 
@@ -46,16 +46,16 @@ def here(tmp_path, monkeypatch):
         ["tokenize", "a.jpg", "--colour"],
         ["tokenize", "a.jpg", "--source", "nowhere"],
         ["tokenize", "a.jpg", "--source", "patch", "--tokens", "3"],
-        ["masks", "photos", "--out", "m", "--shard-size", "0"],
+        ["masks", "images", "--out", "m", "--shard-size", "0"],
         ["store", "m", "--out", "x"],
-        ["compare", "photos", "--tokens", "0"],
-        ["compare", "photos", "--keep", "0.5", "2"],
+        ["compare", "images", "--tokens", "0"],
+        ["compare", "images", "--keep", "0.5", "2"],
         ["view", "a.png", "--keep", "0"],
         ["tokenize", "a.jpg", "--tokens", "0"],
         ["tokenize", "a.jpg", "--threshold", "9"],
         ["view", "a.jpg", "--encoder", "nonsense"],
         ["count", "a.jpg", "--img-size", "0"],
-        ["masks", "photos", "--out", "m", "--bits", "17"],
+        ["masks", "images", "--out", "m", "--bits", "17"],
     ],
 )
 def test_help_and_rejected_options_import_no_torch(arguments):
@@ -67,7 +67,7 @@ def test_help_and_rejected_options_import_no_torch(arguments):
 def test_ctrl_c_while_packages_are_imported_is_one_line(here):
     generator = random.Random(0)
     for _ in range(4):
-        process = subprocess.Popen([*COMMAND, "tokenize", "photos"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*COMMAND, "tokenize", "images"], stderr=subprocess.PIPE, text=True)
         time.sleep(generator.uniform(0.4, 1))  # after the interpreter itself has started, and before the first image
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
@@ -79,8 +79,8 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(here):
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
 @pytest.mark.parametrize("where", ["--out", "--store"])
 def test_a_stderr_that_cannot_be_written_costs_no_work(here, stderr, where):
-    (here / "photos" / "bad.png").write_bytes(b"no image")
-    command = " ".join([sys.executable, "-m regiontok tokenize photos", where, "out", stderr])
+    (here / "images" / "bad.png").write_bytes(b"no image")
+    command = " ".join([sys.executable, "-m regiontok tokenize images", where, "out", stderr])
     assert subprocess.run(command, shell=True, stdout=subprocess.DEVNULL, check=False).returncode == 1
     made = len(list((here / "out").glob("*.safetensors"))) if where == "--out" else len(TokenStore("out"))
     assert made == 4
@@ -106,8 +106,8 @@ def test_messages_are_dropped_when_stderr_is_gone(monkeypatch):
 def test_kills_at_random_moments_lose_nothing(here, command, stderr):
     """A store that was killed is finished and compared with one that was not; fifty kills by the thorough profile."""
     for number in range(4, 40):
-        draw(here / "photos" / f"{number}.png", number, size=(40, 30))
-    arguments = [command, "photos", "--shard-size", "4", "--batch", "2"]
+        draw(here / "images" / f"{number}.png", number, size=(40, 30))
+    arguments = [command, "images", "--shard-size", "4", "--batch", "2"]
     arguments += ["--masks", "felzenszwalb", "--out"] if command == "masks" else ["--store"]
     assert main([*arguments, "whole"]) == 0
     generator = random.Random(0)
@@ -174,20 +174,20 @@ def broken(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("package", "arguments"),
     [
-        ("torchvision", ["tokenize", "photos", "--encoder", "hf:folder"]),
-        ("torchvision", ["tokenize", "photos", "--encoder", "dinov2"]),
-        ("torchvision", ["tokenize", "photos", "--source", "segmentation", "--masks", "sam2"]),
-        ("torchvision", ["chat", "photos/0.png", "what?", "--model", "folder"]),
-        ("pyarrow", ["tokenize", "photos", "--store", "s"]),
+        ("torchvision", ["tokenize", "images", "--encoder", "hf:folder"]),
+        ("torchvision", ["tokenize", "images", "--encoder", "dinov2"]),
+        ("torchvision", ["tokenize", "images", "--source", "segmentation", "--masks", "sam2"]),
+        ("torchvision", ["chat", "images/0.png", "what?", "--model", "folder"]),
+        ("pyarrow", ["tokenize", "images", "--store", "s"]),
         ("pyarrow", ["store", "s"]),
-        ("numba", ["tokenize", "photos"]),
-        ("matplotlib", ["count", "photos"]),
+        ("numba", ["tokenize", "images"]),
+        ("matplotlib", ["count", "images"]),
     ],
 )
 def test_a_broken_package_is_one_line_with_cause_and_remedy(here, broken, package, arguments):
     if arguments == ["store", "s"]:
         (here / "s").mkdir()
-        (here / "s" / "store.json").write_text('{"format": 1, "kind": "tokens", "made_by": {}, "photos": []}')
+        (here / "s" / "store.json").write_text('{"format": 1, "kind": "tokens", "made_by": {}, "images": []}')
     broken(package)
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
     told = [line for line in done.stderr.splitlines() if "image/s" not in line]
@@ -215,11 +215,11 @@ def test_env_reports_what_is_broken_and_what_is_missing(here, broken, monkeypatc
 
 
 def test_images_that_are_no_regular_files_fail_alone(here, capfd):
-    os.mkfifo(here / "photos" / "pipe.png")
+    os.mkfifo(here / "images" / "pipe.png")
     (here / "loop.png").symlink_to("loop.png")
     Image.new("RGB", (40, 30)).save("a.png")
     for where in ("--out", "--store"):
-        assert main(["tokenize", "a.png", "loop.png", "photos/pipe.png", where, f"o{where}"]) == 1
+        assert main(["tokenize", "a.png", "loop.png", "images/pipe.png", where, f"o{where}"]) == 1
         told = capfd.readouterr().err
         assert "pipe.png: not a regular file" in told
         assert "loop.png: cannot be read" in told

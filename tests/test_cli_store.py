@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regiontok import encoders, load_tokens, read_photo
+from regiontok import encoders, load_tokens, read_image
 from regiontok.cli import main
 from regiontok.regionizer import Regionizer
 from regiontok.store import MaskStore, TokenStore
@@ -32,15 +32,15 @@ COMMAND = [sys.executable, "-m", "regiontok"]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("a.png", "b.png", "sub/a.png", "sub/c.jpg")):
-        draw(tmp_path / "photos" / name, number, size=(40 + number, 30))
+        draw(tmp_path / "images" / name, number, size=(40 + number, 30))
     return tmp_path
 
 
 def test_a_store_of_tokens_has_what_files_of_tokens_have(here, capsys):
     options = ["--tokens", "9", "--order", "area"]
-    assert main(["tokenize", "photos", "--store", "t", "--dtype", "float32", *options]) == 0
-    assert capsys.readouterr().out == "4 photos, 9 tokens each (9) -> t\n"
-    assert main(["tokenize", "photos", "--out", "files", "--no-pictures", *options]) == 0
+    assert main(["tokenize", "images", "--store", "t", "--dtype", "float32", *options]) == 0
+    assert capsys.readouterr().out == "4 images, 9 tokens each (9) -> t\n"
+    assert main(["tokenize", "images", "--out", "files", "--no-pictures", *options]) == 0
     assert not list((here / "files").rglob("*.png"))
     store = TokenStore("t")
     assert list(store) == ["a.png", "b.png", "sub/a.png", "sub/c.jpg"]
@@ -54,17 +54,17 @@ def test_a_store_of_tokens_has_what_files_of_tokens_have(here, capsys):
 
 
 def test_pictures_of_a_store(here):
-    assert main(["tokenize", "photos", "--store", "t", "--pictures"]) == 0
+    assert main(["tokenize", "images", "--store", "t", "--pictures"]) == 0
     found = sorted(one.relative_to(here / "t" / "pictures").as_posix() for one in (here / "t").rglob("*.png"))
     assert found == ["a.png.regions.png", "b.png.regions.png", "sub/a.png.regions.png", "sub/c.jpg.regions.png"]
-    assert main(["tokenize", "photos", "--out", "files"]) == 0
+    assert main(["tokenize", "images", "--out", "files"]) == 0
     drawn, alone = Image.open(here / "t/pictures/sub/c.jpg.regions.png"), Image.open(here / "files/sub/c.regions.png")
     assert np.array_equal(np.asarray(drawn), np.asarray(alone))
 
 
 def test_masks_of_a_store_reach_its_tokens(here):
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
-    base = ["tokenize", "photos", "--source", "segmentation", "--dtype", "float32"]
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
+    base = ["tokenize", "images", "--source", "segmentation", "--dtype", "float32"]
     assert main([*base, "--masks", "m", "--store", "stored"]) == 0
     assert main([*base, *MASKS, "--store", "made"]) == 0
     stored, made = TokenStore("stored"), TokenStore("made")
@@ -72,7 +72,7 @@ def test_masks_of_a_store_reach_its_tokens(here):
         assert_close(stored[key].values, made[key].values)
     assert stored.made_by == made.made_by
     assert made.made_by["masks"]["generator"] == "felzenszwalb"
-    image = read_photo("photos/sub/a.png")
+    image = read_image("images/sub/a.png")
     encoder = encoders.load("pixels")
     features, valid = encoder(image)
     regionizer = Regionizer(source="segmentation", pool="mean", geometry=encoder.geometry)
@@ -81,15 +81,15 @@ def test_masks_of_a_store_reach_its_tokens(here):
 
 
 def test_the_same_command_goes_on_and_says_what_was_there(here, capsys):
-    arguments = ["masks", "photos", *MASKS, "--out", "m"]
+    arguments = ["masks", "images", *MASKS, "--out", "m"]
     assert main([*arguments, "--limit", "1"]) == 0
     assert main(arguments) == 0
-    assert re.search(r"3 photos, .* -> m; 1 were there\n", capsys.readouterr().out)
+    assert re.search(r"3 images, .* -> m; 1 were there\n", capsys.readouterr().out)
     before = {one.name: one.read_bytes() for one in (here / "m").glob("*.parquet")}
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "Nothing to make: all 4 photos are in m.\n"
+    assert capsys.readouterr().out == "Nothing to make: all 4 images are in m.\n"
     assert {one.name: one.read_bytes() for one in (here / "m").glob("*.parquet")} == before
-    draw(here / "photos" / "d.png")
+    draw(here / "images" / "d.png")
     assert main(arguments) == 0
     assert "d.png" in MaskStore("m")
     assert main([*arguments, "--overwrite"]) == 0
@@ -97,77 +97,77 @@ def test_the_same_command_goes_on_and_says_what_was_there(here, capsys):
 
 
 def test_failures_are_named_kept_and_tried_again_when_told(here, capsys):
-    (here / "photos" / "a.png").write_bytes(b"no image")
-    arguments = ["tokenize", "photos", "--store", "t"]
+    (here / "images" / "a.png").write_bytes(b"no image")
+    arguments = ["tokenize", "images", "--store", "t"]
     assert main(arguments) == 1
     told = capsys.readouterr().err
     assert "a.png: not an image that Pillow" in told
-    assert "1 of 4 photos failed and are named above." in told
+    assert "1 of 4 images failed and are named above." in told
     assert main(arguments) == 1
-    assert "1 photos failed before and were not tried again; --retry-failed tries them." in capsys.readouterr().err
-    draw(here / "photos" / "a.png")
+    assert "1 images failed before and were not tried again; --retry-failed tries them." in capsys.readouterr().err
+    draw(here / "images" / "a.png")
     assert main([*arguments, "--retry-failed"]) == 0
     assert TokenStore("t").failures == {}
     assert main(arguments) == 0
 
 
-def test_a_photo_that_changed_its_size_fails_by_name_where_its_masks_are_used(here, capsys):
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
-    draw(here / "photos" / "b.png", size=(20, 20))
-    assert main(["tokenize", "photos", "--source", "segmentation", "--masks", "m", "--store", "t"]) == 1
-    assert "b.png: masks in m are of a photo of 30 x 41; this one is of 20 x 20. Make them again." in capsys.readouterr().err  # fmt: skip
+def test_a_image_that_changed_its_size_fails_by_name_where_its_masks_are_used(here, capsys):
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
+    draw(here / "images" / "b.png", size=(20, 20))
+    assert main(["tokenize", "images", "--source", "segmentation", "--masks", "m", "--store", "t"]) == 1
+    assert "b.png: masks in m are of an image of 30 x 41; this one is of 20 x 20. Make them again." in capsys.readouterr().err  # fmt: skip
     assert list(TokenStore("t")) == ["a.png", "sub/a.png", "sub/c.jpg"]
 
 
 def test_a_store_of_another_folder_is_told_and_gets_no_rows_of_this_one(here, capsys):
-    shutil.copytree("photos", "other")
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    shutil.copytree("images", "other")
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
     assert main(["masks", "other", *MASKS, "--out", "m"]) == 2
-    assert "m: it was made of photos in photos, and these are in other. Keys would not tell them apart" in capsys.readouterr().err  # fmt: skip
+    assert "m: it was made of images in images, and these are in other. Keys would not tell them apart" in capsys.readouterr().err  # fmt: skip
     base = ["tokenize", "--source", "segmentation", "--masks", "m", "--no-pictures", "--out"]
     assert main([*base, "o1", "other/a.png"]) == 0
-    assert "m was made of photos in another folder; other/a.png is taken for its 'a.png'" in capsys.readouterr().err
+    assert "m was made of images in another folder; other/a.png is taken for its 'a.png'" in capsys.readouterr().err
     assert main([*base, "o2", "other/a.png", "--root", "other"]) == 0
-    assert main([*base, "o3", "photos/sub/a.png"]) == 0
+    assert main([*base, "o3", "images/sub/a.png"]) == 0
     assert capsys.readouterr().err == ""
     assert main(["masks", "other", *MASKS, "--out", "m", "--root", "other"]) == 0
-    assert "all 4 photos are in m" in capsys.readouterr().out
+    assert "all 4 images are in m" in capsys.readouterr().out
 
 
 def test_masks_that_the_store_lacks_are_made_when_told(here, capsys):
-    assert main(["masks", "photos/sub", *MASKS, "--out", "m", "--root", "photos"]) == 0
-    base = ["tokenize", "photos", "--source", "segmentation", "--masks", "m", "--no-pictures"]
+    assert main(["masks", "images/sub", *MASKS, "--out", "m", "--root", "images"]) == 0
+    base = ["tokenize", "images", "--source", "segmentation", "--masks", "m", "--no-pictures"]
     assert main(base) == 1
-    assert "photos/a.png: m has no masks of 'a.png'. Its keys are such as 'sub/a.png'." in capsys.readouterr().err
+    assert "images/a.png: m has no masks of 'a.png'. Its keys are such as 'sub/a.png'." in capsys.readouterr().err
     assert main([*base, "--missing", "felzenszwalb"]) == 0
     assert main([*base, "--missing", "felzenszwalb", "--store", "t"]) == 0
     assert len(TokenStore("t")) == 4
-    assert main(["tokenize", "photos", "--source", "segmentation", *MASKS, "--missing", "sam2"]) == 2
+    assert main(["tokenize", "images", "--source", "segmentation", *MASKS, "--missing", "sam2"]) == 2
     assert "--missing is for --masks STORE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["count", "compare"])
 def test_other_commands_read_stores(here, command):
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
-    assert main([command, "photos", "--masks", "m", "--out", "figure.png", *(["--tokens", "4"] * (command == "compare"))]) == 0  # fmt: skip
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
+    assert main([command, "images", "--masks", "m", "--out", "figure.png", *(["--tokens", "4"] * (command == "compare"))]) == 0  # fmt: skip
 
 
 def test_slices_fill_one_store_and_share_it(here, capsys, monkeypatch):
     for rank in range(3):
-        assert main(["masks", "photos", *MASKS, "--out", "m", "--slice", f"{rank}/3"]) == 0
+        assert main(["masks", "images", *MASKS, "--out", "m", "--slice", f"{rank}/3"]) == 0
     store = MaskStore("m")
     assert sorted(store) == ["a.png", "b.png", "sub/a.png", "sub/c.jpg"]
     assert {name.split("-")[1] for name in store.shards} <= {"00000", "00001", "00002"}
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "4")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
-    assert main(["masks", "photos", *MASKS, "--out", "s", "--slice", "slurm"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "s", "--slice", "slurm"]) == 0
     monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
-    assert main(["masks", "photos", *MASKS, "--out", "s", "--slice", "slurm"]) == 2
+    assert main(["masks", "images", *MASKS, "--out", "s", "--slice", "slurm"]) == 2
     assert "this SLURM array has gaps" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main(["masks", "photos", *MASKS, "--out", "t", "--slice", "torchrun"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "t", "--slice", "torchrun"]) == 0
     assert list(MaskStore("s")) == list(MaskStore("t"))
     assert MaskStore("s").shards == MaskStore("t").shards
 
@@ -194,7 +194,7 @@ def test_options_that_cannot_be_are_refused_before_any_work(here, capsys, monkey
     for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     store = [] if "--store" in more else ["--store", "t"]
-    assert main(["tokenize", "photos", *store, *more]) == 2
+    assert main(["tokenize", "images", *store, *more]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (here / "t").exists()
 
@@ -203,16 +203,16 @@ def test_options_that_cannot_be_are_refused_before_any_work(here, capsys, monkey
     "given", [["--shard-size", "3"], ["--retry-failed"], ["--dtype", "float32"], ["--slice", "0/2"]]
 )
 def test_options_of_a_store_are_refused_without_one(here, capsys, given):
-    assert main(["tokenize", "photos", *given]) == 2
+    assert main(["tokenize", "images", *given]) == 2
     assert f"{given[0]} is for --store" in capsys.readouterr().err
 
 
 def test_other_options_are_refused_mixed_or_made_anew(here, capsys):
-    base = ["tokenize", "photos", "--store", "t"]
+    base = ["tokenize", "images", "--store", "t"]
     assert main(base) == 0
     assert main([*base, "--tokens", "5"]) == 2
     assert "regionizer.num_regions: not set in the store, 5 now" in capsys.readouterr().err
-    draw(here / "photos" / "e.png")
+    draw(here / "images" / "e.png")
     assert main([*base, "--tokens", "5", "--mixed"]) == 0
     assert TokenStore("t").count("e.png") == 5
     assert main([*base, "--tokens", "5", "--overwrite"]) == 0
@@ -223,8 +223,8 @@ def test_other_options_are_refused_mixed_or_made_anew(here, capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_the_rows_in_hand_and_says_how_to_go_on(here, number, code):
     for one in range(400):
-        shutil.copy("photos/sub/c.jpg", f"photos/{one}.jpg")
-    arguments = ["tokenize", "photos", "--store", "t", "--batch", "1", "--shard-size", "100"]
+        shutil.copy("images/sub/c.jpg", f"images/{one}.jpg")
+    arguments = ["tokenize", "images", "--store", "t", "--batch", "1", "--shard-size", "100"]
     with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while not list((here / "t").glob("part-*.parquet")) and process.poll() is None:
             time.sleep(0.01)
@@ -251,23 +251,23 @@ def test_two_commands_at_once(here, capsys):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as one:
         one.stdout.readline()
-        assert main(["masks", "photos", *MASKS, "--out", "m", "--mixed"]) == 2
+        assert main(["masks", "images", *MASKS, "--out", "m", "--mixed"]) == 2
         assert f"m is being written by process {one.pid} on" in capsys.readouterr().err
 
 
 def test_what_a_store_tells(here, capsys):
-    assert main(["masks", "photos", *MASKS, "--out", "m", "--shard-size", "2"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "m", "--shard-size", "2"]) == 0
     capsys.readouterr()
     assert main(["store", "m"]) == 0
     told = capsys.readouterr().out
-    assert "MaskStore('m', 4 photos, 2 shards)" in told
+    assert "MaskStore('m', 4 images, 2 shards)" in told
     assert 'made by: {"generator": "felzenszwalb"' in told
     assert main(["store", "m", "--stats"]) == 0
     stats = json.loads(capsys.readouterr().out)
-    assert stats["photos"] == 4
+    assert stats["images"] == 4
     assert stats["masks"] == sum(len(masks) for masks in MaskStore("m").values())
     assert main(["store", "m", "--verify"]) == 0
-    assert "is whole; 0 photos failed" in capsys.readouterr().out
+    assert "is whole; 0 images failed" in capsys.readouterr().out
     shard = here / "m" / "part-00000-000001.parquet"
     whole = bytearray(shard.read_bytes())
     counts = pq.ParquetFile(shard).metadata.row_group(0).column(3)
@@ -277,21 +277,21 @@ def test_what_a_store_tells(here, capsys):
     assert "2 rows and 0 shards are damaged. Set them aside by --repair" in capsys.readouterr().err
     assert main(["store", "m", "--export", "npz", "--out", "x"]) == 1
     told = capsys.readouterr()
-    assert "2 photos -> x" in told.out
+    assert "2 images -> x" in told.out
     assert "sub/a.png: m/part-00000-000001.parquet is damaged" in told.err
     assert main(["store", "m", "--export", "jsonl", "--out", "x"]) == 1
-    assert "2 photos -> x/annotations.jsonl" in capsys.readouterr().out
+    assert "2 images -> x/annotations.jsonl" in capsys.readouterr().out
     (here / "m" / "failed-00000-000009.parquet").write_bytes(b"PAR1")
     assert main(["store", "m", "--repair"]) == 0
-    assert "2 files of m are set aside. Make their photos again." in capsys.readouterr().out
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    assert "2 files of m are set aside. Make their images again." in capsys.readouterr().out
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
     assert main(["store", "m", "--verify"]) == 0
     assert len(MaskStore("m")) == 4
 
 
 @pytest.mark.filterwarnings("ignore:a shard is damaged")
-def test_photos_of_a_damaged_shard_are_made_again(here, capsys):
-    arguments = ["masks", "photos", *MASKS, "--out", "m", "--shard-size", "2"]
+def test_images_of_a_damaged_shard_are_made_again(here, capsys):
+    arguments = ["masks", "images", *MASKS, "--out", "m", "--shard-size", "2"]
     assert main(arguments) == 0
     (here / "m" / "part-00000-000000.parquet").write_bytes(b"PAR1")
     assert main(["store", "m", "--verify"]) == 1
@@ -306,7 +306,7 @@ def test_photos_of_a_damaged_shard_are_made_again(here, capsys):
 
 
 def test_keys_lead_nowhere_but_below_the_folder_that_is_exported_to(here, capsys):
-    assert main(["masks", "photos", *MASKS, "--out", "m", "--limit", "2"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "m", "--limit", "2"]) == 0
     (shard,) = (here / "m").glob("part-*")
     table = pq.read_table(shard)
     pq.write_table(table.set_column(0, "key", pa.array(["../../escaped", str(here / "absolute")])), shard)
@@ -317,7 +317,7 @@ def test_keys_lead_nowhere_but_below_the_folder_that_is_exported_to(here, capsys
 
 
 def test_a_store_without_its_manifest_takes_no_rows(here, capsys):
-    arguments = ["tokenize", "photos", "--store", "t"]
+    arguments = ["tokenize", "images", "--store", "t"]
     assert main(arguments) == 0
     (here / "t" / "store.json").unlink()
     assert main([*arguments, "--tokens", "5"]) == 2
@@ -331,25 +331,25 @@ def test_a_store_without_its_manifest_takes_no_rows(here, capsys):
     assert len(TokenStore("t")) == 4
 
 
-def test_photos_that_share_annotations_do_so_in_every_slice(here, capsys):
+def test_images_that_share_annotations_do_so_in_every_slice(here, capsys):
     images = [{"id": 0, "file_name": "a.png", "height": 30, "width": 40}]
     polygon = {"id": 1, "image_id": 0, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
     (here / "i.json").write_text(json.dumps({"images": images, "annotations": [polygon]}))
-    arguments = ["masks", "photos", "--coco", "i.json", "--out", "m"]
+    arguments = ["masks", "images", "--coco", "i.json", "--out", "m"]
     for rank in range(4):
         assert main([*arguments, "--slice", f"{rank}/4"]) in (0, 1)
     assert main([*arguments, "--retry-failed"]) == 1
-    assert "a.png is of photos/a.png already" in capsys.readouterr().err
+    assert "a.png is of images/a.png already" in capsys.readouterr().err
     store = MaskStore("m")
     assert {key: len(masks) for key, masks in store.items()} == {"a.png": 1, "b.png": 0, "sub/c.jpg": 0}
 
 
 def test_folders_of_one_name_matter_to_stores_alone(here, capsys):
     for folder in ("one", "two"):
-        shutil.copytree("photos", f"{folder}/x")
+        shutil.copytree("images", f"{folder}/x")
     assert main(["tokenize", "one/x", "two/x", "--source", "segmentation", *MASKS, "--no-pictures"]) == 0
     assert main(["masks", "one/x", "two/x", *MASKS, "--out", "m"]) == 2
-    assert "two folders of photos are called x" in capsys.readouterr().err
+    assert "two folders of images are called x" in capsys.readouterr().err
 
 
 def test_a_mistyped_name_makes_no_store(here, capsys):
@@ -359,8 +359,8 @@ def test_a_mistyped_name_makes_no_store(here, capsys):
 
 
 def test_rows_as_other_files(here, capsys):
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
-    assert main(["tokenize", "photos", "--store", "t"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
+    assert main(["tokenize", "images", "--store", "t"]) == 0
     masks, tokens = MaskStore("m"), TokenStore("t")
     for kind in ("npz", "safetensors", "jsonl"):
         assert main(["store", "m", "--export", kind, "--out", kind]) == 0
@@ -384,15 +384,15 @@ def test_rows_as_other_files(here, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_photos_and_stores_elsewhere(here, s3):
+def test_images_and_stores_elsewhere(here, s3):
     files = fsspec.filesystem("s3")
-    files.put("photos", f"{s3}/photos", recursive=True)
-    assert main(["masks", f"{s3}/photos", *MASKS, "--out", f"{s3}/masks"]) == 0
-    assert main(["masks", "photos", *MASKS, "--out", "m"]) == 0
+    files.put("images", f"{s3}/images", recursive=True)
+    assert main(["masks", f"{s3}/images", *MASKS, "--out", f"{s3}/masks"]) == 0
+    assert main(["masks", "images", *MASKS, "--out", "m"]) == 0
     there, local = MaskStore(f"{s3}/masks"), MaskStore("m")
     assert list(there) == list(local)
     assert all(there[key].to_coco() == local[key].to_coco() for key in local)
-    arguments = ["tokenize", f"{s3}/photos", "--source", "segmentation", "--masks", f"{s3}/masks", "--store", f"{s3}/t"]
+    arguments = ["tokenize", f"{s3}/images", "--source", "segmentation", "--masks", f"{s3}/masks", "--store", f"{s3}/t"]
     assert main(arguments) == 0
     assert list(TokenStore(f"{s3}/t")) == list(local)
     assert main([*arguments, "--limit", "1"]) == 0
@@ -401,11 +401,11 @@ def test_photos_and_stores_elsewhere(here, s3):
 
 def test_a_resume_finds_the_rows_of_ray_and_ray_those_of_a_run(here, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    base = ["tokenize", "photos", "--store", "t"]
+    base = ["tokenize", "images", "--store", "t"]
     assert main([*base, "--limit", "1"]) == 0
     done = subprocess.run([*COMMAND, *base, "--engine", "ray"], capture_output=True, text=True, check=False, env=os.environ)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "3 photos, " in done.stdout
+    assert "3 images, " in done.stdout
     assert "1 were there" in done.stdout
     assert main(base) == 0
     assert (len(TokenStore("t")), TokenStore("t").repeated) == (4, 0)

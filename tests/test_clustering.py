@@ -463,7 +463,7 @@ def test_the_kernel_lets_other_python_threads_run():
     assert longest < (end - begin) / 5  # a kernel that held the lock would leave gaps as long as itself
 
 
-class Photos(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, features):
         self.features = features
 
@@ -482,7 +482,7 @@ def test_in_data_loader_workers_after_the_parent_has_run_it(method):
     features = smooth_features(10, 10, 32, batch=6)
     expected = UnionFindClusterer(num_threads=2)(features).labels()
     loader = torch.utils.data.DataLoader(
-        Photos(features), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120
+        Images(features), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120
     )
     assert torch.equal(torch.cat(list(loader)), expected)
 

@@ -15,7 +15,7 @@ SQUARE = ImageGeometry.squash(64)
 
 @st.composite
 def cases(draw):
-    """A geometry, a grid, and masks of a photo, from smaller than a patch to many pixels per patch."""
+    """A geometry, a grid, and masks of an image, from smaller than a patch to many pixels per patch."""
     mode = draw(st.sampled_from([ImageGeometry.letterbox, ImageGeometry.squash, ImageGeometry.center_crop]))
     geometry = mode((draw(st.sampled_from([8, 12, 30])), draw(st.sampled_from([8, 12, 30]))))
     grid = draw(st.integers(1, 5)), draw(st.integers(1, 5))
@@ -61,7 +61,7 @@ def test_masks_of_another_size_are_stretched_when_told(case, height, width):
     assert_close(downsampler.coverage(masks, size=size), expected)
     assert_close(downsampler.coverage(MaskSet.from_masks(masks), size=size), expected)
     if size != masks.shape[1:]:
-        with pytest.raises(ShapeError, match="must be of their photo's size"):
+        with pytest.raises(ShapeError, match="must be of their image's size"):
             MaskDownsampler(grid, geometry=geometry).coverage(masks, size=size)
 
 
@@ -86,7 +86,7 @@ def test_masks_on_a_gpu_give_the_same_regions():
 
 
 @pytest.mark.parametrize("height", [300, 1200, 7000])
-def test_tall_photos_have_more_pixels_per_patch_than_a_byte_counts(height):
+def test_tall_images_have_more_pixels_per_patch_than_a_byte_counts(height):
     masks = np.ones((2, height, 3), bool)
     masks[1, : height // 3] = False
     covered = MaskDownsampler((4, 1), geometry=ImageGeometry.squash((64, 16))).coverage(masks)
@@ -117,7 +117,7 @@ def test_the_papers_two_steps(case):
     assert_close(downsampler.coverage(MaskSet.from_masks(masks)), expected)
 
 
-def test_both_methods_agree_where_the_photo_has_the_inputs_size():
+def test_both_methods_agree_where_the_image_has_the_inputs_size():
     masks = np.random.default_rng(0).random((3, 64, 64)) < 0.3
     exact, steps = (
         MaskDownsampler((8, 8), geometry=SQUARE, method=method).coverage(masks) for method in ("exact", "two_step")
@@ -162,7 +162,7 @@ def test_masks_that_keep_no_patch_are_named_with_the_reason():
     assert not regions.fallback.any()
 
 
-def test_a_photo_without_masks_gets_one_region_of_what_shows_it_and_is_counted():
+def test_a_image_without_masks_gets_one_region_of_what_shows_it_and_is_counted():
     downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(16))
     some = np.ones((1, 30, 60), bool)
     regions = downsampler([some, some[:0], MaskSet.from_coco([], size=(60, 30)), some & False])
@@ -173,7 +173,7 @@ def test_a_photo_without_masks_gets_one_region_of_what_shows_it_and_is_counted()
     assert torch.equal(regions.masks()[2][0], regions.masks()[1][0].T)
 
 
-def test_photos_of_any_size_and_masks_of_any_form_in_one_batch():
+def test_images_of_any_size_and_masks_of_any_form_in_one_batch():
     labels = np.repeat(np.array([[-1, 0], [3, 3]]), 50, 0).repeat(30, 1)
     dense = torch.zeros(2, 7, 9, dtype=torch.uint8)
     dense[0, :3] = 255
@@ -213,7 +213,7 @@ def test_uncovered_patches(uncovered, expected):
 
 
 @pytest.mark.parametrize(("uncovered", "count"), [("background", 1), ("single_patches", 6), ("cluster", 1)])
-def test_a_photo_without_masks_is_all_uncovered(uncovered, count):
+def test_a_image_without_masks_is_all_uncovered(uncovered, count):
     features = torch.ones(2, 3, 3, 4)
     valid = mask_of("###", "###", "...").expand(2, 3, 3)
     nothing, everything = MaskSet.on_grid(torch.zeros(0, 3, 3)), MaskSet.on_grid(torch.ones(1, 3, 3))
@@ -226,11 +226,11 @@ def test_a_photo_without_masks_is_all_uncovered(uncovered, count):
 
 
 def test_letterbox_padding_is_never_a_region_of_uncovered_patches():
-    photo = np.zeros((1, 40, 80), bool)
-    photo[0, :, :40] = True
+    image = np.zeros((1, 40, 80), bool)
+    image[0, :, :40] = True
     for uncovered in ("background", "single_patches", "cluster"):
         downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
-        regions = downsampler([photo], features=torch.ones(1, 4, 4, 3))
+        regions = downsampler([image], features=torch.ones(1, 4, 4, 3))
         covered = regions.masks()[0].any(0)
         assert torch.equal(covered, mask_of("....", "####", "####", "...."))
 
@@ -260,7 +260,7 @@ def test_in_an_overlap_the_smallest_mask_keeps_the_patch_and_the_first_of_equals
     ]
 
 
-def test_the_size_of_the_photo_tells_the_padding_of_masks_on_the_grid():
+def test_the_size_of_the_image_tells_the_padding_of_masks_on_the_grid():
     masks = MaskSet.on_grid(torch.zeros(1, 4, 4).index_fill_(1, torch.tensor([1]), 1.0))
     for uncovered, areas in (("drop", [4]), ("background", [4, 4])):
         downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
@@ -304,14 +304,14 @@ def test_a_mask_on_padding_alone_is_dropped():
     assert [one.reason for one in regions.dropped] == ["covers no valid patch"]
 
 
-def test_the_grid_of_each_photo_can_come_from_its_features():
+def test_the_grid_of_each_image_can_come_from_its_features():
     features = [torch.ones(2, 3, 4), torch.ones(5, 1, 4)]
     regions = MaskDownsampler(geometry=SQUARE)([np.ones((1, 9, 9), bool)] * 2, features=features)
     assert regions.grids.tolist() == [[2, 3], [5, 1]]
     assert regions.areas().tolist() == [6, 5]
 
 
-def test_valid_tells_which_patches_show_each_photo():
+def test_valid_tells_which_patches_show_each_image():
     downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64))
     valid = downsampler.valid([np.ones((1, 10, 20), bool), MaskSet.on_grid(torch.ones(1, 4, 4))])
     assert [one.sum().item() for one in valid] == [8, 16]
@@ -338,21 +338,21 @@ ONE = np.ones((1, 9, 9), bool)
         ([ONE, np.full((9, 9), -3)], {}, ValueRangeError, r"masks\[1\]: labels must be -1 \(no mask\) or from 0; got -3"),
         ([ONE[0]], {}, ShapeError, r"masks\[0\]: masks must be .* A single mask is masks\[None\]"),
         ([ONE, ONE.astype(float)], {}, DTypeError, r"masks\[1\]: masks must be bool or uint8; got float64"),
-        ([[]], {}, ShapeError, r"masks\[0\]: an empty list does not tell the photo's size"),
-        ([], {}, ShapeError, "at least one photo"),
-        (ONE, {}, DTypeError, r"must be a list with one entry per photo; got ndarray. Wrap it: \[masks\]"),
-        ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per photo, 1; got 0"),
+        ([[]], {}, ShapeError, r"masks\[0\]: an empty list does not tell the image's size"),
+        ([], {}, ShapeError, "at least one image"),
+        (ONE, {}, DTypeError, r"must be a list with one entry per image; got ndarray. Wrap it: \[masks\]"),
+        ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per image, 1; got 0"),
         ([ONE], {"sizes": [9]}, ShapeError, r"sizes\[0\] must be \(height, width\); got 9"),
         ([ONE], {"sizes": [(9.7, 9.2)]}, DTypeError, r"sizes\[0\] must be a whole number; got 9.7"),
         ([np.full((9, 9), 255, np.uint8) * (np.arange(9) > 4).astype(np.uint8)], {}, ValueRangeError, r"masks\[0\]: a uint8 map of 0 and 255 is one mask"),
-        ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their photo's size \(9, 8\); got \(9, 9\). Resize them"),
-        ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per photo, 2 in features; got 1"),
+        ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their image's size \(9, 8\); got \(9, 9\). Resize them"),
+        ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per image, 2 in features; got 1"),
         ([ONE], {"features": torch.ones(1, 4, 5, 3)}, ShapeError, r"features\[0\] must have this downsampler's grid \(4, 4\); got \(4, 5\)"),
         ([MaskSet.on_grid(torch.ones(1, 3, 3))], {}, ShapeError, r"masks\[0\]: masks on the grid must be on \(4, 4\); these are on \(3, 3\)"),
         ([ONE], {"valid": torch.zeros(1, 4, 4, dtype=torch.bool)}, ValueRangeError, "image 0 has no valid patch"),
     ],
 )  # fmt: skip
-def test_bad_masks_are_refused_and_the_photo_named(masks, options, error, message):
+def test_bad_masks_are_refused_and_the_image_named(masks, options, error, message):
     with pytest.raises(error, match=message):
         MaskDownsampler((4, 4), geometry=SQUARE)(masks, **options)
 
@@ -382,7 +382,7 @@ def test_bad_options_are_refused(options, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": (4, 4)}, "masks of a photo need the geometry"),
+        ({"grid": (4, 4)}, "masks of an image need the geometry"),
         ({"geometry": SQUARE}, "a downsampler without a grid needs the features"),
         ({"grid": (4, 4), "geometry": SQUARE, "uncovered": "cluster"}, "uncovered='cluster' needs the features"),
     ],
@@ -416,7 +416,7 @@ def test_its_clusterer_can_be_chosen():
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
-    """As masks of 256 x 256 pixels, or ``(height, width, masks)``, of a photo that is not square."""
+    """As masks of 256 x 256 pixels, or ``(height, width, masks)``, of an image that is not square."""
     geometry = ImageGeometry.letterbox(64)
     valid = geometry.place((30, 60)).valid((4, 4))[None]
     right = torch.zeros(3, 30, 60, dtype=torch.bool)
@@ -425,11 +425,11 @@ def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
     downsampler = MaskDownsampler((4, 4), geometry=geometry)
     with pytest.raises(
         ShapeError,
-        match=r"masks\[0\] are of .* pixels, which lie in rows 0 to 3 .* valid shows the photo in rows 1 to 2",
+        match=r"masks\[0\] are of .* pixels, which lie in rows 0 to 3 .* valid shows the image in rows 1 to 2",
     ):
         downsampler([wrong], valid=valid)
     with pytest.raises(
-        ShapeError, match="must be of their photo's size" + (r".*masks.transpose\(2, 0, 1\)" if turned else "")
+        ShapeError, match="must be of their image's size" + (r".*masks.transpose\(2, 0, 1\)" if turned else "")
     ):
         downsampler([wrong], valid=valid, sizes=[(30, 60)])
     assert torch.equal(downsampler([right], valid=valid).patch, downsampler([right]).patch)
@@ -443,7 +443,7 @@ def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_patches_that_are_left_out_do_not_look_like_another_size(seed):
-    """``valid`` may be cut or thinned at will: only where a photo could lie so does it tell of another size."""
+    """``valid`` may be cut or thinned at will: only where an image could lie so does it tell of another size."""
     geometry = ImageGeometry.letterbox(96)
     placed = geometry.place((30, 60)).valid((12, 12))
     masks = [torch.ones(1, 30, 60, dtype=torch.bool)]
@@ -464,5 +464,5 @@ def test_masks_that_are_stretched_may_lie_a_patch_off():
     valid = geometry.place((427, 640)).valid((24, 24))[None]
     low = torch.ones(1, 53, 80, dtype=torch.bool)
     assert len(MaskDownsampler((24, 24), geometry=geometry, rescale=True)([low], valid=valid)) == 1
-    with pytest.raises(ShapeError, match="valid shows the photo in rows 4 to 19"):
+    with pytest.raises(ShapeError, match="valid shows the image in rows 4 to 19"):
         MaskDownsampler((24, 24), geometry=geometry, rescale=True)([low[:, :40]], valid=valid)

@@ -16,8 +16,8 @@ from regiontok.errors import (
     BrokenDependencyError,
     CheckpointError,
     DTypeError,
+    ImageError,
     MissingDependencyError,
-    PhotoError,
     ShapeError,
     ValueRangeError,
 )
@@ -302,7 +302,7 @@ def test_bad_weights_for_open_clip_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize("geometry", ["letterbox", "squash", "center_crop"])
 @pytest.mark.parametrize("size", [(640, 480), (300, 1000), (384, 256)])
-def test_a_plain_photo_is_one_region_whatever_padding_it_has(geometry, size):
+def test_a_plain_image_is_one_region_whatever_padding_it_has(geometry, size):
     features, valid = load("pixels", geometry=geometry)(Image.new("RGB", size, (255, 250, 240)))
     assert len(UnionFindClusterer()(features, valid)) == 1
 
@@ -353,20 +353,20 @@ def test_bad_frames_are_refused(options, error, message):
 
 
 @pytest.mark.parametrize(
-    ("photos", "error"), [([], PhotoError), (["a.jpg"], PhotoError), (np.zeros((3, 4, 4)), PhotoError), (7, DTypeError)]
+    ("images", "error"), [([], ImageError), (["a.jpg"], ImageError), (np.zeros((3, 4, 4)), ImageError), (7, DTypeError)]
 )
-def test_what_is_not_a_photo_is_refused(photos, error):
-    with pytest.raises(error, match=r"photo|a\.jpg"):
-        load("pixels")(photos)
+def test_what_is_not_a_image_is_refused(images, error):
+    with pytest.raises(error, match=r"image|a\.jpg"):
+        load("pixels")(images)
 
 
-def test_paths_and_arrays_are_photos_too(tmp_path, china):
+def test_paths_and_arrays_are_images_too(tmp_path, china):
     encoder = load("pixels")
     expected = encoder(china).features
     china.save(tmp_path / "china.png")
     array = np.asarray(china)
-    for photo in (tmp_path / "china.png", str(tmp_path / "china.png"), array, [array], array[None], array[::-1][::-1]):
-        assert torch.equal(encoder(photo).features, expected)
+    for image in (tmp_path / "china.png", str(tmp_path / "china.png"), array, [array], array[None], array[::-1][::-1]):
+        assert torch.equal(encoder(image).features, expected)
     mixed = encoder([tmp_path / "china.png", array, china]).features
     assert torch.equal(mixed, expected.expand(3, -1, -1, -1))
     grey = np.asarray(china.convert("L"))
@@ -386,14 +386,14 @@ def test_an_input_may_be_a_rectangle(name, china):
 
 def test_a_model_that_takes_no_rectangle_is_named():
     for name in ("efficientformer_l1", "mvitv2_tiny"):  # one when it is run, one when it is made
-        with pytest.raises(ValueRangeError, match=f"timm model '{name}' cannot take photos of 256 x 448"):
+        with pytest.raises(ValueRangeError, match=f"timm model '{name}' cannot take images of 256 x 448"):
             load(f"timm:{name}", pretrained=False, img_size=(256, 448), final_norm=False)
 
 
-def test_the_pixel_descriptor_cuts_ordinary_photos_into_50_to_300_regions(china):
+def test_the_pixel_descriptor_cuts_ordinary_images_into_50_to_300_regions(china):
     data = importlib.import_module("skimage.data")
-    photos = [china, *(Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket"))]
-    features, valid = load("pixels")(photos)
+    images = [china, *(Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket"))]
+    features, valid = load("pixels")(images)
     assert features.shape == (5, 24, 24, 48)
     counts = UnionFindClusterer()(features, valid).counts
     assert ((counts >= 50) & (counts <= 300)).all(), counts
@@ -421,7 +421,7 @@ def test_every_public_name_of_the_module_is_there():
 
 
 def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
-    """Mean and deviation in half precision would shift every photo."""
+    """Mean and deviation in half precision would shift every image."""
     encoder = encoders.load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64)
     expected, _ = encoder.preprocess(china)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):

@@ -12,7 +12,7 @@ from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 MODES = ("letterbox", "squash", "center_crop")
 sides = st.integers(1, 300)
 placements = st.builds(
-    lambda mode, size, photo: ImageGeometry(mode, size).place(photo),
+    lambda mode, size, image: ImageGeometry(mode, size).place(image),
     st.sampled_from(MODES), st.tuples(st.integers(16, 64), st.integers(16, 64)), st.tuples(sides, sides),
 )  # fmt: skip
 
@@ -20,13 +20,13 @@ placements = st.builds(
 @given(placements)
 def test_points_make_a_round_trip(placement):
     points = torch.rand(20, 2, dtype=torch.float64) * 300
-    torch.testing.assert_close(placement.points_to_photo(placement.points(points)), points)
+    torch.testing.assert_close(placement.points_to_image(placement.points(points)), points)
 
 
 @given(placements)
 def test_pixels_and_masks_go_to_the_same_place(placement):
-    """A photo that is white where its mask is true stays white there, but for the blur along edges."""
-    height, width = placement.photo
+    """An image that is white where its mask is true stays white there, but for the blur along edges."""
+    height, width = placement.image_size
     mask = np.zeros((height, width), bool)
     mask[: (height + 1) // 2, : (width + 1) // 2] = True
     placed = np.asarray(placement.image(Image.fromarray(mask).convert("RGB")))[..., 0] / 255
@@ -45,41 +45,41 @@ def test_pixels_and_masks_go_to_the_same_place(placement):
 
 
 @given(placements)
-def test_a_mask_of_the_whole_photo_covers_the_patches_that_show_it(placement):
-    whole = placement.mask(torch.ones(placement.photo, dtype=torch.bool))
+def test_a_mask_of_the_whole_image_covers_the_patches_that_show_it(placement):
+    whole = placement.mask(torch.ones(placement.image_size, dtype=torch.bool))
     grid = tuple(side // 4 for side in placement.input)
     valid = placement.valid(grid)
     assert valid.any()
     if placement.input[0] % 4 == 0 and placement.input[1] % 4 == 0:
         share = torch.nn.functional.avg_pool2d(whole[None].float(), 4)[0]
         assert valid[share > 0.3].all()
-        assert (share[valid] > 0).all() or share.sum() == 0 or min(placement.photo) * min(placement.scale) < 1.5
+        assert (share[valid] > 0).all() or share.sum() == 0 or min(placement.image_size) * min(placement.scale) < 1.5
 
 
-@pytest.mark.parametrize("photo", [(480, 640), (640, 480), (333, 500), (100, 1000), (1000, 7), (336, 336), (20, 30)])
-def test_letterbox_is_llavas_expand_to_square(photo):
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (333, 500), (100, 1000), (1000, 7), (336, 336), (20, 30)])
+def test_letterbox_is_llavas_expand_to_square(shape):
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (*photo, 3), dtype=np.uint8))
-    side = max(photo)
+    image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    side = max(shape)
     square = Image.new("RGB", (side, side), (1, 2, 3))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     expected = square.resize((336, 336), Image.Resampling.BICUBIC)
-    placed = ImageGeometry.letterbox(336).place(photo).image(image, fill=(1, 2, 3))
+    placed = ImageGeometry.letterbox(336).place(shape).image(image, fill=(1, 2, 3))
     np.testing.assert_array_equal(placed, expected)
 
 
-@pytest.mark.parametrize("photo", [(480, 640), (640, 480), (333, 500), (336, 336), (20, 30)])
-def test_center_crop_is_clips_short_side_resize_and_crop(photo):
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (333, 500), (336, 336), (20, 30)])
+def test_center_crop_is_clips_short_side_resize_and_crop(shape):
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (*photo, 3), dtype=np.uint8))
-    short, long = min(photo), max(photo)
+    image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    short, long = min(shape), max(shape)
     longer = int(336 * long / short)
-    size = (336, longer) if photo[0] <= photo[1] else (longer, 336)
+    size = (336, longer) if shape[0] <= shape[1] else (longer, 336)
     resized = image.resize(size[::-1], Image.Resampling.BICUBIC)
     top, left = (size[0] - 336) // 2, (size[1] - 336) // 2
-    placed = ImageGeometry.center_crop(336).place(photo).image(image)
+    placed = ImageGeometry.center_crop(336).place(shape).image(image)
     np.testing.assert_array_equal(placed, resized.crop((left, top, left + 336, top + 336)))
-    assert ImageGeometry.center_crop(336).place(photo).valid((24, 24)).all()
+    assert ImageGeometry.center_crop(336).place(shape).valid((24, 24)).all()
 
 
 def test_squash_resizes_both_sides():
@@ -90,46 +90,46 @@ def test_squash_resizes_both_sides():
     assert placement.points(torch.tensor([[400.0, 50.0]])).tolist() == [[100.0, 200.0]]
 
 
-def test_patches_that_show_a_sliver_of_the_photo_are_not_valid():
-    # 427 x 640 in 384: the photo begins 0.4 pixels above the fifth row of 16-pixel patches
+def test_patches_that_show_a_sliver_of_the_image_are_not_valid():
+    # 427 x 640 in 384: the image begins 0.4 pixels above the fifth row of 16-pixel patches
     placement = ImageGeometry.letterbox(384).place((427, 640))
     assert placement.valid((24, 24)).any(1).tolist() == [False] * 4 + [True] * 16 + [False] * 4
 
 
-@pytest.mark.parametrize("photo", [(1, 1000), (1000, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("image", [(1, 1000), (1000, 1), (1, 1), (2, 3)])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_smallest_and_thinnest_photos_have_valid_patches(photo, mode):
-    assert ImageGeometry(mode, 336).place(photo).valid((24, 24)).any()
+def test_the_smallest_and_thinnest_images_have_valid_patches(image, mode):
+    assert ImageGeometry(mode, 336).place(image).valid((24, 24)).any()
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("photo", [(30, 400), (400, 30), (99, 500), (64, 64)])
+@pytest.mark.parametrize("shape", [(30, 400), (400, 30), (99, 500), (64, 64)])
 @pytest.mark.parametrize("fill", [(9, 9, 9), None])
-def test_photos_too_long_for_a_canvas_are_placed_alike_without_one(mode, photo, fill, monkeypatch):
-    ramp = np.linspace(0, 255, photo[0])[:, None] / 2 + np.linspace(0, 255, photo[1]) / 2
+def test_images_too_long_for_a_canvas_are_placed_alike_without_one(mode, shape, fill, monkeypatch):
+    ramp = np.linspace(0, 255, shape[0])[:, None] / 2 + np.linspace(0, 255, shape[1]) / 2
     image = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
-    placement = ImageGeometry(mode, 96).place(photo)
+    placement = ImageGeometry(mode, 96).place(shape)
     expected = np.asarray(placement.image(image, fill=fill)).astype(int)
     monkeypatch.setattr("regiontok.geometry._MOST_PIXELS", 0)
     placed = np.asarray(placement.image(image, fill=fill)).astype(int)
     assert placed.shape == expected.shape
-    shown = placement.mask(np.ones(photo, bool)).numpy()
+    shown = placement.mask(np.ones(shape, bool)).numpy()
     inner, outer = ndimage.binary_erosion(shown, border_value=1), ~ndimage.binary_dilation(shown, iterations=2)
-    assert np.abs(placed - expected)[inner].mean() < 4  # the photo's own edge falls on whole pixels
+    assert np.abs(placed - expected)[inner].mean() < 4  # the image's own edge falls on whole pixels
     assert fill is None or (placed[outer] == fill).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [63, 64])
-@pytest.mark.parametrize("photo", [(1, 9000), (9000, 1), (2, 9001), (3, 20000)])
-def test_the_thinnest_long_photos_can_be_placed(mode, size, photo):
-    image = Image.new("RGB", photo[::-1], (10, 200, 30))
-    placed = np.asarray(ImageGeometry(mode, size).place(photo).image(image, fill=(10, 200, 30)))
+@pytest.mark.parametrize("shape", [(1, 9000), (9000, 1), (2, 9001), (3, 20000)])
+def test_the_thinnest_long_images_can_be_placed(mode, size, shape):
+    image = Image.new("RGB", shape[::-1], (10, 200, 30))
+    placed = np.asarray(ImageGeometry(mode, size).place(shape).image(image, fill=(10, 200, 30)))
     assert placed.shape == (size, size, 3)
     assert (placed == (10, 200, 30)).all()
 
 
-def test_a_very_long_photo_needs_little_memory():
+def test_a_very_long_image_needs_little_memory():
     image = Image.new("RGB", (60000, 20), (10, 200, 30))
     placed = ImageGeometry.letterbox(64).place((20, 60000)).image(image, fill=(10, 200, 30))
     assert (np.asarray(placed) == (10, 200, 30)).all()
@@ -158,12 +158,12 @@ def test_geometry_makes_a_round_trip_through_its_config():
         (
             lambda: ImageGeometry.squash(8).place((3, 4, 3)),
             ShapeError,
-            r"photo.s size must be \(height, width\); got \(3, 4, 3\)",
+            r"image.s size must be \(height, width\); got \(3, 4, 3\)",
         ),
-        (lambda: ImageGeometry.squash(8).place(3), ShapeError, "photo.s size must be .*; got 3"),
-        (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "a photo's size must be at least 1; got 0"),
-        (lambda: square.image(Image.new("RGB", (5, 4))), ShapeError, r"for photos of \(4, 4\); got \(4, 5\)"),
-        (lambda: square.mask(torch.ones(2, 5, 4).bool()), ShapeError, r"must be \(..., 4, 4\) like their photo"),
+        (lambda: ImageGeometry.squash(8).place(3), ShapeError, "image.s size must be .*; got 3"),
+        (lambda: ImageGeometry.squash(8).place((0, 5)), ValueRangeError, "an image's size must be at least 1; got 0"),
+        (lambda: square.image(Image.new("RGB", (5, 4))), ShapeError, r"for images of \(4, 4\); got \(4, 5\)"),
+        (lambda: square.mask(torch.ones(2, 5, 4).bool()), ShapeError, r"must be \(..., 4, 4\) like their image"),
         (lambda: square.mask(np.ones((4, 4))), DTypeError, "masks must be bool; got torch.float64"),
         (lambda: square.points(torch.ones(3)), ShapeError, r"points must be \(..., 2\), x and y; got \(3,\)"),
         (lambda: square.points(torch.ones(3, 2).long()), DTypeError, "points must be floating point"),

@@ -143,7 +143,7 @@ RLE = {"size": [2, 3], "counts": [2, 3, 1]}
         ([{"size": [2], "counts": [6]}], {}, ShapeError, r"mask 0: size must be \(height, width\)"),
         ([{"size": [2, 0], "counts": []}], {}, ValueRangeError, "mask 0: size must be at least 1"),
         ([RLE, {"size": [3, 2], "counts": [6]}], {}, ShapeError, r"mask 1: size must be that of mask 0, \(2, 3\); got \(3, 2\)"),
-        ([RLE], {"size": (3, 2)}, ShapeError, r"mask 0: size must be the photo's, \(3, 2\); got \(2, 3\)"),
+        ([RLE], {"size": (3, 2)}, ShapeError, r"mask 0: size must be the image's, \(3, 2\); got \(2, 3\)"),
         ([], {}, ShapeError, r"pass size=\(height, width\)"),
         ([{"counts": [6]}], {}, DTypeError, "mask 0 must be a COCO RLE"),
         (RLE, {}, DTypeError, "must be a list with one COCO RLE, polygons or annotation per mask"),

@@ -1,4 +1,4 @@
-"""What is claimed of budgets, on trained features: a DINOv2-small and photos from packages, got once and kept.
+"""What is claimed of budgets, on trained features: a DINOv2-small and images from packages, got once and kept.
 
 Without a network the tests skip and say so; under CI that is a failure.
 """
@@ -39,12 +39,12 @@ def folders():
         pytest.skip(f"the trained weights cannot be had: {error}")
 
 
-def compared(folder, layer, photos, **given):
-    """Per photo the scores by source and count."""
+def compared(folder, layer, images, **given):
+    """Per image the scores by source and count."""
     encoder = encoders.load(f"hf:{folder}", layer=layer, img_size=336)
     found = []
-    for photo in photos:
-        features, valid = encoder(photo)
+    for image in images:
+        features, valid = encoder(image)
         normed = rms_normalize(features)[0]
         rows = compare_partitions(normed, valid=valid[0], counts=COUNTS, geometry=encoder.geometry, **given)
         found.append({(row.source, row.tokens): row.scores for row in rows})
@@ -63,8 +63,8 @@ def test_the_weights_are_the_trained_ones(folders):
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_tokens_of_wards_rule_keep_more_than_the_papers_and_than_a_grid(folders, layer):
-    photos = real_features.photos()
-    for name, scores in zip(photos, compared(folders[0], layer, photos.values()), strict=True):
+    images = real_features.images()
+    for name, scores in zip(images, compared(folders[0], layer, images.values()), strict=True):
         for count in COUNTS:
             error = {source: 1 - scores[source, count].kept for source in ("grid", "centroid", "ward")}
             assert error["ward"] <= 0.75 * error["grid"], (name, count)
@@ -73,7 +73,7 @@ def test_tokens_of_wards_rule_keep_more_than_the_papers_and_than_a_grid(folders,
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_the_papers_rule_leaves_single_patches_at_a_budget_and_ward_few(folders, layer):
-    found = compared(folders[0], layer, real_features.photos().values())
+    found = compared(folders[0], layer, real_features.images().values())
     single, largest = (
         {source: np.mean([getattr(one[source, 64], name) for one in found]) for source in ("centroid", "ward")}
         for name in ("single", "largest")
@@ -86,9 +86,9 @@ def test_the_papers_rule_leaves_single_patches_at_a_budget_and_ward_few(folders,
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_regions_of_trained_features_meet_the_animal_better_than_those_of_random_weights(folders, layer):
-    trained_folder, random_folder, (photo, outline) = folders
+    trained_folder, random_folder, (image, outline) = folders
     trained, random = (
-        compared(folder, layer, [photo], objects=outline)[0] for folder in (trained_folder, random_folder)
+        compared(folder, layer, [image], objects=outline)[0] for folder in (trained_folder, random_folder)
     )
     for count in (32, 64):  # at 100 small regions meet any outline
         assert trained["ward", count].miou > 0.87
@@ -101,7 +101,7 @@ def test_the_first_picture_of_the_readme_can_be_drawn_again(folders, tmp_path):
     folder = Path(__file__).parents[1] / "docs"
     code = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); import pathlib, pictures\n"
-        f"pictures.draw_rules(pictures.real_features.photos()['coffee'], pathlib.Path({str(tmp_path)!r}))"
+        f"pictures.draw_rules(pictures.real_features.images()['coffee'], pathlib.Path({str(tmp_path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

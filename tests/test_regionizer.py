@@ -102,11 +102,11 @@ def test_linkages_and_ways_to_stop_reach_the_clusterer():
 
 
 def test_counts_are_told_from_sizes_before_anything_is_encoded(china):
-    photos = [china, china.resize((640, 20)), china.resize((33, 200))]
-    sizes = [(photo.height, photo.width) for photo in photos]
+    images = [china, china.resize((640, 20)), china.resize((33, 200))]
+    sizes = [(image.height, image.width) for image in images]
     for geometry in ("letterbox", "squash", "center_crop"):
         encoder = encoders.load("pixels", geometry=geometry)
-        encoded, valid = encoder(photos)
+        encoded, valid = encoder(images)
         patches = encoder.num_patches(sizes)
         assert patches == valid.sum((1, 2)).tolist()
         for options in ({"num_regions": 100}, {"source": "patch"}, {"num_regions": 100, "padding": "keep"}):
@@ -116,7 +116,7 @@ def test_counts_are_told_from_sizes_before_anything_is_encoded(china):
             assert regionizer(encoded, valid=valid).counts.tolist() == told
             if regionizer.config.padding == "drop":
                 assert regionizer.num_tokens(patches) == told
-    with pytest.raises(ShapeError, match="sizes must have one entry per photo, 3; got 2"):
+    with pytest.raises(ShapeError, match="sizes must have one entry per image, 3; got 2"):
         regionizer.num_patches([encoder.grid] * 3, sizes[:2])
 
 
@@ -187,7 +187,7 @@ def test_random_order_is_the_same_when_a_checkpointed_block_is_computed_again():
 
 
 class Orders(torch.utils.data.Dataset):
-    """The order of one photo's regions, drawn where an item is read."""
+    """The order of one image's regions, drawn where an item is read."""
 
     def __len__(self):
         return 4

@@ -27,7 +27,7 @@ features[:, 5] = torch.nan
 generator = np.random.default_rng(0)
 
 
-def photo_masks(count, height=40, width=60):
+def image_masks(count, height=40, width=60):
     """Overlapping rectangles, with scores."""
     masks = np.zeros((count, height, width), bool)
     for mask in masks:
@@ -36,7 +36,7 @@ def photo_masks(count, height=40, width=60):
     return MaskSet.from_masks(masks, scores=generator.random(count))
 
 
-MASKS = [photo_masks(5), photo_masks(3, 80, 120)]
+MASKS = [image_masks(5), image_masks(3, 80, 120)]
 valid = torch.stack([GEOMETRY.place(one.size).valid((6, 6)) for one in MASKS])
 
 
@@ -95,7 +95,7 @@ def test_regions_come_in_raster_order_and_by_score_when_asked():
         assert best.score[best.image == image].tolist() == sorted(masks.scores.tolist(), reverse=True)
 
 
-def test_noise_that_is_dropped_leaves_one_region_of_the_photo_without_its_padding():
+def test_noise_that_is_dropped_leaves_one_region_of_the_image_without_its_padding():
     far_apart = torch.eye(36).reshape(1, 6, 6, 36)
     for given in (None, valid[:1]):
         regionizer = Regionizer(source="combined", pool="mean", geometry=GEOMETRY, noise="drop", split_min_patches=1)
@@ -141,31 +141,31 @@ def test_grids_may_differ_and_masks_may_be_on_them():
     assert tokens.counts.tolist() == [5, 3]
 
 
-def test_all_four_sources_on_a_real_photo(china):
+def test_all_four_sources_on_a_real_image(china):
     encoder = encoders.load("pixels")
-    photo_features, photo_valid = encoder(china)
+    image_features, image_valid = encoder(china)
     masks = FelzenszwalbMasks()(china)
     counts = {}
     for source in ("patch", "segmentation", "clustering", "combined"):
         given = masks if source in ("segmentation", "combined") else None
         regionizer = Regionizer(source=source, dim=48, geometry=encoder.geometry)
-        counts[source] = len(regionizer(photo_features, masks=given, valid=photo_valid))
+        counts[source] = len(regionizer(image_features, masks=given, valid=image_valid))
     assert counts["patch"] == 384
     assert counts["segmentation"] == len(masks[0])
     assert 80 < counts["segmentation"] < counts["combined"] < 250
 
 
-def test_masks_of_another_size_than_the_photo_are_refused_when_it_is_told():
+def test_masks_of_another_size_than_the_image_are_refused_when_it_is_told():
     regionizer = Regionizer(source="segmentation", pool="mean", geometry=GEOMETRY)
     sizes = [one.size for one in MASKS]
     assert len(regionizer(features, masks=MASKS, sizes=sizes)) == 8
     with pytest.raises(
-        ShapeError, match=r"masks\[1\]: masks must be of their photo's size \(120, 80\); got \(80, 120\)"
+        ShapeError, match=r"masks\[1\]: masks must be of their image's size \(120, 80\); got \(80, 120\)"
     ):
         regionizer(features, masks=MASKS, sizes=[sizes[0], (120, 80)])
 
 
-def test_sizes_of_photos_tell_their_padding_without_masks_too():
+def test_sizes_of_images_tell_their_padding_without_masks_too():
     plain = features.nan_to_num()
     valid = [GEOMETRY.place(one.size).valid(plain.shape[1:3]) for one in MASKS]
     sizes = [one.size for one in MASKS]
@@ -174,11 +174,11 @@ def test_sizes_of_photos_tell_their_padding_without_masks_too():
         assert torch.equal(regionizer(plain, sizes=sizes).values, regionizer(plain, valid=valid).values)
         everything = torch.ones(plain.shape[:3], dtype=torch.bool)
         assert len(regionizer(plain, sizes=sizes, valid=everything)) == len(regionizer(plain))
-    with pytest.raises(ShapeError, match="sizes must have one entry per photo, 2; got 1"):
+    with pytest.raises(ShapeError, match="sizes must have one entry per image, 2; got 1"):
         regionizer(plain, sizes=sizes[:1])
     with pytest.raises(ShapeError, match=r"sizes\[1\] must be \(height, width\); got 3"):
         regionizer(plain, sizes=[sizes[0], 3])
-    with pytest.raises(ValueRangeError, match="sizes of photos need the geometry that places them"):
+    with pytest.raises(ValueRangeError, match="sizes of images need the geometry that places them"):
         Regionizer(pool="mean")(plain, sizes=sizes)
 
 
@@ -194,9 +194,9 @@ def test_nan_within_a_region_is_named(source):
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({"source": "segmentation", "geometry": GEOMETRY}, {}, "source='segmentation' needs masks, one entry per photo"),
+        ({"source": "segmentation", "geometry": GEOMETRY}, {}, "source='segmentation' needs masks, one entry per image"),
         ({"source": "clustering"}, {"masks": MASKS}, "source='clustering' takes no masks"),
-        ({"source": "combined"}, {"masks": MASKS}, r"masks\[0\]: masks of a photo need the geometry"),
+        ({"source": "combined"}, {"masks": MASKS}, r"masks\[0\]: masks of an image need the geometry"),
     ],
 )  # fmt: skip
 def test_masks_are_given_where_they_are_used(options, given, message):

@@ -19,13 +19,13 @@ def test_what_is_written_is_read_back(tmp_path, source, order, dtype):
     masks = given.masks if source in ("segmentation", "combined") else None
     tokens = regionizer(given.features.to(dtype), valid=given.valid, masks=masks)
     save_tokens(
-        tmp_path / "t.safetensors", tokens, config={"photo": "a.jpg", "regionizer": regionizer.config.to_dict()}
+        tmp_path / "t.safetensors", tokens, config={"image": "a.jpg", "regionizer": regionizer.config.to_dict()}
     )
     same(load_tokens(tmp_path / "t.safetensors"), tokens)
-    assert read_config(tmp_path / "t.safetensors")["photo"] == "a.jpg"
+    assert read_config(tmp_path / "t.safetensors")["image"] == "a.jpg"
 
 
-def test_a_photo_without_a_mask_keeps_its_one_region_and_what_was_dropped(tmp_path):
+def test_a_image_without_a_mask_keeps_its_one_region_and_what_was_dropped(tmp_path):
     given = batch()[[0]]
     tiny = MaskSet.from_coco([{"size": list(given.masks[0].size), "counts": [0, 1, 40 * 56 - 1]}])
     tokens = Regionizer(source="segmentation", pool="mean", geometry=GEOMETRY)(given.features, masks=[tiny])
@@ -34,9 +34,9 @@ def test_a_photo_without_a_mask_keeps_its_one_region_and_what_was_dropped(tmp_pa
     same(load_tokens(tmp_path / "t.safetensors"), tokens)
 
 
-def test_tokens_of_several_photos_are_refused(tmp_path):
+def test_tokens_of_several_images_are_refused(tmp_path):
     tokens = Regionizer(pool="mean")(torch.rand(2, 3, 3, 4))
-    with pytest.raises(ShapeError, match="the tokens of one photo; got 2"):
+    with pytest.raises(ShapeError, match="the tokens of one image; got 2"):
         save_tokens(tmp_path / "t", tokens)
     with pytest.raises(OutputError, match="cannot be written"):
         save_tokens(tmp_path / "none" / "t", Regionizer(pool="mean")(torch.rand(1, 3, 3, 4)))

@@ -42,8 +42,8 @@ def data(tmp_path_factory):
     generator = np.random.default_rng(0)
     entries = []
     for number in range(4):
-        photo = generator.integers(0, 255, (100, 100, 3), dtype=np.uint8)
-        Image.fromarray(photo).save(folder / f"{number}.png")
+        image = generator.integers(0, 255, (100, 100, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"{number}.png")
         turns = [("human", "<image>\nw5 w6"), ("gpt", f"w{7 + number} w9"), ("human", "w8"), ("gpt", "w10")]
         told = [{"from": role, "value": value} for role, value in turns]
         entries.append({"id": number, "image": f"{number}.png", "conversations": told[: 2 + 2 * (number % 2)]})

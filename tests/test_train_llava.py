@@ -22,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-from regiontok import Regionizer, read_photo
+from regiontok import Regionizer, read_image
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError
@@ -227,7 +227,9 @@ def entry(**changes):
     ],
 )  # fmt: skip
 def test_bad_samples_are_named_and_skipped_by_option(work, tmp_path, changes, message):
-    shutil.copy(work / "data" / "images" / "00000.png", work / "data" / "images" / "other.png")  # a photo without masks
+    shutil.copy(
+        work / "data" / "images" / "00000.png", work / "data" / "images" / "other.png"
+    )  # an image without masks
     (work / "data" / "images" / "broken.png").write_bytes((work / "data" / "images" / "00000.png").read_bytes()[:900])
     model, tokenizer = make(work)
     file = tmp_path / "bad.json"
@@ -265,7 +267,7 @@ def test_errors_of_a_batch_name_its_samples(work, tmp_path):
     store = MaskStore(tmp_path / "masks")
     with pytest.raises(
         conversations.DataError,
-        match=r"in the batch of samples x7: masks\[0\]: masks must be of their photo's size \(100, 90\); got \(192, 192\)",
+        match=r"in the batch of samples x7: masks\[0\]: masks must be of their image's size \(100, 90\); got \(192, 192\)",
     ):
         train.run_stage(
             model, tokenizer, stage(recipe.ALIGN, 1, "bare"), data=file, images=work / "data" / "images", masks=conversations.StoredMasks(store),
@@ -440,15 +442,17 @@ def test_a_trained_model_answers_through_transformers_own_doors(work, tmp_path):
     run(model, tokenizer, stage(recipe.INSTRUCT, 2, "bare"), work, tmp_path, "questions.json")
     loaded = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
-    photo = read_photo(work / "data" / "images" / "00000.png")
+    image = read_image(work / "data" / "images" / "00000.png")
     sample = dataset(work, tokenizer, model).sample(entry())
-    chat = [{"role": "user", "content": [{"type": "image", "image": photo}, {"type": "text", "text": "how many"}]}]
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "how many"}]}]
     inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
     assert torch.equal(inputs["pixel_values"], sample["pixel_values"])
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    placeholder = tokenizer.convert_tokens_to_ids("<image>")
     ids = inputs["input_ids"][0].tolist()
-    assert ids.count(image) == 144
-    assert [one for one in ids if one != image] == [one for one in sample["input_ids"].tolist() if one != image][:-1]
+    assert ids.count(placeholder) == 144
+    assert [one for one in ids if one != placeholder] == [
+        one for one in sample["input_ids"].tolist() if one != placeholder
+    ][:-1]
     inputs.pop("mm_token_type_ids", None)
     made = loaded.generate(**inputs, max_new_tokens=3, do_sample=False)
     expected = loaded.generate(
@@ -468,9 +472,9 @@ def test_the_chat_template_writes_what_training_reads(work):
     def render(chat):
         return tokenizer.apply_chat_template(chat, chat_template=vicuna.jinja("</s>"), tokenize=False)
 
-    photo = [{"type": "text", "text": "how "}, {"type": "image"}, {"type": "text", "text": "many"}]
+    image = [{"type": "text", "text": "how "}, {"type": "image"}, {"type": "text", "text": "many"}]
     chat = [
-        {"role": "user", "content": photo},
+        {"role": "user", "content": image},
         {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
         {"role": "user", "content": "sure"},
     ]
@@ -517,8 +521,8 @@ def test_toy_scenes_have_true_masks_and_one_answer_per_question():
     generator = np.random.default_rng(1)
     for _ in range(20):
         things = scenes.draw_things(generator)
-        photo, masks = scenes.paint(things, generator)
-        assert photo.size == (192, 192)
+        image, masks = scenes.paint(things, generator)
+        assert image.size == (192, 192)
         assert (masks.sum(0) == 1).all()
         for one in scenes.questions_of(things, generator):
             assert one.kind in scenes.KINDS
@@ -539,7 +543,7 @@ def test_one_toy_run_is_measured(work, row):
     assert 0 < result["focus"]["chance"] < 1
     assert len(tiny.table([result]).splitlines()) == 4
     tiny.picture([result], work / "picture.png")
-    assert read_photo(work / "picture.png").size[0] > 1000
+    assert read_image(work / "picture.png").size[0] > 1000
 
 
 @pytest.mark.parametrize("control", tiny.CONTROLS)
@@ -573,7 +577,7 @@ def test_runs_at_equal_tokens_look_their_features_up(work, source, regions, toke
     assert stored["regions"] == regions
 
 
-def test_features_of_a_photo_that_is_no_scene_are_computed(work):
+def test_features_of_a_image_that_is_no_scene_are_computed(work):
     model, _ = make(work)
     encoder = model.model.vision_tower.encoder
     pixels = torch.rand(2, 3, 192, 192)
@@ -624,7 +628,7 @@ def test_runs_of_one_kind_are_one_row_with_their_deviation(tmp_path):
         ("*most frequent answer*", "", "", "35.0"),
     ]  # fmt: skip
     equal_tokens.picture(results, tmp_path / "picture.png")
-    assert read_photo(tmp_path / "picture.png").size[0] > 900
+    assert read_image(tmp_path / "picture.png").size[0] > 900
 
 
 def test_every_rule_is_run_at_every_count():

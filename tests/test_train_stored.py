@@ -1,4 +1,4 @@
-"""Stage 1 of the recipe on what a store has, in the place of photos and an encoder."""
+"""Stage 1 of the recipe on what a store has, in the place of images and an encoder."""
 
 import json
 import sys
@@ -116,7 +116,7 @@ def test_options_that_are_not_the_models_are_named(work, store, options, geometr
         stored.StoredFeatures(TokenStore(work / store), row(**options), geometry)
 
 
-def test_photos_that_the_store_has_not_are_named(work, tmp_path):
+def test_images_that_the_store_has_not_are_named(work, tmp_path):
     features = stored.StoredFeatures(TokenStore(work / "features"), row(), "squash")
     with pytest.raises(MissingKeyError, match="features has no tokens of 'none.png'"):
         features("none.png")
@@ -131,13 +131,13 @@ def test_photos_that_the_store_has_not_are_named(work, tmp_path):
 
 def test_masks_that_the_store_lacks_are_made_or_an_error(work, tmp_path):
     write_masks(tmp_path / "m", [("a.png", MaskSet.from_masks(torch.ones(1, 4, 4, dtype=torch.bool)))])
-    photo = Image.new("RGB", (40, 30), "teal")
+    image = Image.new("RGB", (40, 30), "teal")
     only = conversations.StoredMasks(MaskStore(tmp_path / "m"))
     with pytest.raises(MissingKeyError, match="has no masks of 'b.png'"):
-        only("b.png", photo)
+        only("b.png", image)
     made = conversations.StoredMasks(MaskStore(tmp_path / "m"), conversations.GeneratedMasks("felzenszwalb"))
-    assert made("b.png", photo).to_coco() == FelzenszwalbMasks()(photo)[0].to_coco()
-    assert len(made("a.png", photo)) == 1
+    assert made("b.png", image).to_coco() == FelzenszwalbMasks()(image)[0].to_coco()
+    assert len(made("a.png", image)) == 1
     assert (made.count("a.png"), made.count("b.png")) == (1, None)
 
 

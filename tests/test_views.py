@@ -1,4 +1,4 @@
-"""Photos in several grids: budgets shared, masks cut and brought together."""
+"""Images in several grids: budgets shared, masks cut and brought together."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regions
 from regiontok.errors import ShapeError, ValueRangeError
-from regiontok.views import Canvas, View, by_canvas, count_photos, cut_masks, share_budget, stitch, tiled, whole_photos
+from regiontok.views import Canvas, View, by_canvas, count_images, cut_masks, share_budget, stitch, tiled, uncut_images
 
 SIDE, PIXELS = (4, 3), (40, 30)
 tiles = st.lists(st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 7)), min_size=1, max_size=4)
@@ -17,9 +17,9 @@ tiles = st.lists(st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 3)), st.i
 @given(tiles, st.booleans(), st.booleans(), st.booleans())
 def test_views_cover_every_tile_once(cut, stitched, tagged, first):
     views = tiled(cut, SIDE, PIXELS, stitched=stitched and not tagged, tagged=tagged, thumbnail_first=first)
-    assert count_photos(views) == len(cut)
-    for photo, one in enumerate(cut):
-        own = [view for view in views if view.photo == photo]
+    assert count_images(views) == len(cut)
+    for image, one in enumerate(cut):
+        own = [view for view in views if view.image == image]
         images = one if isinstance(one, int) else one[0] * one[1] + (one != (1, 1))
         assert sum(view.patches for view in own) == images * 12
         assert len({view.run for view in own}) == (images if tagged else 1)
@@ -36,14 +36,14 @@ def test_views_cover_every_tile_once(cut, stitched, tagged, first):
 def test_a_budget_is_shared_in_proportion_and_kept(cut, budgets):
     views = tiled(cut, SIDE, PIXELS, stitched=True)
     budgets = budgets[: len(cut)]
-    counts = [sum(view.photo == photo for view in views) for photo in range(len(cut))]
+    counts = [sum(view.image == image for view in views) for image in range(len(cut))]
     if any(budget < count for budget, count in zip(budgets, counts, strict=True)):
         with pytest.raises(ValueRangeError, match=r"num_regions must be at least \d+ for image \d+, whose tiles need"):
             share_budget(views, budgets)
         return
     shared = share_budget(views, budgets)
-    for photo, budget in enumerate(budgets):
-        own = [(view.patches, share) for view, share in zip(views, shared, strict=True) if view.photo == photo]
+    for image, budget in enumerate(budgets):
+        own = [(view.patches, share) for view, share in zip(views, shared, strict=True) if view.image == image]
         patches = sum(size for size, _ in own)
         assert sum(share for _, share in own) == min(budget, patches)
         for size, share in own:
@@ -59,7 +59,7 @@ def test_tiles_are_stitched_row_by_row():
 
 
 @pytest.mark.parametrize("overlap", ["keep", "smallest"])
-def test_masks_are_cut_as_the_photo_is(overlap):
+def test_masks_are_cut_as_the_image_is(overlap):
     """Against masks of the whole canvas, cut by hand; odd sizes and shapes."""
     generator = np.random.default_rng(0)
     masks = np.zeros((3, 77, 53), bool)
@@ -86,14 +86,14 @@ def test_masks_that_cannot_be_cut_are_refused():
     views = tiled([(1, 2), 3], SIDE, PIXELS)
     half = np.ones((1, 20, 20), bool)
     for masks, sizes, error, message in (
-        ([half], None, ShapeError, "masks must have one entry per photo, 2; got 1"),
-        ([half, half], None, ValueRangeError, "photo 1 has several tiles whose rows and columns are not known"),
-        ([half, half], [(20, 21), (20, 20)], ShapeError, "masks must be of their photo's size"),
+        ([half], None, ShapeError, "masks must have one entry per image, 2; got 1"),
+        ([half, half], None, ValueRangeError, "image 1 has several tiles whose rows and columns are not known"),
+        ([half, half], [(20, 21), (20, 20)], ShapeError, "masks must be of their image's size"),
         (
             [MaskSet.on_grid(torch.ones(1, 4, 3)), half],
             None,
             ValueRangeError,
-            r"masks\[0\] are on a grid, and its photo",
+            r"masks\[0\] are on a grid, and its image",
         ),
     ):
         with pytest.raises(error, match=message):
@@ -109,7 +109,7 @@ def test_padding_of_a_whole_canvas_is_known():
 
 
 def test_regions_of_tiles_come_together_on_their_canvas():
-    views = [*tiled([(1, 2)], (2, 2), (20, 20)), *whole_photos([(2, 2)])]
+    views = [*tiled([(1, 2)], (2, 2), (20, 20)), *uncut_images([(2, 2)])]
     labels = [
         torch.tensor([[0, 0], [1, 1]]),
         torch.tensor([[0, 1], [0, 1]]),

@@ -36,7 +36,7 @@ def build(
         encoder: Of `regiontok.encoders.load`.
         language_model: A causal language model of transformers, by name or folder.
         regions: Options of the `Regionizer`, but for ``dim``.
-        geometry: How photos are placed, and masks with them; None for what ``regions`` says.
+        geometry: How images are placed, and masks with them; None for what ``regions`` says.
         pretrained: Fetch the encoder's weights.
         dtype: Of all weights.
         tower: What stands in the place of the encoder, which is not loaded then: a `StoredTower`.
@@ -77,7 +77,7 @@ def build(
 
 
 def image_processor(tower: EncoderTower, geometry: str) -> EncoderImageProcessor:
-    """What places photos as the tower's encoder wants them."""
+    """What places images as the tower's encoder wants them."""
     return EncoderImageProcessor.of(tower.encoder, ImageGeometry(geometry, tower.encoder.geometry.size))
 
 

@@ -1,7 +1,7 @@
 """Stage 2 on a stock checkpoint of any family: instruction tuning with region tokens, through its own processor.
 
-python checkpoint.py Qwen/Qwen2.5-VL-3B-Instruct --data questions.json --images photos --tokens 128 --lora 16 --out out
-python checkpoint.py llava-hf/llava-v1.6-mistral-7b-hf --data questions.json --images photos --masks masks --out out
+python checkpoint.py Qwen/Qwen2.5-VL-3B-Instruct --data questions.json --images images --tokens 128 --lora 16 --out out
+python checkpoint.py llava-hf/llava-v1.6-mistral-7b-hf --data questions.json --images images --masks masks --out out
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import geometry_of, load_model, process, region_processor, with_regions
-from regiontok.photos import read_photo
+from regiontok.images import read_image
 from regiontok.store import MaskStore
 
 _VISION = ("vision_tower", "visual.", "vision_model")
@@ -42,7 +42,7 @@ class Answers(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         turns, files = self.samples[index]
-        return {"turns": turns, "files": files, "photos": [read_photo(self.images / file) for file in files]}
+        return {"turns": turns, "files": files, "images": [read_image(self.images / file) for file in files]}
 
 
 class ProcessorCollator:
@@ -51,7 +51,7 @@ class ProcessorCollator:
     Args:
         model: The region model, which says what it takes.
         processor: The checkpoint's.
-        masks: Of photos by their files' names, for a model of masks.
+        masks: Of images by their files' names, for a model of masks.
     """
 
     def __init__(self, model: Any, processor: Any, masks: StoredMasks | None = None) -> None:
@@ -75,8 +75,8 @@ class ProcessorCollator:
             texts.append(f"{prompt}{sample['turns'][-1][1]}{tokenizer.eos_token or ''}")
             before = len(tokenizer(prompt)["input_ids"])
             answers.append(tokenizer(texts[-1])["input_ids"][before:])
-        photos = [sample["photos"] for sample in samples]
-        batch = process(self.model, self.processor, texts, photos)
+        images = [sample["images"] for sample in samples]
+        batch = process(self.model, self.processor, texts, images)
         labels = torch.full_like(batch["input_ids"], -100)
         for row, answer in enumerate(answers):
             end = int(batch["attention_mask"][row].nonzero().max()) + 1
@@ -88,9 +88,9 @@ class ProcessorCollator:
                 )
             labels[row, end - len(answer) : end] = found
         batch["labels"] = labels
-        if self.masks is not None and any(photos):
-            files = [(file, photo) for one in samples for file, photo in zip(one["files"], one["photos"], strict=True)]
-            batch["masks"] = [self.masks(file, photo) for file, photo in files]
+        if self.masks is not None and any(images):
+            files = [(file, image) for one in samples for file, image in zip(one["files"], one["images"], strict=True)]
+            batch["masks"] = [self.masks(file, image) for file, image in files]
         return batch
 
 
@@ -101,7 +101,7 @@ def with_learning_regions(model: Any, processor: Any, options: argparse.Namespac
         given["num_regions"] = options.tokens
     else:
         given["source"] = "segmentation"
-        if not model.places_photos:
+        if not model.places_images:
             given["geometry"] = geometry_of(processor)
     return with_regions(model, Regionizer(**given)).train()
 
@@ -163,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("checkpoint", help="a stock model, by folder or name on the hub")
     own.add_argument("--data", required=True, help="LLaVA's JSON")
     own.add_argument("--images", required=True, help="the folder its images are named from")
-    own.add_argument("--tokens", type=int, default=128, help="per photo, by clustering; default: %(default)s")
+    own.add_argument("--tokens", type=int, default=128, help="per image, by clustering; default: %(default)s")
     own.add_argument("--masks", metavar="STORE", help="regions of a store's masks instead")
     own.add_argument("--norm", choices=("none", "rms"), default="none", help="default: as the checkpoint was trained")
     own.add_argument("--heads", type=int, default=16, help="of the pool; default: %(default)s")

@@ -12,7 +12,7 @@ from stored import as_batch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from regiontok import MaskSet, masks, read_photo
+from regiontok import MaskSet, masks, read_image
 from regiontok.adapters.huggingface import EncoderImageProcessor
 from regiontok.errors import RegiontokError
 from regiontok.store import MaskStore
@@ -72,12 +72,12 @@ class Template:
         )
         parts = "{% if message['content'] is string %}{{ message['content'] }}{% else %}PARTS{% endif %}"
         words = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-        photos = "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+        images = "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
         said = parts.replace("PARTS", words)
         return (
             "{% if messages[0]['role'] != 'system' %}{{ " + system + " }}{% endif %}{% for message in messages %}"
             "{% if message['role'] == 'system' and loop.first %}" + said + "{{ ' ' }}"
-            "{% elif message['role'] == 'user' %}{{ " + asked + " }}" + parts.replace("PARTS", photos + words)
+            "{% elif message['role'] == 'user' %}{{ " + asked + " }}" + parts.replace("PARTS", images + words)
             + "{{ " + ask + " }}"
             "{% elif message['role'] == 'assistant' %}{{ " + space + " }}" + said + "{{ " + end + " }}"
             "{% else %}{{ raise_exception('roles must be system (first), user and assistant') }}{% endif %}{% endfor %}"
@@ -122,7 +122,7 @@ def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
         if role == "human":
             question = value
         elif IMAGE in value:
-            raise DataError(f"sample {name}: turn {number} is an answer and holds {IMAGE}, which stands for a photo.")
+            raise DataError(f"sample {name}: turn {number} is an answer and holds {IMAGE}, which stands for an image.")
         else:
             turns.append((str(question), value))
             question = None
@@ -182,9 +182,9 @@ class Conversations(Dataset[dict[str, Any]]):
         images: The folder that image files are named from.
         tokenizer: One with a placeholder token ``<image>``.
         template: Writes the prompts.
-        image_processor: Places the photos.
+        image_processor: Places the images.
         masks: `StoredMasks` or `GeneratedMasks`, for sources of masks.
-        features: What a store has in the place of pixels; photos are not read then.
+        features: What a store has in the place of pixels; images are not read then.
         visual_tokens: How many tokens an image will have, as far as that is known from the number of its masks.
         max_length: Tokens of a sample, with those of its images as far as they are known.
         on_bad_image: ``error``, or ``skip``: the next sample is taken instead, and the file named in ``skipped``.
@@ -242,17 +242,17 @@ class Conversations(Dataset[dict[str, Any]]):
         pixels, sizes, found = [], [], []
         for file in files:
             try:
-                photo = None
+                image = None
                 if self.features is None:
-                    photo = read_photo(self.images / file)
-                    pixels.append(self.image_processor([photo])["pixel_values"])
-                    sizes.append((photo.height, photo.width))
+                    image = read_image(self.images / file)
+                    pixels.append(self.image_processor([image])["pixel_values"])
+                    sizes.append((image.height, image.width))
                 else:
                     features, size = self.features(file)
                     pixels.append(features[None])
                     sizes.append(size)
                 if self.masks is not None:
-                    found.append(self.masks(file, photo))
+                    found.append(self.masks(file, image))
             except RegiontokError as error:
                 kind = SkippedError if self.on_bad_image == "skip" else DataError
                 raise kind(f"sample {name}: {error}") from error
@@ -288,7 +288,7 @@ class Conversations(Dataset[dict[str, Any]]):
         return result
 
     def _known(self, file: str) -> int | None:
-        """How many tokens or masks a photo has, where that is known before it is encoded."""
+        """How many tokens or masks an image has, where that is known before it is encoded."""
         source = self.masks or self.features
         count: int | None = None if source is None else source.count(file)
         return count
@@ -382,20 +382,20 @@ class ByModalityAndLength(Sampler[int]):
 
 @dataclass
 class StoredMasks:
-    """Masks of photos from a store that ``regiontok masks`` wrote.
+    """Masks of images from a store that ``regiontok masks`` wrote.
 
     Attributes:
         store: With keys below the folder of images.
-        missing: Makes masks of photos that the store has not; without it they are an error.
+        missing: Makes masks of images that the store has not; without it they are an error.
     """
 
     store: MaskStore
     missing: "GeneratedMasks | None" = None
 
-    def __call__(self, file: str, photo: Any) -> MaskSet:
-        """Those of one photo by its file's name."""
+    def __call__(self, file: str, image: Any) -> MaskSet:
+        """Those of one image by its file's name."""
         if self.missing is not None and file not in self.store:
-            return self.missing(file, photo)
+            return self.missing(file, image)
         return self.store[file]
 
     def count(self, file: str) -> int | None:
@@ -404,15 +404,15 @@ class StoredMasks:
 
 
 class GeneratedMasks:
-    """Masks of photos made as they are read, by a generator of `regiontok.masks` on this process's device."""
+    """Masks of images made as they are read, by a generator of `regiontok.masks` on this process's device."""
 
     def __init__(self, name: str) -> None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         self.generator = masks.load(name, **({} if name == "felzenszwalb" else {"device": device}))
 
-    def __call__(self, file: str, photo: Any) -> MaskSet:
-        """Those of one photo."""
-        return self.generator([photo])[0]
+    def __call__(self, file: str, image: Any) -> MaskSet:
+        """Those of one image."""
+        return self.generator([image])[0]
 
     def count(self, file: str) -> int | None:
         """Not known before they are made."""

@@ -18,7 +18,7 @@ class Stage:
         trained: What is trained, by the beginning of its weights' names; the rest is frozen.
         batch_size: Samples per step, over all processes and accumulated.
         learning_rate: The highest; it rises over the warm-up and falls as a cosine.
-        geometry: How photos, and their masks, are placed.
+        geometry: How images, and their masks, are placed.
         template: Which of `conversations.TEMPLATES` writes the prompts.
         warmup: The share of steps over which the rate rises.
         max_length: Tokens of a sample, regions included.

@@ -72,7 +72,7 @@ def mask_of(thing: Thing) -> np.ndarray:
 
 
 def paint(things: list[Thing], generator: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
-    """A photo of a scene, and masks ``(things + 1, 192, 192)``: of each thing, and of the ground."""
+    """An image of a scene, and masks ``(things + 1, 192, 192)``: of each thing, and of the ground."""
     ground = generator.uniform(95, 160) + generator.uniform(-14, 14, 3)
     coarse = Image.fromarray(generator.normal(128, 30, (12, 12)).clip(0, 255).astype(np.uint8))
     texture = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float64)[..., None] - 128
@@ -81,8 +81,8 @@ def paint(things: list[Thing], generator: np.random.Generator) -> tuple[Image.Im
     for thing, mask in zip(things, masks, strict=True):
         pixels[mask] = np.array(COLOURS[thing.colour]) + generator.uniform(-18, 18, 3) + 0.2 * texture[mask]
     pixels += generator.normal(0, 4, pixels.shape)
-    photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return photo, np.concatenate([masks, ~masks.any(0, keepdims=True)])
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image, np.concatenate([masks, ~masks.any(0, keepdims=True)])
 
 
 def caption_of(things: list[Thing]) -> str:
@@ -131,7 +131,7 @@ def words() -> list[str]:
 
 
 def write_scenes(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
-    """A data set in LLaVA's form: photos, masks, captions for stage 1, conversations for stage 2, and test questions.
+    """A data set in LLaVA's form: images, masks, captions for stage 1, conversations for stage 2, and test questions.
 
     Writes ``images/``, ``masks``, ``captions.json``, ``questions.json`` and ``test.json`` (questions with the
     masks that they are about, by number).
@@ -141,9 +141,9 @@ def write_scenes(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
     captions, conversations, tests, kept = [], [], [], []
     for number in tqdm(range(train + test), desc="scenes", unit="scene"):
         things = draw_things(generator)
-        photo, masks = paint(things, generator)
+        image, masks = paint(things, generator)
         file = f"{number:05d}.png"
-        photo.save(folder / "images" / file, compress_level=1)
+        image.save(folder / "images" / file, compress_level=1)
         kept.append((file, MaskSet.from_masks(masks)))
         questions = questions_of(things, generator)
         if number < train:

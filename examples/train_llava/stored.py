@@ -16,19 +16,19 @@ from regiontok import ImageGeometry, Regionizer
 from regiontok.adapters.huggingface import EncoderConfig, Patches
 from regiontok.errors import CheckpointError
 from regiontok.store import Manifest, TokenStore
-from regiontok.views import whole_photos
+from regiontok.views import uncut_images
 
 _FREE = ("dim", "num_heads", "pool", "geometry")
 """Options of a Regionizer that do not change mean tokens; the geometry is compared by itself."""
 
 
 class StoredFeatures:
-    """What a store has of photos, in the place of an encoder.
+    """What a store has of images, in the place of an encoder.
 
     Args:
-        store: Made of the photos of the data, with keys below their folder.
+        store: Made of the images of the data, with keys below their folder.
         row: What is trained.
-        geometry: How the stage places photos.
+        geometry: How the stage places images.
 
     Attributes:
         tokens: Whether the store has tokens of regions, and not features of all patches.
@@ -41,7 +41,7 @@ class StoredFeatures:
     def __init__(self, store: TokenStore, row: Row, geometry: str) -> None:
         self.store = store
         if not store:
-            raise CheckpointError(f"{store.path} has no photo yet.")
+            raise CheckpointError(f"{store.path} has no image yet.")
         first = store[next(iter(store))]
         made = dict(store.made_by)
         regions = made.get("regionizer", {})
@@ -72,10 +72,10 @@ class StoredFeatures:
         self.dim = first.values.shape[1]
 
     def __call__(self, file: str) -> tuple[Tensor, tuple[int, int]]:
-        """A photo as an image ``(dim, rows, cols)`` of features, or ``(dim, 1, tokens)``; and its height and width.
+        """An image as an image ``(dim, rows, cols)`` of features, or ``(dim, 1, tokens)``; and its height and width.
 
         Raises:
-            CheckpointError: No such photo, or one without its size or all of its patches.
+            CheckpointError: No such image, or one without its size or all of its patches.
         """
         tokens, size = self.store[file], self.store.size(file)
         if size is None:
@@ -91,7 +91,7 @@ class StoredFeatures:
         return tokens.values.reshape(rows, cols, -1).permute(2, 0, 1), size
 
     def count(self, file: str) -> int | None:
-        """How many tokens a photo will have, where the store knows it."""
+        """How many tokens an image will have, where the store knows it."""
         return self.store.count(file) if self.tokens and file in self.store else None
 
     def tower(self, encoder: str) -> "StoredTower":
@@ -142,7 +142,7 @@ def _each_its_own(pixel_values: Tensor, **kwargs: Any) -> Patches:
     """Tokens ``(1, tokens, dim)`` of each image; what `as_batch` added is left out."""
     features = [one[:, :, ~one[0, 0].isnan()].permute(1, 2, 0).float() for one in pixel_values]
     counts = [one.shape[1] for one in features]
-    return Patches(features, counts, whole_photos([(1, count) for count in counts]))
+    return Patches(features, counts, uncut_images([(1, count) for count in counts]))
 
 
 def as_batch(images: Sequence[Tensor]) -> Tensor:

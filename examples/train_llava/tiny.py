@@ -27,7 +27,7 @@ from tqdm import tqdm
 from train import run_stage
 from transformers import AutoConfig, set_seed
 
-from regiontok import ImageGeometry, Regions, encoders, read_photo
+from regiontok import ImageGeometry, Regions, encoders, read_image
 from regiontok.choices import MASK_SOURCES, SOURCES
 from regiontok.evaluation.focus import FocusMeter, answer_attention, target_regions
 from regiontok.evaluation.partition import grid_regions
@@ -116,7 +116,7 @@ def train_one(
 ) -> dict[str, Any]:
     """Train one row through both stages, and measure it.
 
-    The source may also be ``grid``, which ignores the photo; ``regions`` are further options of the Regionizer, such as
+    The source may also be ``grid``, which ignores the image; ``regions`` are further options of the Regionizer, such as
     ``num_regions`` and ``linkage``. With ``stored`` features of scenes are looked up, and not computed at every step.
     """
     parts = row.split("/")
@@ -170,13 +170,13 @@ def train_one(
 
 
 @torch.no_grad()
-def standardize(model: Any, data: Path, photos: int = 64) -> None:
+def standardize(model: Any, data: Path, images: int = 64) -> None:
     """Start the new projector as if features had mean 0 and deviation 1, so that the faint ones, position, are seen.
 
     ``pixels`` weighs its numbers for likeness; what a projector needs is all of them.
     """
-    entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:photos]
-    some = [read_photo(data / "images" / entry["image"]) for entry in entries]
+    entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:images]
+    some = [read_image(data / "images" / entry["image"]) for entry in entries]
     pixels = image_processor(model.model.vision_tower, "squash")(some)["pixel_values"]
     features = model.regionizer.normalize(model.encode_patches(pixels).features).flatten(0, 2)
     deviation = features.std(0)
@@ -207,9 +207,9 @@ def store_features(folder: Path, encoder: ToyEncoder) -> Path:
     loaded = encoders.load(encoder.name, geometry="squash", **encoder.options)
     digests, features = [], []
     told = [json.loads((folder / "data" / f"{name}.json").read_text(encoding="utf-8")) for name in ("captions", "test")]
-    photos = [folder / "data" / "images" / name for name in sorted({one["image"] for some in told for one in some})]
-    for start in tqdm(range(0, len(photos), 32), desc=encoder.label):
-        pixels, _ = loaded.preprocess([read_photo(photo) for photo in photos[start : start + 32]])
+    images = [folder / "data" / "images" / name for name in sorted({one["image"] for some in told for one in some})]
+    for start in tqdm(range(0, len(images), 32), desc=encoder.label):
+        pixels, _ = loaded.preprocess([read_image(image) for image in images[start : start + 32]])
         digests += [_digest(one) for one in pixels]
         features.append(loaded.encode(pixels))
     part = file.with_suffix(".part")
@@ -219,7 +219,7 @@ def store_features(folder: Path, encoder: ToyEncoder) -> Path:
 
 
 def use_stored_features(encoder: Any, folder: Path, toy: ToyEncoder) -> None:
-    """Let an encoder look the features of scenes up; a photo that is none of them is encoded."""
+    """Let an encoder look the features of scenes up; an image that is none of them is encoded."""
     stored = load_file(store_features(folder, toy))
     place = {digest.numpy().tobytes(): number for number, digest in enumerate(stored["digests"])}
     encode = encoder.encode
@@ -256,9 +256,9 @@ def measure(
     by_masks = model.regionizer.config.source in MASK_SOURCES
     for start in range(0, len(questions), 64):
         batch = questions[start : start + 64]
-        photos = [read_photo(data / "images" / one["image"]) for one in batch]
-        found = [masks(one["image"], photo) for one, photo in zip(batch, photos, strict=True)]
-        given: dict[str, Any] = {"pixel_values": place(photos)["pixel_values"]}
+        images = [read_image(data / "images" / one["image"]) for one in batch]
+        found = [masks(one["image"], image) for one, image in zip(batch, images, strict=True)]
+        given: dict[str, Any] = {"pixel_values": place(images)["pixel_values"]}
         if by_masks:
             given["masks"] = found
         texts = [TEMPLATES["bare"].write([(f"<image>\n{one['text']}", "")], "")[0].strip() for one in batch]

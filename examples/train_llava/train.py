@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.stage != "align":
             raise SystemExit("--features is for --stage align: the second saves the whole model, with its encoder.")
         if isinstance(mask_source, GeneratedMasks) or options.missing:
-            raise SystemExit("--features leaves photos unread, and masks are to be made of them. Store the masks too.")
+            raise SystemExit("--features leaves images unread, and masks are to be made of them. Store the masks too.")
         features = StoredFeatures(TokenStore(options.features), row, stage.geometry)
         if features.tokens:
             mask_source = None
@@ -112,7 +112,7 @@ def run_stage(
 ) -> RegionTrainer:
     """Train one stage and save it: what it trained, and after the second the whole model.
 
-    With ``features`` what a store has stands in the place of the photos and the encoder.
+    With ``features`` what a store has stands in the place of the images and the encoder.
     """
     out.mkdir(parents=True, exist_ok=True)
     skipped = out / "skipped.txt"
@@ -236,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--lora", type=int, metavar="RANK", help="train the language model by LoRA of this rank")
     own.add_argument("--max-steps", type=int, help="stop there; default: one epoch")
     own.add_argument("--save-steps", type=int, default=1000, help="between checkpoints; default: %(default)s")
-    own.add_argument("--workers", type=int, default=4, help="that read photos; default: %(default)s")
+    own.add_argument("--workers", type=int, default=4, help="that read images; default: %(default)s")
     own.add_argument("--bad-image", default="error", choices=("error", "skip"), help="a file that cannot be read")
     own.add_argument("--too-long", default="error", choices=("error", "skip"), help="a sample beyond 2048 tokens")
     own.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")

@@ -4,7 +4,7 @@ COCO draws a polygon's edges on a grid five times as fine, each from one corner 
 longer axis. A pixel column begins where such a line passes from the third to the fourth fine column of a pixel; where
 it does so, inside and outside change, from the first pixel whose middle is not above the line. Only these passings
 matter. They are computed here for each edge and column alone, so that time does not grow with an edge's height, nor
-with how far it lies outside of the photo.
+with how far it lies outside of the image.
 """
 
 import numpy as np

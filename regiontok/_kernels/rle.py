@@ -262,8 +262,8 @@ def coverage_of_runs(runs, offsets, row_edge, col_edge, covered):
             for row in range(rows - 1, -1, -1):
                 below += whole[col, row + 1]
                 before = min(max(start - row, 0.0), 1.0)
-                photo = min(max(end - row, 0.0), 1.0) - before
-                share = across * photo - (below + part[col, row] - own[col] * before)
+                image = min(max(end - row, 0.0), 1.0) - before
+                share = across * image - (below + part[col, row] - own[col] * before)
                 covered[mask, row, col] = min(max(share, 0.0), 1.0)  # sums of many terms end a rounding beyond
 
 

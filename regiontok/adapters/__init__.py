@@ -3,5 +3,5 @@
     huggingface   transformers' LLaVA, LLaVA-OneVision and Qwen2.5-VL
     llava         the original LLaVA code base
 
-An adapter turns photos into tokens with a `regiontok.Regionizer` and hands them to the model; it has no maths.
+An adapter turns images into tokens with a `regiontok.Regionizer` and hands them to the model; it has no maths.
 """

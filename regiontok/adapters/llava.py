@@ -113,7 +113,7 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
 
     Raises:
         DTypeError: No LLaVA, or one without vision modules.
-        ValueRangeError: One that cuts photos into tiles, or whose tower's class token is kept.
+        ValueRangeError: One that cuts images into tiles, or whose tower's class token is kept.
         ShapeError: A ``regionizer`` of another dimension than the tower's features.
     """
     inner: Any = model.get_model() if hasattr(model, "get_model") else None
@@ -132,7 +132,7 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
         or getattr(config, "mm_patch_merge_type", "flat") != "flat"
     ):
         raise ValueRangeError(
-            "photos cut into tiles (anyres) have several grids each and are not supported. Set image_aspect_ratio to "
+            "images cut into tiles (anyres) have several grids each and are not supported. Set image_aspect_ratio to "
             "'pad' or 'square', and mm_patch_merge_type to 'flat'."
         )
     if getattr(config, "mm_vision_select_feature", "patch") != "patch":

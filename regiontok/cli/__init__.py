@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ignore_size_warnings() -> None:
-    """Ignore Pillow's warnings of large images: `regiontok.read_photo` rejects those images itself."""
+    """Ignore Pillow's warnings of large images: `regiontok.read_image` rejects those images itself."""
     warnings.simplefilter("ignore", importlib.import_module("PIL.Image").DecompressionBombWarning)
 
 
@@ -85,7 +85,7 @@ def _with_option_name(options: argparse.Namespace, message: str) -> str:
     """Return an error of an argument's value with the name of the command line's option instead of the argument's."""
     word, must, rest = message.partition(" must be ")
     name = {"num_regions": "tokens"}.get(word, word)
-    is_option = must and name in vars(options) and name not in ("photo", "photos", "question", "run", "masks")
+    is_option = must and name in vars(options) and name not in ("image", "images", "question", "run", "masks")
     return f"--{name.replace('_', '-')}{must}{rest}" if is_option else message
 
 

@@ -77,12 +77,12 @@ def add_layer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placing_options(parser: argparse.ArgumentParser) -> None:
-    """Options of how photos come to an encoder, and where it is."""
+    """Options of how images come to an encoder, and where it is."""
     parser.add_argument(
         "--geometry",
         default="letterbox",
         choices=GEOMETRIES,
-        help="how a photo is brought to the encoder's input; default: %(default)s",
+        help="how an image is brought to the encoder's input; default: %(default)s",
     )
     add_bits_option(parser)
     parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
@@ -113,7 +113,7 @@ def add_amount_options(parser: Any) -> None:
         metavar="T",
         help="merge neighbours while their cosine is at least T; fewer regions for a lower T; default: 0.7",
     )
-    amount.add_argument("--tokens", type=int, metavar="K", help="K tokens per photo instead")
+    amount.add_argument("--tokens", type=int, metavar="K", help="K tokens per image instead")
     amount.add_argument(
         "--keep", type=float, metavar="F", help="the fraction F of each image's patches instead, such as 0.25"
     )
@@ -149,7 +149,7 @@ def add_mask_options(
     Args:
         parser: Of the command.
         files: Whether there may be a store.
-        root: And whether its photos have names.
+        root: And whether its images have names.
         shown: What is the default.
     """
     group = parser.add_argument_group("masks")
@@ -202,15 +202,15 @@ def add_annotation_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a file per image, by name: SA-1B's JSON, JSON records of COCO or SAM, .npz, .npy, or label maps",
     )
-    group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the photos' names, as VOC's")
+    group.add_argument("--label-maps", type=as_path, metavar="DIR", help="PNG of the images' names, as VOC's")
     group.add_argument(
-        "--replace", nargs=2, metavar=("OLD", "NEW"), help="in photos' names, such as _leftImg8bit _gtFine_labelIds"
+        "--replace", nargs=2, metavar=("OLD", "NEW"), help="in images' names, such as _leftImg8bit _gtFine_labelIds"
     )
     group.add_argument("--ignore", nargs="+", type=int, metavar="N", help="labels of no mask, such as 0 255")
     group.add_argument(
         "--stored-pixels",
         action="store_true",
-        help="made on photos as stored, before EXIF turns them",
+        help="made on images as stored, before EXIF turns them",
     )
 
 
@@ -225,7 +225,7 @@ def add_root_option(parser: Any) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
-    """Options that choose a multimodal model, and how it sees photos where the model does not say that itself."""
+    """Options that choose a multimodal model, and how it sees images where the model does not say that itself."""
     parser.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     stock = parser.add_argument_group("regions of a stock model, whose patches are all tokens by default")
@@ -234,21 +234,21 @@ def add_model_options(parser: argparse.ArgumentParser, *, names: bool = True) ->
     add_mask_options(parser, files=True, root=names)
 
 
-PHOTOS = "PHOTO|FOLDER|PATTERN|LIST"
+IMAGES = "IMAGE|FOLDER|PATTERN|LIST"
 
 
-def add_listing_options(parser: Any, *, root: bool = True, title: str = "photos") -> None:
-    """Options of which photos are taken, and of their keys."""
+def add_listing_options(parser: Any, *, root: bool = True, title: str = "images") -> None:
+    """Options of which images are taken, and of their keys."""
     group = parser.add_argument_group(title)
     if root:
         add_root_option(group)
-    group.add_argument("--column", metavar="NAME", help="of a folder of datasets: where its photos are")
+    group.add_argument("--column", metavar="NAME", help="of a folder of datasets: where its images are")
     group.add_argument("--key-column", metavar="NAME", help="and their keys; default: row numbers")
-    group.add_argument("--limit", type=int, metavar="N", help="make no more than N photos now")
+    group.add_argument("--limit", type=int, metavar="N", help="make no more than N images now")
     group.add_argument(
         "--slice",
         metavar="R/N",
-        help="a part of the photos, R of N counted from 0, beside other processes with the same store; or torchrun or "
+        help="a part of the images, R of N counted from 0, beside other processes with the same store; or torchrun or "
         "slurm, whose numbers are taken",
     )
 
@@ -256,11 +256,11 @@ def add_listing_options(parser: Any, *, root: bool = True, title: str = "photos"
 def add_filling_options(parser: Any, *, batch: int, of: str) -> None:
     """Options of how a store is filled."""
     group = parser.add_argument_group("filling a store")
-    group.add_argument("--batch", type=int, metavar="N", help=f"photos per call of {of}; default: {batch}")
-    group.add_argument("--workers", type=int, metavar="N", help="threads that read photos; default: one per core")
-    group.add_argument("--shard-size", type=int, metavar="N", help="photos per file; default: 1000")
+    group.add_argument("--batch", type=int, metavar="N", help=f"images per call of {of}; default: {batch}")
+    group.add_argument("--workers", type=int, metavar="N", help="threads that read images; default: one per core")
+    group.add_argument("--shard-size", type=int, metavar="N", help="images per file; default: 1000")
     group.add_argument("--shard-minutes", type=float, metavar="M", help="write a file at least so often; default: 5")
-    group.add_argument("--retry-failed", action="store_true", help="try photos again that failed before")
+    group.add_argument("--retry-failed", action="store_true", help="try images again that failed before")
     group.add_argument(
         "--remake-changed",
         action="store_true",
@@ -275,6 +275,6 @@ def add_filling_options(parser: Any, *, batch: int, of: str) -> None:
 
 
 def add_details_options(parser: Any) -> None:
-    """Options of files with every photo."""
-    parser.add_argument("--csv", type=as_path, metavar="FILE", help="write a row per photo")
+    """Options of files with every image."""
+    parser.add_argument("--csv", type=as_path, metavar="FILE", help="write a row per image")
     parser.add_argument("--json", type=as_path, metavar="FILE", help="the same as a list of objects")

@@ -7,19 +7,19 @@ from regiontok.cli.console import note
 from regiontok.cli.mask_sources import load_masks
 from regiontok.evaluation.conversation import Conversation
 from regiontok.evaluation.prompts import short_answer, with_options
-from regiontok.photos import read_photo
+from regiontok.images import read_image
 
 
 def run_chat(options: argparse.Namespace) -> int:
     """Run ``chat``; return the exit code."""
-    photo = read_photo(options.photo)
+    image = read_image(options.image)
     assistant = load_assistant(options.model, options)
     masks = (
-        [load_masks(options, roots=roots_of(options, [options.photo]))(options.photo, photo)]
+        [load_masks(options, roots=roots_of(options, [options.image]))(options.image, image)]
         if assistant.by_masks
         else None
     )
-    conversation = Conversation(assistant, [photo], masks=masks)
+    conversation = Conversation(assistant, [image], masks=masks)
     for number, text in enumerate(options.question):
         if options.short:
             text = short_answer(text)
@@ -27,6 +27,6 @@ def run_chat(options: argparse.Namespace) -> int:
             text = with_options(text, options.options)
         answer = conversation.ask(text, max_new_tokens=options.max_new_tokens)
         if number == 0:
-            note(f"{options.photo}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}")
+            note(f"{options.image}: {answer.counts[0]} token{'s' * (answer.counts[0] != 1)}")
         print(answer.text)
     return 0

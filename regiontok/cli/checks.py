@@ -159,7 +159,7 @@ def check_filling(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and options.engine != "ray":
             raise RegiontokError(f"--{name} is for --engine ray. Leave it out, or give that.")
     if options.slice is not None and options.engine == "ray":
-        raise RegiontokError("--slice is for processes beside each other, and --engine ray shares photos itself.")
+        raise RegiontokError("--slice is for processes beside each other, and --engine ray shares images itself.")
     if options.slice is not None and options.overwrite:
         raise RegiontokError("--overwrite would remove what the other slices write. Remove the folder first.")
 

@@ -1,4 +1,4 @@
-"""What the commands share: photos, encoders, masks, and how long things take."""
+"""What the commands share: images, encoders, masks, and how long things take."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ from regiontok.viewing import is_figure
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Store[Any])
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
-"""What one photo can fail with, so that the others go on."""
+"""What one image can fail with, so that the others go on."""
 
 
 class Stopwatch:
@@ -51,14 +51,14 @@ class Stopwatch:
 
 
 class Found(NamedTuple):
-    """A photo, and where it lies in what was named: as it was given, or below its folder."""
+    """An image, and where it lies in what was named: as it was given, or below its folder."""
 
     path: Path
     name: PurePath
 
 
-def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
-    """Photos as they are named, and all of those in folders, by name.
+def find_images(paths: Sequence[Path], *outputs: Path) -> list[Found]:
+    """Images as they are named, and all of those in folders, by name.
 
     Pictures of regions that we drew are passed over in folders, and so is an earlier figure where an output is to be.
     """
@@ -68,7 +68,7 @@ def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
     for path in paths:
         if path.suffix.lower() in (*TARS, *PARQUET):
             raise RegiontokError(f"{path}: images in tars and Parquet files are read by masks and tokenize --store.")
-        if not os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
+        if not os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as an image
             inside = () if path.is_absolute() else [part for part in path.parts if part != ".."]
             found.append(Found(path, PurePath(*inside) if inside else PurePath(path.name)))
             continue
@@ -81,7 +81,7 @@ def find_photos(paths: Sequence[Path], *outputs: Path) -> list[Found]:
             and not any(is_same(one, figure) for figure in drawn)
         )
         if not inside_folder:
-            raise RegiontokError(f"{path}: there is no photo in this folder.")
+            raise RegiontokError(f"{path}: there is no image in this folder.")
         found += [Found(one, one.relative_to(path)) for one in inside_folder]
     return found
 
@@ -117,7 +117,7 @@ def open_store(kind: Callable[[str], _S], path: str) -> _S:
 
 
 def roots_of(options: argparse.Namespace, named: Sequence[Path]) -> Callable[[], Roots]:
-    """What tells the folders that keys of photos are below: ``--root``, or what is named, or is around it."""
+    """What tells the folders that keys of images are below: ``--root``, or what is named, or is around it."""
     folders = [path if path.is_dir() else path.parent for path in named]
     return lambda: Roots(folders if options.root is None else [options.root])
 

@@ -6,13 +6,13 @@ from typing import Any
 from regiontok._files import write_json
 from regiontok.choices import BUDGETS, MASK_SOURCES, MASK_WEIGHT
 from regiontok.cli.checks import annotated, has_masks
-from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
+from regiontok.cli.common import FAILURES, find_images, load_encoder, roots_of
 from regiontok.cli.console import progress
 from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs, explain, report
 from regiontok.encoders import Encoder
 from regiontok.evaluation.partition import PartitionResult, compare_partitions, mean_partitions
-from regiontok.photos import read_photo
+from regiontok.images import read_image
 from regiontok.regionizer import Regionizer
 from regiontok.viewing import check_figure, draw_partitions, save_figure
 
@@ -22,10 +22,10 @@ def run_compare(options: argparse.Namespace) -> int:
     with_masks = has_masks(options)
     check_figure(options.out)
     details = options.out.with_name(f"{options.out.name}.json")
-    photos = [found.path for found in find_photos(options.photos, options.out)]
-    check_outputs(options, options.out, details, photos=photos)
+    images = [found.path for found in find_images(options.images, options.out)]
+    check_outputs(options, options.out, details, images=images)
     encoder = load_encoder(options)
-    masks_of = load_masks(options, encoder, roots=roots_of(options, options.photos)) if with_masks else None
+    masks_of = load_masks(options, encoder, roots=roots_of(options, options.images)) if with_masks else None
     regionizers = {
         source: Regionizer(source=source, norm=options.norm, pool="mean", geometry=encoder.geometry)
         for source in ("patch", *(MASK_SOURCES if masks_of else ()))
@@ -33,14 +33,14 @@ def run_compare(options: argparse.Namespace) -> int:
     counts = sorted(set(options.tokens or (() if options.keep else BUDGETS)))
     found: dict[str, list[PartitionResult]] = {}
     failed = []
-    for path in progress(photos):
+    for path in progress(images):
         try:
-            photo = read_photo(path, bits=options.bits)
-            features, valid = encoder(photo)
+            image = read_image(path, bits=options.bits)
+            features, valid = encoder(image)
             features = regionizers["patch"].normalize(features)
             others, objects, on_grid = {}, None, None
             if masks_of:
-                masks = [masks_of(path, photo)]
+                masks = [masks_of(path, image)]
                 without = {name: regionizers[name].group(features, masks=masks, valid=valid) for name in MASK_SOURCES}
                 on_grid = without["segmentation"]
                 others = {f"{name}{_NO_BUDGET}": regions for name, regions in without.items()}
@@ -72,21 +72,21 @@ def run_compare(options: argparse.Namespace) -> int:
             "mask_weight": options.mask_weight,
             "masks": next((str(one) for one in (options.masks, options.coco, options.label_maps) if one), None),
             "mean": [_row(one) for one in means],
-            "photos": {path: [_row(one) for one in rows] for path, rows in found.items()},
+            "images": {path: [_row(one) for one in rows] for path, rows in found.items()},
         }
         write_json(details, description)
         _print_table(means, len(found), encoder)
-        print(f"Figure: {options.out}; every photo: {details}")
-    return report(failed, len(photos))
+        print(f"Figure: {options.out}; every image: {details}")
+    return report(failed, len(images))
 
 
 def _row(one: PartitionResult) -> dict[str, Any]:
     return {"source": one.source, "tokens": one.tokens, "keep": one.keep, **one.scores._asdict()}
 
 
-def _print_table(rows: list[PartitionResult], photos: int, encoder: Encoder) -> None:
+def _print_table(rows: list[PartitionResult], images: int, encoder: Encoder) -> None:
     options = "".join(f", {name} {value}" for name, value in encoder.options.items())
-    print(f"{photos} photo{'s' * (photos != 1)}, {encoder.name}{options}")
+    print(f"{images} image{'s' * (images != 1)}, {encoder.name}{options}")
     columns = [*_COLUMNS, *(_OBJECTS if any(row.scores.miou is not None for row in rows) else ())]
     print(f"{'':{_WIDTH}}  {'regions':>7}  " + "  ".join(f"{head:>7}" for _, head, _ in columns))
     blocks = {(one.tokens, one.keep): None for one in rows}

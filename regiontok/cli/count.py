@@ -1,4 +1,4 @@
-"""``regiontok count``: how many tokens photos get from each source."""
+"""``regiontok count``: how many tokens images get from each source."""
 
 import argparse
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 
 from regiontok.choices import MASK_SOURCES
 from regiontok.cli.checks import amount_of_source, choose_sources
-from regiontok.cli.common import FAILURES, find_photos, load_encoder, roots_of
+from regiontok.cli.common import FAILURES, find_images, load_encoder, roots_of
 from regiontok.cli.console import progress
 from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs, explain, report, write_details
-from regiontok.photos import read_photo
+from regiontok.images import read_image
 from regiontok.presets import paper_tokens
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
@@ -23,10 +23,10 @@ def run_count(options: argparse.Namespace) -> int:
     sources = choose_sources(options)
     with_masks = any(source in MASK_SOURCES for source in sources)
     check_figure(options.out)
-    photos = [found.path for found in find_photos(options.photos, options.out)]
-    check_outputs(options, options.out, photos=photos)
+    images = [found.path for found in find_images(options.images, options.out)]
+    check_outputs(options, options.out, images=images)
     encoder = load_encoder(options)
-    masks_of = load_masks(options, encoder, roots=roots_of(options, options.photos)) if with_masks else None
+    masks_of = load_masks(options, encoder, roots=roots_of(options, options.images)) if with_masks else None
     regionizers = {
         source: Regionizer(
             source=source,
@@ -42,41 +42,41 @@ def run_count(options: argparse.Namespace) -> int:
     dropped: dict[str, int] = dict.fromkeys(sources, 0)
     whole: dict[str, int] = dict.fromkeys(sources, 0)
     failed = []
-    for path in progress(photos):
+    for path in progress(images):
         try:
-            photo = read_photo(path, bits=options.bits)
-            features, valid = encoder(photo)
-            masks = [masks_of(path, photo)] if masks_of else None
+            image = read_image(path, bits=options.bits)
+            features, valid = encoder(image)
+            masks = [masks_of(path, image)] if masks_of else None
             grouped: dict[str, Regions] = {}
             for source, regionizer in regionizers.items():
                 its_masks = masks if source in MASK_SOURCES else None
                 grouped[source] = regionizer.group(regionizer.normalize(features), masks=its_masks, valid=valid)
         except FAILURES as error:
             failed.append(explain(path, error))
-            details.append({"photo": str(path), "error": str(error)})
+            details.append({"image": str(path), "error": str(error)})
             continue
-        details.append({"photo": str(path), **{name: len(regions) for name, regions in grouped.items()}})
+        details.append({"image": str(path), **{name: len(regions) for name, regions in grouped.items()}})
         for name, regions in grouped.items():
             counts[name].append(len(regions))
             dropped[name] += len(regions.dropped)
             whole[name] += int(regions.fallback.sum())
-    done = len(photos) - len(failed)
+    done = len(images) - len(failed)
     write_details(options, details)
     if done:
         paper: dict[str, float | None] = {
             source: paper_tokens(options.encoder, source, options.norm) for source in sources
         }
         save_figure(draw_counts(counts, paper=paper), options.out)
-        print(f"Tokens per photo: {done} photo{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
+        print(f"Tokens per image: {done} image{'s' * (done != 1)}, {options.encoder}, norm {options.norm}")
         _print_table(counts, paper)
         for source in sources:
             if dropped[source] or whole[source]:
                 print(
-                    f"{source}: {dropped[source]} masks became no region; {whole[source]} photos were left without "
+                    f"{source}: {dropped[source]} masks became no region; {whole[source]} images were left without "
                     "any and got one of all their patches"
                 )
         print(f"Histogram: {options.out}")
-    return report(failed, len(photos))
+    return report(failed, len(images))
 
 
 def _print_table(counts: dict[str, list[int]], paper: dict[str, float | None]) -> None:

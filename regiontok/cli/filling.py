@@ -1,4 +1,4 @@
-"""Filling a store from the command line: options, checks before the first photo, progress, and what is told."""
+"""Filling a store from the command line: options, checks before the first image, progress, and what is told."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ import torch
 
 from regiontok.cli.console import progress_bar, warn
 from regiontok.errors import RegiontokError
-from regiontok.pipeline import Listing, Made, Photo, Stop, Work, fill, in_slice, ray
+from regiontok.pipeline import ListedImage, Listing, Made, Stop, Work, fill, in_slice, ray
 from regiontok.pipeline.roots import Roots, describe_difference
 from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, StoreWriter
@@ -46,15 +46,15 @@ def fill_store(
     batch: int,
     prepare: Callable[[argparse.Namespace, Listing], None] | None = None,
 ) -> int:
-    """Fill a store with what is made of the photos that the options name; returns the exit code.
+    """Fill a store with what is made of the images that the options name; returns the exit code.
 
-    Everything is checked before the first photo; what the store has is not made again.
+    Everything is checked before the first image; what the store has is not made again.
 
     Args:
         options: Of the command.
         path: Of the store.
         make_work: Returns what makes the rows, by the options and the folders that keys are below.
-        batch: Photos that are made together, where the options do not say.
+        batch: Images that are made together, where the options do not say.
         prepare: Called with the listing before the work is made.
     """
     engine, shard_size = options.engine or "here", options.shard_size or 1000
@@ -63,7 +63,7 @@ def fill_store(
     _take_own_gpu(options)
     before = check_place(path, overwrite=options.overwrite)
     listing = Listing(
-        options.photos,
+        options.images,
         root=options.root,
         column=options.column,
         key_column=options.key_column,
@@ -76,11 +76,11 @@ def fill_store(
     manifest = Manifest(
         kind=work.kind,
         made_by=work.describe() | ({} if options.bits is None else {"bits": options.bits}),
-        photos=listing.roots.describe(),
+        images=listing.roots.describe(),
     )
     if before is not None and not options.overwrite:
         before.check_more(manifest, path, mixed=options.mixed)
-        other = describe_difference(before.photos, manifest.photos)
+        other = describe_difference(before.images, manifest.images)
         if other is not None and options.root is None:
             raise RegiontokError(
                 f"{path}: {other}. Keys would not tell them apart. Give --root DIR where it is the same folder in "
@@ -101,19 +101,19 @@ def fill_store(
         writer.generation = known.generation + 1 if options.remake_changed else 0
         for name, why in known.damaged.items():
             writer.place.set_aside(name)
-            warn(f"{why.rstrip('.')}. It is set aside as {name}.damaged; its photos are made again.")
+            warn(f"{why.rstrip('.')}. It is set aside as {name}.damaged; its images are made again.")
         told = _Told(options, known, rank, world_size)
         with Stop() as stop, _Progress(told, listing) as progress:
             how: dict[str, Any] = {"batch": options.batch or batch, "stop": stop}
             if engine == "here":
-                photos = told.pending(listing)
+                images = told.pending(listing)
                 workers = options.workers or cores()
-                fill(writer, photos, listing, work, workers=workers, tick=progress.batch, **how)
+                fill(writer, images, listing, work, workers=workers, tick=progress.batch, **how)
             else:
                 gpu = options.device != "cpu"
                 ray.fill(
                     writer,
-                    (photo._replace(address=_absolute(photo.address)) for photo in told.pending(listing)),
+                    (image._replace(address=_absolute(image.address)) for image in told.pending(listing)),
                     listing.reader(),
                     partial(make_work, _absolute_paths(options), listing.roots),
                     workers=options.workers or options.cpus or 1,
@@ -140,28 +140,28 @@ class _Told:
         self.failures: list[Failure] = []
         self.failed = 0
 
-    def pending(self, listing: Listing, *, count: bool = True) -> Iterator[Photo]:
-        """Photos that are to be made now."""
+    def pending(self, listing: Listing, *, count: bool = True) -> Iterator[ListedImage]:
+        """Images that are to be made now."""
         left = self.options.limit
-        for photo in listing:
-            if self.world_size > 1 and not in_slice(photo.key, self.rank, self.world_size):
+        for image in listing:
+            if self.world_size > 1 and not in_slice(image.key, self.rank, self.world_size):
                 continue
-            changed = photo.key in self.known.keys and self.known.keys[photo.key].differs(listing.stamp(photo))
+            changed = image.key in self.known.keys and self.known.keys[image.key].differs(listing.stamp(image))
             if changed and count:
                 self.changed += 1
-                self.first_changed = self.first_changed or photo.key
-            if photo.key in self.known.keys and not (changed and self.options.remake_changed):
+                self.first_changed = self.first_changed or image.key
+            if image.key in self.known.keys and not (changed and self.options.remake_changed):
                 self.there += count
-            elif not self.options.retry_failed and printable(photo.key) in self.known.failures:
+            elif not self.options.retry_failed and printable(image.key) in self.known.failures:
                 self.failed_before += count
             elif left == 0:
                 return
             else:
                 left = None if left is None else left - 1
-                yield photo
+                yield image
 
     def add(self, lengths: Any, failures: list[Failure]) -> None:
-        """Count a batch: the numbers of masks or tokens of its photos, and its failures."""
+        """Count a batch: the numbers of masks or tokens of its images, and its failures."""
         if len(lengths):
             self.made += len(lengths)
             self.items += int(sum(lengths))
@@ -177,9 +177,9 @@ class _Told:
         if self.failed:
             more = self.failed - len(self.failures)
             named = f", {more} more of them in the store's table of failures" if more else ""
-            warn(f"{self.failed} of {self.made + self.failed} photos failed and are named above{named}.")
+            warn(f"{self.failed} of {self.made + self.failed} images failed and are named above{named}.")
         if self.failed_before:
-            warn(f"{self.failed_before} photos failed before and were not tried again; --retry-failed tries them.")
+            warn(f"{self.failed_before} images failed before and were not tried again; --retry-failed tries them.")
         if self.changed and not self.options.remake_changed:
             warn(
                 f"{self.changed} images, such as {self.first_changed}, have changed since their rows were made; "
@@ -190,10 +190,10 @@ class _Told:
         there = f"; {self.there} were there" if self.there else ""
         if self.made:
             each = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
-            print(f"{self.made} photos, {self.items / self.made:.0f} {kind} each ({each}) -> {path}{there}")
+            print(f"{self.made} images, {self.items / self.made:.0f} {kind} each ({each}) -> {path}{there}")
         elif not self.failed and stop.signal is None:
             failed = f", and {self.failed_before} failed" if self.failed_before else ""
-            print(f"Nothing to make: all {self.there} photos are in {path}{failed}.")
+            print(f"Nothing to make: all {self.there} images are in {path}{failed}.")
         if stop.signal is not None:
             warn(f"stopped; what was made is in {path}. Run the same command again to go on.")
             return 128 + stop.signal
@@ -201,7 +201,7 @@ class _Told:
 
 
 class _Progress:
-    """A bar with rate, time left and failures, as far as photos have been listed."""
+    """A bar with rate, time left and failures, as far as images have been listed."""
 
     def __init__(self, told: _Told, listing: Listing) -> None:
         self.told = told
@@ -220,7 +220,7 @@ class _Progress:
         self.tick(made.lengths, made.failures)
 
     def tick(self, lengths: list[int], failures: list[Failure]) -> None:
-        """Photos are done, or failed."""
+        """Images are done, or failed."""
         self.told.add(lengths, failures)
         self._bar.total = self._counter.count
         told: dict[str, Any] = {"failed": self.told.failed} if self.told.failed else {}

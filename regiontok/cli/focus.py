@@ -23,7 +23,7 @@ def run_focus(options: argparse.Namespace) -> int:
         assistant,
         read_questions(options.questions, options.images),
         objects,
-        masks=None if masks_of is None else lambda file, photo: masks_of(file, photo),
+        masks=None if masks_of is None else lambda file, image: masks_of(file, image),
         answers=options.answers,
         query=options.query,
         threshold=options.target_share,
@@ -40,7 +40,7 @@ def run_focus(options: argparse.Namespace) -> int:
     by_source = ", ".join(f"{source or 'all'} {100 * value:.2f}" for source, value in result.by_source.items())
     print(f"Focus of {result.focus.questions} questions; by source: {by_source}.")
     print(
-        f"Of all attention to the photo {100 * result.focus.share:.1f} % goes to the object, where even "
+        f"Of all attention to the image {100 * result.focus.share:.1f} % goes to the object, where even "
         f"attention would give it {100 * result.focus.chance:.1f} %. Answers right: {100 * result.accuracy:.1f} %."
     )
     if result.skipped:

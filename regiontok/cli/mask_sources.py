@@ -19,8 +19,8 @@ from regiontok.cli.console import warn
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
+from regiontok.images import read_size
 from regiontok.maskset import MaskSet
-from regiontok.photos import read_size
 from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore
@@ -109,7 +109,7 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
     store = open_store(MaskStore, options.masks)
     if roots is None and options.root is not None:
         roots = Roots([options.root])
-    key_of = None if roots is None else KeyFinder(store.manifest.photos, roots, given=options.root is not None)
+    key_of = None if roots is None else KeyFinder(store.manifest.images, roots, given=options.root is not None)
     elsewhere, changed = threading.Event(), threading.Event()  # set once a warning is printed
 
     def find(path: Path | str, image: Image.Image) -> MaskSet:
@@ -117,7 +117,7 @@ def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots |
         if key_of is not None and key_of.elsewhere and not elsewhere.is_set():
             elsewhere.set()
             warn(
-                f"{options.masks} was made of photos in another folder; {path} is taken for its {key!r}. Give --root "
+                f"{options.masks} was made of images in another folder; {path} is taken for its {key!r}. Give --root "
                 "to say that it is, or that keys begin elsewhere."
             )
         if make is not None and key not in store:
@@ -140,7 +140,7 @@ def _of_size(found: MaskSet, size: Size, options: argparse.Namespace) -> MaskSet
         return found
     (height, width), (rows, cols) = found.size, size
     raise CheckpointError(
-        f"masks in {options.masks} are of a photo of {height} x {width}; this one is of {rows} x {cols}. Make them "
+        f"masks in {options.masks} are of an image of {height} x {width}; this one is of {rows} x {cols}. Make them "
         "again."
     )
 
@@ -210,9 +210,9 @@ class Annotations:
         self.options.clashes = self._clashes
         first: MissingKeyError | None = None
         matched = False
-        for photo in listing:
+        for image in listing:
             try:
-                name = self._source.find(photo.path)
+                name = self._source.find(image.path)
             except MissingKeyError as error:
                 first = first or error
                 continue
@@ -220,8 +220,8 @@ class Annotations:
                 matched = True
                 continue
             matched = True
-            if self._claimed.setdefault(name, photo.path) != photo.path:
-                self._clashes[photo.path] = _clash(name, self._claimed[name])
+            if self._claimed.setdefault(name, image.path) != image.path:
+                self._clashes[image.path] = _clash(name, self._claimed[name])
         if first is not None and not matched and self.options.missing is None:
             raise MissingKeyError(f"none of the images has annotations in {self.path}. {first}")
 
@@ -243,7 +243,7 @@ class Annotations:
         except MissingKeyError:
             return None
         if isinstance(name, Path) and is_same(path, name):
-            raise CheckpointError(f"{name} is the photo itself. Name the folder of its label map.")
+            raise CheckpointError(f"{name} is the image itself. Name the folder of its label map.")
         if self._claimed.setdefault(name, path) != path:
             raise CheckpointError(_clash(name, self._claimed[name]))
         turned = self.options.stored_pixels and orientation >= 5
@@ -259,7 +259,7 @@ class Annotations:
         turned = not self.options.stored_pixels and is_file and read_size(path)[1] != 1
         hint = " It is turned by its EXIF orientation: try --stored-pixels." if turned else ""
         raise CheckpointError(
-            f"masks in {self.path} are of a photo of {height} x {width}; this one is of {rows} x {cols}.{hint}"
+            f"masks in {self.path} are of an image of {height} x {width}; this one is of {rows} x {cols}.{hint}"
         )
 
 
@@ -278,4 +278,4 @@ def check_annotations(options: argparse.Namespace, listing: Listing) -> None:
 
 
 def _clash(name: Any, other: Path | str) -> str:
-    return f"{name} is of {other} already. Photos need names that tell them apart."
+    return f"{name} is of {other} already. Images need names that tell them apart."

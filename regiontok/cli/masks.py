@@ -1,4 +1,4 @@
-"""``regiontok masks``: make the masks of photos once, or bring annotated ones, and keep them in a store."""
+"""``regiontok masks``: make the masks of images once, or bring annotated ones, and keep them in a store."""
 
 import argparse
 
@@ -21,7 +21,7 @@ def _work(options: argparse.Namespace, _: Roots) -> Work:
     if options.masks is None:
         annotations = annotations_of(options)
         return TakeMasks(
-            lambda photo, size, orientation: annotations.read(photo.path, size, orientation),
+            lambda image, size, orientation: annotations.read(image.path, size, orientation),
             annotations.describe(),
             None if options.missing is None else load_generator(options, options.missing),
         )

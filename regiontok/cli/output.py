@@ -16,29 +16,29 @@ _OUTPUTS = ("out", "csv", "json")
 
 
 def explain(path: Path, error: BaseException) -> str:
-    """Why a photo failed, with its name in front."""
+    """Why an image failed, with its name in front."""
     told = str(error) or "not enough memory"
     if told.startswith(f"{path}:"):
         told = told[len(str(path)) + 1 :].strip()
     return f"{one_line(path)}: {told}"
 
 
-def report(failed: Sequence[str], photos: int) -> int:
+def report(failed: Sequence[str], images: int) -> int:
     """Name what failed; returns the exit code."""
     for message in failed:
         warn(message)
     if failed:
-        warn(f"{len(failed)} of {photos} photos failed and are named above.")
+        warn(f"{len(failed)} of {images} images failed and are named above.")
     return 1 if failed else 0
 
 
-def check_outputs(options: argparse.Namespace, *outputs: Path, photos: Iterable[Path] = ()) -> None:
+def check_outputs(options: argparse.Namespace, *outputs: Path, images: Iterable[Path] = ()) -> None:
     """Refuse, before any work, outputs that could not be written, would replace what is read, or are the same file.
 
     Raises:
         OutputError: Such an output; see `regiontok._files.check_output`.
     """
-    inputs = [*photos, *_inputs(options)]
+    inputs = [*images, *_inputs(options)]
     maps = getattr(options, "label_maps", None)
     every = [*outputs, *(one for one in (getattr(options, "csv", None), getattr(options, "json", None)) if one)]
     for number, path in enumerate(every):
@@ -64,7 +64,7 @@ def _inputs(options: argparse.Namespace) -> list[Path]:
 
 
 def write_details(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what is known of every photo to the files that were asked for; rows may differ in what they have."""
+    """Write what is known of every image to the files that were asked for; rows may differ in what they have."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if options.csv:
         text = io.StringIO()

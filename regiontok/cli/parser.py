@@ -27,7 +27,7 @@ from regiontok.cli.arguments import (
     DEFAULT_BATCH,
     DEFAULT_OUT,
     ENCODER_NAMES,
-    PHOTOS,
+    IMAGES,
     add_amount_options,
     add_annotation_options,
     add_bits_option,
@@ -85,14 +85,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_tokenize(commands: Any) -> None:
     tokenize = commands.add_parser(
         "tokenize",
-        help="cut photos into region tokens",
-        description="Write, per photo, NAME.regions.png (its regions, outlined and filled) and "
+        help="cut images into region tokens",
+        description="Write, per image, NAME.regions.png (its regions, outlined and filled) and "
         "NAME.regions.safetensors: tokens (K, dim), the options as JSON, and labels (rows, cols; -1 in no region), or "
         "for sources of masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K). A token is "
         "its region's mean. regiontok.load_tokens reads it back.",
     )
     tokenize.add_argument(
-        "photos", nargs="+", type=as_text, metavar="PHOTO|FOLDER", help="with --store also a pattern or a list"
+        "images", nargs="+", type=as_text, metavar="IMAGE|FOLDER", help="with --store also a pattern or a list"
     )
     add_encoder_options(tokenize)
     tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
@@ -106,13 +106,13 @@ def _add_tokenize(commands: Any) -> None:
         "--out",
         type=as_path,
         metavar="DIR",
-        help=f"for the files, each where its photo lies below the folder that was named; default: {DEFAULT_OUT}",
+        help=f"for the files, each where its image lies below the folder that was named; default: {DEFAULT_OUT}",
     )
     out.add_argument(
         "--store",
         type=as_text,
         metavar="DIR",
-        help="write a store of tokens instead, for many photos: a folder of Parquet files, which goes on where it "
+        help="write a store of tokens instead, for many images: a folder of Parquet files, which goes on where it "
         "stopped; on a disk, or where fsspec reaches, such as s3://bucket/tokens",
     )
     tokenize.add_argument(
@@ -134,13 +134,13 @@ def _add_tokenize(commands: Any) -> None:
     regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
     regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
     regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
-    add_listing_options(tokenize, root=False, title="photos of a store")
+    add_listing_options(tokenize, root=False, title="images of a store")
     add_filling_options(tokenize, batch=DEFAULT_BATCH, of="the encoder")
     tokenize.set_defaults(run=("tokenize", "run_tokenize"), check=checks.check_tokenize)
 
 
 def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser("demo", help="cut scikit-learn's sample photo into region tokens, offline, in seconds")
+    demo = commands.add_parser("demo", help="cut scikit-learn's sample image into region tokens, offline, in seconds")
     demo.add_argument("--out", type=as_path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
     demo.set_defaults(run=("tokenize", "run_demo"))
 
@@ -148,18 +148,18 @@ def _add_demo(commands: Any) -> None:
 def _add_masks(commands: Any) -> None:
     masks = commands.add_parser(
         "masks",
-        help="make masks of photos, or take annotated ones, and keep them in a store",
-        description="Write masks to a store, a folder of Parquet files with a row per photo: key (its path below the "
+        help="make masks of images, or take annotated ones, and keep them in a store",
+        description="Write masks to a store, a folder of Parquet files with a row per image: key (its path below the "
         "folder that was named), height, width, COCO RLE, scores, stability, ids, categories. What the store has is "
         "not made again, so that the same command goes on after any interruption. Other commands read it with --masks "
-        "DIR. It may lie on a disk, or where fsspec reaches, such as s3://bucket/masks; so may photos.",
+        "DIR. It may lie on a disk, or where fsspec reaches, such as s3://bucket/masks; so may images.",
     )
-    masks.add_argument("photos", nargs="+", type=as_text, metavar=PHOTOS)
+    masks.add_argument("images", nargs="+", type=as_text, metavar=IMAGES)
     add_listing_options(masks)
     masks.add_argument("--out", type=as_text, required=True, metavar="DIR", help="the store")
     add_mask_options(masks, files=False, shown="sam2")
     masks.add_argument(
-        "--mosaic", type=int, metavar="N", help="N x N photos in one input of SAM: faster, with worse masks"
+        "--mosaic", type=int, metavar="N", help="N x N images in one input of SAM: faster, with worse masks"
     )
     add_bits_option(masks)
     masks.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
@@ -184,11 +184,11 @@ def _add_store(commands: Any) -> None:
     what = store.add_mutually_exclusive_group()
     what.add_argument("--verify", action="store_true", help="read every row; name what is damaged, and exit with 1")
     what.add_argument("--repair", action="store_true", help="set aside shards with damaged rows, to be made again")
-    what.add_argument("--stats", action="store_true", help="items per photo, sizes, shards and failures, as JSON")
+    what.add_argument("--stats", action="store_true", help="items per image, sizes, shards and failures, as JSON")
     what.add_argument(
         "--export",
         choices=("npz", "safetensors", "jsonl"),
-        help="write rows as files in --out: one per photo, or for jsonl (of masks) one of COCO's annotations",
+        help="write rows as files in --out: one per image, or for jsonl (of masks) one of COCO's annotations",
     )
     store.add_argument("--out", type=as_text, metavar="DIR", help="of --export")
     store.add_argument(
@@ -200,11 +200,11 @@ def _add_store(commands: Any) -> None:
 def _add_count(commands: Any) -> None:
     count = commands.add_parser(
         "count",
-        help="count the tokens of photos by source",
-        description="Print the distribution of tokens per photo for each source, beside the mean in the paper's Table "
+        help="count the tokens of images by source",
+        description="Print the distribution of tokens per image for each source, beside the mean in the paper's Table "
         "1, and draw a histogram. Sources of masks are counted where --masks is given.",
     )
-    count.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
+    count.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
     count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
     count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
     add_amount_options(count)
@@ -232,7 +232,7 @@ def _add_compare(commands: Any) -> None:
         "annotated masks, of --coco, --label-maps or --mask-files, also how well regions follow objects. Means over "
         "images; a figure, and JSON beside it.",
     )
-    compare.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
+    compare.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
     counts = compare.add_mutually_exclusive_group()
     counts.add_argument("--tokens", nargs="+", type=int, metavar="K", help=f"default: {' '.join(map(str, BUDGETS))}")
     counts.add_argument("--keep", nargs="+", type=float, metavar="F", help="fractions of each image's patches instead")
@@ -245,7 +245,7 @@ def _add_compare(commands: Any) -> None:
         type=as_path,
         default=Path("regiontok-compare.png"),
         metavar="FILE",
-        help="the figure, and with .json after its name the scores of every photo; default: %(default)s",
+        help="the figure, and with .json after its name the scores of every image; default: %(default)s",
     )
     add_mask_weight(compare)
     add_encoder_options(compare)
@@ -257,13 +257,13 @@ def _add_compare(commands: Any) -> None:
 def _add_view(commands: Any) -> None:
     view = commands.add_parser(
         "view",
-        help="explore a photo's regions in a browser",
+        help="explore an image's regions in a browser",
         description="Write one HTML file, which needs no network: the image with its regions, sliders for threshold "
         "and number of tokens, choices of linkage and source, and similarities of regions. With masks also their "
         "sources, and a slider for how much masks count.",
     )
-    view.add_argument("photo", type=as_path, metavar="PHOTO")
-    view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: the photo's name in this folder")
+    view.add_argument("image", type=as_path, metavar="IMAGE")
+    view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: the image's name in this folder")
     start = view.add_mutually_exclusive_group()
     start.add_argument(
         "--threshold",
@@ -283,15 +283,15 @@ def _add_view(commands: Any) -> None:
 
 
 def _add_figures(commands: Any) -> None:
-    figures = commands.add_parser("figures", help="draw the paper's figures for any photo, encoder and model")
+    figures = commands.add_parser("figures", help="draw the paper's figures for any image, encoder and model")
     which = figures.add_subparsers(required=True, metavar="FIGURE")
     for name, run, several, told in (
         ("norms", "run_norms", False, "norms of patch features before and after rms (the paper's Figure 1)"),
-        ("features", "run_features", True, "patch features by PCA, in colours that photos share (Figure 2)"),
+        ("features", "run_features", True, "patch features by PCA, in colours that images share (Figure 2)"),
         ("encoders", "run_encoders", True, "features, regions from clustering and norms, by encoder (Figure 2)"),
     ):
         figure = which.add_parser(name, help=told, description=f"Draw {told}.")
-        _add_figure_photos(figure, several=several)
+        _add_figure_images(figure, several=several)
         figure.add_argument(
             "--encoders",
             nargs="+",
@@ -310,7 +310,7 @@ def _add_figures(commands: Any) -> None:
     regions = which.add_parser(
         "regions", help="the regions of each source (Figure 2)", description="Draw the regions of each source."
     )
-    _add_figure_photos(regions, several=False)
+    _add_figure_images(regions, several=False)
     regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
     add_amount_options(regions)
     add_mask_weight(regions)
@@ -325,7 +325,7 @@ def _add_figures(commands: Any) -> None:
         help="where an answer looks, over patches or regions (Figure 3)",
         description="Draw where the answer to a question looks: a panel per model, or per source of a stock model.",
     )
-    _add_figure_photos(attention, several=False)
+    _add_figure_images(attention, several=False)
     attention.add_argument("question", type=as_text, metavar="QUESTION")
     attention.add_argument(
         "--model", nargs="+", required=True, type=as_text, metavar="DIR", help="trained region models, or stock ones"
@@ -343,11 +343,11 @@ def _add_figures(commands: Any) -> None:
     attention.set_defaults(run=("figures", "run_attention"))
 
 
-def _add_figure_photos(parser: argparse.ArgumentParser, *, several: bool) -> None:
+def _add_figure_images(parser: argparse.ArgumentParser, *, several: bool) -> None:
     if several:
-        parser.add_argument("photos", nargs="+", type=as_path, metavar="PHOTO|FOLDER")
+        parser.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
     else:
-        parser.add_argument("photo", type=as_path, metavar="PHOTO")
+        parser.add_argument("image", type=as_path, metavar="IMAGE")
     parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
 
 

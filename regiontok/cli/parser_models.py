@@ -15,7 +15,7 @@ def add_chat(commands: Any) -> None:
         help="ask a multimodal model about an image",
         description="Print a model's answers to questions about an image, decoded greedily. The image is encoded once.",
     )
-    chat.add_argument("photo", type=as_path, metavar="IMAGE")
+    chat.add_argument("image", type=as_path, metavar="IMAGE")
     chat.add_argument(
         "question", type=as_text, metavar="QUESTION", nargs="+", help="several are asked one after another"
     )
@@ -75,7 +75,7 @@ def add_focus(commands: Any) -> None:
     focus.add_argument(
         "--questions", type=as_path, required=True, metavar="FILE", help="CV-Bench's test_2d.parquet or test_2d.jsonl"
     )
-    focus.add_argument("--images", type=as_path, metavar="DIR", help="where the photos of a jsonl file are")
+    focus.add_argument("--images", type=as_path, metavar="DIR", help="where the images of a jsonl file are")
     focus.add_argument("--out", type=as_path, required=True, metavar="DIR", help="for the scores and what was skipped")
     focus.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="of Table 1; default: the model's own")
     focus.add_argument("--answers", default="generated", choices=ANSWERS, help="default: %(default)s")

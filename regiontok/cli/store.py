@@ -66,9 +66,9 @@ def _stats(store: Store[Any]) -> dict[str, Any]:
         each["mean"] = float(counts.mean())
     return {
         "kind": store.kind,
-        "photos": len(store),
+        "images": len(store),
         store.kind: int(counts.sum()),
-        f"{store.kind}_per_photo": each,
+        f"{store.kind}_per_image": each,
         "shards": len(store.shards),
         "bytes": sum(sizes.get(name, 0) for name in store.shards),
         "failures": len(failures),
@@ -76,7 +76,7 @@ def _stats(store: Store[Any]) -> dict[str, Any]:
         "first_failures": dict(list(failures.items())[:_MOST_NAMED]),
         "damaged": store.damaged,
         "repeated": store.repeated,
-        "photos_of": [one.get("name") for one in store.manifest.photos],
+        "images_of": [one.get("name") for one in store.manifest.images],
         "made_by": store.made_by,
     }
 
@@ -95,25 +95,25 @@ def _verify(store: Store[Any], images: str | None) -> int:
         warn(f"{store.repeated} rows have a key that another has too; the later one counts.")
     lost = f"{bad} rows and {len(store.damaged)} shards are damaged"
     if bad or store.damaged:
-        warn(f"{lost}. Set them aside by --repair; then the command that made the store makes their photos again.")
+        warn(f"{lost}. Set them aside by --repair; then the command that made the store makes their images again.")
     changed = 0 if images is None else _count_changed(store, images)
     if bad or store.damaged or changed:
         return 1
-    print(f"{store!r} is whole; {len(store.failures)} photos failed.")
+    print(f"{store!r} is whole; {len(store.failures)} images failed.")
     return 0
 
 
 def _count_changed(store: Store[Any], images: str) -> int:
     """Name the images in a folder that have changed since their rows were made; return their number."""
     listing = Listing([images])
-    several = len(store.manifest.photos) > 1  # then keys begin with the folder's name
+    several = len(store.manifest.images) > 1  # then keys begin with the folder's name
     changed = seen = 0
-    for photo in listing:
-        key = f"{listing.roots.names[0]}/{photo.key}" if several else photo.key
+    for image in listing:
+        key = f"{listing.roots.names[0]}/{image.key}" if several else image.key
         if key not in store:
             continue
         seen += 1
-        if store.stamp(key).differs(listing.stamp(photo)):
+        if store.stamp(key).differs(listing.stamp(image)):
             changed += 1
             if changed <= _MOST_NAMED:
                 warn(f"{key} has changed since its row was made.")
@@ -125,7 +125,7 @@ def _count_changed(store: Store[Any], images: str) -> int:
 
 
 def _repair(store: Store[Any]) -> int:
-    """Set aside shards of which anything cannot be read, so that their photos are made again."""
+    """Set aside shards of which anything cannot be read, so that their images are made again."""
     place = Place.of(store.path)
     names = [*store.damaged, *read_failures(place).damaged]
     for name in store.shards:
@@ -138,7 +138,7 @@ def _repair(store: Store[Any]) -> int:
     for name in names:
         place.set_aside(name)
         print(f"{name} is damaged, and now {name}.damaged")
-    print(f"{len(names)} files of {store.path} are set aside." + " Make their photos again." * bool(names))
+    print(f"{len(names)} files of {store.path} are set aside." + " Make their images again." * bool(names))
     return 0
 
 
@@ -153,7 +153,7 @@ def _export(store: Store[Any], kind: str, out: str) -> int:
             raise RegiontokError("--export jsonl is for masks; take npz or safetensors for tokens.")
         with written(folder / "annotations.jsonl") as path, path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in _annotations(store, damaged))
-        print(f"{len(store) - len(damaged)} photos -> {folder / 'annotations.jsonl'}")
+        print(f"{len(store) - len(damaged)} images -> {folder / 'annotations.jsonl'}")
         return 1 if damaged else 0
     failed = 0
     for key in _progress(store):
@@ -163,7 +163,7 @@ def _export(store: Store[Any], kind: str, out: str) -> int:
             failed += 1
             if failed <= _MOST_NAMED:
                 warn(f"{key}: {error}")
-    print(f"{len(store) - failed} photos -> {folder}")
+    print(f"{len(store) - failed} images -> {folder}")
     return 1 if failed else 0
 
 
@@ -173,7 +173,7 @@ def _export_one(store: Store[Any], key: str, kind: str, folder: Path) -> None:
     make_folder(target.parent)
     value = store[key]
     if kind == "safetensors" and isinstance(value, RegionTokens):
-        save_tokens(target, value, config={"photo": key, **store.made_by})
+        save_tokens(target, value, config={"image": key, **store.made_by})
     elif kind == "npz":
         with written(target) as path, path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **_arrays(value))
@@ -195,7 +195,7 @@ def _arrays(value: Any) -> dict[str, np.ndarray]:
 
 
 def _annotations(store: Store[Any], damaged: list[str]) -> Iterator[dict[str, Any]]:
-    """Masks as COCO's annotations, with the photo's key as ``file_name``; those that are damaged are noted."""
+    """Masks as COCO's annotations, with the image's key as ``file_name``; those that are damaged are noted."""
     for key in _progress(store):
         try:
             masks = store[key]

@@ -1,4 +1,4 @@
-"""``regiontok tokenize`` and ``demo``: cut photos into region tokens."""
+"""``regiontok tokenize`` and ``demo``: cut images into region tokens."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ from regiontok.cli.common import (
     FAILURES,
     Found,
     Stopwatch,
-    find_photos,
+    find_images,
     load_encoder,
     roots_of,
 )
@@ -34,8 +34,8 @@ from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
 from regiontok.errors import CheckpointError, OutputError, RegiontokError
 from regiontok.geometry import ImageGeometry
+from regiontok.images import read_image
 from regiontok.maskset import MaskSet
-from regiontok.photos import read_photo
 from regiontok.pipeline import MakeTokens, Work
 from regiontok.pipeline.roots import Roots, identity
 from regiontok.regionizer import Regionizer
@@ -48,24 +48,24 @@ from regiontok.tokens import RegionTokens
 from regiontok.viewing import draw_regions
 
 _MOST_LINES = 10
-"""Photos that are listed one by one; of more there is a summary."""
+"""Images that are listed one by one; of more there is a summary."""
 _STAGES = ("read", "encode", "masks", "normalize", "group", "pool", "write")
 
 
 class Row(NamedTuple):
-    """One line of the table: a photo, its counts, seconds per stage, and what became of its masks."""
+    """One line of the table: an image, its counts, seconds per stage, and what became of its masks."""
 
-    photo: str
+    image: str
     patches: int
     regions: int
     seconds: dict[str, float]
     notes: list[str]
 
     def details(self) -> dict[str, Any]:
-        """As a row of a table of every photo."""
+        """As a row of a table of every image."""
         times = {f"{stage}_ms": round(1000 * value, 3) for stage, value in self.seconds.items()}
         return {
-            "photo": self.photo,
+            "image": self.image,
             "patches": self.patches,
             "tokens": self.regions,
             **times,
@@ -79,11 +79,11 @@ def run_tokenize(options: argparse.Namespace) -> int:
         options.masks = options.masks or "sam2"
     if options.store is not None:
         return _fill(options)
-    named = [Path(one) for one in options.photos]
-    photos = find_photos(named)
+    named = [Path(one) for one in options.images]
+    images = find_images(named)
     out = make_folder(options.out or DEFAULT_OUT)
-    check_outputs(options, photos=[found.path for found in photos])
-    targets = _targets(photos, out)
+    check_outputs(options, images=[found.path for found in images])
+    targets = _targets(images, out)
     encoder = load_encoder(options)
     masks_of = load_masks(options, encoder, roots=roots_of(options, named)) if options.source in MASK_SOURCES else None
     regionizer = _regionizer(options, encoder)
@@ -91,24 +91,24 @@ def run_tokenize(options: argparse.Namespace) -> int:
     rows: list[Row] = []
     details: list[dict[str, Any]] = []
     failed = []
-    for found, target in progress(list(zip(photos, targets, strict=True))):
+    for found, target in progress(list(zip(images, targets, strict=True))):
         path = found.path
         find = partial(masks_of, path) if masks_of else None
         try:
             make_folder(target.parent)
-            read = partial(read_photo, path, bits=options.bits)
-            row = _tokenize_photo(str(path), read, encoder, regionizer, target, find, options.pictures is not False)
+            read = partial(read_image, path, bits=options.bits)
+            row = _tokenize_image(str(path), read, encoder, regionizer, target, find, options.pictures is not False)
             rows.append(row)
             details.append(rows[-1].details())
         except FAILURES as error:
             failed.append(explain(path, error))
-            details.append({"photo": str(path), "error": str(error)})
+            details.append({"image": str(path), "error": str(error)})
     write_details(options, details)
     if rows:
         _print_table(rows)
         what = "Tokens are" if options.pictures is False else "Pictures and tokens are"
         print(f"{what} in {one_line(out)}{os.sep}")
-    return report(failed, len(photos))
+    return report(failed, len(images))
 
 
 def _regionizer(options: argparse.Namespace, encoder: Encoder) -> Regionizer:
@@ -127,7 +127,7 @@ def _regionizer(options: argparse.Namespace, encoder: Encoder) -> Regionizer:
 
 
 def _fill(options: argparse.Namespace) -> int:
-    """Tokens of many photos to a store."""
+    """Tokens of many images to a store."""
     if options.pictures and is_remote(options.store):
         raise RegiontokError("--pictures are files on a disk, and this store is none. Leave it out.")
     return fill_store(options, options.store, _work, batch=DEFAULT_BATCH, prepare=check_annotations)
@@ -151,7 +151,7 @@ def _work(options: argparse.Namespace, roots: Roots) -> Work:
             work.generator = lambda images: [masks_of("", image) for image in images]
             work.lanes = work.lanes if options.masks == "felzenszwalb" else 1  # SAM takes all cores by itself
         else:
-            work.masks = lambda photo, image: masks_of(photo.path, image)
+            work.masks = lambda listed, image: masks_of(listed.path, image)
     return work
 
 
@@ -169,8 +169,8 @@ def _describe_masks(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(store: Path, geometry: ImageGeometry, key: str, image: Image.Image, regions: Regions) -> None:
-    """Keep a picture of a photo's regions in a store's folder."""
-    target = store / "pictures" / f"{key}.regions.png"  # with its suffix: a.jpg and a.png are two photos
+    """Keep a picture of an image's regions in a store's folder."""
+    target = store / "pictures" / f"{key}.regions.png"  # with its suffix: a.jpg and a.png are two images
     try:
         make_folder(target.parent)
         with written(target) as picture:
@@ -186,7 +186,7 @@ def run_demo(options: argparse.Namespace) -> int:
     regionizer = Regionizer(pool="mean")
     out = make_folder(options.out)
     compiling = _warm_up()
-    row = _tokenize_photo(
+    row = _tokenize_image(
         "china.jpg", lambda: Image.fromarray(load_sample_image("china.jpg")), encoder, regionizer, out / "china"
     )
     _print_table([row])
@@ -199,8 +199,8 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenize_photo(
-    photo: str,
+def _tokenize_image(
+    name: str,
     read: Callable[[], Image.Image],
     encoder: Encoder,
     regionizer: Regionizer,
@@ -208,7 +208,7 @@ def _tokenize_photo(
     find_masks: Callable[[Image.Image], MaskSet] | None = None,
     picture: bool = True,
 ) -> Row:
-    """Run one photo through every stage and write its picture, if it is wanted, and tensors beside ``target``."""
+    """Run one image through every stage and write its picture, if it is wanted, and tensors beside ``target``."""
     watch = Stopwatch(encoder.device)
     image = watch.time("read", read)
     features, valid = watch.time("encode", lambda: encoder(image))
@@ -216,20 +216,20 @@ def _tokenize_photo(
     features = watch.time("normalize", lambda: regionizer.normalize(features))
     regions = watch.time("group", lambda: regionizer.order(regionizer.group(features, masks=masks, valid=valid)))
     tokens = watch.time("pool", lambda: regionizer.pool(features, regions))
-    watch.time("write", lambda: _write(photo, image, encoder, regionizer, tokens, target, picture))
+    watch.time("write", lambda: _write(name, image, encoder, regionizer, tokens, target, picture))
     patches = int(valid.sum()) if regionizer.config.padding == "drop" else valid.numel()
-    return Row(photo, patches, len(regions), watch.seconds, _notes(regions))
+    return Row(name, patches, len(regions), watch.seconds, _notes(regions))
 
 
 def _notes(regions: Regions) -> list[str]:
     """What became of masks that are no region."""
     reasons = Counter(dropped.reason for dropped in regions.dropped)
     notes = [f"{count} mask{'s' * (count != 1)} became no region: {reason}" for reason, count in reasons.items()]
-    return notes + ["no mask is left; one region of the whole photo"] * bool(regions.fallback.any())
+    return notes + ["no mask is left; one region of the whole image"] * bool(regions.fallback.any())
 
 
 def _write(
-    photo: str,
+    name: str,
     image: Image.Image,
     encoder: Encoder,
     regionizer: Regionizer,
@@ -243,9 +243,9 @@ def _write(
             draw_regions(image, tokens.regions, placement).save(file, "PNG")
     description = {
         "regiontok": __version__,
-        "photo": photo,
-        "photo_id": identity(photo),
-        "photo_size": [image.height, image.width],
+        "image": name,
+        "image_id": identity(name),
+        "image_size": [image.height, image.width],
         **encoder.describe(),
         "regionizer": regionizer.config.to_dict(),
     }
@@ -253,7 +253,7 @@ def _write(
 
 
 def _warm_up(source: Source = "clustering") -> float:
-    """Compile before the first photo, whose times would else tell of compiling; returns the seconds it took."""
+    """Compile before the first image, whose times would else tell of compiling; returns the seconds it took."""
     start = time.perf_counter()
     UnionFindClusterer()(torch.ones(1, 1, 2, 1))
     if source in MASK_SOURCES:
@@ -270,20 +270,20 @@ def _tensors(target: Path) -> Path:
     return target.with_name(target.name + ".regions.safetensors")
 
 
-def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
-    """Where each photo's files go, but for their endings: as it lies below its folder.
+def _targets(images: Sequence[Found], out: Path) -> list[Path]:
+    """Where each image's files go, but for their endings: as it lies below its folder.
 
-    With a number where that is another photo's of this run or of one before, or would write over a photo.
+    With a number where that is another image's of this run or of one before, or would write over an image.
     """
-    kept = {os.path.realpath(found.path) for found in photos}
+    kept = {os.path.realpath(found.path) for found in images}
     taken: set[str] = set()
     targets = []
-    for found in photos:
+    for found in images:
         target, number = out / found.name.with_suffix(""), 2
         while (
             str(target).lower() in taken
             or os.path.realpath(_picture(target)) in kept
-            or _photo_of(_tensors(target)) not in (None, identity(found.path))
+            or _image_of(_tensors(target)) not in (None, identity(found.path))
         ):
             target, number = out / found.name.with_name(f"{found.name.stem}-{number}"), number + 1
         taken.add(str(target).lower())
@@ -291,41 +291,41 @@ def _targets(photos: Sequence[Found], out: Path) -> list[Path]:
     return targets
 
 
-def _photo_of(file: Path) -> str | None:
-    """The identity of a token file's photo; None where there is no such file, empty where it does not tell."""
+def _image_of(file: Path) -> str | None:
+    """The identity of a token file's image; None where there is no such file, empty where it does not tell."""
     if not os.path.isfile(file):  # noqa: PTH113  a name that is too long is none
         return None
     try:
-        return str(read_config(file).get("photo_id"))
+        return str(read_config(file).get("image_id"))
     except CheckpointError:
         return ""
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    """A line per photo where these are few, and the mean where there are several."""
+    """A line per image where these are few, and the mean where there are several."""
     lines = list(rows) if len(rows) <= _MOST_LINES else []
-    width = min(40, max(5, *(len(one_line(row.photo)) for row in rows)))
+    width = min(40, max(5, *(len(one_line(row.image)) for row in rows)))
     stages = [stage for stage in _STAGES if stage in rows[0].seconds]
-    print(f"{'photo':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in stages) + "  ms")
+    print(f"{'image':<{width}}  patches  regions  " + "  ".join(f"{stage:>9}" for stage in stages) + "  ms")
     if len(rows) > 1:
         times = {stage: sum(row.seconds[stage] for row in rows) / len(rows) for stage in stages}
         patches = sum(row.patches for row in rows) / len(rows)
         regions = sum(row.regions for row in rows) / len(rows)
         lines.append(Row("mean", round(patches), round(regions), times, []))
     for row in lines:
-        name = one_line(row.photo)
+        name = one_line(row.image)
         name = name if len(name) <= width else "..." + name[3 - width :]
         columns = "  ".join(f"{1000 * row.seconds[stage]:>9.1f}" for stage in stages)
         print(f"{name:<{width}}  {row.patches:>7}  {row.regions:>7}  {columns}")
     if len(rows) > 1:
         least, most = min(row.regions for row in rows), max(row.regions for row in rows)
-        print(f"{len(rows)} photos, {least if least == most else f'{least} to {most}'} regions each")
+        print(f"{len(rows)} images, {least if least == most else f'{least} to {most}'} regions each")
     if len(rows) <= _MOST_LINES:
         for row in rows:
             for note in row.notes:
-                print(f"{one_line(row.photo)}: {note}")
+                print(f"{one_line(row.image)}: {note}")
         return
-    photos = Counter(note.partition(": ")[2] or note for row in rows for note in row.notes)
-    for note, count in photos.items():
-        print(f"{count} photos: {note}")
-    print("--csv FILE or --json FILE has every photo.")
+    images = Counter(note.partition(": ")[2] or note for row in rows for note in row.notes)
+    for note, count in images.items():
+        print(f"{count} images: {note}")
+    print("--csv FILE or --json FILE has every image.")

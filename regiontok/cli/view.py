@@ -1,4 +1,4 @@
-"""``regiontok view``: a page to explore a photo's regions in a browser."""
+"""``regiontok view``: a page to explore an image's regions in a browser."""
 
 import argparse
 from pathlib import Path
@@ -8,27 +8,27 @@ from regiontok.cli.common import load_encoder, roots_of
 from regiontok.cli.console import one_line
 from regiontok.cli.mask_sources import load_masks
 from regiontok.cli.output import check_outputs
-from regiontok.photos import read_photo
+from regiontok.images import read_image
 from regiontok.viewing.page import write_page
 
 
 def run_view(options: argparse.Namespace) -> int:
     """Run ``view``; return the exit code."""
-    out = options.out or Path(f"{options.photo.stem}.html")
+    out = options.out or Path(f"{options.image.stem}.html")
     check_outputs(options, out)
     with_masks = has_masks(options)
-    photo = read_photo(options.photo, bits=options.bits)
+    image = read_image(options.image, bits=options.bits)
     encoder = load_encoder(options)
     masks = (
-        load_masks(options, encoder, roots=roots_of(options, [options.photo]))(options.photo, photo)
+        load_masks(options, encoder, roots=roots_of(options, [options.image]))(options.image, image)
         if with_masks
         else None
     )
     write_page(
         out,
-        photo,
+        image,
         encoder,
-        title=one_line(options.photo.name),
+        title=one_line(options.image.name),
         masks=masks,
         threshold=options.threshold,
         num_regions=options.tokens,

@@ -1,7 +1,7 @@
-"""Vision encoders under one face: photos in, patch features out.
+"""Vision encoders under one face: images in, patch features out.
 
     encoder = regiontok.encoders.load("clip-336")
-    features, valid = encoder(photo)        # (1, 24, 24, 1024), (1, 24, 24)
+    features, valid = encoder(image)        # (1, 24, 24, 1024), (1, 24, 24)
 
 Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that are known.
 """
@@ -50,7 +50,7 @@ def load(
         final_norm: Apply the model's last norm to them. By default not for ``clip-336``, but for all others.
         img_size: Input side in pixels, or height and width, where it should not be the model's own; the named encoders
             have theirs.
-        geometry: How photos are placed: ``letterbox``, ``squash`` or ``center_crop``.
+        geometry: How images are placed: ``letterbox``, ``squash`` or ``center_crop``.
 
     Returns:
         An `Encoder`.

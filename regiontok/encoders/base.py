@@ -1,4 +1,4 @@
-"""The frame around every encoder: photos in, patch features and valid patches out, with one geometry."""
+"""The frame around every encoder: images in, patch features and valid patches out, with one geometry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regiontok._checks import check_choice, check_integer
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
-from regiontok.photos import Photos, as_photos
+from regiontok.images import Images, as_images
 
 RGB = tuple[float, float, float]
 
@@ -24,14 +24,14 @@ _MOST_PREFIX_TOKENS = 64
 
 
 class Encoded(NamedTuple):
-    """What an encoder returns: ``features (B, rows, cols, D)``, and ``valid (B, rows, cols)``, where the photo lies."""
+    """What an encoder returns: ``features (B, rows, cols, D)``, and ``valid (B, rows, cols)``, where the image lies."""
 
     features: Tensor
     valid: Tensor
 
 
 class Encoder(nn.Module):
-    """Turn photos into patch features with any frozen model.
+    """Turn images into patch features with any frozen model.
 
     The model may be anything that takes pixels ``(B, 3, height, width)`` and returns ``(B, N, D)``, where prefix
     tokens (class, registers) come before the patches in row-major order, or ``(B, rows, cols, D)``. Prefix tokens are
@@ -39,11 +39,11 @@ class Encoder(nn.Module):
 
     Args:
         model: The callable; a module is moved by ``.to`` and put into evaluation mode.
-        geometry: How photos are placed on its input.
+        geometry: How images are placed on its input.
         patch_size: Side of a patch in input pixels; must divide the input's sides.
         mean: Subtracted from RGB in ``[0, 1]``.
         std: Divided by, after that.
-        fill: What letterbox padding shows: ``mean``, the mean colour, as LLaVA does it; or ``edge``, the photo's edge
+        fill: What letterbox padding shows: ``mean``, the mean colour, as LLaVA does it; or ``edge``, the image's edge
             extended.
         name: What to call it in messages.
 
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         return {"encoder": self.name, "encoder_options": self.options, "geometry": self.geometry.to_config()}
 
     def num_patches(self, sizes: Sequence[Size]) -> list[int]:
-        """How many patches show photos of these heights and widths, before they are encoded.
+        """How many patches show images of these heights and widths, before they are encoded.
 
         With `Regionizer.num_tokens` it tells how many tokens they will get.
 
@@ -146,21 +146,21 @@ class Encoder(nn.Module):
         """The arguments, for ``repr``."""
         return f"name={self.name!r}, geometry={self.geometry}, patch_size={self.patch_size}"
 
-    def preprocess(self, photos: Photos) -> tuple[Tensor, Tensor]:
-        """Place photos on the input and normalise them: pixels ``(B, 3, height, width)`` and ``valid (B, rows, cols)``.
+    def preprocess(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Place images on the input and normalise them: pixels ``(B, 3, height, width)`` and ``valid (B, rows, cols)``.
 
         Args:
-            photos: One or a list: Pillow images, paths of files, or arrays ``(height, width, 3)`` of RGB or ``(height,
+            images: One or a list: Pillow images, paths of files, or arrays ``(height, width, 3)`` of RGB or ``(height,
                 width)`` of grey, uint8; or one array ``(B, height, width, 3)``.
 
         Raises:
-            DTypeError, PhotoError: Not such photos, none at all, or pictures that cannot be one RGB photo.
+            DTypeError, ImageError: Not such images, none at all, or pictures that cannot be one RGB image.
         """
         fill = self._colour if self.fill == "mean" else None
         pixels, valid = [], []
-        for photo in as_photos(photos):
-            placement = self.geometry.place((photo.height, photo.width))
-            placed = np.array(placement.image(photo, fill=fill))
+        for image in as_images(images):
+            placement = self.geometry.place((image.height, image.width))
+            placed = np.array(placement.image(image, fill=fill))
             pixels.append(torch.from_numpy(placed).permute(2, 0, 1))
             valid.append(placement.valid(self.grid))
         batch = torch.stack(pixels).to(self.device)
@@ -168,9 +168,9 @@ class Encoder(nn.Module):
         return (batch / 255 - mean) / std, torch.stack(valid).to(self.device)
 
     @torch.no_grad()
-    def forward(self, photos: Photos) -> Encoded:
-        """Encode one photo or several; see `Encoded` for what comes back and `preprocess` for errors."""
-        pixels, valid = self.preprocess(photos)
+    def forward(self, images: Images) -> Encoded:
+        """Encode one image or several; see `Encoded` for what comes back and `preprocess` for errors."""
+        pixels, valid = self.preprocess(images)
         return Encoded(self.encode(pixels), valid)
 
     @torch.no_grad()

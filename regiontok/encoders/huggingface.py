@@ -88,7 +88,7 @@ def build(source: str, options: LoadOptions) -> Encoder:
     except (RuntimeError, ValueError, TypeError) as error:  # how transformers says that positions do not fit
         advice = "Leave img_size out." if options.size else "Wrap the model in regiontok.encoders.Encoder."
         raise ValueRangeError(
-            f"encoder {name!r} cannot take photos of {size[0]} x {size[1]}: {_brief(error)} {advice}"
+            f"encoder {name!r} cannot take images of {size[0]} x {size[1]}: {_brief(error)} {advice}"
         ) from error
     return encoder
 

@@ -17,7 +17,7 @@ _LMS_TO_OKLAB = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
-_CHROMA_GAIN = 2.5  # Oklab's a and b span about 0.4 of what lightness spans in photos
+_CHROMA_GAIN = 2.5  # Oklab's a and b span about 0.4 of what lightness spans in images
 _COLOUR_FREQUENCIES = (7.0, 23.0)  # radians per unit of lightness; far from harmonic, so that no two colours alias
 _TEXTURE_FREQUENCY = 10.0  # radians per unit of standard deviation
 _TEXTURE_WEIGHT = 0.3
@@ -33,7 +33,7 @@ class PixelDescriptor(nn.Module):
     Raw colours and gradients are not negative, so their cosines are all near 1, and few numbers leave few directions.
     So mean colours enter as sines and cosines of two frequencies: the dot product of two patches is then a function of
     their perceptual difference alone, 1 at no difference. With weights that keep gradient noise from deciding,
-    clustering at the default threshold of 0.7 cuts ordinary photos into 50 to 300 regions. It is meant for demos,
+    clustering at the default threshold of 0.7 cuts ordinary images into 50 to 300 regions. It is meant for demos,
     tests and offline work, not for an MLLM.
 
     The numbers, in order: 12 of mean colour (Oklab), 4 of texture (standard deviation of lightness and of chroma), 24

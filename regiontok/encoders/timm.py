@@ -93,7 +93,7 @@ def _try(encoder: Encoder, model_name: str) -> None:
         encoder.encode(torch.zeros(1, 3, height, width, device=encoder.device))
     except (RuntimeError, AssertionError, ValueError) as error:  # how timm says that a size does not fit
         raise ValueRangeError(
-            f"timm model {model_name!r} cannot take photos of {height} x {width}: {_first_line(error)} Give one side."
+            f"timm model {model_name!r} cannot take images of {height} x {width}: {_first_line(error)} Give one side."
         ) from error
 
 
@@ -125,7 +125,7 @@ def _create(timm: Any, model_name: str, size: Size | None, given: dict[str, Any]
         return timm.create_model(model_name, img_size=size, **given)
     except AssertionError as error:  # how some models say that a size does not fit
         raise ValueRangeError(
-            f"timm model {model_name!r} cannot take photos of {size[0]} x {size[1]}. Try another img_size."
+            f"timm model {model_name!r} cannot take images of {size[0]} x {size[1]}. Try another img_size."
         ) from error
     except TypeError as error:  # a convolutional network: takes any size and has no such argument
         if "img_size" not in str(error):

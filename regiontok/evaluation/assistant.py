@@ -1,7 +1,7 @@
-"""`Assistant`: a region model that answers questions about photos, and shows where it looks.
+"""`Assistant`: a region model that answers questions about images, and shows where it looks.
 
     assistant = Assistant.load("out/instruct/model")
-    assistant.answer([Question(short_answer("What colour is the bus?"), [photo])])[0].text
+    assistant.answer([Question(short_answer("What colour is the bus?"), [image])])[0].text
 
 The words of a question are the caller's; `regiontok.evaluation.prompts` has the paper's forms.
 """
@@ -20,11 +20,11 @@ from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
 from regiontok.evaluation.focus import RegionAttention, answer_attention
 from regiontok.geometry import ImageGeometry
-from regiontok.photos import as_photos
+from regiontok.images import as_images
 from regiontok.regionizer import Regionizer
 
 MaskGenerator = Callable[[list[Image.Image]], Sequence[Masks]]
-"""Photos to their masks, as the generators of `regiontok.masks`."""
+"""Images to their masks, as the generators of `regiontok.masks`."""
 
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
@@ -34,12 +34,12 @@ class Question(NamedTuple):
 
     Attributes:
         text: The words; see `regiontok.evaluation.prompts` for the paper's.
-        photos: The photos it is about, which stand before the words.
-        masks: Their masks, one entry per photo, for a model of masks whose assistant has no generator.
+        images: The images it is about, which stand before the words.
+        masks: Their masks, one entry per image, for a model of masks whose assistant has no generator.
     """
 
     text: str
-    photos: Sequence[Image.Image] = ()
+    images: Sequence[Image.Image] = ()
     masks: Sequence[Masks] | None = None
 
 
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     Attributes:
         text: Without special tokens.
         tokens: Ids, up to the end that the model set.
-        counts: Region tokens of each photo of the question.
+        counts: Region tokens of each image of the question.
     """
 
     text: str
@@ -58,12 +58,12 @@ class Answer(NamedTuple):
 
 
 class Assistant:
-    """A region model with its processor; it answers greedily, in batches whose photos may differ in their counts.
+    """A region model with its processor; it answers greedily, in batches whose images may differ in their counts.
 
     Args:
         model: Of `regiontok.adapters.huggingface`.
         processor: Of ``AutoProcessor``, with a chat template. Its tokenizer will pad on the left.
-        masks: Makes the masks of photos, for a model whose source has them.
+        masks: Makes the masks of images, for a model whose source has them.
 
     Raises:
         DTypeError: A model without regions.
@@ -126,16 +126,16 @@ class Assistant:
         return self.model.regionizer.config.source in MASK_SOURCES
 
     @property
-    def places_photos(self) -> bool:
-        """Whether its model cuts photos into views, and knows itself where these lie."""
-        return bool(self.model.places_photos)
+    def places_images(self) -> bool:
+        """Whether its model cuts images into views, and knows itself where these lie."""
+        return bool(self.model.places_images)
 
     @property
     def geometry(self) -> ImageGeometry:
-        """How photos are placed on the encoder's input: the Regionizer's word, or else the processor's.
+        """How images are placed on the encoder's input: the Regionizer's word, or else the processor's.
 
         Raises:
-            ValueRangeError: A processor whose way with photos is not known; see `geometry_of`.
+            ValueRangeError: A processor whose way with images is not known; see `geometry_of`.
         """
         own = self.model.regionizer.config.geometry
         if own is not None:
@@ -155,8 +155,8 @@ class Assistant:
             stop: Strings before which an answer's text ends; the tokens are all there.
 
         Raises:
-            ValueRangeError: No question, one that holds a placeholder of photos, or masks that are missing.
-            PhotoError: A photo that cannot be read.
+            ValueRangeError: No question, one that holds a placeholder of images, or masks that are missing.
+            ImageError: An image that cannot be read.
         """
         check_integer("max_new_tokens", max_new_tokens)
         inputs, held = self._inputs(questions)
@@ -165,7 +165,7 @@ class Assistant:
             if "pixel_values" in inputs:
                 prepared = self.model.expand(**inputs, left=True)
                 inputs, counts = prepared.inputs, prepared.counts
-            never = [self.model.config.image_token_id]  # a photo's placeholder is no word
+            never = [self.model.config.image_token_id]  # an image's placeholder is no word
             sequences = self.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens, suppress_tokens=never)
         made = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         own = iter(counts)
@@ -183,7 +183,7 @@ class Assistant:
     def attend(
         self, questions: Sequence[Question], answers: Sequence[Sequence[int]], *, query: str = "answer"
     ) -> RegionAttention:
-        """The attention that answers pay to the regions of the photos, of `answer_attention`.
+        """The attention that answers pay to the regions of the images, of `answer_attention`.
 
         Args:
             questions: One batch.
@@ -221,7 +221,7 @@ class Assistant:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _inputs(self, questions: Sequence[Question]) -> tuple[dict[str, Any], list[int]]:
-        """What the model takes, and how many photos each question has."""
+        """What the model takes, and how many images each question has."""
         if not questions:
             raise ValueRangeError("there must be at least one question; got none.")
         chats: list[list[dict[str, Any]]] = []
@@ -241,10 +241,10 @@ class Assistant:
         placeholder = getattr(self.processor, "image_token", "<image>")
         if placeholder in question.text:
             raise ValueRangeError(
-                f"question {number} holds {placeholder}, which stands for a photo. Leave it out: photos are put before "
-                "the words."
+                f"question {number} contains {placeholder}, the placeholder of an image. Leave it out: images are put "
+                "before the words."
             )
-        images = as_photos(list(question.photos)) if len(question.photos) else []
+        images = as_images(list(question.images)) if len(question.images) else []
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question.text}]
         return images, content, self._masks_of(number, question, images) if self.by_masks and images else []
 
@@ -257,11 +257,11 @@ class Assistant:
         inputs: dict[str, Any] = process(self.model, self.processor, texts, images)
         return inputs | ({"masks": list(masks)} if masks else {})
 
-    def _masks_of(self, number: int, question: Question, photos: list[Image.Image]) -> Sequence[Masks]:
+    def _masks_of(self, number: int, question: Question, images: list[Image.Image]) -> Sequence[Masks]:
         if question.masks is not None:
-            if len(question.masks) != len(photos):
+            if len(question.masks) != len(images):
                 raise ValueRangeError(
-                    f"question {number} must have masks of each of its {len(photos)} photos; got {len(question.masks)}."
+                    f"question {number} must have masks of each of its {len(images)} images; got {len(question.masks)}."
                 )
             return question.masks
         if self.masks is None:
@@ -269,7 +269,7 @@ class Assistant:
                 f"the model's regions are of masks (source {self.model.regionizer.config.source!r}), and question "
                 f"{number} has none. Give the assistant a generator, as in masks=regiontok.masks.load('sam2')."
             )
-        return self.masks(photos)
+        return self.masks(images)
 
     def _until_end(self, tokens: list[int]) -> list[int]:
         """Those before the token by which the model ended, and the padding after it."""
@@ -290,7 +290,7 @@ def stock_regions(
     """A `Regionizer` that cuts a stock model's tokens without training, by clustering; None where no cut is asked for.
 
     Args:
-        num_regions: So many tokens per photo; see `UnionFindClusterer` for this and the next four.
+        num_regions: So many tokens per image; see `UnionFindClusterer` for this and the next four.
         keep: This fraction of the patches instead.
         threshold: Clustering down to this cosine instead.
         explained_variance: As few tokens as keep this share of the squared deviation instead.

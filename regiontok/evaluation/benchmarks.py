@@ -59,7 +59,7 @@ class Measured(NamedTuple):
     Attributes:
         figures: The paper's figures, in its units.
         details: Further metrics.
-        tokens: The mean number of region tokens per photo.
+        tokens: The mean number of region tokens per image.
     """
 
     figures: dict[str, float]
@@ -119,8 +119,8 @@ def run(
             for figure, (metric, unit) in wanted.items():
                 found[figure] = unit * _metric(results[benchmark.task], name, metric)
     counts = [read_json(file) for file in out.glob("counts-*.json")]
-    photos = sum(one["photos"] for one in counts)
-    return Measured(figures, details, sum(one["tokens"] for one in counts) / max(photos, 1))
+    images = sum(one["images"] for one in counts)
+    return Measured(figures, details, sum(one["tokens"] for one in counts) / max(images, 1))
 
 
 def _results(out: Path) -> dict[str, Any] | None:

@@ -62,7 +62,7 @@ class Conversation:
             stop: Strings before which the text of the answer ends; its tokens are all returned.
 
         Raises:
-            ValueRangeError, PhotoError: See `Assistant.answer`.
+            ValueRangeError, ImageError: See `Assistant.answer`.
         """
         check_integer("max_new_tokens", max_new_tokens)
         assistant, model = self.assistant, self.assistant.model

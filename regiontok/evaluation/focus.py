@@ -27,7 +27,7 @@ from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
-from regiontok.views import View, count_photos, cut_masks
+from regiontok.views import View, count_images, cut_masks
 
 
 class RegionAttention(NamedTuple):
@@ -39,7 +39,7 @@ class RegionAttention(NamedTuple):
         regions: The batch's `Regions`.
         images: Per sample, its images among those of the regions.
         query: Whose rows they are, ``answer`` or ``predicting``.
-        views: What each image of the regions shows; None for one view of every photo.
+        views: What each image of the regions shows; None for one view of every image.
     """
 
     weights: list[Tensor]
@@ -151,9 +151,9 @@ def target_regions(
         regions: The batch's.
         objects: Per image the object's masks, as `MaskDownsampler` takes them; several are taken together.
         threshold: A share in ``[0, 1]``.
-        geometry: How the encoder places photos; needed unless masks are on the grid.
-        sizes: Each photo's height and width, where masks may be of another size: they are stretched.
-        views: What each image of the regions shows, of a model that cuts photos into tiles: objects are per photo then,
+        geometry: How the encoder places images; needed unless masks are on the grid.
+        sizes: Each image's height and width, where masks may be of another size: they are stretched.
+        views: What each image of the regions shows, of a model that cuts images into tiles: objects are per image then,
             and are cut with it.
 
     Returns:
@@ -173,7 +173,7 @@ def target_regions(
         Supplement B.1: "overlaps with the mask annotation by a certain threshold"; which one it does not say.
     """
     check_number("threshold", threshold, low=0, high=1)
-    if views is not None and (count_photos(views) < len(views) or any(view.canvas is not None for view in views)):
+    if views is not None and (count_images(views) < len(views) or any(view.canvas is not None for view in views)):
         objects, geometry, sizes = cut_masks(views, objects, sizes), None, None
     if len(objects) != len(regions.grids):
         raise ShapeError(f"objects must have one entry per image, {len(regions.grids)}; got {len(objects)}.")

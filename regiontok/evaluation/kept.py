@@ -1,4 +1,4 @@
-"""Masks of photos that have no name, as those of benchmarks: kept in a store by what is in them, and made once."""
+"""Masks of images that have no name, as those of benchmarks: kept in a store by what is in them, and made once."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -7,19 +7,19 @@ from typing import Any
 from PIL import Image
 
 from regiontok.errors import MissingKeyError
+from regiontok.images import as_images
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_photos
 from regiontok.store import Manifest, MaskStore, StoreWriter
 from regiontok.store.manifest import read_manifest
 from regiontok.store.masks import masks_table
 from regiontok.store.places import Address, Place
 
 _MOST_HELD = 500
-"""Photos whose masks are in memory alone, which a process that ends would lose."""
+"""Images whose masks are in memory alone, which a process that ends would lose."""
 
 
 class KeptMasks:
-    """A generator of masks that looks into a store first, by a digest of the photo's pixels.
+    """A generator of masks that looks into a store first, by a digest of the image's pixels.
 
     Args:
         path: The store.
@@ -47,19 +47,19 @@ class KeptMasks:
         found = read_manifest(Place.of(self.path))
         return {} if found is None else found.made_by
 
-    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one photo or several.
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one image or several.
 
         Raises:
-            MissingKeyError: The store has not those of a photo, and there is no generator.
+            MissingKeyError: The store has not those of an image, and there is no generator.
         """
-        photos = as_photos(photos)
-        keys = [digest(photo) for photo in photos]
-        new = {key: photo for key, photo in zip(keys, photos, strict=True) if key not in self}
+        images = as_images(images)
+        keys = [digest(image) for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self}
         if new:
             if self.generator is None or self._writer is None:
                 raise MissingKeyError(
-                    f"{self.path} has no masks of photo {next(iter(new))}, by a digest of its pixels. Have them made "
+                    f"{self.path} has no masks of image {next(iter(new))}, by a digest of its pixels. Have them made "
                     "by --missing GENERATOR."
                 )
             masks = self.generator(list(new.values()))
@@ -80,8 +80,8 @@ class KeptMasks:
             self._store, self._made = MaskStore(self.path), {}
 
 
-def digest(photo: Image.Image) -> str:
-    """What tells a photo's pixels from others."""
-    told = blake2b(f"{photo.mode} {photo.size} ".encode(), digest_size=16)
-    told.update(photo.tobytes())
+def digest(image: Image.Image) -> str:
+    """What tells an image's pixels from others."""
+    told = blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
+    told.update(image.tobytes())
     return told.hexdigest()

@@ -42,16 +42,16 @@ class RegiontokModel(_base.lmms):
         device: By default each process's GPU, or the CPU where there is none.
         dtype: ``auto`` is the checkpoint's.
         masks: A generator of `regiontok.masks` by name, for a model of masks; or a store, which keeps masks by a digest
-            of the photo.
+            of the image.
         missing: A generator that makes the masks that the store lacks, and adds them to it.
         sam_model: The generator's model.
-        num_regions: For a stock model: so many tokens per photo.
+        num_regions: For a stock model: so many tokens per image.
         keep: For a stock model: this fraction of the patches.
         threshold: For a stock model: clustering down to this cosine.
         explained_variance: For a stock model: as few tokens as keep this share of the patches' squared deviation.
         linkage: For a stock model: which regions merge first; see `UnionFindClusterer` for all five.
         norm: For a stock model: ``rms`` or ``none``.
-        counts: A folder in which each process notes how many region tokens photos had.
+        counts: A folder in which each process notes how many region tokens images had.
         max_batch_size: Passed by lmms-eval, and refused.
     """
 
@@ -103,7 +103,7 @@ class RegiontokModel(_base.lmms):
             dtype=dtype,
         )
         self._counts = None if counts is None else Path(counts)
-        self._photos = self._tokens = 0
+        self._images = self._tokens = 0
 
     @property
     def device(self) -> str:
@@ -111,7 +111,7 @@ class RegiontokModel(_base.lmms):
         return self._device
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """Answers to questions, in their order; photos are read batch by batch."""
+        """Answers to questions, in their order; images are read batch by batch."""
         try:
             return self._answers(requests)
         finally:
@@ -129,24 +129,24 @@ class RegiontokModel(_base.lmms):
                 for answer in made:
                     counts = _instance.TokenCounts(output_tokens=len(answer.tokens))
                     answers.append(_instance.GenerationResult(text=answer.text, token_counts=counts))
-                    self._photos += len(answer.counts)
+                    self._images += len(answer.counts)
                     self._tokens += sum(answer.counts)
                 bar.update(len(batch))
         bar.close()
         if self._counts is not None:
-            noted = {"photos": self._photos, "tokens": self._tokens}
+            noted = {"images": self._images, "tokens": self._tokens}
             (self._counts / f"counts-{self.rank}.json").write_text(json.dumps(noted), encoding="utf-8")
         return answers
 
     def _question(self, _: str, messages_of: Any, __: Any, number: int, task: str, split: str) -> Question:
         chat = _protocol.ChatMessages(messages=messages_of(self.task_dict[task][split][number]))
-        photos, videos, sounds = chat.extract_media()
+        images, videos, sounds = chat.extract_media()
         if videos or sounds:
             raise ValueRangeError(f"{task}, question {number}: videos and sounds are not cut into regions.")
         if [message.role for message in chat.messages] != ["user"]:
             raise ValueRangeError(f"{task}, question {number}: it must be one turn of a user; examples are not shown.")
         words = [part.text for part in chat.messages[0].content if part.type == "text"]
-        return Question("\n".join(words), photos)
+        return Question("\n".join(words), images)
 
     def _greedy(self, settings: dict[str, Any]) -> tuple[int, Sequence[str]]:
         """The length and the stops that a task asks for; that it asks for chance is told, and not done."""

@@ -37,7 +37,7 @@ class PartitionScores(NamedTuple):
         single: The share of regions that are one patch.
         largest: The share of the patches that is in the largest region.
         boundary_recall: The share of the objects' boundary pixels that lie no further from a boundary of regions than
-            half a patch; None without objects. What the encoder does not see of the photo does not count, here and
+            half a patch; None without objects. What the encoder does not see of the image does not count, here and
             below.
         miou: Intersection over union of objects with the regions most of which lies in them, averaged over objects;
             None without objects.
@@ -69,7 +69,7 @@ class PartitionResult(NamedTuple):
 
 
 def grid_regions(valid: Tensor, tokens: int) -> Regions:
-    """Regions that ignore the photo: the largest grid of at most ``tokens`` cells over the valid patches.
+    """Regions that ignore the image: the largest grid of at most ``tokens`` cells over the valid patches.
 
     Of grids of as many cells the one with the squarest cells is taken. Cells without a valid patch become no region.
 
@@ -118,8 +118,8 @@ def measure_partition(
         features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``, of any norm: they are taken at unit length.
         regions: Of the same images.
         valid: Which patches count; all by default.
-        objects: Annotated objects of each photo, in its pixels.
-        geometry: How the encoder places photos, ``encoder.geometry``; needed with ``objects``.
+        objects: Annotated objects of each image, in its pixels.
+        geometry: How the encoder places images, ``encoder.geometry``; needed with ``objects``.
 
     Raises:
         ShapeError, DTypeError, ValueRangeError: Arguments that cannot be, or do not belong to each other.
@@ -140,7 +140,7 @@ def measure_partition(
     if objects is not None:
         if geometry is None:
             raise ValueRangeError(
-                "objects need the geometry by which photos are placed; pass geometry=encoder.geometry."
+                "objects need the geometry by which images are placed; pass geometry=encoder.geometry."
             )
         if len(objects) != len(flat.grids) or not all(isinstance(one, MaskSet) for one in objects):
             raise ShapeError(f"objects must be one MaskSet per image, {len(flat.grids)}; got {objects!r}.")
@@ -189,7 +189,7 @@ def compare_partitions(
         mask_weight: How much masks count beside features; see `regiontok.masked`.
         others: Further regions of the image by name, whose numbers are what they are.
         objects: Annotated objects, for boundary recall and mean IoU.
-        geometry: How the encoder places photos; needed with ``objects``.
+        geometry: How the encoder places images; needed with ``objects``.
         connectivity: 4 or 8 neighbours for clustering.
 
     Returns:
@@ -231,21 +231,21 @@ def compare_partitions(
     ]
 
 
-def mean_partitions(photos: Sequence[Sequence[PartitionResult]]) -> list[PartitionResult]:
-    """The mean of every score over photos that were compared in the same way; ``regions`` may then be a fraction.
+def mean_partitions(images: Sequence[Sequence[PartitionResult]]) -> list[PartitionResult]:
+    """The mean of every score over images that were compared in the same way; ``regions`` may then be a fraction.
 
-    A score that a photo has not, such as the IoU of objects that its encoder does not see, is a mean of the others.
+    A score that an image has not, such as the IoU of objects that its encoder does not see, is a mean of the others.
 
     Raises:
-        ShapeError: No photo, or photos compared in different ways.
+        ShapeError: No image, or images compared in different ways.
     """
-    names = [[(row.source, row.tokens, row.keep) for row in rows] for rows in photos]
+    names = [[(row.source, row.tokens, row.keep) for row in rows] for rows in images]
     if not names or any(one != names[0] for one in names):
         raise ShapeError(
-            "photos must be compared in the same way, one or more; these differ in their sources or counts."
+            "images must be compared in the same way, one or more; these differ in their sources or counts."
         )
     means = []
-    for rows in zip(*photos, strict=True):
+    for rows in zip(*images, strict=True):
         known = (
             [one for one in column if one is not None] for column in zip(*(row.scores for row in rows), strict=True)
         )
@@ -283,25 +283,25 @@ def _measure(values: Tensor, allowed: Tensor, member: Tensor, image: int, cols: 
 
 
 def _mean_iou(member: Tensor, objects: MaskSet, geometry: ImageGeometry, grid: tuple[int, int]) -> float | None:
-    """Areas are exact: what of a patch shows the photo, and what of it an object covers."""
+    """Areas are exact: what of a patch shows the image, and what of it an object covers."""
     downsampler = MaskDownsampler(grid, geometry=geometry)
     covered = downsampler.coverage(objects).flatten(1).double()
-    photo = downsampler.coverage(np.ones((1, *objects.size), np.bool_)).flatten().double()
-    ground = (photo - covered.sum(0)).clamp(min=0)
+    image = downsampler.coverage(np.ones((1, *objects.size), np.bool_)).flatten().double()
+    ground = (image - covered.sum(0)).clamp(min=0)
     inside = member @ torch.cat([ground[None], covered]).T  # (R, 1 + objects)
     taken = inside.argmax(1) - 1
     ious = []
     for number, mask in enumerate(covered):
         if not mask.any():  # the encoder sees nothing of it
             continue
-        of_object = member[taken == number].amax(0) if (taken == number).any() else torch.zeros_like(photo)
+        of_object = member[taken == number].amax(0) if (taken == number).any() else torch.zeros_like(image)
         shared = float((of_object * mask).sum())
-        ious.append(shared / float((of_object * photo).sum() + mask.sum() - shared))
+        ious.append(shared / float((of_object * image).sum() + mask.sum() - shared))
     return float(np.mean(ious)) if ious else None
 
 
 def _boundary_recall(member: Tensor, objects: MaskSet, placement: Placement, grid: tuple[int, int]) -> float | None:
-    side = placement.input[0] / grid[0] / max(placement.scale)  # of a patch, in pixels of the photo
+    side = placement.input[0] / grid[0] / max(placement.scale)  # of a patch, in pixels of the image
     _, kind = np.unique(member.numpy(), axis=1, return_inverse=True)  # patches in the same regions are of one kind
     patch = placement.patches(grid)
     seen = patch >= 0

@@ -28,14 +28,14 @@ from regiontok._files import split_lines
 from regiontok._require import require
 from regiontok.choices import ANSWERS, QUERIES
 from regiontok.downsample import Masks
-from regiontok.errors import CheckpointError, PhotoError, RegiontokError, ValueRangeError
+from regiontok.errors import CheckpointError, ImageError, RegiontokError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import FocusMeter, FocusResult, check_attention, target_regions
 from regiontok.evaluation.prompts import OPTIONS, with_options
 from regiontok.geometry import Size
+from regiontok.images import as_rgb, read_image
 from regiontok.masks import CocoMasks
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_rgb, read_photo
 
 _ANNOTATIONS = "FinalSegmentations.json"
 
@@ -49,7 +49,7 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Objects:
-    """The objects' masks of a benchmark, by source and photo; see `read_objects`.
+    """The objects' masks of a benchmark, by source and image; see `read_objects`.
 
     Attributes:
         segmentations: Per source and file name, the annotations' segmentations: COCO RLE, or polygons.
@@ -60,12 +60,12 @@ class Objects:
     skipped: list[Skipped] = field(default_factory=list)
 
     def find(self, source: str, file: str) -> list[Any] | None:
-        """The segmentations of a photo, where it is annotated: of its source, or of no source at all."""
+        """The segmentations of an image, where it is annotated: of its source, or of no source at all."""
         return self.segmentations.get((source, file)) or self.segmentations.get(("", file))
 
     @staticmethod
     def mask(segmentations: Sequence[Any], size: Size) -> np.ndarray:
-        """The union ``(height, width)`` bool of all objects on a photo of ``size``; RLE of other sizes is stretched.
+        """The union ``(height, width)`` bool of all objects on an image of ``size``; RLE of other sizes is stretched.
 
         Raises:
             ShapeError, DTypeError, ValueRangeError: A damaged RLE.
@@ -99,15 +99,15 @@ def read_objects(path: str | Path) -> Objects:
         found = CocoMasks(file)
         told = source or file.name
         for name in found:
-            photo = PurePosixPath(name).name
+            image = PurePosixPath(name).name
             for number, annotation in found.annotations(name).items():
                 segmentation = annotation["segmentation"]
-                try:  # polygons are filled at the photo's size, which the file need not tell
+                try:  # polygons are filled at the image's size, which the file need not tell
                     MaskSet.from_coco([segmentation], size=None if isinstance(segmentation, dict) else (1, 1))
                 except RegiontokError as error:
-                    objects.skipped.append(Skipped(f"{told}, annotation {number} of {photo}", _reason(error)))
+                    objects.skipped.append(Skipped(f"{told}, annotation {number} of {image}", _reason(error)))
                 else:
-                    objects.segmentations.setdefault((source, photo), []).append(segmentation)
+                    objects.segmentations.setdefault((source, image), []).append(segmentation)
         objects.skipped += [
             Skipped(f"{told}, annotation {number}", reason)
             for some, reason in (
@@ -132,9 +132,9 @@ class BenchmarkQuestion:
         name: What to call it in messages.
         text: With its options, as the benchmark writes them, and the paper's words after.
         answer: The right letter, or what else is the right answer.
-        source: Of the photo, such as ``COCO``.
-        file: The photo's name in its source.
-        photo: Its bytes, or where it lies.
+        source: Of the image, such as ``COCO``.
+        file: The image's name in its source.
+        image: Its bytes, or where it lies.
     """
 
     name: str
@@ -142,27 +142,27 @@ class BenchmarkQuestion:
     answer: str
     source: str
     file: str
-    photo: bytes | Path
+    image: bytes | Path
 
     def read(self) -> Image.Image:
-        """The photo.
+        """The image.
 
         Raises:
-            PhotoError: It cannot be read.
+            ImageError: It cannot be read.
         """
-        if isinstance(self.photo, Path):
-            return read_photo(self.photo)
+        if isinstance(self.image, Path):
+            return read_image(self.image)
         try:
-            return as_rgb(Image.open(io.BytesIO(self.photo)))
+            return as_rgb(Image.open(io.BytesIO(self.image)))
         except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
-            raise PhotoError(f"{self.name}: its photo is damaged ({error}).") from error
+            raise ImageError(f"{self.name}: its image is damaged ({error}).") from error
 
 
 def read_questions(file: str | Path, images: str | Path | None = None) -> Iterator[BenchmarkQuestion]:
     """Read CV-Bench's questions, in its own columns.
 
     Args:
-        file: ``test_2d.parquet``, which holds the photos; or ``test_2d.jsonl`` with ``images``.
+        file: ``test_2d.parquet``, which holds the images; or ``test_2d.jsonl`` with ``images``.
         images: The folder that a question's ``filename`` is named from.
 
     Raises:
@@ -174,18 +174,18 @@ def read_questions(file: str | Path, images: str | Path | None = None) -> Iterat
         raise CheckpointError(f"{file}: there is no such file of questions.")
     parquet = file.suffix == ".parquet"
     if not parquet and images is None:
-        raise CheckpointError(f"{file} holds no photos. Name the folder that they are in, --images.")
+        raise CheckpointError(f"{file} holds no images. Name the folder that they are in, --images.")
     for number, row in enumerate(_parquet(file) if parquet else _json_lines(file)):
         try:
             name = f"question {row.get('idx', number)}"
             original = row.get("source_filename") or row["filename"]
-            photo = row["image"]["bytes"] if parquet and images is None else Path(images or "") / row["filename"]
+            image = row["image"]["bytes"] if parquet and images is None else Path(images or "") / row["filename"]
             if row.get("prompt"):
                 text = f"{row['prompt'].strip()}\n{OPTIONS}"
             else:
                 text = with_options(row["question"], row["choices"])
             answer = str(row["answer"]).strip("()")
-            yield BenchmarkQuestion(name, text, answer, row.get("source", ""), PurePosixPath(original).name, photo)
+            yield BenchmarkQuestion(name, text, answer, row.get("source", ""), PurePosixPath(original).name, image)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file}, row {number}: a question of CV-Bench lacks {error}.") from error
 
@@ -217,7 +217,7 @@ class PixCVResult:
         focus: The metric and the choices behind it.
         by_source: The metric of each source alone, in ``[0, 1]``.
         accuracy: The fraction of the counted questions that the model answers rightly.
-        tokens: The mean number of region tokens per photo.
+        tokens: The mean number of region tokens per image.
         answers: Whose attention it is: of the ``generated`` answers, or of the ``right`` ones.
         skipped: What was not counted, and why.
     """
@@ -258,7 +258,7 @@ def measure_focus(
         assistant: The model.
         questions: Of `read_questions`; they are taken one batch at a time.
         objects: Of `read_objects`.
-        masks: For a model of masks without a generator: a function of a question's file name and photo.
+        masks: For a model of masks without a generator: a function of a question's file name and image.
         answers: ``generated``, what the model says, decoded greedily; or ``right``, the right answer.
         query: See `regiontok.evaluation.focus.answer_attention`.
         threshold: Of a target, see `regiontok.evaluation.focus.target_regions`.
@@ -271,7 +271,7 @@ def measure_focus(
         ValueRangeError: No question could be counted; the message says why.
 
     Source:
-        Supplement B.1. Which answer the paper takes, and what becomes of photos without an annotation, it does not say.
+        Supplement B.1. Which answer the paper takes, and what becomes of images without an annotation, it does not say.
     """
     check_choice("answers", answers, ANSWERS)
     check_choice("query", query, QUERIES)
@@ -286,8 +286,8 @@ def measure_focus(
     if masks is None and assistant.by_masks and assistant.masks is not None:  # once, and not for each of two passes
         generate = assistant.masks
 
-        def masks(_: str, photo: Image.Image) -> Masks:
-            return generate([photo])[0]
+        def masks(_: str, image: Image.Image) -> Masks:
+            return generate([image])[0]
 
     asked = _readable(tqdm(questions, unit="question", desc="focus", disable=None), objects, masks, skipped, seen)
     while batch := list(islice(asked, batch_size)):
@@ -308,7 +308,7 @@ def measure_focus(
             [batch[number].question for number in told], [tokens[number] for number in told], query=query
         )
         shown = [batch[number].target[None] for number in told]
-        geometry = None if assistant.places_photos else assistant.geometry
+        geometry = None if assistant.places_images else assistant.geometry
         targets = target_regions(
             attention.regions, shown, threshold=threshold, geometry=geometry, views=attention.views
         )
@@ -342,7 +342,7 @@ def measure_focus(
 
 
 class _Ready(NamedTuple):
-    """A question with its photo and its object's mask ``(height, width)``."""
+    """A question with its image and its object's mask ``(height, width)``."""
 
     asked: BenchmarkQuestion
     question: Question
@@ -360,18 +360,18 @@ def _readable(
     for one in questions:
         segmentations = objects.find(one.source, one.file)
         if segmentations is None:
-            skipped.append(Skipped(f"{one.name} ({one.file})", "its photo has no annotation"))
+            skipped.append(Skipped(f"{one.name} ({one.file})", "its image has no annotation"))
             continue
         seen.update([(one.source, one.file), ("", one.file)])
         try:
-            photo = one.read()
-            target = Objects.mask(segmentations, (photo.height, photo.width))
-            made = None if masks is None else [masks(one.file, photo)]
+            image = one.read()
+            target = Objects.mask(segmentations, (image.height, image.width))
+            made = None if masks is None else [masks(one.file, image)]
         except RegiontokError as error:
-            reason = "its photo cannot be read" if isinstance(error, PhotoError) else str(error)
+            reason = "its image cannot be read" if isinstance(error, ImageError) else str(error)
             skipped.append(Skipped(f"{one.name} ({error})" if reason != str(error) else one.name, reason))
             continue
-        yield _Ready(one, Question(one.text, [photo], made), target)
+        yield _Ready(one, Question(one.text, [image], made), target)
 
 
 def _is_right(text: str, answer: str) -> bool:

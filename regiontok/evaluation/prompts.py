@@ -3,7 +3,7 @@
     short_answer("What colour is the bus?")
     with_options("What colour is the bus?", ["red", "blue"])
 
-Photos stand before the words; the model's chat template brings them together.
+Images stand before the words; the model's chat template brings them together.
 """
 
 from collections.abc import Sequence

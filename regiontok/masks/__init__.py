@@ -1,7 +1,7 @@
-"""Mask generators under one face: photos in, a `MaskSet` per photo out.
+"""Mask generators under one face: images in, a `MaskSet` per image out.
 
     generate = regiontok.masks.load("sam2")      # or "felzenszwalb", which needs no weights
-    masks = generate([photo, ...])               # a list with one MaskSet per photo
+    masks = generate([image, ...])               # a list with one MaskSet per image
 
 Any callable of this shape is a generator: what it returns may also be what `MaskDownsampler` takes. `MaskStore` and
 `write_masks` keep masks in a file; `CocoMasks`, `MaskFiles` and `LabelMaps` read masks that people have.
@@ -56,10 +56,10 @@ _SIZES = {
 
 
 class MaskGenerator(Protocol):
-    """Whatever makes masks of photos."""
+    """Whatever makes masks of images."""
 
-    def __call__(self, photos: Sequence[Image.Image], /) -> Sequence[MaskSet]:
-        """One `MaskSet`, or what `MaskDownsampler` takes in its place, per photo."""
+    def __call__(self, images: Sequence[Image.Image], /) -> Sequence[MaskSet]:
+        """One `MaskSet`, or what `MaskDownsampler` takes in its place, per image."""
 
 
 def load(

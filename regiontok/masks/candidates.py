@@ -1,6 +1,6 @@
 """From a mask decoder's logits to kept masks, at the decoder's own resolution: filter, box, suppress, cover, encode.
 
-The generators we know enlarge every candidate to the photo and run-length encode it before they compare boxes. Here a
+The generators we know enlarge every candidate to the image and run-length encode it before they compare boxes. Here a
 candidate is read once as it comes, and only what is kept is ever enlarged.
 """
 
@@ -26,7 +26,7 @@ _ENLARGED = 2**23
 
 @dataclass
 class Candidates:
-    """One photo's candidates that passed the filters.
+    """One image's candidates that passed the filters.
 
     Attributes:
         kept: What is kept of their logits, ``(N, ...)``.
@@ -52,7 +52,7 @@ class Candidates:
 
 
 class Gathering:
-    """One photo's candidates as decoder calls bring them, to be thinned by the overlap of their boxes.
+    """One image's candidates as decoder calls bring them, to be thinned by the overlap of their boxes.
 
     Boxes and scores of all are held, and logits of those that no better one overlaps so far. Which are best is known
     only at the end, and is decided by all boxes at once. Then one may be wanted that was let go, since what overlapped
@@ -165,7 +165,7 @@ def _measure(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
 
 
 def encode(candidates: Candidates, size: Size) -> MaskSet:
-    """Kept logits, enlarged to a photo of ``size`` a few at a time and run-length encoded."""
+    """Kept logits, enlarged to an image of ``size`` a few at a time and run-length encoded."""
     step = max(1, _ENLARGED // (size[0] * size[1]))
     parts = [
         MaskSet.from_masks(torch.nn.functional.interpolate(part[:, None].float(), size, mode="bilinear")[:, 0] > 0)

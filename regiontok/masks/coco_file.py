@@ -18,7 +18,7 @@ _MOST_COMPARED = 10_000
 
 
 class CocoMasks:
-    """Masks of photos in a file of COCO annotations, such as ``instances_val2017.json``, by file name.
+    """Masks of images in a file of COCO annotations, such as ``instances_val2017.json``, by file name.
 
     Annotations are matched to images by file name: one path must be a suffix of the other, and the match be unique.
     Backslashes, drive letters and leading ``..`` in the file's names are understood.
@@ -32,7 +32,7 @@ class CocoMasks:
 
     Attributes:
         categories: Names by id, where the file has them.
-        unplaced: Annotations of images that the file does not have, which are no photo's: their numbers in the file.
+        unplaced: Annotations of images that the file does not have, which are no image's: their numbers in the file.
         bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
 
     Raises:
@@ -100,18 +100,18 @@ class CocoMasks:
         return by_id
 
     def __repr__(self) -> str:
-        return f"CocoMasks({str(self.path)!r}, {len(self)} photo{'s' * (len(self) != 1)})"
+        return f"CocoMasks({str(self.path)!r}, {len(self)} image{'s' * (len(self) != 1)})"
 
     def __len__(self) -> int:
-        """The number of photos, with annotations or without."""
+        """The number of images, with annotations or without."""
         return len(self._images)
 
     def __iter__(self) -> Iterator[str]:
-        """The file's names of photos."""
+        """The file's names of images."""
         return iter(self._images)
 
     def __contains__(self, key: object) -> bool:
-        """Whether the file has a photo, found as ``masks[key]`` finds it."""
+        """Whether the file has an image, found as ``masks[key]`` finds it."""
         try:
             self.find(str(key))
         except CheckpointError:
@@ -147,10 +147,10 @@ class CocoMasks:
         return f" Its nearest name is {self._by_end[near[0]][0]}." if near else ""
 
     def __getitem__(self, key: str | Path) -> MaskSet:
-        """The masks of a photo, by its name in the file, or a path that ends in it; there may be none.
+        """The masks of an image, by its name in the file, or a path that ends in it; there may be none.
 
         Raises:
-            CheckpointError: No such photo, or a damaged annotation, which is named.
+            CheckpointError: No such image, or a damaged annotation, which is named.
         """
         image = self._images[self.find(key)]
         try:
@@ -163,11 +163,11 @@ class CocoMasks:
         return self[key]
 
     def annotations(self, key: str | Path) -> dict[int, Mapping[str, Any]]:
-        """The annotations of a photo as they are, by their numbers in the file; found as ``masks[key]`` finds them."""
+        """The annotations of an image as they are, by their numbers in the file; found as ``masks[key]`` finds them."""
         return dict(self._images[self.find(key)].annotations)
 
     def size(self, key: str | Path) -> Size | None:
-        """A photo's height and width as the file tells them, if it does; found as ``masks[key]`` finds it."""
+        """An image's height and width as the file tells them, if it does; found as ``masks[key]`` finds it."""
         return self._images[self.find(key)].size
 
 

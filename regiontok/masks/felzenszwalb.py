@@ -1,4 +1,4 @@
-"""Segments of a photo's colours, by graph-based segmentation from scikit-image: offline, without weights."""
+"""Segments of an image's colours, by graph-based segmentation from scikit-image: offline, without weights."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,20 +9,20 @@ from PIL import Image
 
 from regiontok._checks import check_integer, check_number
 from regiontok._require import require
+from regiontok.images import as_images
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_photos
 
 
 @dataclass(frozen=True)
 class FelzenszwalbMasks:
-    """Felzenszwalb and Huttenlocher's segments: they cover the photo, do not overlap, and have no scores.
+    """Felzenszwalb and Huttenlocher's segments: they cover the image, do not overlap, and have no scores.
 
-    For offline use, demos and tests; they follow colours, not objects. Photos are segmented at ``longest_side`` at the
+    For offline use, demos and tests; they follow colours, not objects. Images are segmented at ``longest_side`` at the
     most, so that the settings mean the same at any size, and the segments are enlarged by nearest pixel.
 
     Args:
         scale: Larger gives larger segments.
-        sigma: Width of the Gaussian that smooths the photo first, in pixels.
+        sigma: Width of the Gaussian that smooths the image first, in pixels.
         min_size: Least area of a segment, in pixels.
         longest_side: In pixels.
 
@@ -48,23 +48,23 @@ class FelzenszwalbMasks:
         """What makes these masks, as plain values."""
         return {"generator": "felzenszwalb", **asdict(self)}
 
-    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one photo or several, at the photos' sizes.
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one image or several, at the images' sizes.
 
         Raises:
-            DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
+            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
             MissingDependencyError: scikit-image is not installed.
         """
         segment = require("skimage.segmentation", extra="masks", distribution="scikit-image").felzenszwalb
-        return [self._segment(photo, segment) for photo in as_photos(photos)]
+        return [self._segment(image, segment) for image in as_images(images)]
 
-    def _segment(self, photo: Image.Image, segment: Any) -> MaskSet:
-        shrink = min(1.0, self.longest_side / max(photo.size))
-        size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
-        small = photo.resize(size, Image.Resampling.BOX) if shrink < 1 else photo
+    def _segment(self, image: Image.Image, segment: Any) -> MaskSet:
+        shrink = min(1.0, self.longest_side / max(image.size))
+        size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
+        small = image.resize(size, Image.Resampling.BOX) if shrink < 1 else image
         labels = segment(np.asarray(small), scale=self.scale, sigma=self.sigma, min_size=self.min_size)
         row, col = (
             ((np.arange(side) + 0.5) * own / side).astype(np.int64)
-            for side, own in zip((photo.height, photo.width), labels.shape, strict=True)
+            for side, own in zip((image.height, image.width), labels.shape, strict=True)
         )
         return MaskSet.from_labels(labels[row[:, None], col])

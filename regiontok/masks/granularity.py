@@ -1,4 +1,4 @@
-"""How finely a photo is segmented: the settings of SAM's automatic masks by the paper's names, and their ladder."""
+"""How finely an image is segmented: the settings of SAM's automatic masks by the paper's names, and their ladder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ class MaskSettings:
     """Settings of automatic mask generation; every generator is given all of them, since their own defaults differ.
 
     Attributes:
-        points_per_side: Prompts per side of the photo.
+        points_per_side: Prompts per side of the image.
         stability_score_thresh: A mask is kept if its stability, the overlap of it cut ``stability_score_offset`` above
             and below, is at least this.
         pred_iou_thresh: And if the model's own estimate of its quality is above this.
@@ -28,7 +28,7 @@ class MaskSettings:
         DTypeError, ValueRangeError: A setting that cannot be.
 
     Source:
-        Supplement A.1: 24, 0.9, 0.5 is its cheap setting (about 162 ms per photo on an H100). The overlap of boxes and
+        Supplement A.1: 24, 0.9, 0.5 is its cheap setting (about 162 ms per image on an H100). The overlap of boxes and
         the offset are SAM 2's own.
     """
 

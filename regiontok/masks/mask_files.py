@@ -14,9 +14,9 @@ from regiontok._files import is_same
 from regiontok.annotations import name_format
 from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
+from regiontok.images import explain_image, one_frame
 from regiontok.masks.coco_file import is_bare
 from regiontok.maskset import MaskSet
-from regiontok.photos import explain_photo, one_frame
 
 _MAPS = (".png", ".tif", ".tiff", ".bmp")
 _ARRAYS = ("masks", "labels")
@@ -87,7 +87,7 @@ class MaskFiles:
             if files:
                 return files[0]
             if any(is_same(file, path) for file in candidates):
-                raise MissingKeyError(f"{path} is the photo itself. Name the folder of its {self._what}.")
+                raise MissingKeyError(f"{path} is the image itself. Name the folder of its {self._what}.")
         raise MissingKeyError(
             f"{self.folder} has no {self._what} of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched by "
             "name."
@@ -130,7 +130,7 @@ class MaskFiles:
         except (ValueError, RecursionError, EOFError, BadZipFile, KeyError, TypeError) as error:
             raise CheckpointError(f"{file} is damaged, or no {file.suffix[1:]} file: {error}.") from error
         except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
-            raise CheckpointError(str(explain_photo(str(file), error))) from error
+            raise CheckpointError(str(explain_image(str(file), error))) from error
 
     def _from_arrays(self, stream: BinaryIO) -> MaskSet:
         """Masks in a file of NumPy, which is never unpickled."""

@@ -12,9 +12,9 @@ from torch import nn
 
 from regiontok._checks import check_integer
 from regiontok._require import require
+from regiontok.images import as_images
 from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, as_steps, check_bound, climb, describe
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_photos
 
 
 class PackageMasks:
@@ -22,7 +22,7 @@ class PackageMasks:
 
     Args:
         model: A model of the package, from ``sam2.build_sam``.
-        settings: `MaskSettings`, or several as in ``LADDER``; a photo is encoded once for all of them.
+        settings: `MaskSettings`, or several as in ``LADDER``; an image is encoded once for all of them.
         bound: Lowest and highest number of masks that a ladder looks for.
         points_per_batch: Prompts per decoder call.
         name: What to call the model's weights in a file's metadata.
@@ -76,37 +76,37 @@ class PackageMasks:
         """What makes these masks, as plain values."""
         return describe(self.steps, self.bound, generator="sam2-package", model=self.name)
 
-    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one photo or several, at the photos' sizes.
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one image or several, at the images' sizes.
 
         Raises:
-            DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
+            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
         """
-        return [self._climb(np.array(photo)) for photo in as_photos(photos)]
+        return [self._climb(np.array(image)) for image in as_images(images)]
 
-    def _climb(self, photo: np.ndarray) -> MaskSet:
+    def _climb(self, image: np.ndarray) -> MaskSet:
         def run(step: MaskSettings) -> MaskSet:
-            records = self._generators[step].generate(photo)
-            return MaskSet.from_sam(records, size=(photo.shape[0], photo.shape[1]))
+            records = self._generators[step].generate(image)
+            return MaskSet.from_sam(records, size=(image.shape[0], image.shape[1]))
 
         return climb(run, self.steps, self.bound)
 
 
 def _remembering(predictor: type) -> type:
-    """A predictor that encodes a photo once, however often it is set."""
+    """A predictor that encodes an image once, however often it is set."""
 
     class RememberingPredictor(predictor):  # type: ignore[misc]
-        photo: np.ndarray | None = None
+        image: np.ndarray | None = None
 
         def set_image(self, image: np.ndarray) -> None:
-            if self.photo is None or image.shape != self.photo.shape or not np.array_equal(image, self.photo):
-                self.photo = None
+            if self.image is None or image.shape != self.image.shape or not np.array_equal(image, self.image):
+                self.image = None
                 super().set_image(image)
-                self.photo = image
+                self.image = image
 
         def reset_predictor(self) -> None:
-            """Called after every step; what is known of the photo stays."""
-            if self.photo is None:
+            """Called after every step; what is known of the image stays."""
+            if self.image is None:
                 super().reset_predictor()
 
     return RememberingPredictor

@@ -13,9 +13,9 @@ from torch import nn
 from regiontok._checks import check_integer
 from regiontok._require import require
 from regiontok.errors import DTypeError
+from regiontok.images import as_images
 from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, describe
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_photos
 
 _PROCESSORS = {"sam2": "Sam2ImageProcessor", "sam3_tracker": "Sam3ImageProcessor"}
 
@@ -24,11 +24,11 @@ class PipelineMasks:
     """Masks of transformers' pipeline over a ``Sam2Model`` or ``Sam3TrackerModel``, best first.
 
     The pipeline places its points as SAM 1 needs them, whose input is padded; on the squashed input of SAM 2 they would
-    miss the right or lower part of every photo that is not square. They are spread over the whole input here.
+    miss the right or lower part of every image that is not square. They are spread over the whole input here.
 
     Args:
         model: The model, in evaluation mode.
-        settings: One `MaskSettings`; the pipeline cannot climb a ladder without encoding the photo at every step.
+        settings: One `MaskSettings`; the pipeline cannot climb a ladder without encoding the image at every step.
         points_per_batch: Prompts per decoder call.
 
     Raises:
@@ -63,17 +63,17 @@ class PipelineMasks:
         name = self.model.config._name_or_path or "random weights"
         return describe((self.settings,), BOUND, generator="sam2-pipeline", model=name)
 
-    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one photo or several, at the photos' sizes.
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one image or several, at the images' sizes.
 
         Raises:
-            DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
+            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
         """
-        return [self._generate(photo) for photo in as_photos(photos)]
+        return [self._generate(image) for image in as_images(images)]
 
-    def _generate(self, photo: Image.Image) -> MaskSet:
+    def _generate(self, image: Image.Image) -> MaskSet:
         made = self.pipeline(
-            photo,
+            image,
             points_per_batch=self.points_per_batch,
             points_per_crop=self.settings.points_per_side,
             crops_n_layers=0,
@@ -84,7 +84,7 @@ class PipelineMasks:
             crops_nms_thresh=self.settings.box_nms_thresh,
             output_rle_mask=True,
         )
-        size = (photo.height, photo.width)
+        size = (image.height, image.width)
         return MaskSet.from_coco(made["rle_mask"], size=size, scores=torch.as_tensor(made["scores"]).float())
 
 

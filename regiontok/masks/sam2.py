@@ -1,4 +1,4 @@
-"""Automatic masks of SAM 2, fast: many photos and points per decoder call, and no candidate enlarged before its time.
+"""Automatic masks of SAM 2, fast: many images and points per decoder call, and no candidate enlarged before its time.
 
 The model is transformers' ``Sam2Model``, or SAM 3's ``Sam3TrackerModel``, which has the same face. Tested with
 transformers 5.23.
@@ -17,10 +17,10 @@ from regiontok._checks import check_integer
 from regiontok.downsample import MaskDownsampler
 from regiontok.errors import DTypeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
+from regiontok.images import as_images
 from regiontok.masks.candidates import Candidates, Finish, Gathering, encode
 from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, as_steps, beyond, check_bound, describe
 from regiontok.maskset import MaskSet
-from regiontok.photos import as_photos
 
 _NORMALIZATION = {
     "sam2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -33,21 +33,21 @@ _MOST_BYTES = 2**28
 
 
 class Sam2Masks:
-    """Masks of everything in a photo, by a grid of point prompts.
+    """Masks of everything in an image, by a grid of point prompts.
 
-    A photo is squashed to the model's square input, as SAM 2 has it, and prompted at the middle of every cell of a grid
-    laid over all of it. The decoder gives three candidates per point, which are filtered by predicted IoU and stability
-    and thinned by the overlap of their boxes, all at the decoder's resolution. Masks come best first.
+    An image is resized to the model's square input, as SAM 2 does, and prompted at the centre of every cell of a grid
+    over the whole image. The decoder gives three candidates per point, which are filtered by predicted IoU, stability
+    and the overlap of their boxes, all at the decoder's resolution. Masks are sorted by score.
 
     Args:
         model: A ``Sam2Model`` or ``Sam3TrackerModel`` in evaluation mode; `regiontok.masks.load` loads one.
-        settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each photo gets the first step
-            whose number of masks is within ``bound``, else the step nearest to it. A photo is encoded once for all.
+        settings: `MaskSettings`, or several from coarse to fine such as ``LADDER``: each image gets the first step
+            whose number of masks is within ``bound``, else the step nearest to it. An image is encoded once for all.
         bound: Lowest and highest number of masks that a ladder looks for.
-        mosaic: Put ``mosaic x mosaic`` photos side by side into one input; each photo gets its share of the points,
+        mosaic: Put ``mosaic x mosaic`` images side by side into one input; each image gets its share of the points,
             and the masks of these, cut at its border.
-        points_per_batch: Prompts per decoder call over all photos; by default 64 on a CPU, 1024 elsewhere.
-        photos_per_batch: Inputs that are encoded together.
+        points_per_batch: Prompts per decoder call over all images; by default 64 on a CPU, 1024 elsewhere.
+        images_per_batch: Inputs that are encoded together.
 
     Raises:
         DTypeError, ValueRangeError: A model of another kind, or an option that cannot be.
@@ -65,16 +65,16 @@ class Sam2Masks:
         bound: tuple[int, int] = BOUND,
         mosaic: int = 1,
         points_per_batch: int | None = None,
-        photos_per_batch: int = 4,
+        images_per_batch: int = 4,
     ) -> None:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind not in _NORMALIZATION:
             raise DTypeError(
                 f"model must be transformers' Sam2Model or Sam3TrackerModel; got {type(model).__name__}. Any other "
-                "generator can be used as it is: a callable that maps photos to masks."
+                "generator can be used as it is: a callable that maps images to masks."
             )
         check_integer("mosaic", mosaic)
-        check_integer("photos_per_batch", photos_per_batch)
+        check_integer("images_per_batch", images_per_batch)
         check_bound(bound)
         self.model: Any = model
         self.device = next(model.parameters()).device
@@ -83,11 +83,11 @@ class Sam2Masks:
         check_integer("points_per_batch", points_per_batch)
         self.steps = as_steps(settings)
         if min(step.points_per_side for step in self.steps) < mosaic:
-            raise ValueRangeError(f"points_per_side must be at least mosaic, {mosaic}: each photo needs a point.")
+            raise ValueRangeError(f"points_per_side must be at least mosaic, {mosaic}: each image needs a point.")
         self.bound = (int(bound[0]), int(bound[1]))
         self.mosaic = mosaic
         self.points_per_batch = points_per_batch
-        self.photos_per_batch = photos_per_batch
+        self.images_per_batch = images_per_batch
         prompt: Any = model.prompt_encoder
         self.input_side = int(prompt.input_image_size)
         self.mask_side = int(prompt.mask_input_size[0])
@@ -107,69 +107,69 @@ class Sam2Masks:
         name = self.model.config._name_or_path or "random weights"
         return describe(self.steps, self.bound, generator="sam2", model=name, mosaic=self.mosaic)
 
-    def __call__(self, photos: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one photo or several, at the photos' sizes.
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
+        """Masks of one image or several, at the images' sizes.
 
         Raises:
-            DTypeError, PhotoError: Not Pillow images, or pictures that cannot be one RGB photo.
+            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
         """
-        photos = as_photos(photos)
-        found = self._generate(photos, [_whole] * len(photos))
-        return [encode(one, (photo.height, photo.width)) for one, photo in zip(found, photos, strict=True)]
+        images = as_images(images)
+        found = self._generate(images, [_whole] * len(images))
+        return [encode(one, (image.height, image.width)) for one, image in zip(found, images, strict=True)]
 
     def on_grid(
-        self, photos: Image.Image | Sequence[Image.Image], *, geometry: ImageGeometry, grid: Size
+        self, images: Image.Image | Sequence[Image.Image], *, geometry: ImageGeometry, grid: Size
     ) -> list[MaskSet]:
-        """Masks of photos on an encoder's grid, straight from the decoder's logits: nothing is enlarged or encoded.
+        """Masks of images on an encoder's grid, straight from the decoder's logits: nothing is enlarged or encoded.
 
         A pixel of the decoder's is in a mask or not, as a whole; so a patch at a mask's rim can differ from what
         `MaskDownsampler` makes of the enlarged mask.
 
         Args:
-            photos: One or several.
-            geometry: How the encoder places photos: ``encoder.geometry``.
+            images: One or several.
+            geometry: How the encoder places images: ``encoder.geometry``.
             grid: Its rows and columns: ``encoder.grid``.
         """
-        photos = as_photos(photos)
+        images = as_images(images)
         downsampler = MaskDownsampler(grid, geometry=geometry, rescale=True)
 
         def cover(size: Size) -> Finish:
             return lambda logits: downsampler.coverage(logits > 0, size=size)
 
-        found = self._generate(photos, [cover((photo.height, photo.width)) for photo in photos])
+        found = self._generate(images, [cover((image.height, image.width)) for image in images])
         return [
             MaskSet.on_grid(
                 one.kept,
-                valid=geometry.place((photo.height, photo.width)).valid(grid),
+                valid=geometry.place((image.height, image.width)).valid(grid),
                 scores=one.scores,
                 stability=one.stability,
             )
-            for one, photo in zip(found, photos, strict=True)
+            for one, image in zip(found, images, strict=True)
         ]
 
     @torch.no_grad()
-    def _generate(self, photos: list[Image.Image], finish: list[Finish]) -> list[Candidates]:
-        """Kept masks per photo, each step for the photos that no step before it has satisfied."""
+    def _generate(self, images: list[Image.Image], finish: list[Finish]) -> list[Candidates]:
+        """Kept masks per image, each step for the images that no step before it has satisfied."""
         per_input = self.mosaic**2
-        found: list[Candidates | None] = [None] * len(photos)
-        for start in range(0, len(photos), self.photos_per_batch * per_input):
-            group = list(range(start, min(start + self.photos_per_batch * per_input, len(photos))))
+        found: list[Candidates | None] = [None] * len(images)
+        for start in range(0, len(images), self.images_per_batch * per_input):
+            group = list(range(start, min(start + self.images_per_batch * per_input, len(images))))
             inputs = [group[i : i + per_input] for i in range(0, len(group), per_input)]
-            embeddings = self._embed([[photos[photo] for photo in tiles] for tiles in inputs])
+            embeddings = self._embed([[images[image] for image in tiles] for tiles in inputs])
             for step in self.steps:
-                open_ = [i for i, tiles in enumerate(inputs) if any(self._unsettled(found[photo]) for photo in tiles)]
+                open_ = [i for i, tiles in enumerate(inputs) if any(self._unsettled(found[image]) for image in tiles)]
                 if not open_:
                     break
                 chosen = [level[open_] for level in embeddings]
                 for tiles, masks in zip(
                     [inputs[i] for i in open_],
-                    self._prompt(chosen, [[finish[photo] for photo in inputs[i]] for i in open_], step),
+                    self._prompt(chosen, [[finish[image] for image in inputs[i]] for i in open_], step),
                     strict=True,
                 ):
-                    for photo, new in zip(tiles, masks, strict=True):
-                        old = found[photo]
+                    for image, new in zip(tiles, masks, strict=True):
+                        old = found[image]
                         if old is None or self._miss(new) < self._miss(old):
-                            found[photo] = new
+                            found[image] = new
         return [one for one in found if one is not None]
 
     def _miss(self, masks: Candidates) -> int:
@@ -179,13 +179,13 @@ class Sam2Masks:
         return masks is None or self._miss(masks) > 0
 
     def _embed(self, inputs: list[list[Image.Image]]) -> list[Tensor]:
-        """The vision encoder's features of some inputs, each made of one photo or a mosaic of several."""
+        """The vision encoder's features of some inputs, each made of one image or a mosaic of several."""
         side = self.input_side // self.mosaic
         pixels = torch.zeros(len(inputs), 3, self.input_side, self.input_side, device=self.device)
         for canvas, tiles in zip(pixels, inputs, strict=True):
-            for tile, photo in enumerate(tiles):
+            for tile, image in enumerate(tiles):
                 row, col = (side * place for place in divmod(tile, self.mosaic))
-                values = torch.from_numpy(np.array(photo)).to(self.device).permute(2, 0, 1)[None].float() / 255
+                values = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
                 placed = nn.functional.interpolate(values, (side, side), mode="bilinear", antialias=True)[0]
                 canvas[:, row : row + side, col : col + side] = (placed - self._mean) / self._std
         return self.model.get_image_embeddings(pixels.to(self.model.dtype))

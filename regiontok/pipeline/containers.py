@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from regiontok._require import require
-from regiontok.errors import PhotoError, RegiontokError
+from regiontok.errors import ImageError, RegiontokError
 from regiontok.geometry import Size
-from regiontok.photos import as_rgb, explain_photo, is_image_name, read_photo, read_size
+from regiontok.images import as_rgb, explain_image, is_image_name, read_image, read_size
 from regiontok.store.places import filesystem, is_remote
 from regiontok.store.shards import check_counts
 from regiontok.store.stamps import Stamp, stamp_of, stamp_of_file
@@ -69,16 +69,16 @@ class Container(ABC):
         """Return what is stored of an image: a Pillow image, bytes, or a dict with ``bytes`` or ``path``.
 
         Raises:
-            PhotoError: It cannot be read.
+            ImageError: It cannot be read.
         """
 
     def image(
         self, address: str, *, bits: int | None = None, admit: Callable[[int], None] | None = None
     ) -> Image.Image:
-        """Return an image's pixels, upright and RGB; see `regiontok.read_photo` for the arguments.
+        """Return an image's pixels, upright and RGB; see `regiontok.read_image` for the arguments.
 
         Raises:
-            PhotoError: It cannot be read.
+            ImageError: It cannot be read.
         """
         value = self._checked(address)
         if isinstance(value, Image.Image):
@@ -87,14 +87,14 @@ class Container(ABC):
             except RegiontokError:
                 raise
             except Exception as error:  # a file that is opened lazily is decoded only here
-                raise explain_photo(address, error) from error
-        return read_photo(address, value, bits=bits, admit=admit)
+                raise explain_image(address, error) from error
+        return read_image(address, value, bits=bits, admit=admit)
 
     def size(self, address: str) -> tuple[Size, int]:
         """Return an image's height and width, upright, and its EXIF orientation.
 
         Raises:
-            PhotoError: It cannot be read.
+            ImageError: It cannot be read.
         """
         value = self._checked(address)
         if isinstance(value, Image.Image):
@@ -108,14 +108,14 @@ class Container(ABC):
         except RegiontokError:
             raise
         except Exception as error:  # damaged files raise errors of all kinds
-            raise explain_photo(address, error) from error
+            raise explain_image(address, error) from error
         if isinstance(value, Mapping):
             path = value.get("path")
             value = value.get("bytes")
             if value is None and path is not None:
-                raise PhotoError(f"{address}: the row has the path {path!r} and no bytes of an image.", "missing")
+                raise ImageError(f"{address}: the row has the path {path!r} and no bytes of an image.", "missing")
         if value is None:
-            raise PhotoError(f"{address}: the row has no image.", "missing")
+            raise ImageError(f"{address}: the row has no image.", "missing")
         return value
 
 
@@ -123,7 +123,7 @@ class DatasetFolder(Container):
     """Images in a column of a dataset that ``datasets`` saved.
 
     Raises:
-        PhotoError: No dataset, or no such column of images or of keys.
+        ImageError: No dataset, or no such column of images or of keys.
     """
 
     def __init__(self, folder: str, column: str | None, key_column: str | None) -> None:
@@ -135,7 +135,7 @@ class DatasetFolder(Container):
         feature = features[self.column]
         if type(feature).__name__ != "Image":
             if "binary" not in str(getattr(feature, "dtype", "")) and not _is_struct(feature):
-                raise PhotoError(_NO_IMAGES.format(named=folder, column=self.column, kind=feature), "not_an_image")
+                raise ImageError(_NO_IMAGES.format(named=folder, column=self.column, kind=feature), "not_an_image")
             first = self._rows.select(range(min(_SAMPLE, len(self._rows))))[self.column]
             _check_values(folder, self.column, list(first), feature)
         if key_column is not None:
@@ -150,9 +150,9 @@ class DatasetFolder(Container):
         try:
             rows = datasets.load_from_disk(self.root)
         except Exception as error:  # of all kinds where files are damaged
-            raise PhotoError(f"{self.root}: the dataset cannot be read: {error}", "damaged") from error
+            raise ImageError(f"{self.root}: the dataset cannot be read: {error}", "damaged") from error
         if not hasattr(rows, "features"):
-            raise PhotoError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
+            raise ImageError(f"{self.root} holds several splits: {', '.join(rows)}. Name the folder of one.")
         return rows
 
     def __iter__(self) -> Iterator[Entry]:
@@ -169,7 +169,7 @@ class ParquetImages(Container):
     """Images in a column of a Parquet file: bytes, or ``{bytes, path}`` as ``datasets`` and hubs write them.
 
     Raises:
-        PhotoError: No Parquet file, or no such column of images or of keys.
+        ImageError: No Parquet file, or no such column of images or of keys.
         MissingDependencyError: pyarrow is not installed.
     """
 
@@ -185,7 +185,7 @@ class ParquetImages(Container):
         )
         kind = columns[self.column]
         if not _holds_bytes(kind):
-            raise PhotoError(_NO_IMAGES.format(named=path, column=self.column, kind=kind), "not_an_image")
+            raise ImageError(_NO_IMAGES.format(named=path, column=self.column, kind=kind), "not_an_image")
         self._ends: list[int] = []
         for group in range(self._file.metadata.num_row_groups):
             self._ends.append(self._file.metadata.row_group(group).num_rows + (self._ends[-1] if self._ends else 0))
@@ -264,7 +264,7 @@ class ParquetImages(Container):
         except RegiontokError:
             raise
         except Exception as error:  # a client's errors, and those of damaged files, are of all kinds
-            raise PhotoError(f"{self.named}: no Parquet file that can be read ({error}).", "damaged") from error
+            raise ImageError(f"{self.named}: no Parquet file that can be read ({error}).", "damaged") from error
 
 
 class TarImages(Container):
@@ -308,13 +308,13 @@ class TarImages(Container):
     def value(self, place: str) -> Any:
         """Return the bytes of a member."""
         if place.startswith("!"):
-            raise PhotoError(f"{self.named}: {place[1:]}.", "damaged")
+            raise ImageError(f"{self.named}: {place[1:]}.", "damaged")
         offset, size = map(int, place.split(":"))
         with self._opened() as stream:
             stream.seek(offset)
             data = stream.read(size)
         if len(data) < size:
-            raise PhotoError(f"{self.named}: the tar ends within this image.", "damaged")
+            raise ImageError(f"{self.named}: the tar ends within this image.", "damaged")
         return data
 
     @contextmanager
@@ -338,9 +338,9 @@ def _choose_column(named: str, column: str | None, images: list[str], columns: M
     if column is None and len(images) == 1:
         return images[0]
     if column is None:
-        raise PhotoError(f"{named}: say which column has the photos (--column), one of {', '.join(columns)}.")
+        raise ImageError(f"{named}: say which column has the images (--column), one of {', '.join(columns)}.")
     if column not in columns:
-        raise PhotoError(f"{named}: there is no column {column}, but {', '.join(columns)}.")
+        raise ImageError(f"{named}: there is no column {column}, but {', '.join(columns)}.")
     return column
 
 
@@ -348,18 +348,18 @@ def _check_values(named: str, column: str, values: list[Any], kind: Any) -> None
     """Reject a column before the run starts if none of its first values is an image.
 
     Raises:
-        PhotoError: Such a column.
+        ImageError: Such a column.
     """
     data = [value.get("bytes") if isinstance(value, Mapping) else value for value in values]
     known = [value for value in data if value is not None]
     if known and not any(map(_is_image, known)):
-        raise PhotoError(_NO_IMAGES.format(named=named, column=column, kind=kind), "not_an_image")
+        raise ImageError(_NO_IMAGES.format(named=named, column=column, kind=kind), "not_an_image")
 
 
 def _is_image(data: bytes) -> bool:
     try:
         read_size("", data)
-    except PhotoError:
+    except ImageError:
         return False
     return True
 
@@ -367,11 +367,11 @@ def _is_image(data: bytes) -> bool:
 def _check_keys(named: str, column: str, columns: Mapping[str, Any], read: Any) -> None:
     """Reject a column of keys that is not there, or has a value twice."""
     if column not in columns:
-        raise PhotoError(f"{named}: there is no column {column} of keys, but {', '.join(columns)}.")
+        raise ImageError(f"{named}: there is no column {column} of keys, but {', '.join(columns)}.")
     seen: set[str] = set()
     for value in map(str, read()):
         if value in seen:
-            raise PhotoError(f"{named}: several rows have {column} {value!r}, which is no key then.")
+            raise ImageError(f"{named}: several rows have {column} {value!r}, which is no key then.")
         seen.add(value)
 
 

@@ -1,7 +1,7 @@
-"""Photos to take: of folders, patterns, lists, LLaVA's data and datasets, on a disk or elsewhere, one after another.
+"""Images to take: of folders, patterns, lists, LLaVA's data and datasets, on a disk or elsewhere, one after another.
 
-Folders are listed as they are needed, one at a time and by name, so that a million photos cost the memory of the names
-in one folder. A list is read whole, and its names are checked before the first photo.
+Folders are listed as they are needed, one at a time and by name, so that a million images cost the memory of the names
+in one folder. A list is read whole, and its names are checked before the first image.
 """
 
 import glob
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from regiontok._files import split_lines
-from regiontok.errors import PhotoError, ValueRangeError
+from regiontok.errors import ImageError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.photos import explain_photo, is_image_name, read_photo, read_size
+from regiontok.images import explain_image, is_image_name, read_image, read_size
 from regiontok.pipeline.containers import (
     COMPRESSED_TARS,
     PARQUET,
@@ -36,10 +36,10 @@ from regiontok.store.places import filesystem, is_remote
 from regiontok.store.stamps import Stamp, stamp_of, stamp_of_file
 
 LISTS = (".txt", ".json", ".jsonl")
-"""Files that list photos."""
+"""Files that list images."""
 
 
-class Photo(NamedTuple):
+class ListedImage(NamedTuple):
     """An image: its key, the path or address it is read from, and the stamp of its file as far as a listing has it."""
 
     key: str
@@ -58,7 +58,7 @@ class Reader:
 
     Args:
         containers: Files that hold many images.
-        bits: Of greyscale images of 16 bits; see `regiontok.read_photo`.
+        bits: Of greyscale images of 16 bits; see `regiontok.read_image`.
     """
 
     def __init__(self, containers: Iterable[Container] = (), *, bits: int | None = None) -> None:
@@ -68,60 +68,60 @@ class Reader:
     def _container(self, address: str) -> Container | None:
         return self._containers.get(address.rpartition("#")[0]) if self._containers else None
 
-    def read(self, photo: Photo, *, admit: Callable[[int], None] | None = None) -> Image.Image:
+    def read(self, image: ListedImage, *, admit: Callable[[int], None] | None = None) -> Image.Image:
         """Return an image's pixels, upright and RGB; ``admit`` is called with their number before they are decoded.
 
         Raises:
-            PhotoError: It cannot be read; see `regiontok.read_photo`.
+            ImageError: It cannot be read; see `regiontok.read_image`.
         """
-        container = self._container(photo.address)
+        container = self._container(image.address)
         if container is not None:
-            return container.image(photo.address, bits=self.bits, admit=admit)
-        data = read_bytes(photo.address) if is_remote(photo.address) else None
-        return read_photo(photo.address, data, bits=self.bits, admit=admit)
+            return container.image(image.address, bits=self.bits, admit=admit)
+        data = read_bytes(image.address) if is_remote(image.address) else None
+        return read_image(image.address, data, bits=self.bits, admit=admit)
 
-    def size(self, photo: Photo) -> tuple[Size, int]:
+    def size(self, image: ListedImage) -> tuple[Size, int]:
         """An image's height and width, upright, and its EXIF orientation, without its pixels.
 
         Raises:
-            PhotoError: It cannot be read.
+            ImageError: It cannot be read.
         """
-        container = self._container(photo.address)
+        container = self._container(image.address)
         if container is not None:
-            return container.size(photo.address)
-        return read_size(photo.address, read_bytes(photo.address) if is_remote(photo.address) else None)
+            return container.size(image.address)
+        return read_size(image.address, read_bytes(image.address) if is_remote(image.address) else None)
 
-    def stamp(self, photo: Photo) -> Stamp:
+    def stamp(self, image: ListedImage) -> Stamp:
         """Return the size and modification time of an image's file, as far as they are known without reading it."""
-        if photo.stamp != Stamp() or is_remote(photo.address) or self._container(photo.address) is not None:
-            return photo.stamp
-        return stamp_of_file(photo.address)
+        if image.stamp != Stamp() or is_remote(image.address) or self._container(image.address) is not None:
+            return image.stamp
+        return stamp_of_file(image.address)
 
 
 class Listing(Reader):
-    """Photos by key; iterate over it for `Photo`, as often as needed.
+    """Images by key; iterate over it for `ListedImage`, as often as needed.
 
     Args:
-        named: Photos, folders, patterns such as ``photos/*.jpg``, lists (a text file with a path per line; JSON or
+        named: Images, folders, patterns such as ``images/*.jpg``, lists (a text file with a path per line; JSON or
             JSON lines of paths, or of objects with ``image``, as LLaVA's data are), folders that ``datasets`` saved,
             Parquet files with a column of images, or WebDataset tars; each on a disk, or where fsspec reaches, such as
-            ``s3://bucket/photos``. The images of a Parquet file or a tar are below the name of that file.
+            ``s3://bucket/images``. The images of a Parquet file or a tar are below the name of that file.
         root: The folder that keys are below, and paths in lists are relative to; by default the folder that is named,
-            or that a photo or a list is in.
+            or that an image or a list is in.
         column: Of datasets and Parquet files: where their images are.
         key_column: Of datasets and Parquet files: what to take for keys; by default row numbers.
-        bits: Of greyscale images of 16 bits; see `regiontok.read_photo`.
+        bits: Of greyscale images of 16 bits; see `regiontok.read_image`.
 
     Raises:
-        PhotoError: No photo at all, or a list that cannot be read.
-        ValueRangeError: A photo that is not below ``root``, a path with ``..``, or folders of one name.
+        ImageError: No image at all, or a list that cannot be read.
+        ValueRangeError: An image that is not below ``root``, a path with ``..``, or folders of one name.
 
     Example:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> Image.new("RGB", (8, 8)).save(folder + "/b.png")
         >>> Image.new("RGB", (8, 8)).save(folder + "/a.png")
-        >>> [photo.key for photo in Listing([folder])]
+        >>> [image.key for image in Listing([folder])]
         ['a.png', 'b.png']
     """
 
@@ -142,12 +142,12 @@ class Listing(Reader):
         self.given = root is not None
         for source in self._sources:
             if next(iter(source), None) is None:
-                raise PhotoError(f"{source.named}: there is no photo in it.")
+                raise ImageError(f"{source.named}: there is no image in it.")
             for address in source.paths if isinstance(source, _Files) else [f"{source.root.rstrip('/')}/any"]:
                 self.roots.key(address)  # or it is not below the root
 
-    def __iter__(self) -> Iterator[Photo]:
-        """Each photo once; whether its key is one that a store can have is not checked here."""
+    def __iter__(self) -> Iterator[ListedImage]:
+        """Each image once; whether its key is one that a store can have is not checked here."""
         alone = len(self._sources) == 1 and not isinstance(self._sources[0], _Files)
         seen: set[str] | None = None if alone else set()
         for source in self._sources:
@@ -158,15 +158,15 @@ class Listing(Reader):
                     if own in seen:
                         continue
                     seen.add(own)
-                yield Photo(own, address, stamp, "" if key is None else f"{source.root}/{key}")
+                yield ListedImage(own, address, stamp, "" if key is None else f"{source.root}/{key}")
 
     def reader(self) -> Reader:
-        """What reads the photos, without the names of all of them."""
+        """What reads the images, without the names of all of them."""
         return Reader(self._containers.values(), bits=self.bits)
 
 
 def in_slice(key: str, rank: int, world_size: int) -> bool:
-    """Whether a photo is a rank's, by a hash of its key: whatever else is listed, and whenever.
+    """Whether an image is a rank's, by a hash of its key: whatever else is listed, and whenever.
 
     Example:
         >>> [in_slice("a.jpg", rank, 3) for rank in range(3)]
@@ -179,16 +179,16 @@ def read_bytes(address: str) -> bytes:
     """A remote file.
 
     Raises:
-        PhotoError: It cannot be read.
+        ImageError: It cannot be read.
     """
     files, path = filesystem(address)
     try:
         data: bytes = files.cat_file(path)
         return data
     except FileNotFoundError as error:
-        raise explain_photo(address, error) from error
+        raise explain_image(address, error) from error
     except Exception as error:  # a client's errors are of all kinds
-        raise PhotoError(f"{address}: cannot be read: {error}") from error
+        raise ImageError(f"{address}: cannot be read: {error}") from error
 
 
 class _Source(ABC):
@@ -227,7 +227,7 @@ class _Folder(_Source):
             with os.scandir(folder) as entries:
                 found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
         except OSError:
-            yield folder  # which fails as a photo, and so is counted and named
+            yield folder  # which fails as an image, and so is counted and named
             return
         for name, is_folder in found:
             path = f"{folder.rstrip('/')}/{name}"
@@ -255,7 +255,7 @@ class _RemoteFolder(_Source):
         try:
             listed = sorted(self.files.ls(folder, detail=True), key=lambda info: str(info["name"]).rstrip("/"))
         except Exception as error:  # a client's errors are of all kinds
-            raise explain_photo(folder, error) from error
+            raise explain_image(folder, error) from error
         for info in listed:
             name = info["name"].rstrip("/")
             path = name if name.startswith(folder) else "/" + name  # memory:// answers as it likes
@@ -273,7 +273,7 @@ def _sources(named: str, root: str | None, column: str | None, key_column: str |
     if not named.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)) or os.path.isdir(named.removeprefix("file://")):  # noqa: PTH112
         return [_source(named, root, column, key_column)]
     if named.lower().endswith(COMPRESSED_TARS):
-        raise PhotoError(f"{named} is a compressed tar, whose images cannot be read one by one. Decompress it first.")
+        raise ImageError(f"{named} is a compressed tar, whose images cannot be read one by one. Decompress it first.")
     files = [named]
     if glob.has_magic(named):
         if is_remote(named):
@@ -285,10 +285,10 @@ def _sources(named: str, root: str | None, column: str | None, key_column: str |
     files = [file if is_remote(file) else os.path.abspath(file.removeprefix("file://")) for file in files]  # noqa: PTH100
     missing = next((file for file in files if not is_remote(file) and not os.path.lexists(file)), None)
     if missing is not None or not files:
-        raise PhotoError(f"{missing or named}: there is no such file.", "missing")
+        raise ImageError(f"{missing or named}: there is no such file.", "missing")
     if named.lower().endswith(TARS):
         if column or key_column:
-            raise PhotoError(f"{named}: --column and --key-column are of datasets and Parquet files. Leave them out.")
+            raise ImageError(f"{named}: --column and --key-column are of datasets and Parquet files. Leave them out.")
         return [TarImages(file) for file in files]
     return [ParquetImages(file, column, key_column) for file in files]
 
@@ -297,7 +297,7 @@ def _source(named: str, root: str | None, column: str | None, key_column: str | 
     if is_remote(named):
         return _remote_source(named, root)
     path = named.removeprefix("file://")
-    if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as a photo
+    if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as an image
         path = os.path.normpath(path)
         if Path(path, "dataset_info.json").is_file() or Path(path, "dataset_dict.json").is_file():
             return DatasetFolder(path, column, key_column)
@@ -309,12 +309,12 @@ def _source(named: str, root: str | None, column: str | None, key_column: str | 
         found = sorted(one for one in glob.iglob(path, recursive=True) if is_image_name(one))  # noqa: PTH207
         return _Files(named, fixed, found)
     if not os.path.lexists(path) and not is_image_name(path):
-        raise PhotoError(f"{named}: there is no such file or folder.")
+        raise ImageError(f"{named}: there is no such file or folder.")
     return _Files(named, str(Path(path).parent), [path])
 
 
 def _joined(sources: Sequence[Source]) -> list[Source]:
-    """The same, with photos that are named one after another in one folder as one source."""
+    """The same, with images that are named one after another in one folder as one source."""
     joined: list[Source] = []
     for source in sources:
         last = joined[-1] if joined else None
@@ -336,12 +336,12 @@ def _remote_source(named: str, root: str | None) -> _Source:
     try:
         folder = files.isdir(path)
     except Exception as error:  # a client's errors are of all kinds
-        raise explain_photo(named, error) from error
+        raise explain_image(named, error) from error
     return _RemoteFolder(named) if folder else _Files(named, named.rpartition("/")[0], [named])
 
 
 def _listed(path: str, root: str) -> _Source:
-    """The photos that a list names, each once."""
+    """The images that a list names, each once."""
     try:
         data = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
         text = data.decode("utf-8-sig")
@@ -354,9 +354,9 @@ def _listed(path: str, root: str) -> _Source:
                 raise TypeError(f"it must hold a list; got {type(entries).__name__}")
             names = [name for entry in entries for name in _named_by(entry)]
     except OSError as error:
-        raise PhotoError(f"{path}: the list cannot be read ({error.strerror}).") from error
+        raise ImageError(f"{path}: the list cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise PhotoError(f"{path}: it is no list of photos: {error}.") from error
+        raise ImageError(f"{path}: it is no list of images: {error}.") from error
     found: dict[str, None] = {}
     base = root.rstrip("/")
     for name in names:
@@ -370,7 +370,7 @@ def _listed(path: str, root: str) -> _Source:
 
 
 def _named_by(entry: Any) -> list[str]:
-    """The photos that an entry of JSON names: itself, or in LLaVA's data its ``image``, of which there may be none."""
+    """The images that an entry of JSON names: itself, or in LLaVA's data its ``image``, of which there may be none."""
     if isinstance(entry, dict):
         entry = entry.get("image") or []
     names = [entry] if isinstance(entry, str) else entry

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from regiontok.geometry import Size
-from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.listing import ListedImage, Reader
 from regiontok.store.stamps import Stamp
 
 MOST_PIXELS = 1 << 27
@@ -57,14 +57,14 @@ class GatedReader(Reader):
         self._reader = reader
         self._admit: Callable[[int], None] = lambda pixels: gate.enter(batch, pixels)
 
-    def read(self, photo: Photo, *, admit: Callable[[int], None] | None = None) -> Image.Image:
+    def read(self, image: ListedImage, *, admit: Callable[[int], None] | None = None) -> Image.Image:
         """Return an image's pixels; see `Reader.read`."""
-        return self._reader.read(photo, admit=admit or self._admit)
+        return self._reader.read(image, admit=admit or self._admit)
 
-    def size(self, photo: Photo) -> tuple[Size, int]:
+    def size(self, image: ListedImage) -> tuple[Size, int]:
         """Return an image's size; see `Reader.size`."""
-        return self._reader.size(photo)
+        return self._reader.size(image)
 
-    def stamp(self, photo: Photo) -> Stamp:
+    def stamp(self, image: ListedImage) -> Stamp:
         """Return an image's stamp; see `Reader.stamp`."""
-        return self._reader.stamp(photo)
+        return self._reader.stamp(image)

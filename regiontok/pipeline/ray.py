@@ -14,7 +14,7 @@ from typing import Any
 
 from regiontok._require import require
 from regiontok.errors import OutputError
-from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.listing import ListedImage, Reader
 from regiontok.pipeline.run import Made, Stop
 from regiontok.pipeline.run import fill as fill_here
 from regiontok.pipeline.work import Work
@@ -31,7 +31,7 @@ from regiontok.store.writer import StoreWriter, keys_in
 
 def fill(
     writer: StoreWriter,
-    photos: Iterable[Photo],
+    images: Iterable[ListedImage],
     reader: Reader,
     make_work: Callable[[], Work],
     *,
@@ -43,22 +43,22 @@ def fill(
     stop: Stop,
     tick: Callable[[list[int], list[Failure]], None] | None = None,
 ) -> None:
-    """Make rows of photos by the actors of a cluster, which write them.
+    """Make rows of images by the actors of a cluster, which write them.
 
     The store must be where all machines of the cluster reach it: on a disk that they share, or on a remote filesystem.
 
     Args:
         writer: Of the store; it holds the lock, and the actors write.
-        photos: Which.
+        images: Which.
         reader: What they are read by.
         make_work: Makes what makes the rows, in each actor.
-        batch: Photos that are made together.
+        batch: Images that are made together.
         workers: Threads per actor that read.
         gpus: Per actor.
         cpus: Per actor.
         address: Of the cluster, or ``auto``; by default one is started on this machine.
         stop: Where it says so, actors write the rows in hand and end.
-        tick: Called with the numbers of items of a task's photos, and its failures.
+        tick: Called with the numbers of items of a task's images, and its failures.
 
     Raises:
         OutputError: A place that this process and the actors do not share.
@@ -67,7 +67,7 @@ def fill(
     ray = require("ray", extra="ray")
     data = require("ray.data", extra="ray")
     first = 1 + max((shard.writer for kind in ("part", "failed") for shard in shards_of(writer.place, kind)), default=0)
-    tasks = list(_tasks(photos, writer.shard_size, first))
+    tasks = list(_tasks(images, writer.shard_size, first))
     if not tasks:
         return
     started = not ray.is_initialized()
@@ -145,12 +145,12 @@ def _tell(stop: Stop, flag: Any) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _tasks(photos: Iterable[Photo], size: int, first: int) -> Iterator[dict[str, Any]]:
-    """Photos by shards, each with a number of its own to write by."""
-    rest = iter(photos)
+def _tasks(images: Iterable[ListedImage], size: int, first: int) -> Iterator[dict[str, Any]]:
+    """Images by shards, each with a number of its own to write by."""
+    rest = iter(images)
     number = first
     while some := list(islice(rest, size)):
-        yield {"writer": number, "photos": json.dumps(some)}
+        yield {"writer": number, "images": json.dumps(some)}
         number += 1
 
 
@@ -175,7 +175,7 @@ class _Actor:
         self.batch, self.workers, self.flag = batch, workers, flag
 
     def _counts(self, writer: int, keys: Collection[str]) -> list[int]:
-        """How many items photos have that were made before this task was given to another actor."""
+        """How many items images have that were made before this task was given to another actor."""
         if not keys:
             return []
         kind: Any = MaskStore if self.manifest.kind == "masks" else TokenStore
@@ -184,15 +184,16 @@ class _Actor:
         return [store.count(key) for key in keys]
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make the photos of one task."""
+        """Make the images of one task."""
         import ray  # noqa: PLC0415  there, since this runs
 
         writer, known = int(task["writer"]), keys_in(self.path, writer=int(task["writer"]))
         listed = (
-            Photo(key, address, Stamp(*stamp), inside) for key, address, stamp, inside in json.loads(task["photos"])
+            ListedImage(key, address, Stamp(*stamp), inside)
+            for key, address, stamp, inside in json.loads(task["images"])
         )
-        photos = (
-            photo for photo in listed if photo.key not in known.keys and printable(photo.key) not in known.failures
+        images = (
+            image for image in listed if image.key not in known.keys and printable(image.key) not in known.failures
         )
         lengths = self._counts(writer, known.keys)
         failures = list(known.failures.values())
@@ -204,7 +205,7 @@ class _Actor:
         with StoreWriter(self.path, self.manifest, writer=writer, locked=False, mixed=True, **self.settings) as store:
             fill_here(
                 store,
-                photos,
+                images,
                 self.reader,
                 self.work,
                 batch=self.batch,

@@ -1,4 +1,4 @@
-"""Which folder a photo's key is below: the rule by which photos get keys, and by which readers find them again."""
+"""Which folder an image's key is below: the rule by which images get keys, and by which readers find them again."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from regiontok.store.places import Address, is_remote
 
 
 class Roots:
-    """Folders of photos. A key is the photo's path below its folder; of several folders their names stand in front.
+    """Folders of images. A key is the image's path below its folder; of several folders their names stand in front.
 
     Args:
         folders: Paths or addresses; those that come twice count once.
@@ -28,15 +28,15 @@ class Roots:
     def __init__(self, folders: Sequence[Address]) -> None:
         self.folders = list(dict.fromkeys(_whole(folder) for folder in folders))
         if not self.folders:
-            raise ValueRangeError("photos must be in at least one folder; got none.")
-        self.names = [folder.rstrip("/").rpartition("/")[2] or "photos" for folder in self.folders]
+            raise ValueRangeError("images must be in at least one folder; got none.")
+        self.names = [folder.rstrip("/").rpartition("/")[2] or "images" for folder in self.folders]
         twice = [name for name in self.names if self.names.count(name) > 1]
         if twice and len(self.folders) > 1:
             first, second = [folder for folder, name in zip(self.folders, self.names, strict=True) if name == twice[0]][
                 :2
             ]
             raise ValueRangeError(
-                f"two folders of photos are called {twice[0]}: {first} and {second}. Name the folder that both are in, "
+                f"two folders of images are called {twice[0]}: {first} and {second}. Name the folder that both are in, "
                 "or give it by --root."
             )
 
@@ -48,10 +48,10 @@ class Roots:
         return [{"name": name, "id": identity(folder)} for name, folder in zip(self.names, self.folders, strict=True)]
 
     def key(self, address: Address) -> str:
-        """The key of a photo; of the innermost folder that it is below.
+        """The key of an image; of the innermost folder that it is below.
 
         Raises:
-            ValueRangeError: A photo that is below none of the folders.
+            ValueRangeError: An image that is below none of the folders.
         """
         whole = _whole(address)
         found = [number for number, folder in enumerate(self.folders) if whole.startswith(_prefix(folder))]
@@ -62,7 +62,7 @@ class Roots:
         return inside if len(self.folders) == 1 else f"{self.names[number]}/{inside}"
 
     def below(self, folder: Address) -> Callable[[str], str]:
-        """`key` for photos that are below a folder, which it looks at once and not for each of a million."""
+        """`key` for images that are below a folder, which it looks at once and not for each of a million."""
         head, whole = f"{os.fspath(folder).rstrip('/')}/", _whole(folder)
         if any(_prefix(other).startswith(_prefix(whole)) and other != whole for other in self.folders):
             return self.key  # some of them may be another folder's
@@ -71,13 +71,13 @@ class Roots:
 
 
 class KeyFinder:
-    """The keys of photos in a store that was made before, perhaps elsewhere.
+    """The keys of images in a store that was made before, perhaps elsewhere.
 
-    A photo below the very folder that the store was made of has the key that it had there. Else its key is what it
-    would be now, by the folders that are named, and whether it is the same photo cannot be known; `elsewhere` tells so.
+    An image below the very folder that the store was made of has the key that it had there. Else its key is what it
+    would be now, by the folders that are named, and whether it is the same image cannot be known; `elsewhere` tells so.
 
     Args:
-        made_of: ``photos`` of the store's manifest.
+        made_of: ``images`` of the store's manifest.
         now: The folders that are named now.
         given: Whether they were named on purpose (``--root``), so that nothing is left to be told.
     """
@@ -90,7 +90,7 @@ class KeyFinder:
         self._known: dict[str, str | None] = {}
 
     def __call__(self, address: Address) -> str:
-        """The key of a photo."""
+        """The key of an image."""
         if self._given or not self._names:
             return self.now.key(address)
         whole = _whole(address)
@@ -105,7 +105,7 @@ class KeyFinder:
         return below + name
 
     def _below(self, folder: str) -> str | None:
-        """What stands before the names of a folder's photos, where it is below one that the store was made of."""
+        """What stands before the names of a folder's images, where it is below one that the store was made of."""
         parts: list[str] = []
         above = folder
         while above.strip("/"):
@@ -141,4 +141,4 @@ def describe_difference(made_of: Sequence[dict[str, str]], now: Sequence[dict[st
     if not made_of or {one["id"] for one in made_of} == {one["id"] for one in now}:
         return None
     before, after = (", ".join(one["name"] for one in some) for some in (made_of, now))
-    return f"it was made of photos in {before}, and these are in {after}" + " elsewhere" * (before == after)
+    return f"it was made of images in {before}, and these are in {after}" + " elsewhere" * (before == after)

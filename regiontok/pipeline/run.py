@@ -1,4 +1,4 @@
-"""Photos to a store: read by threads, made in batches, written shard by shard, in the order of the listing."""
+"""Images to a store: read by threads, made in batches, written shard by shard, in the order of the listing."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from regiontok.errors import OutputError, RegiontokError, failure_kind
-from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.listing import ListedImage, Reader
 from regiontok.pipeline.memory import GatedReader, PixelGate
 from regiontok.pipeline.work import Work
 from regiontok.store.failures import Failure
@@ -24,14 +24,14 @@ from regiontok.store.stamps import Stamp, with_stamps
 from regiontok.store.writer import StoreWriter
 
 FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
-"""What one photo can fail with, so that the others go on."""
+"""What one image can fail with, so that the others go on."""
 
 
 class Made(NamedTuple):
     """What became of a batch."""
 
     table: Any
-    """Rows, or None where every photo failed."""
+    """Rows, or None where every image failed."""
     failures: list[Failure]
     ends_shard: bool
 
@@ -86,7 +86,7 @@ class Stop:
 
 
 def make_rows(
-    photos: Iterable[Photo],
+    images: Iterable[ListedImage],
     reader: Reader,
     work: Work,
     *,
@@ -95,21 +95,21 @@ def make_rows(
     shard_size: int,
     stop: Callable[[], bool] | None = None,
 ) -> Generator[Made]:
-    """Make rows of photos, some at a time and in their order; a photo that fails costs no other.
+    """Make rows of images, some at a time and in their order; an image that fails costs no other.
 
-    Batches begin anew with every ``shard_size`` photos, so that a run that goes on after a shard makes the same ones.
+    Batches begin anew with every ``shard_size`` images, so that a run that goes on after a shard makes the same ones.
 
     Args:
-        photos: Which.
+        images: Which.
         reader: What they are read by.
         work: What is made of them.
-        batch: Photos that are made together.
+        batch: Images that are made together.
         workers: Threads that read.
-        shard_size: Photos per shard.
+        shard_size: Images per shard.
         stop: Asked again and again; where it says so, what is not finished is given up.
     """
     stop = stop or (lambda: False)
-    groups = _batches(photos, batch, shard_size)
+    groups = _batches(images, batch, shard_size)
     readers, makers = ThreadPoolExecutor(workers, "reader"), ThreadPoolExecutor(work.lanes, "maker")
     making: deque[Future[Made]] = deque()
     gate, started = PixelGate(), itertools.count()
@@ -120,7 +120,7 @@ def make_rows(
                     some, ends = group
                     number = next(started)
                     gated = GatedReader(reader, gate, number)
-                    reading = [(photo, readers.submit(_read, work, gated, photo)) for photo in some]
+                    reading = [(image, readers.submit(_read, work, gated, image)) for image in some]
                     future = makers.submit(_make, work, reading, ends)
                     future.add_done_callback(lambda _, number=number: gate.leave(number))  # type: ignore[misc]
                     making.append(future)
@@ -143,7 +143,7 @@ def make_rows(
 
 def fill(
     writer: StoreWriter,
-    photos: Iterable[Photo],
+    images: Iterable[ListedImage],
     reader: Reader,
     work: Work,
     *,
@@ -152,11 +152,11 @@ def fill(
     stop: Callable[[], bool] | None = None,
     tick: Callable[[Made], None] | None = None,
 ) -> None:
-    """Make rows of photos and write them; where it is stopped, the rows in hand become a shard.
+    """Make rows of images and write them; where it is stopped, the rows in hand become a shard.
 
     See `make_rows` for the arguments; ``tick`` is called after each batch.
     """
-    made = make_rows(photos, reader, work, batch=batch, workers=workers, shard_size=writer.shard_size, stop=stop)
+    made = make_rows(images, reader, work, batch=batch, workers=workers, shard_size=writer.shard_size, stop=stop)
     try:
         for one in made:
             if one.table is not None:
@@ -176,33 +176,33 @@ def fill(
     writer.cut()
 
 
-def _batches(photos: Iterable[Photo], batch: int, shard_size: int) -> Iterator[tuple[list[Photo], bool]]:
-    """Photos some at a time, and whether a shard ends with them."""
-    rest = iter(photos)
+def _batches(images: Iterable[ListedImage], batch: int, shard_size: int) -> Iterator[tuple[list[ListedImage], bool]]:
+    """Images some at a time, and whether a shard ends with them."""
+    rest = iter(images)
     left = shard_size
     while some := list(islice(rest, min(batch, left))):
         left = left - len(some) or shard_size
         yield some, left == shard_size
 
 
-def _read(work: Work, reader: Reader, photo: Photo) -> tuple[Any, Stamp]:
+def _read(work: Work, reader: Reader, image: ListedImage) -> tuple[Any, Stamp]:
     """Return what a work needs of an image, and the stamp that its file had before it was read."""
-    check_key(photo.key)
-    stamp = reader.stamp(photo)
-    return work.read(reader, photo), stamp
+    check_key(image.key)
+    stamp = reader.stamp(image)
+    return work.read(reader, image), stamp
 
 
-def _make(work: Work, reading: list[tuple[Photo, Future[tuple[Any, Stamp]]]], ends_shard: bool) -> Made:
+def _make(work: Work, reading: list[tuple[ListedImage, Future[tuple[Any, Stamp]]]], ends_shard: bool) -> Made:
     """Make the rows of a batch; if that fails, make them one by one to find the images that fail."""
     failures: list[Failure] = []
     keys, items, stamps = [], [], []
-    for photo, future in reading:
+    for image, future in reading:
         try:
             item, stamp = future.result()
         except FAILURES as error:
-            failures.append(_failure(photo.key, error, photo.address))
+            failures.append(_failure(image.key, error, image.address))
         else:
-            keys.append(photo.key)
+            keys.append(image.key)
             items.append(item)
             stamps.append(stamp)
     if not keys:
@@ -258,23 +258,23 @@ def _one_thread_each(lanes: int) -> Iterator[None]:
 
 
 class Counter:
-    """How many photos there will be, counted by a thread that lists them once more and runs ahead.
+    """How many images there will be, counted by a thread that lists them once more and runs ahead.
 
     Attributes:
         count: So far.
         whole: Whether that is all.
     """
 
-    def __init__(self, photos: Iterable[Photo]) -> None:
+    def __init__(self, images: Iterable[ListedImage]) -> None:
         self.count = 0
         self.whole = False
-        self._photos = photos
+        self._images = images
         self._ended = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         with contextlib.suppress(RegiontokError):  # the run itself tells it
-            for _ in self._photos:
+            for _ in self._images:
                 self.count += 1
                 if self._ended.is_set():
                     return

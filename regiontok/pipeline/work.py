@@ -1,4 +1,4 @@
-"""What is made of photos: rows of a store. Each work reads a photo in a reader's thread, and makes rows of a batch."""
+"""What is made of images: rows of a store. Each work reads an image in a reader's thread, and makes rows of a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 from regiontok._checks import check_choice
 from regiontok.choices import TOKEN_DTYPES
 from regiontok.encoders import Encoder
-from regiontok.errors import DTypeError, PhotoError, RegiontokError
+from regiontok.errors import DTypeError, ImageError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
-from regiontok.pipeline.listing import Photo, Reader
+from regiontok.pipeline.listing import ListedImage, Reader
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.store.masks import masks_table
@@ -23,7 +23,7 @@ from regiontok.store.tokens import tokens_table
 
 
 class Work(ABC):
-    """How photos become rows of a store."""
+    """How images become rows of a store."""
 
     kind: ClassVar[str]
     lanes: int = 1
@@ -34,8 +34,8 @@ class Work(ABC):
         """What the rows depend on, as plain values."""
 
     @abstractmethod
-    def read(self, reader: Reader, photo: Photo) -> Any:
-        """What is needed of a photo; called by many threads.
+    def read(self, reader: Reader, image: ListedImage) -> Any:
+        """What is needed of an image; called by many threads.
 
         Raises:
             RegiontokError: It cannot be had.
@@ -43,7 +43,7 @@ class Work(ABC):
 
     @abstractmethod
     def make(self, keys: Sequence[str], items: Sequence[Any]) -> Any:
-        """Rows of what was read of some photos, as a table of pyarrow, in their order."""
+        """Rows of what was read of some images, as a table of pyarrow, in their order."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class GenerateMasks(Work):
     """Masks by a generator.
 
     Args:
-        generator: Photos in, a `MaskSet` or an array of masks per photo out; with ``describe()`` if it can.
+        generator: Images in, a `MaskSet` or an array of masks per image out; with ``describe()`` if it can.
         lanes: Calls at the same time.
     """
 
@@ -63,15 +63,15 @@ class GenerateMasks(Work):
         """What the generator tells of itself."""
         return describe_generator(self.generator)
 
-    def read(self, reader: Reader, photo: Photo) -> Image.Image:
-        """The photo."""
-        return reader.read(photo)
+    def read(self, reader: Reader, image: ListedImage) -> Image.Image:
+        """The image."""
+        return reader.read(image)
 
     def make(self, keys: Sequence[str], items: Sequence[Image.Image]) -> Any:
-        """The masks of some photos."""
+        """The masks of some images."""
         found = list(self.generator(list(items)))
         if len(found) != len(items):
-            raise DTypeError(f"a generator must give masks for each of {len(items)} photos; got {len(found)}.")
+            raise DTypeError(f"a generator must give masks for each of {len(items)} images; got {len(found)}.")
         return masks_table(keys, [one if isinstance(one, MaskSet) else MaskSet.of(one) for one in found])
 
 
@@ -86,7 +86,7 @@ class TakeMasks(Work):
         generator: Makes masks of the images that have none; by default they get an empty set.
     """
 
-    find: Callable[[Photo, Size, int], MaskSet | None]
+    find: Callable[[ListedImage, Size, int], MaskSet | None]
     made_by: dict[str, Any] = field(default_factory=dict)
     generator: Any = None
     kind = "masks"
@@ -97,21 +97,21 @@ class TakeMasks(Work):
             self.made_by if self.generator is None else self.made_by | {"missing": describe_generator(self.generator)}
         )
 
-    def read(self, reader: Reader, photo: Photo) -> tuple[Reader, Photo, Size, int]:
+    def read(self, reader: Reader, image: ListedImage) -> tuple[Reader, ListedImage, Size, int]:
         """Return an image's size and how EXIF turns it; its pixels are not read."""
-        return reader, photo, *reader.size(photo)
+        return reader, image, *reader.size(image)
 
-    def make(self, keys: Sequence[str], items: Sequence[tuple[Reader, Photo, Size, int]]) -> Any:
+    def make(self, keys: Sequence[str], items: Sequence[tuple[Reader, ListedImage, Size, int]]) -> Any:
         """Return the masks of some images."""
         return masks_table(keys, [self._masks_of(*item) for item in items])
 
-    def _masks_of(self, reader: Reader, photo: Photo, size: Size, orientation: int) -> MaskSet:
-        found = self.find(photo, size, orientation)
+    def _masks_of(self, reader: Reader, image: ListedImage, size: Size, orientation: int) -> MaskSet:
+        found = self.find(image, size, orientation)
         if found is not None:
             return found
         if self.generator is None:
             return MaskSet.from_coco([], size=size)
-        made = self.generator([reader.read(photo)])[0]
+        made = self.generator([reader.read(image)])[0]
         return made if isinstance(made, MaskSet) else MaskSet.of(made)
 
 
@@ -124,7 +124,7 @@ def describe_generator(generator: Any) -> dict[str, Any]:
 
 
 class _Placed(NamedTuple):
-    """A photo on the encoder's input."""
+    """An image on the encoder's input."""
 
     size: Size
     pixels: Tensor
@@ -140,17 +140,17 @@ class MakeTokens(Work):
     Args:
         encoder: An `Encoder`.
         regionizer: Where it needs masks, ``masks`` gives them.
-        masks: The masks of a photo that was read, by key; called in a reader's thread.
-        generator: In its place, photos to masks, called beside the encoder.
+        masks: The masks of an image that was read, by key; called in a reader's thread.
+        generator: In its place, images to masks, called beside the encoder.
         masks_told: What the masks are, as plain values.
         dtype: Of the stored tokens, ``float16`` or ``float32``.
-        draw: Called with each photo's key, its pixels and its regions, to keep a picture.
+        draw: Called with each image's key, its pixels and its regions, to keep a picture.
         lanes: Batches at the same time.
     """
 
     encoder: Encoder
     regionizer: Regionizer
-    masks: Callable[[Photo, Image.Image], MaskSet] | None = None
+    masks: Callable[[ListedImage, Image.Image], MaskSet] | None = None
     generator: Any = None
     masks_told: dict[str, Any] | None = None
     dtype: str = "float16"
@@ -166,17 +166,17 @@ class MakeTokens(Work):
         told = {**self.encoder.describe(), "regionizer": self.regionizer.config.to_dict(), "dtype": self.dtype}
         return told if self.masks_told is None else told | {"masks": self.masks_told}
 
-    def read(self, reader: Reader, photo: Photo) -> _Placed:
-        """The photo on the encoder's input, and its masks where they are known."""
-        image = reader.read(photo)
+    def read(self, reader: Reader, listed: ListedImage) -> _Placed:
+        """The image on the encoder's input, and its masks where they are known."""
+        image = reader.read(listed)
         pixels, valid = self.encoder.preprocess(image)
-        masks = None if self.masks is None else self.masks(photo, image)
+        masks = None if self.masks is None else self.masks(listed, image)
         keep = self.draw is not None or self.generator is not None
         return _Placed((image.height, image.width), pixels, valid, image if keep else None, masks)
 
     @torch.no_grad()
     def make(self, keys: Sequence[str], items: Sequence[_Placed]) -> Any:
-        """Tokens of some photos."""
+        """Tokens of some images."""
         pixels, valid = (torch.cat([getattr(one, name) for one in items]) for name in ("pixels", "valid"))
         features: Any = self.encoder.encode(pixels)
         masks: Any = None
@@ -193,10 +193,10 @@ class MakeTokens(Work):
                     self.draw(key, one.image, _of_image(regions, number))
         return tokens_table(keys, tokens, sizes=[one.size for one in items], dtype=self.dtype)
 
-    def columns(self, photos: Sequence[Image.Image]) -> dict[str, list[Any]]:
-        """Columns of some photos for ``datasets.Dataset.map(..., batched=True)``, as a store has them, and ``error``.
+    def columns(self, images: Sequence[Image.Image]) -> dict[str, list[Any]]:
+        """Columns of some images for ``datasets.Dataset.map(..., batched=True)``, as a store has them, and ``error``.
 
-        A photo that cannot be read has the reason as its error, and null elsewhere; one that can must be among them.
+        An image that cannot be read has the reason as its error, and null elsewhere; one that can must be among them.
 
         Example:
             >>> make = MakeTokens(encoder, Regionizer(pool="mean"))  # doctest: +SKIP
@@ -204,7 +204,7 @@ class MakeTokens(Work):
         """
         items: list[_Placed] = []
         errors: list[str | None] = []
-        for image in photos:
+        for image in images:
             try:
                 pixels, valid = self.encoder.preprocess(image)
                 items.append(_Placed((image.height, image.width), pixels, valid, image, None))
@@ -212,7 +212,7 @@ class MakeTokens(Work):
             except RegiontokError as error:
                 errors.append(str(error))
         if not items:
-            raise PhotoError(f"no photo of the batch can be read; the first: {errors[0]}")
+            raise ImageError(f"no image of the batch can be read; the first: {errors[0]}")
         made: dict[str, list[Any]] = self.make([""] * len(items), items).drop_columns(["key"]).to_pydict()
         rows = iter(range(len(items)))
         place = [None if error else next(rows) for error in errors]

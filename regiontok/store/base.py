@@ -56,7 +56,7 @@ class Store(Mapping[str, _T]):
         if found is None:
             raise CheckpointError(
                 f"there is no store of {self.kind} in {self.path}: it has no {NAME}. Make one with regiontok "
-                f"{'masks PHOTO... --out' if self.kind == 'masks' else 'tokenize PHOTO... --store'} {self.path}"
+                f"{'masks IMAGE... --out' if self.kind == 'masks' else 'tokenize IMAGE... --store'} {self.path}"
             )
         if found.kind != self.kind:
             raise CheckpointError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
@@ -132,7 +132,7 @@ class Store(Mapping[str, _T]):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Photos that are not in the store since they failed, and why; a damaged table of them tells nothing."""
+        """Images that are not in the store since they failed, and why; a damaged table of them tells nothing."""
         found = read_failures(self._place).by_key.values()
         return {failure.key: failure.reason for failure in found if failure.key not in self._rows}
 
@@ -149,7 +149,7 @@ class Store(Mapping[str, _T]):
     def __repr__(self) -> str:
         shards = f", {len(self.shards)} shards" if len(self.shards) != 1 else ""
         damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
-        return f"{type(self).__name__}({self.path!r}, {len(self)} photo{'s' * (len(self) != 1)}{shards}{damaged})"
+        return f"{type(self).__name__}({self.path!r}, {len(self)} image{'s' * (len(self) != 1)}{shards}{damaged})"
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -161,10 +161,10 @@ class Store(Mapping[str, _T]):
         return (as_key(key) if isinstance(key, PurePath) else key) in self._rows
 
     def __getitem__(self, key: str | PurePath) -> _T:
-        """What the store holds of a photo.
+        """What the store holds of an image.
 
         Raises:
-            MissingKeyError: No such photo.
+            MissingKeyError: No such image.
             CheckpointError: A damaged row, or shard.
         """
         table, row = self._row(as_key(key))
@@ -178,10 +178,10 @@ class Store(Mapping[str, _T]):
         """A row as what it stands for."""
 
     def count(self, key: str | PurePath) -> int:
-        """How many masks or tokens a photo has, without reading them.
+        """How many masks or tokens an image has, without reading them.
 
         Raises:
-            MissingKeyError: No such photo.
+            MissingKeyError: No such image.
             CheckpointError: A damaged shard.
         """
         shard, row = self._find(as_key(key))
@@ -231,7 +231,7 @@ class Store(Mapping[str, _T]):
         return shard, row - int(self._starts[shard])
 
     def _failure(self, key: str) -> str:
-        """Why a photo failed, if the store tells."""
+        """Why an image failed, if the store tells."""
         failure = read_failures(self._place).by_key.get(key)
         return f" It failed: {failure.reason}" if failure else ""
 

@@ -1,6 +1,6 @@
-"""Keys: which photo a row is of.
+"""Keys: which image a row is of.
 
-A key is the photo's path below the folder that was named, with ``/`` between its parts; it matches whole.
+A key is the image's path below the folder that was named, with ``/`` between its parts; it matches whole.
 """
 
 from pathlib import PurePath
@@ -21,11 +21,11 @@ def check_key(key: str) -> str:
     if not isinstance(key, str) or not key:
         raise ValueRangeError(f"a key must be a text that is not empty; got {key!r}.")
     if key.startswith("/") or "\0" in key or not {".", "..", ""}.isdisjoint(key.split("/")):
-        raise ValueRangeError(f"a key must be a path below the photos' folder; got {key!r}. Name that folder as root.")
+        raise ValueRangeError(f"a key must be a path below the images' folder; got {key!r}. Name that folder as root.")
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise ValueRangeError(f"{key!r} is not UTF-8, and keys are. Rename the photo.") from None
+        raise ValueRangeError(f"{key!r} is not UTF-8, and keys are. Rename the image.") from None
     return key
 
 

@@ -1,6 +1,6 @@
 """One writer at a time: locks that end with the process that has them, so that a dead writer leaves none behind.
 
-A run of all photos excludes every other; runs of slices of them share the store, and each number is one's own.
+A run of all images excludes every other; runs of slices of them share the store, and each number is one's own.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def _held(path: Path, *, exclusive: bool) -> Iterator[None]:
         except BlockingIOError:
             raise OutputError(
                 f"{path.parent} is being written by {_told(handle)}. Wait for it, end it, or write slices of the "
-                "photos (--slice), which may share a store."
+                "images (--slice), which may share a store."
             ) from None
         except OSError:  # a filesystem without locks: as on a remote one, nobody keeps two writers apart
             yield

@@ -1,4 +1,4 @@
-"""``store.json``: what a store holds, how that was made, and which photos its keys are of."""
+"""``store.json``: what a store holds, how that was made, and which images its keys are of."""
 
 import json
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ class Manifest:
     Attributes:
         kind: ``masks`` or ``tokens``.
         made_by: How the rows were made, as plain values.
-        photos: The folders that keys are below, each with its ``name`` and an ``id`` of where it lay.
+        images: The folders that keys are below, each with its ``name`` and an ``id`` of where it lay.
     """
 
     kind: str
     made_by: dict[str, Any] = field(default_factory=dict)
-    photos: list[dict[str, str]] = field(default_factory=list)
+    images: list[dict[str, str]] = field(default_factory=list)
 
     def write(self, place: Place) -> None:
         """Write ``store.json``, unless another writer has."""
         told: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "regiontok": version("regiontok")}
-        told |= {"made_by": self.made_by, "photos": self.photos}
+        told |= {"made_by": self.made_by, "images": self.images}
         try:
             text = json.dumps(told, indent=2) + "\n"
         except TypeError as error:
@@ -84,14 +84,14 @@ def read_manifest(place: Place) -> Manifest | None:
             raise CheckpointError(
                 f"{place.address} is a store of format {told['format']}; this version of regiontok reads {FORMAT}."
             )
-        kind, made_by, photos = told["kind"], told["made_by"], told["photos"]
+        kind, made_by, images = told["kind"], told["made_by"], told["images"]
         if not (
             isinstance(kind, str)
             and isinstance(made_by, dict)
-            and all(isinstance(one[name], str) for one in photos for name in ("id", "name"))
+            and all(isinstance(one[name], str) for one in images for name in ("id", "name"))
         ):
-            raise TypeError("kind, made_by or photos are of another type")
-        return Manifest(kind=kind, made_by=made_by, photos=photos)
+            raise TypeError("kind, made_by or images are of another type")
+        return Manifest(kind=kind, made_by=made_by, images=images)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -1,4 +1,4 @@
-"""Masks in a store, a row per photo: COCO's RLE, readable by pycocotools, datasets and DuckDB alike.
+"""Masks in a store, a row per image: COCO's RLE, readable by pycocotools, datasets and DuckDB alike.
 
 Columns: ``key`` (string), ``height``, ``width`` (int32), ``counts`` (list of binary: COCO's compressed RLE), ``scores``
 and ``stability`` (list of float32); ``ids`` and ``categories`` (list of int64), null where masks have none;
@@ -27,10 +27,10 @@ _ROWS = 50
 
 
 class MaskStore(Store[MaskSet]):
-    """Masks of photos by key, read from a store that `write_masks` or ``regiontok masks`` wrote.
+    """Masks of images by key, read from a store that `write_masks` or ``regiontok masks`` wrote.
 
     A mapping: ``store[key]``, ``key in store``, ``len(store)``, iteration over keys, ``store.items()``. Keys are
-    photos' paths below the folder that was named when masks were made, and match whole. It may be used by many threads,
+    images' paths below the folder that was named when masks were made, and match whole. It may be used by many threads,
     and in forked and spawned workers.
 
     Args:
@@ -41,7 +41,7 @@ class MaskStore(Store[MaskSet]):
         made_by: How the masks were made.
         shards: The names of the shards.
         damaged: Shards that cannot be read, and why; there is a warning too, and the others are served.
-        failures: Photos that have no masks since they failed, and why.
+        failures: Images that have no masks since they failed, and why.
         repeated: Rows whose key another has too; the later one counts.
 
     Raises:
@@ -103,13 +103,13 @@ def write_masks(
 
     Args:
         path: The folder, or an address of fsspec; made where it is not there.
-        masks: Pairs of a photo's key and its masks, in any form of `MaskSet.of`; taken one by one, as a generator's.
+        masks: Pairs of an image's key and its masks, in any form of `MaskSet.of`; taken one by one, as a generator's.
         made_by: How they were made, such as ``generator.describe()``; plain values for JSON. A store has one such way.
         overwrite: Remove what the store has, first.
-        shard_size: Photos per shard.
+        shard_size: Images per shard.
 
     Returns:
-        The number of photos.
+        The number of images.
 
     Raises:
         OutputError: A place that cannot be written to, or is no store.
@@ -135,7 +135,7 @@ def add_new(writer: StoreWriter, path: Address, pairs: Iterable[tuple[str, Any]]
             check_key(key)
             if key in known:
                 raise ValueRangeError(
-                    f"{writer.manifest.kind} of {key} are there already, or come twice; every photo needs a key of its "
+                    f"{writer.manifest.kind} of {key} are there already, or come twice; every image needs a key of its "
                     "own."
                 )
             known[key] = Stamp()

@@ -1,4 +1,4 @@
-"""Shards: Parquet files with a row per photo, their names, and what must hold before their bytes are trusted."""
+"""Shards: Parquet files with a row per image, their names, and what must hold before their bytes are trusted."""
 
 import re
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
-"""Region tokens in a store, a row per photo, readable by pyarrow, datasets and DuckDB.
+"""Region tokens in a store, a row per image, readable by pyarrow, datasets and DuckDB.
 
-Columns: ``key`` (string); ``height``, ``width`` of the photo, null where they are not known; ``rows``, ``cols`` of the
+Columns: ``key`` (string); ``height``, ``width`` of the image, null where they are not known; ``rows``, ``cols`` of the
 grid (int32); ``tokens`` (list of K lists of dim float16 or float32); ``patches`` (list of K lists of int32: the patches
 of each token's region, counted row by row); for regions of masks ``mask_index`` (list of int32) and ``scores`` (list of
 float32), else null; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool), as `Regions` has them;
@@ -32,9 +32,9 @@ from regiontok.tokens import RegionTokens
 
 
 class TokenStore(Store[RegionTokens]):
-    """Region tokens of photos by key, read from a store that `write_tokens` or ``regiontok tokenize --store`` wrote.
+    """Region tokens of images by key, read from a store that `write_tokens` or ``regiontok tokenize --store`` wrote.
 
-    A mapping, as `MaskStore` is; ``store[key]`` is the `RegionTokens` of one photo, as they were written but for the
+    A mapping, as `MaskStore` is; ``store[key]`` is the `RegionTokens` of one image, as they were written but for the
     rounding of float16. ``store.rows()`` is a torch dataset.
 
     Args:
@@ -45,7 +45,7 @@ class TokenStore(Store[RegionTokens]):
         made_by: How the tokens were made.
         shards: The names of the shards.
         damaged: Shards that cannot be read, and why; there is a warning too, and the others are served.
-        failures: Photos that have no tokens since they failed, and why.
+        failures: Images that have no tokens since they failed, and why.
         repeated: Rows whose key another has too; the later one counts.
 
     Raises:
@@ -83,7 +83,7 @@ class TokenStore(Store[RegionTokens]):
         values = np.array(vectors.flatten()).reshape(-1, dim)  # a copy, which torch may write to
         areas, patch = members.value_lengths().to_numpy(), np.array(members.flatten(), np.int64)
         if not len(values) or len(areas) != len(values) or not areas.all() or grid[0] < 1 or grid[1] < 1:
-            raise ShapeError("every token must have a patch, and a photo a token")
+            raise ShapeError("every token must have a patch, and an image a token")
         if not isinstance(fallback, bool):
             raise DTypeError("fallback must be true or false")
         if patch.min() < 0 or patch.max() >= grid[0] * grid[1]:
@@ -110,7 +110,7 @@ class TokenStore(Store[RegionTokens]):
             raise CheckpointError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")
 
     def _per_token(self, table: Any, row: int, name: str, count: int) -> np.ndarray | None:
-        """A number per token, where the photo has them."""
+        """A number per token, where the image has them."""
         found = table.column(name)[row].values
         if found is None:
             return None
@@ -119,10 +119,10 @@ class TokenStore(Store[RegionTokens]):
         return np.array(found)
 
     def size(self, key: str | PurePath) -> Size | None:
-        """A photo's height and width, if they are known.
+        """An image's height and width, if they are known.
 
         Raises:
-            MissingKeyError: No such photo.
+            MissingKeyError: No such image.
         """
         table, row = self._row(as_key(key))
         height, width = (table.column(name)[row].as_py() for name in ("height", "width"))
@@ -142,18 +142,18 @@ def write_tokens(
 
     Args:
         path: The folder, or an address of fsspec; made where it is not there.
-        tokens: Pairs of a photo's key and its tokens; taken one by one, so that they may be a generator.
+        tokens: Pairs of an image's key and its tokens; taken one by one, so that they may be a generator.
         made_by: How they were made; plain values for JSON. A store has one such way.
         dtype: Of the stored tokens, ``float16`` or ``float32``.
         overwrite: Remove what the store has, first.
-        shard_size: Photos per shard.
+        shard_size: Images per shard.
 
     Returns:
-        The number of photos.
+        The number of images.
 
     Raises:
         OutputError: A place that cannot be written to, or is no store.
-        ShapeError: Tokens of several photos under one key.
+        ShapeError: Tokens of several images under one key.
         ValueRangeError: A key that the store has, or is no path below a folder; a store made in another way; tokens
             beyond what float16 can hold.
         MissingDependencyError: pyarrow is not installed.
@@ -166,7 +166,7 @@ def write_tokens(
         if not isinstance(one, RegionTokens):
             raise DTypeError(f"tokens of {key} must be RegionTokens; got {type(one).__name__}.")
         if len(one.regions.grids) != 1:
-            raise ShapeError(f"tokens of {key} are of {len(one.regions.grids)} photos; a key is one photo's.")
+            raise ShapeError(f"tokens of {key} are of {len(one.regions.grids)} images; a key is one image's.")
         dims.add(one.values.shape[1])
         if len(dims) > 1:
             raise ShapeError(f"tokens of {key} have {one.values.shape[1]} numbers, and others {sorted(dims)}.")
@@ -184,9 +184,9 @@ def tokens_table(
     """Rows of a store of tokens, as a table of pyarrow.
 
     Args:
-        keys: One per photo.
-        tokens: Of as many photos.
-        sizes: The photos' heights and widths, if they are known.
+        keys: One per image.
+        tokens: Of as many images.
+        sizes: The images' heights and widths, if they are known.
         dtype: ``float16`` or ``float32``.
 
     Raises:

@@ -193,7 +193,7 @@ class _InHand:
         for key in keys:
             check_key(key)
             if key in self.keys:
-                raise ValueRangeError(f"{store.manifest.kind} of {key} come twice; every photo needs a key of its own.")
+                raise ValueRangeError(f"{store.manifest.kind} of {key} come twice; every image needs a key of its own.")
             self.keys.add(key)
         self.started = self.started or time.monotonic()
         for start in range(0, len(table), step := max(1, int(_GROUP_BYTES * len(table) / max(1, table.nbytes)))):

@@ -1,10 +1,10 @@
-"""Pictures of photos, regions, features and attention.
+"""Pictures of images, regions, features and attention.
 
-    picture    a photo with its regions, without matplotlib
-    counts     tokens per photo from each source
-    partitions how well regions of several sources stand for photos
-    figures    the paper's figures, for any photo, encoder and model
-    page       a page to explore a photo's regions in a browser
+    picture    an image with its regions, without matplotlib
+    counts     tokens per image from each source
+    partitions how well regions of several sources stand for images
+    figures    the paper's figures, for any image, encoder and model
+    page       a page to explore an image's regions in a browser
 
 Figures are matplotlib's: show them in a notebook, or write them with `save_figure`.
 """

@@ -70,5 +70,5 @@ def _kind(path: str | Path) -> str:
 
 
 def _metadata(kind: str) -> dict[str, str] | None:
-    """Who made a picture, for the only kind that is read again as a photo."""
+    """Who made a picture, for the only kind that is read again as an image."""
     return {"Software": f"regiontok {version('regiontok')}"} if kind == "png" else None

@@ -1,14 +1,14 @@
-"""Pixels of photos and of label maps."""
+"""Pixels of images and of label maps."""
 
 import numpy as np
 from PIL import Image
 
 
-def shrunk(photo: Image.Image, longest: int) -> Image.Image:
-    """A photo whose longer side is at most ``longest`` pixels."""
-    shrink = min(1.0, longest / max(photo.size))
-    size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
-    return photo.resize(size, Image.Resampling.BOX) if shrink < 1 else photo
+def shrunk(image: Image.Image, longest: int) -> Image.Image:
+    """An image whose longer side is at most ``longest`` pixels."""
+    shrink = min(1.0, longest / max(image.size))
+    size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
+    return image.resize(size, Image.Resampling.BOX) if shrink < 1 else image
 
 
 def edges(label: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How many tokens photos get from each source, as a figure."""
+"""How many tokens images get from each source, as a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ def draw_counts(counts: Mapping[str, Sequence[int]], *, paper: Mapping[str, floa
     """Draw a histogram of token counts per source, one above the other on one axis.
 
     Args:
-        counts: Tokens of every photo, by source.
+        counts: Tokens of every image, by source.
         paper: The paper's mean number by source, drawn as a line.
 
     Returns:
         A matplotlib ``Figure``.
 
     Raises:
-        ShapeError: No source, or one without photos.
+        ShapeError: No source, or one without images.
         MissingDependencyError: matplotlib is not installed.
     """
     if not counts or not all(counts.values()):
-        raise ShapeError(f"counts must have a number per photo for some sources; got {dict(counts)}.")
+        raise ShapeError(f"counts must have a number per image for some sources; got {dict(counts)}.")
     figure = new_figure(figsize=(7, 0.6 + 1.3 * len(counts)))
     axes = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
     largest = max(*(max(values) for values in counts.values()), *(value or 0 for value in (paper or {}).values()), 1)
@@ -49,6 +49,6 @@ def draw_counts(counts: Mapping[str, Sequence[int]], *, paper: Mapping[str, floa
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(GREY)
         axis.set_facecolor("none")
-    axes[-1].set_xlabel("tokens per photo", color=GREY)
-    figure.supylabel("photos", color=GREY, fontsize=10)
+    axes[-1].set_xlabel("tokens per image", color=GREY)
+    figure.supylabel("images", color=GREY, fontsize=10)
     return figure

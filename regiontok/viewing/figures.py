@@ -1,6 +1,6 @@
-"""The paper's figures for any photo, encoder and model, as figures of matplotlib.
+"""The paper's figures for any image, encoder and model, as figures of matplotlib.
 
-    seen = {name: see(photo, encoders.load(name)) for name in ("clip-336", "radio-384")}
+    seen = {name: see(image, encoders.load(name)) for name in ("clip-336", "radio-384")}
     save_figure(draw_norms(seen), "norms.png")
 
 What there is:
@@ -28,8 +28,8 @@ from regiontok.choices import Norm
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
 from regiontok.geometry import Placement
+from regiontok.images import as_rgb
 from regiontok.normalize import rms_normalize
-from regiontok.photos import as_rgb
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing._canvas import GREY, new_figure, plain
@@ -43,40 +43,40 @@ _HEAT = "inferno"
 
 
 class Seen(NamedTuple):
-    """A photo as an encoder sees it; `see` makes it.
+    """An image as an encoder sees it; `see` makes it.
 
     Attributes:
-        photo: Upright RGB.
+        image: Upright RGB.
         features: ``(rows, cols, D)``.
-        valid: ``(rows, cols)`` bool: which patches show the photo.
+        valid: ``(rows, cols)`` bool: which patches show the image.
         placement: How it lies on the encoder's input.
     """
 
-    photo: Image.Image
+    image: Image.Image
     features: Tensor
     valid: Tensor
     placement: Placement
 
 
-def see(photo: Image.Image, encoder: Encoder) -> Seen:
-    """Encode one photo.
+def see(image: Image.Image, encoder: Encoder) -> Seen:
+    """Encode one image.
 
     Raises:
-        PhotoError: A picture that cannot be one RGB photo.
+        ImageError: A picture that cannot be one RGB image.
     """
-    photo = as_rgb(photo)
-    features, valid = encoder(photo)
-    placement = encoder.geometry.place((photo.height, photo.width))
-    return Seen(photo, features[0].float().cpu(), valid[0].cpu(), placement)
+    image = as_rgb(image)
+    features, valid = encoder(image)
+    placement = encoder.geometry.place((image.height, image.width))
+    return Seen(image, features[0].float().cpu(), valid[0].cpu(), placement)
 
 
 class Attention(NamedTuple):
-    """What a model's answer pays to the regions of one photo.
+    """What a model's answer pays to the regions of one image.
 
     Attributes:
         regions: A batch of one image.
         weights: ``(R,)``: the attention to each region, in ``[0, 1]``.
-        placement: How the photo lay on the encoder's input.
+        placement: How the image lay on the encoder's input.
     """
 
     regions: Regions
@@ -91,7 +91,7 @@ def draw_norms(seen: Mapping[str, Seen]) -> Any:
     norms equal, nothing does.
 
     Args:
-        seen: One photo as each encoder sees it, by the encoder's name.
+        seen: One image as each encoder sees it, by the encoder's name.
 
     Returns:
         A matplotlib ``Figure``.
@@ -103,63 +103,63 @@ def draw_norms(seen: Mapping[str, Seen]) -> Any:
     Example:
         >>> figure = draw_norms({"pixels": see(Image.new("RGB", (64, 48)), encoders.load("pixels"))})
         >>> [axes.get_title() for axes in figure.axes[:3]]
-        ['photo', 'norm', 'norm after rms']
+        ['image', 'norm', 'norm after rms']
 
     Source:
         Supplement, Figure 1, left. The unit is our choice.
     """
     _check_some(seen)
     first = next(iter(seen.values()))
-    figure, grid = _panels(len(seen), 3, first.photo)
+    figure, grid = _panels(len(seen), 3, first.image)
     maps = []
     for one in seen.values():
         maps.append([_norms([one])[0], _norms([one._replace(features=rms_normalize(one.features[None])[0])])[0]])
     top = max(float(np.nanmax(norms)) for pair in maps for norms in pair)
     for row, ((name, one), pair) in enumerate(zip(seen.items(), maps, strict=True)):
-        _show(grid[row, 0], np.asarray(shrunk(one.photo, _PIXELS)))
+        _show(grid[row, 0], np.asarray(shrunk(one.image, _PIXELS)))
         for column, norms in enumerate(pair, start=1):
-            heat = _show(grid[row, column], _on_photo(one, norms), cmap=_HEAT, vmin=0, vmax=top)
+            heat = _show(grid[row, column], _on_image(one, norms), cmap=_HEAT, vmin=0, vmax=top)
         grid[row, 0].set_ylabel(name, color=GREY)
-    for axes, title in zip(grid[0], ("photo", "norm", "norm after rms"), strict=True):
+    for axes, title in zip(grid[0], ("image", "norm", "norm after rms"), strict=True):
         axes.set_title(title, color=GREY, fontsize=10)
     _scale(figure, heat, grid, "times the median norm")
     return figure
 
 
 def draw_features(seen: Mapping[str, Sequence[Seen]]) -> Any:
-    """Patch features by PCA: three components as red, green and blue, a photo per row and an encoder per column.
+    """Patch features by PCA: three components as red, green and blue, an image per row and an encoder per column.
 
-    An encoder's components and their scale are those of all its photos together, so that like features have like
+    An encoder's components and their scale are those of all its images together, so that like features have like
     colours in every row.
 
     Args:
-        seen: The same photos as each encoder sees them, by the encoder's name.
+        seen: The same images as each encoder sees them, by the encoder's name.
 
     Returns:
         A matplotlib ``Figure``.
 
     Raises:
-        ShapeError: No encoder, or another number of photos for one of them.
+        ShapeError: No encoder, or another number of images for one of them.
         MissingDependencyError: matplotlib is not installed.
 
     Source:
         Supplement, Figure 2, rows 1 to 3. The components' scale, from the 1st to the 99th percentile, is our choice.
     """
-    photos = _check_same(seen)
-    figure, grid = _panels(len(photos), len(seen) + 1, photos[0])
-    _photos(grid, photos)
+    images = _check_same(seen)
+    figure, grid = _panels(len(images), len(seen) + 1, images[0])
+    _images(grid, images)
     for column, (name, views) in enumerate(seen.items(), start=1):
         grid[0, column].set_title(name, color=GREY, fontsize=10)
         for row, colours in enumerate(pca_colours(views)):
-            _show(grid[row, column], _on_photo(views[row], colours))
+            _show(grid[row, column], _on_image(views[row], colours))
     return figure
 
 
 def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: Norm = "rms", **amount: Any) -> Any:
-    """Encoders side by side: features by PCA, regions from clustering, and norms, each for every photo.
+    """Encoders side by side: features by PCA, regions from clustering, and norms, each for every image.
 
     Args:
-        seen: The same photos as each encoder sees them, by the encoder's name.
+        seen: The same images as each encoder sees them, by the encoder's name.
         norm: Of the features that are clustered, ``rms`` or ``none``.
         amount: How many regions: ``threshold``, ``num_regions``, ``explained_variance`` and ``linkage`` of
             `UnionFindClusterer`.
@@ -168,18 +168,18 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: Norm = "rms", **a
         A matplotlib ``Figure``.
 
     Raises:
-        ShapeError: No encoder, or another number of photos for one of them.
+        ShapeError: No encoder, or another number of images for one of them.
         ValueRangeError: An amount or norm that cannot be.
         MissingDependencyError: matplotlib is not installed.
 
     Source:
         Supplement, Figure 2: rows of PCA, of regions, of norms. Norms are over the encoder's median, on one scale.
     """
-    photos = _check_same(seen)
-    count = len(photos)
-    figure, grid = _panels(3 * count, len(seen) + 1, photos[0])
+    images = _check_same(seen)
+    count = len(images)
+    figure, grid = _panels(3 * count, len(seen) + 1, images[0])
     for part in range(3):
-        _photos(grid[part * count : (part + 1) * count], photos)
+        _images(grid[part * count : (part + 1) * count], images)
     norms = {name: _norms(views) for name, views in seen.items()}
     top = max(float(np.nanmax(one)) for maps in norms.values() for one in maps)
     regionizer = Regionizer(pool="mean", norm=norm, **amount)
@@ -191,26 +191,26 @@ def draw_encoders(seen: Mapping[str, Sequence[Seen]], *, norm: Norm = "rms", **a
     for column, (name, views) in enumerate(seen.items(), start=1):
         grid[0, column].set_title(name, color=GREY, fontsize=10)
         for row, colours in enumerate(pca_colours(views)):
-            _show(grid[row, column], _on_photo(views[row], colours))
+            _show(grid[row, column], _on_image(views[row], colours))
         for row, one in enumerate(views):
             regions = regionizer.group(regionizer.normalize(one.features[None]), valid=one.valid[None])
             panel = grid[count + row, column]
-            _show(panel, _outlined(one.photo, regions, one.placement))
+            _show(panel, _outlined(one.image, regions, one.placement))
             panel.set_xlabel(f"{len(regions)} regions", color=GREY, fontsize=8)
-            heat = _show(grid[2 * count + row, column], _on_photo(one, norms[name][row]), cmap=_HEAT, vmin=0, vmax=top)
+            heat = _show(grid[2 * count + row, column], _on_image(one, norms[name][row]), cmap=_HEAT, vmin=0, vmax=top)
     for part, label in enumerate(("features, by PCA", f"regions, {told}", "norms")):
         grid[part * count, 0].set_ylabel(label, color=GREY)
     _scale(figure, heat, grid[2 * count :], "times the median norm")
     return figure
 
 
-def draw_sources(photo: Image.Image, regions: Mapping[str, Regions], placement: Placement) -> Any:
-    """The regions of each source, outlined on the photo, side by side.
+def draw_sources(image: Image.Image, regions: Mapping[str, Regions], placement: Placement) -> Any:
+    """The regions of each source, outlined on the image, side by side.
 
     Args:
-        photo: Upright RGB.
+        image: Upright RGB.
         regions: A batch of one image per source, by the source's name.
-        placement: How the photo lay on the encoder's input.
+        placement: How the image lay on the encoder's input.
 
     Returns:
         A matplotlib ``Figure``.
@@ -220,23 +220,23 @@ def draw_sources(photo: Image.Image, regions: Mapping[str, Regions], placement: 
         MissingDependencyError: matplotlib is not installed.
     """
     _check_some(regions)
-    figure, grid = _panels(1, len(regions), photo)
+    figure, grid = _panels(1, len(regions), image)
     for axes, (source, one) in zip(grid[0], regions.items(), strict=True):
-        _show(axes, _outlined(photo, one, placement))
+        _show(axes, _outlined(image, one, placement))
         axes.set_title(f"{source}: {len(one)}", color=GREY, fontsize=10)
     return figure
 
 
 def draw_attention(
-    photo: Image.Image, attention: Mapping[str, Attention], *, question: str | None = None, spread: bool = False
+    image: Image.Image, attention: Mapping[str, Attention], *, question: str | None = None, spread: bool = False
 ) -> Any:
     """Where an answer looks, over patches or irregular regions, side by side.
 
     A patch glows by the attention of its region, the smallest where several overlap. Each panel has a scale of its
-    own, which a colour bar tells, and says how many tokens there are and how much attention the photo gets at all.
+    own, which a colour bar tells, and says how many tokens there are and how much attention the image gets at all.
 
     Args:
-        photo: Upright RGB.
+        image: Upright RGB.
         attention: By what the panels are called, such as the sources' names.
         question: Written above.
         spread: Share a region's attention among its patches, so that large regions do not glow for their size.
@@ -252,8 +252,8 @@ def draw_attention(
         Supplement, Figure 3, and the right of Figure 1. That the smallest region lies on top is our choice.
     """
     _check_some(attention)
-    figure, grid = _panels(1, len(attention) + 1, photo)
-    pixels = np.asarray(shrunk(photo, _PIXELS))
+    figure, grid = _panels(1, len(attention) + 1, image)
+    pixels = np.asarray(shrunk(image, _PIXELS))
     _show(grid[0, 0], pixels)
     ground = pixels.mean(-1, keepdims=True) / 255
     heat_of = require("matplotlib", extra="viz").colormaps[_HEAT]
@@ -278,7 +278,7 @@ def draw_attention(
         _attention_bar(figure, axes, 100 * float(heat.max()), spread=spread)
         total = 100 * float(one.weights.sum())
         axes.set_title(f"{name}: {len(one.regions)} tokens", color=GREY, fontsize=10)
-        axes.set_xlabel(f"{total:.0f} % of attention to the photo", color=GREY, fontsize=8)
+        axes.set_xlabel(f"{total:.0f} % of attention to the image", color=GREY, fontsize=8)
     if question is not None:
         figure.suptitle(question, color=GREY, fontsize=11, wrap=True)
     return figure
@@ -317,10 +317,10 @@ def patch_attention(regions: Regions, weights: Tensor, *, spread: bool = False) 
 
 
 def pca_colours(views: Sequence[Seen]) -> list[np.ndarray]:
-    """Three principal components of an encoder's features as colours, ``(rows, cols, 3)`` in ``[0, 1]`` per photo.
+    """Three principal components of an encoder's features as colours, ``(rows, cols, 3)`` in ``[0, 1]`` per image.
 
     Args:
-        views: Photos as one encoder sees them; components and scale are of all of them.
+        views: Images as one encoder sees them; components and scale are of all of them.
     """
     every = np.concatenate([one.features[one.valid].numpy() for one in views])
     if np.ptp(every, axis=0).max() == 0:  # nothing tells patches apart
@@ -345,25 +345,25 @@ def _check_some(given: Mapping[str, Any]) -> None:
 
 
 def _check_same(seen: Mapping[str, Sequence[Seen]]) -> list[Image.Image]:
-    """The photos that all encoders see."""
+    """The images that all encoders see."""
     _check_some(seen)
     numbers = {name: len(views) for name, views in seen.items()}
     if len(set(numbers.values())) != 1 or 0 in numbers.values():
-        raise ShapeError(f"every encoder must see the same photos, one or more; got {numbers}.")
-    return [one.photo for one in next(iter(seen.values()))]
+        raise ShapeError(f"every encoder must see the same images, one or more; got {numbers}.")
+    return [one.image for one in next(iter(seen.values()))]
 
 
 def _norms(views: Sequence[Seen]) -> list[np.ndarray]:
-    """Norms ``(rows, cols)`` per photo over the median of all; NaN where the photo does not lie."""
+    """Norms ``(rows, cols)`` per image over the median of all; NaN where the image does not lie."""
     norms = [torch.where(one.valid, one.features.norm(dim=-1), torch.nan).numpy() for one in views]
     median = np.nanmedian(np.concatenate([one.ravel() for one in norms]))
     return [one / max(median, 1e-12) for one in norms]
 
 
-def _panels(rows: int, cols: int, photo: Image.Image) -> tuple[Any, np.ndarray]:
-    """A figure of panels of a photo's shape."""
-    longest = max(photo.size)
-    width, height = _SIDE * photo.width / longest, _SIDE * photo.height / longest
+def _panels(rows: int, cols: int, image: Image.Image) -> tuple[Any, np.ndarray]:
+    """A figure of panels of an image's shape."""
+    longest = max(image.size)
+    width, height = _SIDE * image.width / longest, _SIDE * image.height / longest
     figure = new_figure(figsize=(cols * (width + 0.1) + 0.4, rows * (height + 0.15) + 0.3))
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     grid = figure.subplots(rows, cols, squeeze=False)
@@ -372,9 +372,9 @@ def _panels(rows: int, cols: int, photo: Image.Image) -> tuple[Any, np.ndarray]:
     return figure, grid
 
 
-def _photos(grid: np.ndarray, photos: Sequence[Image.Image]) -> None:
-    for axes, photo in zip(grid[:, 0], photos, strict=True):
-        _show(axes, np.asarray(shrunk(photo, _PIXELS)))
+def _images(grid: np.ndarray, images: Sequence[Image.Image]) -> None:
+    for axes, image in zip(grid[:, 0], images, strict=True):
+        _show(axes, np.asarray(shrunk(image, _PIXELS)))
 
 
 def _show(axes: Any, picture: np.ndarray, **options: Any) -> Any:
@@ -388,19 +388,19 @@ def _scale(figure: Any, heat: Any, grid: np.ndarray, label: str) -> None:
     bar.outline.set_visible(False)
 
 
-def _on_photo(one: Seen, values: np.ndarray) -> np.ndarray:
-    """Values of patches, ``(rows, cols)`` or ``(rows, cols, 3)``, on the photo's pixels; NaN or grey where none is."""
-    photo = shrunk(one.photo, _PIXELS)
+def _on_image(one: Seen, values: np.ndarray) -> np.ndarray:
+    """Values of patches, ``(rows, cols)`` or ``(rows, cols, 3)``, on the image's pixels; NaN or grey where none is."""
+    image = shrunk(one.image, _PIXELS)
     rows, cols = values.shape[:2]
-    patch = one.placement.patches((rows, cols), (photo.height, photo.width))
+    patch = one.placement.patches((rows, cols), (image.height, image.width))
     nothing = np.full((1, *values.shape[2:]), np.nan if values.ndim == 2 else 0.5)
     return np.concatenate([values.reshape(rows * cols, *values.shape[2:]), nothing])[patch]
 
 
-def _outlined(photo: Image.Image, regions: Regions, placement: Placement) -> np.ndarray:
+def _outlined(image: Image.Image, regions: Regions, placement: Placement) -> np.ndarray:
     if len(regions.grids) != 1:
         raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
-    pixels = np.asarray(shrunk(photo, _PIXELS))
+    pixels = np.asarray(shrunk(image, _PIXELS))
     _, membership = flatten(regions)
     patch = placement.patches((membership.shape[0], membership.shape[1]), (pixels.shape[0], pixels.shape[1]))
     return outline(pixels, np.append(membership, -1)[patch])

@@ -28,9 +28,9 @@ from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
 from regiontok.encoders import Encoder
 from regiontok.errors import ShapeError
+from regiontok.images import as_rgb
 from regiontok.maskset import MaskSet
 from regiontok.merge_tree import MergeTree
-from regiontok.photos import as_rgb
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.viewing._pixels import shrunk
@@ -45,12 +45,12 @@ _MASK_WEIGHTS = (0.0, 0.1, 0.2, 0.3, MASK_WEIGHT, 0.7, 1.0, 2.0, float("inf"))
 """The steps of the slider; each has a tree of its own."""
 
 
-def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title: str = "photo", **options: Any) -> None:
+def write_page(path: str | Path, image: Image.Image, encoder: Encoder, *, title: str = "image", **options: Any) -> None:
     """Write `make_page`'s page to a file.
 
     Args:
         path: The file; one that is there is replaced.
-        photo: The photo.
+        image: The image.
         encoder: What makes its features.
         title: See `make_page`.
         options: Further options of `make_page`.
@@ -58,15 +58,15 @@ def write_page(path: str | Path, photo: Image.Image, encoder: Encoder, *, title:
     Raises:
         OutputError: A file that cannot be written; and what `make_page` raises.
     """
-    text = make_page(photo, encoder, title=title, **options)
+    text = make_page(image, encoder, title=title, **options)
     write_bytes(path, text.encode(errors="backslashreplace"))  # a title may be a file name that is not UTF-8
 
 
 def make_page(
-    photo: Image.Image,
+    image: Image.Image,
     encoder: Encoder,
     *,
-    title: str = "photo",
+    title: str = "image",
     masks: MaskSet | None = None,
     threshold: float = 0.7,
     num_regions: int | None = None,
@@ -82,7 +82,7 @@ def make_page(
     light and dark mode.
 
     Args:
-        photo: The photo.
+        image: The image.
         encoder: What makes its features.
         title: What to call it, such as its file name; any text is safe.
         masks: The image's; with them the page has the sources ``segmentation`` and ``combined``, and merges in masks.
@@ -93,7 +93,7 @@ def make_page(
         connectivity: 4 or 8 neighbours for clustering.
 
     Raises:
-        PhotoError: A picture that cannot be one RGB photo.
+        ImageError: A picture that cannot be one RGB image.
         ShapeError, ValueRangeError: Masks or options that cannot be, or more than 65535 patches.
 
     Example:
@@ -105,10 +105,10 @@ def make_page(
     rows, cols = encoder.grid
     if rows * cols > _MOST_PATCHES:
         raise ShapeError(f"a page holds at most {_MOST_PATCHES} patches; got {rows} x {cols}. Take a smaller img_size.")
-    photo = as_rgb(photo)
-    features, valid = encoder(photo)
+    image = as_rgb(image)
+    features, valid = encoder(image)
     budget = resolve_budget([int(valid.sum())], num_regions, keep)
-    placement = encoder.geometry.place((photo.height, photo.width))
+    placement = encoder.geometry.place((image.height, image.width))
     options: dict[str, Any] = {"pool": "mean", "norm": norm, "connectivity": connectivity}
     normed = Regionizer(**options).normalize(features)
     trees = [
@@ -123,9 +123,9 @@ def make_page(
     if masks is not None:
         on_grid = MaskDownsampler(geometry=encoder.geometry)([masks], features=normed, valid=valid)
         trees_in_masks = _trees_in_masks(normed, on_grid, connectivity)
-    (height, width), small = encoder.geometry.size, shrunk(photo, _LONGEST_SIDE)
-    across = placement.scale[1] * photo.width * cols / width, placement.offset[1] * cols / width
-    down = placement.scale[0] * photo.height * rows / height, placement.offset[0] * rows / height
+    (height, width), small = encoder.geometry.size, shrunk(image, _LONGEST_SIDE)
+    across = placement.scale[1] * image.width * cols / width, placement.offset[1] * cols / width
+    down = placement.scale[0] * image.height * rows / height, placement.offset[0] * rows / height
     compact, scale = _compact(normed[0].float().cpu().flatten(0, 1), valid[0].cpu().flatten())
     patch = placement.patches((rows, cols), (small.height, small.width))
     data = {
@@ -146,8 +146,8 @@ def make_page(
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(f"{encoder.name}, {rows} x {cols} patches, {how}"),
-        "ratio": f"{photo.width / photo.height:.4f}",
-        "photo": f"data:image/jpeg;base64,{_jpeg(small)}",
+        "ratio": f"{image.width / image.height:.4f}",
+        "image": f"data:image/jpeg;base64,{_jpeg(small)}",
         "data": json.dumps(data).replace("<", "\\u003c"),  # nothing in it can end the script
     }
     frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -179,16 +179,16 @@ def _cosines(vectors: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def _mean_colours(photo: Image.Image, patch: np.ndarray, patches: int) -> np.ndarray:
-    """The mean colour of each patch, ``(patches, 3)`` uint8; black where the photo does not lie.
+def _mean_colours(image: Image.Image, patch: np.ndarray, patches: int) -> np.ndarray:
+    """The mean colour of each patch, ``(patches, 3)`` uint8; black where the image does not lie.
 
     Args:
-        photo: ``(height, width)``.
+        image: ``(height, width)``.
         patch: ``(height, width)``: the patch of each pixel, -1 for none.
         patches: How many there are.
     """
     inside = patch >= 0
-    pixels, where = np.asarray(photo)[inside], patch[inside]
+    pixels, where = np.asarray(image)[inside], patch[inside]
     count = np.bincount(where, minlength=patches)
     sums = [np.bincount(where, pixels[:, channel], minlength=patches) for channel in range(3)]
     return (np.stack(sums, 1) / np.maximum(count, 1)[:, None]).round().astype(np.uint8)
@@ -251,7 +251,7 @@ def _encode(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def _jpeg(photo: Image.Image) -> str:
+def _jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""How well regions of several sources stand for photos, as a figure."""
+"""How well regions of several sources stand for images, as a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A photo with its regions: outlined, and filled with their mean colours. Needs nothing beyond Pillow and numpy."""
+"""An image with its regions: outlined, and filled with their mean colours. Needs nothing beyond Pillow and numpy."""
 
 import numpy as np
 from PIL import Image
@@ -11,32 +11,32 @@ from regiontok.viewing._pixels import edges, shrunk
 
 _LONGEST_SIDE = 1280
 _GAP = 16
-_LIGHT, _DARK = (255, 255, 255), (20, 20, 20)  # a light line with dark rims is seen on any photo
+_LIGHT, _DARK = (255, 255, 255), (20, 20, 20)  # a light line with dark rims is seen on any image
 
 
-def draw_regions(photo: Image.Image, regions: Regions, placement: Placement) -> Image.Image:
-    """Draw one photo's regions: on the left the photo with their outlines, on the right each in its mean colour.
+def draw_regions(image: Image.Image, regions: Regions, placement: Placement) -> Image.Image:
+    """Draw one image's regions: on the left the image with their outlines, on the right each in its mean colour.
 
     Where regions overlap every outline is drawn, and the smallest region lies on top. What lies in no region keeps its
-    own pixels, dimmed. Photos with a side above 1280 pixels are drawn smaller.
+    own pixels, dimmed. Images with a side above 1280 pixels are drawn smaller.
 
     Args:
-        photo: The upright RGB photo.
+        image: The upright RGB image.
         regions: Its regions, a batch of one image.
-        placement: How the photo lay on the encoder's input.
+        placement: How the image lay on the encoder's input.
 
     Returns:
         An RGBA picture; the gap in the middle is transparent.
 
     Raises:
-        ShapeError: Regions of several images, or a photo of another size than the placement's.
+        ShapeError: Regions of several images, or an image of another size than the placement's.
     """
     if len(regions.grids) != 1:
         raise ShapeError(f"regions must be of one image; got {len(regions.grids)}.")
-    if (photo.height, photo.width) != placement.photo:
-        raise ShapeError(f"the placement is for photos of {placement.photo}; got {(photo.height, photo.width)}.")
+    if (image.height, image.width) != placement.image_size:
+        raise ShapeError(f"the placement is for images of {placement.image_size}; got {(image.height, image.width)}.")
     top, membership = flatten(regions)
-    pixels = np.asarray(shrunk(photo, _LONGEST_SIDE))
+    pixels = np.asarray(shrunk(image, _LONGEST_SIDE))
     height, width = pixels.shape[:2]
     patch = placement.patches((top.shape[0], top.shape[1]), (height, width))
     picture = Image.new("RGBA", (2 * width + _GAP, height), (0, 0, 0, 0))

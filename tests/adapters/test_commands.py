@@ -10,7 +10,7 @@ from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import main
 from regiontok.evaluation.assistant import Assistant
 from regiontok.evaluation.pixcv import measure_focus, read_objects, read_questions
-from tests.adapters.test_processors import PHOTOS
+from tests.adapters.test_processors import IMAGES
 from tests.evaluation import test_pixcv
 from tests.families import CASES
 from tests.processors import PROCESSORS, TEMPLATE, placeholder
@@ -28,27 +28,27 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def folder(name, tmp_path_factory):
-    """A stock model and its processor; and a photo."""
+    """A stock model and its processor; and an image."""
     folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
     CASES[name].make().save_pretrained(folder / "model")
     processor = PROCESSORS[name]()
     processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
     processor.save_pretrained(folder / "model")
-    PHOTOS[1].save(folder / "photo.png")
+    IMAGES[1].save(folder / "image.png")
     return folder
 
 
 def test_chat_answers_from_a_stock_folder_with_a_budget(folder, capsys):
-    photo, model = str(folder / "photo.png"), str(folder / "model")
-    assert main(["chat", photo, "w5 w6", "--model", model, "--tokens", "12", "--max-new-tokens", "3"]) == 0
+    image, model = str(folder / "image.png"), str(folder / "model")
+    assert main(["chat", image, "w5 w6", "--model", model, "--tokens", "12", "--max-new-tokens", "3"]) == 0
     told = capsys.readouterr()
-    count = int(re.search(r"photo.png: (\d+) tokens", told.out + told.err)[1])
+    count = int(re.search(r"image.png: (\d+) tokens", told.out + told.err)[1])
     assert 1 <= count <= 12
 
 
 def test_a_figure_shows_where_an_answer_looks(name, folder):
-    photo, model, out = str(folder / "photo.png"), str(folder / "model"), folder / "attention.png"
-    given = ["figures", "attention", photo, "w5", "--model", model, "--answer", "w7", "--out", str(out)]
+    image, model, out = str(folder / "image.png"), str(folder / "model"), folder / "attention.png"
+    given = ["figures", "attention", image, "w5", "--model", model, "--answer", "w7", "--out", str(out)]
     assert main(given) == 0
     with Image.open(out) as one:
         alone = one.width

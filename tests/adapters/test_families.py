@@ -138,7 +138,7 @@ def test_one_tile_of_onevision_is_its_regions():
     stock = tiny_onevision()
     model = with_regions(stock, Regionizer(**IDENTITY))
     tiles = torch.randn(2, 1, 3, 28, 28)
-    for newline, length in (("row", 13), ("photo", 13), ("drop", 11)):
+    for newline, length in (("row", 13), ("image", 13), ("drop", 11)):
         model = with_regions(stock, Regionizer(**IDENTITY), newline=newline)
         for run in (1, 5):  # 2 x 2 patches and the newline
             ids = torch.tensor([[5] + [IMAGE] * run + [6] + [IMAGE] * run + [7]])
@@ -148,7 +148,7 @@ def test_one_tile_of_onevision_is_its_regions():
         stock.model.vision_tower(tiles[:, 0], output_hidden_states=True).hidden_states[-1]
     )
     assert torch.equal(model.encode_regions(tiles).values, features.flatten(0, 1))
-    with pytest.raises(ValueRangeError, match="pixel_values need image_sizes, the height and width of each photo"):
+    with pytest.raises(ValueRangeError, match="pixel_values need image_sizes, the height and width of each image"):
         model.encode_patches(torch.randn(1, 3, 3, 28, 28))
     with pytest.raises(ValueRangeError, match="videos are not cut into regions"):
         model(input_ids=ids, pixel_values=tiles, pixel_values_videos=tiles)
@@ -280,7 +280,7 @@ def test_qwens_bad_input_is_refused(qwen):
     ],
     ids=["crop", "pad", "squash"],
 )
-def test_the_geometry_of_a_processor_places_photos_as_it_does(processor, geometry, china):
+def test_the_geometry_of_a_processor_places_images_as_it_does(processor, geometry, china):
     assert geometry_of(processor) == geometry
     mine = (
         torch.from_numpy(
@@ -295,7 +295,7 @@ def test_the_geometry_of_a_processor_places_photos_as_it_does(processor, geometr
     assert (difference > 0.1).float().mean() < 0.01
 
 
-def test_an_encoders_own_processor_places_photos_as_it_does(china, tmp_path):
+def test_an_encoders_own_processor_places_images_as_it_does(china, tmp_path):
     encoder = encoders.load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64, geometry="letterbox")
     processor = EncoderImageProcessor.of(encoder)
     processor.save_pretrained(tmp_path)
@@ -304,7 +304,7 @@ def test_an_encoders_own_processor_places_photos_as_it_does(china, tmp_path):
     given = loaded([[china, china.rotate(90, expand=True)], [china]], return_tensors="pt")
     assert given["image_sizes"].tolist() == [[427, 640], [640, 427], [427, 640]]
     assert torch.equal(given["pixel_values"][:1], encoder.preprocess(china)[0])
-    with pytest.raises(ValueRangeError, match="this encoder only places photos"):
+    with pytest.raises(ValueRangeError, match="this encoder only places images"):
         loaded.encoder(china)
 
 
@@ -335,7 +335,7 @@ def test_newlines_stand_where_they_are_told_to(name):
     stock, given = case.make(), case.inputs()
     more = {"batch_num_images": given["batch_num_images"]} if "batch_num_images" in given else {}
     regionizer = Regionizer(pool="mean", norm="none", num_regions=7)
-    for newline, added in (("drop", [0, 0, 0]), ("photo", [1, 1, 1])):
+    for newline, added in (("drop", [0, 0, 0]), ("image", [1, 1, 1])):
         model = with_regions(stock, regionizer, newline=newline)
         prepared = model.expand(**given)
         held = (prepared.inputs["input_ids"] == IMAGE).sum()
@@ -359,10 +359,10 @@ def test_newlines_stand_where_they_are_told_to(name):
         with_regions(stock, Regionizer(**IDENTITY, order="area"), newline="row")
     with pytest.raises(ValueRangeError, match="newline=.drop. is for families whose tiles are packed"):
         with_regions(CASES["Gemma 3"].make(), regionizer, newline="drop")
-    assert with_regions(with_regions(stock, regionizer, newline="photo"), regionizer).model.newline_of(False) == "drop"
+    assert with_regions(with_regions(stock, regionizer, newline="image"), regionizer).model.newline_of(False) == "drop"
 
 
-def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
+def test_a_large_image_of_onevision_is_scaled_as_its_placeholders_are():
     case = CASES["LLaVA-OneVision"]
     stock, given = case.make(), case.inputs([[3, "c", 4]]) | {"vision_aspect_ratio": "anyres_max_1"}
     (stocks,) = stock.get_image_features(
@@ -385,8 +385,8 @@ def test_a_large_photo_of_onevision_is_scaled_as_its_placeholders_are():
 
 
 @pytest.mark.parametrize("name", ["Idefics3", "SmolVLM", "Aya Vision", "Cohere2 Vision"])
-def test_photos_of_one_tile_are_photos_of_their_own_whatever_is_beside_them(name):
-    """One placeholder each, with other words before; and two samples whose photos must not become one."""
+def test_images_of_one_tile_are_images_of_their_own_whatever_is_beside_them(name):
+    """One placeholder each, with other words before; and two samples whose images must not become one."""
     case = CASES[name]
     model = with_regions(case.make(), Regionizer(pool="mean", norm="none", num_regions=3))
     pixels = torch.randn(2, 3, 56, 56)

@@ -256,17 +256,17 @@ def test_processors_and_the_pipeline_work_as_they_are(stock, tmp_path):
     model = lively(clustered(stock))
     tiny_processor().save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
-    photos = [
+    images = [
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (60, 90, 3), dtype=np.uint8)) for seed in (0, 1)
     ]
-    inputs = processor(images=photos, text=["w5 <image> w6", "w7 w8 <image> w9 w3"], return_tensors="pt", padding=True)
+    inputs = processor(images=images, text=["w5 <image> w6", "w7 w8 <image> w9 w3"], return_tensors="pt", padding=True)
     assert (inputs["input_ids"] == IMAGE).sum() == 32
     made = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     new = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :])
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    for photo, text, expected in zip(photos, ("w5 {} w6", "w7 w8 {} w9 w3"), new, strict=True):
+    for image, text, expected in zip(images, ("w5 {} w6", "w7 w8 {} w9 w3"), new, strict=True):
         before, after = text.split(" {} ")
-        content = [{"type": "text", "text": before}, {"type": "image", "image": photo}, {"type": "text", "text": after}]
+        content = [{"type": "text", "text": before}, {"type": "image", "image": image}, {"type": "text", "text": after}]
         told = pipe([{"role": "user", "content": content}], max_new_tokens=3, return_full_text=False, do_sample=False)
         assert told[0]["generated_text"].split() == expected.split()
     assert geometry_of(processor) == ImageGeometry.center_crop(56)
@@ -287,7 +287,7 @@ def test_masks_become_the_tokens_of_their_images(stock):
         **prompts([[5, None, 3], [6, None, 3]]), pixel_values=PIXELS[:2], masks=[left, top], max_new_tokens=2
     )
     assert made.shape == (2, 5)
-    with pytest.raises(ShapeError, match=r"masks\[1\]: masks must be of their photo's size \(20, 21\); got \(20, 20\)"):
+    with pytest.raises(ShapeError, match=r"masks\[1\]: masks must be of their image's size \(20, 21\); got \(20, 20\)"):
         model(
             **prompts([[None], [None]]),
             pixel_values=PIXELS[:2],
@@ -296,18 +296,18 @@ def test_masks_become_the_tokens_of_their_images(stock):
         )
 
 
-def test_masks_of_padded_photos_need_sizes(stock):
+def test_masks_of_padded_images_need_sizes(stock):
     geometry = ImageGeometry.letterbox(56)
     model = with_regions(stock, Regionizer(source="segmentation", pool="mean", geometry=geometry))
     half = np.zeros((1, 20, 40), bool)
     half[:, :, :20] = True
-    with pytest.raises(ValueRangeError, match="masks of photos that are padded need image_sizes"):
+    with pytest.raises(ValueRangeError, match="masks of images that are padded need image_sizes"):
         model.encode_regions(PIXELS[:1], masks=[half])
     assert model.encode_regions(PIXELS[:1], masks=[half], image_sizes=[(20, 40)]).counts.tolist() == [1]
     assert model.encode_regions(PIXELS[:1], masks=[MaskSet.on_grid(torch.ones(2, 4, 4))]).counts.tolist() == [2]
 
 
-def test_sizes_of_photos_keep_padding_out_of_regions(stock):
+def test_sizes_of_images_keep_padding_out_of_regions(stock):
     model = with_regions(stock, Regionizer(source="patch", pool="mean", geometry=ImageGeometry.letterbox(56)))
     assert model.encode_regions(PIXELS[:2]).counts.tolist() == [16, 16]
     assert model.encode_regions(PIXELS[:2], image_sizes=[(20, 40), (30, 30)]).counts.tolist() == [8, 16]

@@ -68,7 +68,7 @@ def test_masks_and_sizes_are_given_for_the_calls_inside_a_with():
     with pytest.raises(ValueRangeError, match="needs masks"):
         model.encode_images(IMAGES)
     with (
-        pytest.raises(ValueRangeError, match="masks of photos that are padded need image_sizes"),
+        pytest.raises(ValueRangeError, match="masks of images that are padded need image_sizes"),
         regions.seeing(masks=[halves] * 2),
     ):
         pass

@@ -24,7 +24,7 @@ from tests.families import CASES, IMAGE, PAD, ROWS
 IDENTITY = {"source": "patch", "pool": "mean", "norm": "none", "padding": "keep"}
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 OWN_BEAMS = ("GLM-4.1V", "GLM-4.5V", "GLM-4.6V")
-"""Their stock classes give beams the photos of a sample as A A B B, where its prompts have A B A B."""
+"""Their stock classes give beams the images of a sample as A A B B, where its prompts have A B A B."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
@@ -51,7 +51,7 @@ def lively(model):
 
 def clustered(stock, **options):
     plain = with_regions(stock, Regionizer(**IDENTITY))
-    budget = 6 if plain.places_photos else 3  # tiles need a token each
+    budget = 6 if plain.places_images else 3  # tiles need a token each
     settings = {"dim": plain.patch_dim, "num_heads": 4, "num_regions": budget}
     return lively(with_regions(stock, Regionizer(**settings | options)))
 
@@ -232,7 +232,7 @@ def test_unknown_arguments_are_rejected(case, stock):
     assert ("tiles" in taken) == isinstance(model.model, TilesMixin)
 
 
-def test_budgets_are_per_photo_and_known_before(case, stock):
+def test_budgets_are_per_image_and_known_before(case, stock):
     model = with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=7))
     given = case.inputs(whole=False)
     known = ("tiles", "image_grid_thw", "image_position_ids", "batch_num_images")
@@ -241,21 +241,21 @@ def test_budgets_are_per_photo_and_known_before(case, stock):
         prepared = model.expand(**given, num_regions=budget)
         found = [0, 0, 0]
         for view, count in zip(prepared.views, prepared.regions.counts.tolist(), strict=True):
-            found[view.photo] += count
+            found[view.image] += count
         assert model.num_tokens(given.get("image_sizes"), images=3, num_regions=budget, **more) == found
         sizes = None if "image_sizes" not in given else given["image_sizes"].tolist()
         patches = [0, 0, 0]
         for view in prepared.views:
             valid = view.valid(sizes)  # padding is in no region
-            patches[view.photo] += view.patches if valid is None else int(valid.sum())
+            patches[view.image] += view.patches if valid is None else int(valid.sum())
         wanted = budget if isinstance(budget, list) else [budget or 7] * 3
         assert found == [min(one, all_) for one, all_ in zip(wanted, patches, strict=True)]
         assert int(prepared.columns.sum()) == sum(found)
 
 
-def test_masks_are_of_photos_and_cut_with_them(case, stock):
-    """The left half of a photo is the left half of each grid that shows all of it, and so much of each tile."""
-    geometry = None if with_regions(stock, Regionizer(**IDENTITY)).places_photos else ImageGeometry.squash(56)
+def test_masks_are_of_images_and_cut_with_them(case, stock):
+    """The left half of an image is the left half of each grid that shows all of it, and so much of each tile."""
+    geometry = None if with_regions(stock, Regionizer(**IDENTITY)).places_images else ImageGeometry.squash(56)
     model = with_regions(stock, Regionizer(source="segmentation", pool="mean", norm="none", geometry=geometry))
     given = case.inputs(whole=False)
     if case.tiles == [3, 3, 3]:

@@ -1,4 +1,4 @@
-"""Every family through its real processor, on real photos, and behind `Assistant`."""
+"""Every family through its real processor, on real images, and behind `Assistant`."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.filterwarnings(
 )  # GLM's
 IDENTITY = {"source": "patch", "pool": "mean", "norm": "none", "padding": "keep"}
 SIDES = [(64, 64), (120, 50), (50, 140)]
-PHOTOS = [
-    Image.fromarray(photo).resize(size)
-    for photo, size in zip((data.astronaut(), data.coffee(), data.chelsea()), SIDES, strict=True)
+IMAGES = [
+    Image.fromarray(image).resize(size)
+    for image, size in zip((data.astronaut(), data.coffee(), data.chelsea()), SIDES, strict=True)
 ]
 
 
@@ -45,22 +45,22 @@ def processor(name):
 
 
 @pytest.fixture(scope="module")
-def photos(name):
-    """PerceptionLM's processor makes no batch of photos with different numbers of tiles."""
-    return [photo.resize((64, 64)) for photo in PHOTOS] if name == "PerceptionLM" else PHOTOS
+def images(name):
+    """PerceptionLM's processor makes no batch of images with different numbers of tiles."""
+    return [image.resize((64, 64)) for image in IMAGES] if name == "PerceptionLM" else IMAGES
 
 
-def processed(name, processor, photos):
+def processed(name, processor, images):
     mark = placeholder(name, processor)
     text = [f"w5 {mark} w6 {mark} w7", "w8 w9", f"w3 {mark} w4"]
-    given = processor(images=[photos[:2], [], photos[2:]], text=text, return_tensors="pt", padding=True)
+    given = processor(images=[images[:2], [], images[2:]], text=text, return_tensors="pt", padding=True)
     given.pop("labels", None)  # PaliGemma's, of no answer
     return dict(given)
 
 
-def test_a_region_per_patch_is_the_stock_model(name, stock, processor, photos):
+def test_a_region_per_patch_is_the_stock_model(name, stock, processor, images):
     model = with_regions(stock, Regionizer(**IDENTITY))
-    given = processed(name, processor, photos)
+    given = processed(name, processor, images)
     inside = given["attention_mask"].bool()
     assert (given["input_ids"] == IMAGE).sum() > 3
     assert torch.equal(model(**given).logits[inside], stock(**given).logits[inside])
@@ -68,21 +68,21 @@ def test_a_region_per_patch_is_the_stock_model(name, stock, processor, photos):
     assert torch.equal(model.generate(**given, **greedy), stock.generate(**given, **greedy))
 
 
-def test_it_answers_with_a_budget_in_batches_as_one_by_one(stock, processor, photos):
+def test_it_answers_with_a_budget_in_batches_as_one_by_one(stock, processor, images):
     assistant = Assistant(with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=12)), processor)
-    asked = [Question("w5", photos[:1]), Question("w6"), Question("w7 w8", photos[1:])]
-    if isinstance(processor, PaliGemmaProcessor):  # needs a photo for every question
-        asked[1] = Question("w6", photos[1:2])
+    asked = [Question("w5", images[:1]), Question("w6"), Question("w7 w8", images[1:])]
+    if isinstance(processor, PaliGemmaProcessor):  # needs an image for every question
+        asked[1] = Question("w6", images[1:2])
     told = assistant.answer(asked, max_new_tokens=4)
     assert [answer.tokens for answer in told] == [assistant.answer([one], max_new_tokens=4)[0].tokens for one in asked]
-    assert [len(answer.counts) for answer in told] == [len(one.photos) for one in asked]
+    assert [len(answer.counts) for answer in told] == [len(one.images) for one in asked]
     assert all(1 <= count <= 12 for answer in told for count in answer.counts)
 
 
-def test_attention_to_regions_is_what_the_model_pays(name, processor, photos):
+def test_attention_to_regions_is_what_the_model_pays(name, processor, images):
     """Equal to what ``output_attentions`` gives, where newlines are not regions."""
     model = with_regions(CASES[name].make(), Regionizer(pool="mean", norm="none", num_regions=12))
-    given = processed(name, processor, photos)
+    given = processed(name, processor, images)
     answer = torch.zeros_like(given["input_ids"], dtype=torch.bool)
     answer[:, -1] = True
     attention = answer_attention(model, answer, **given)
@@ -95,11 +95,11 @@ def test_attention_to_regions_is_what_the_model_pays(name, processor, photos):
         expected = found[sample, :, :, row][..., prepared.columns[sample]]
         assert torch.allclose(weights, expected, atol=1e-5)
     assert sum(attention.images, []) == list(range(len(prepared.views)))  # noqa: RUF017  few
-    left = [np.zeros((1, photo.height, photo.width), bool) for photo in photos]
+    left = [np.zeros((1, image.height, image.width), bool) for image in images]
     for one in left:
         one[..., : one.shape[2] // 2] = True
-    geometry = None if model.places_photos else geometry_of(processor)
-    if any(view.canvas is None for view in prepared.views) and model.places_photos:
+    geometry = None if model.places_images else geometry_of(processor)
+    if any(view.canvas is None for view in prepared.views) and model.places_images:
         with pytest.raises(ValueRangeError, match="has several tiles whose rows and columns are not known"):
             target_regions(attention.regions, left, views=attention.views)
         return
@@ -113,8 +113,8 @@ TILED = ["InternVL", "Aya Vision", "Cohere2 Vision", "Idefics3", "SmolVLM"]
 @pytest.mark.parametrize("name", TILED)
 def test_tiles_are_those_that_the_processor_cuts(name):
     processor = PROCESSORS[name]()
-    given = processed(name, processor, PHOTOS)
-    tiles = tiles_of(processor, PHOTOS)
+    given = processed(name, processor, IMAGES)
+    tiles = tiles_of(processor, IMAGES)
     counts = [rows * cols + (rows * cols > 1) for rows, cols in tiles]
     pixels = given["pixel_values"]
     assert sum(counts) == (pixels.flatten(0, -4).flatten(1) != 0).any(1).sum()
@@ -123,18 +123,18 @@ def test_tiles_are_those_that_the_processor_cuts(name):
     if name in ("Idefics3", "SmolVLM"):  # their prompts tell it too
         assert model.expand(**given).views == views
     else:
-        assert {view.photo for view in model.expand(**given).views} == {view.photo for view in views}
+        assert {view.image for view in model.expand(**given).views} == {view.image for view in views}
 
 
 @pytest.mark.parametrize("name", ["InternVL", "LLaVA-NeXT", "SmolVLM"])
-def test_a_mask_lies_on_the_tiles_where_it_lies_on_the_photo(name):
-    """Regions of all tiles brought back together cover what the mask covers of the photo."""
+def test_a_mask_lies_on_the_tiles_where_it_lies_on_the_image(name):
+    """Regions of all tiles brought back together cover what the mask covers of the image."""
     processor = PROCESSORS[name]()
     model = with_regions(CASES[name].make(), Regionizer(source="segmentation", pool="mean", norm="none", coverage=0.5))
-    photo = PHOTOS[0].resize((112, 112))
-    given = processed(name, processor, [photo, photo, photo])
+    image = IMAGES[0].resize((112, 112))
+    given = processed(name, processor, [image, image, image])
     if name != "LLaVA-NeXT":
-        given["tiles"] = tiles_of(processor, [photo] * 3)
+        given["tiles"] = tiles_of(processor, [image] * 3)
     mask = np.zeros((1, 112, 112), bool)
     mask[:, 28:84, 12:100] = True  # over all tile borders
     prepared = model.expand(**given, masks=[mask] * 3)
@@ -165,7 +165,7 @@ def test_the_geometry_of_processors(name, geometry):
 @pytest.mark.parametrize("name", [*TILED, "LLaVA-NeXT", "LLaVA-OneVision", "PerceptionLM"])
 def test_a_model_of_tiles_needs_no_geometry(name):
     with pytest.raises(
-        ValueRangeError, match="may cut photos into tiles, and a model of them knows itself where they lie"
+        ValueRangeError, match="may cut images into tiles, and a model of them knows itself where they lie"
     ):
         geometry_of(PROCESSORS[name]())
     with pytest.raises(ValueRangeError, match="knows itself how images are placed on tiles. Leave geometry out"):

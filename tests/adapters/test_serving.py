@@ -21,7 +21,7 @@ from regiontok.adapters.huggingface import (
 )
 from regiontok.adapters.huggingface.serving import SGLANG, VLLM, _grid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
-from tests.adapters.test_processors import PHOTOS
+from tests.adapters.test_processors import IMAGES
 from tests.conftest import assert_close
 from tests.families import CASES, CLIP, IMAGE, TEXT, build
 from tests.processors import PROCESSORS
@@ -44,7 +44,7 @@ ONE_COUNT = ("LLaVA-1.5", "InternVL")
 
 def made(name, **options):
     model = with_regions(CASES[name].make(), Regionizer(pool="mean", norm="none", num_regions=8))
-    return model, image_embeddings(model, PROCESSORS[name](), PHOTOS, **options)
+    return model, image_embeddings(model, PROCESSORS[name](), IMAGES, **options)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -52,11 +52,11 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
     model, embeddings = made(name, num_regions=[4, 12, 10])
     assert [len(one) for one in embeddings] == [4, 12, 10]
     processor = PROCESSORS[name]()
-    image = getattr(processor, "image_token", "<image>")
-    for number, (photo, one) in enumerate(zip(PHOTOS, embeddings, strict=True)):
-        given = processor(text=[image], images=[[photo]], return_tensors="pt")
+    token = getattr(processor, "image_token", "<image>")
+    for number, (image, one) in enumerate(zip(IMAGES, embeddings, strict=True)):
+        given = processor(text=[token], images=[[image]], return_tensors="pt")
         if name == "InternVL":
-            given["tiles"] = tiles_of(processor, [photo])
+            given["tiles"] = tiles_of(processor, [image])
         prepared = model.expand(**given, num_regions=[4, 12, 10][number])
         output = prepared.inputs["mm_encoder_outputs"]["image"]
         deep = [layer[0] for layer in getattr(output, "deepstack_features", [])]
@@ -66,7 +66,7 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_vllm_gets_one_placeholder_per_photo_and_rows_by_the_count(name):
+def test_vllm_gets_one_placeholder_per_image_and_rows_by_the_count(name):
     counts = [4, 4, 4] if name in ONE_COUNT else [4, 12, 10]
     _, embeddings = made(name, num_regions=counts)
     ids = [5, IMAGE, 6, *[IMAGE] * 9, 7, IMAGE]
@@ -97,7 +97,7 @@ def test_embeddings_of_two_models_do_not_go_together():
 def test_what_vllm_writes_itself_is_left_out():
     _, embeddings = made("InternVL")
     processor = PROCESSORS["InternVL"]()
-    given = processor(text=["w5 <IMG_CONTEXT> w6"], images=[[PHOTOS[1]]], return_tensors="pt")
+    given = processor(text=["w5 <IMG_CONTEXT> w6"], images=[[IMAGES[1]]], return_tensors="pt")
     assert vllm_request(given["input_ids"][0], embeddings[1:2])["prompt_token_ids"] == [5, IMAGE, 6]
     assert vllm_request("w5 <img><IMG_CONTEXT></img> w6", embeddings[1:2])["prompt"] == "w5 <IMG_CONTEXT> w6"
 
@@ -111,14 +111,14 @@ def test_sglang_gets_a_placeholder_per_token(name):
     (image,) = request["image_data"]
     assert len(image["precomputed_embeddings"]) == 8
     assert image["image_grid_thw"].prod() // 4 == 8
-    with pytest.raises(ValueRangeError, match="SGLang takes embeddings of one photo per request; got 3"):
+    with pytest.raises(ValueRangeError, match="SGLang takes embeddings of one image per request; got 3"):
         sglang_request([5, IMAGE, 6, IMAGE, IMAGE], embeddings)
     with pytest.raises(ShapeError, match="got 0 of them"):
         sglang_request([5, 6], embeddings[:1])
 
 
 @pytest.mark.parametrize(("count", "shape", "grid"), [(12, (3, 4), (3, 4)), (12, (4, 1), (6, 2)), (7, (2, 3), (1, 7)), (64, (20, 30), (8, 8)), (1, (5, 5), (1, 1))])  # fmt: skip
-def test_a_grid_multiplies_to_the_count_and_is_near_the_photos_shape(count, shape, grid):
+def test_a_grid_multiplies_to_the_count_and_is_near_the_images_shape(count, shape, grid):
     assert _grid(count, shape) == grid
 
 
@@ -126,24 +126,24 @@ def test_masks_make_as_many_tokens_as_there_are():
     geometry = ImageGeometry.center_crop(56)
     regionizer = Regionizer(source="segmentation", pool="mean", norm="none", geometry=geometry)
     model = with_regions(CASES["LLaVA-1.5"].make(), regionizer)
-    masks = [np.ones((1, photo.height, photo.width), bool) for photo in PHOTOS]
-    assert [len(one) for one in image_embeddings(model, PROCESSORS["LLaVA-1.5"](), PHOTOS, masks)] == [1, 1, 1]
+    masks = [np.ones((1, image.height, image.width), bool) for image in IMAGES]
+    assert [len(one) for one in image_embeddings(model, PROCESSORS["LLaVA-1.5"](), IMAGES, masks)] == [1, 1, 1]
 
 
 def test_what_a_server_cannot_take_is_refused():
     stock, processor = CASES["Gemma 3"].make(), PROCESSORS["Gemma 3"]()
     with pytest.raises(DTypeError, match="model must have region tokens; got Gemma3ForConditionalGeneration"):
-        image_embeddings(stock, processor, PHOTOS)
-    embeddings = image_embeddings(with_regions(stock, Regionizer(pool="mean")), processor, PHOTOS)
+        image_embeddings(stock, processor, IMAGES)
+    embeddings = image_embeddings(with_regions(stock, Regionizer(pool="mean")), processor, IMAGES)
     for request, engine in ((vllm_request, "vLLM"), (sglang_request, "SGLang")):
         with pytest.raises(ValueRangeError, match=f"{engine} takes no image embeddings of Gemma3ForConditional"):
             request([IMAGE] * 3, embeddings)
-        with pytest.raises(ShapeError, match="embeddings must be of at least one photo"):
+        with pytest.raises(ShapeError, match="embeddings must be of at least one image"):
             request([5], [])
     model, _ = made("LLaVA-1.5")
     torch.nn.init.constant_(model.model.multi_modal_projector.linear_2.bias, torch.inf)
     with pytest.raises(ValueError, match="not finite"):
-        image_embeddings(model, PROCESSORS["LLaVA-1.5"](), PHOTOS)
+        image_embeddings(model, PROCESSORS["LLaVA-1.5"](), IMAGES)
 
 
 def _for_vllm(name, folder):
@@ -178,15 +178,15 @@ def test_a_stock_vllm_answers_as_the_region_model_does(name, title, tmp_path):
     stock = _for_vllm(name, tmp_path / "model")
     model = with_regions(stock, Regionizer(pool="mean", norm="none"))
     requests, expected = [], []
-    for count, photos in ((5, PHOTOS[:1]), (9, PHOTOS[1:2]), (12, PHOTOS[2:]), (7, PHOTOS[:2])):
-        text = "w5 w6 " + " w7 ".join(["<image>"] * len(photos)) + " w8 w9"
-        given = processor(text=[text], images=[photos], return_tensors="pt")
+    for count, images in ((5, IMAGES[:1]), (9, IMAGES[1:2]), (12, IMAGES[2:]), (7, IMAGES[:2])):
+        text = "w5 w6 " + " w7 ".join(["<image>"] * len(images)) + " w8 w9"
+        given = processor(text=[text], images=[images], return_tensors="pt")
         made = model.generate(
             **given, num_regions=count, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None
         )
         expected.append(made[0, given["input_ids"].shape[1] :].tolist())
-        embeddings = image_embeddings(model, processor, photos, num_regions=count)
-        assert [len(one) for one in embeddings] == [count] * len(photos)
+        embeddings = image_embeddings(model, processor, images, num_regions=count)
+        assert [len(one) for one in embeddings] == [count] * len(images)
         requests.append(vllm_request(given["input_ids"][0], embeddings))
     assert len({tuple(one) for one in expected}) > 1
     torch.save(requests, tmp_path / "requests.pt")

@@ -34,7 +34,7 @@ from tests.conftest import smooth_features
 ROWS, COLS, DIM = 6, 7, 16
 GEOMETRY = ImageGeometry.letterbox((8 * ROWS, 8 * COLS))
 SIZES = [(40, 56), (48, 30), (48, 56)]
-"""Photos of three shapes, so that each image of a batch has patches of its own that are not valid."""
+"""Images of three shapes, so that each image of a batch has patches of its own that are not valid."""
 
 
 @dataclass(frozen=True)

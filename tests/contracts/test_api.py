@@ -101,7 +101,7 @@ def test_the_public_api_changes_only_on_purpose():
 
 OTHERWISE = {
     "tests/test_encoders.py": ("encoders.load", "encoders.ENCODERS", "encoders.Encoded"),
-    "tests/test_photos.py": ("read_photo",),
+    "tests/test_images.py": ("read_image",),
     "tests/test_token_files.py": ("load_tokens", "save_tokens"),
     "tests/test_functional.py": ("cluster_regions",),
     "tests/test_presets.py": ("presets.*",),
@@ -120,7 +120,7 @@ OTHERWISE = {
         "evaluation.prompts.*", "evaluation.table.*",         "evaluation.partition.PartitionScores", "evaluation.partition.PartitionResult",
     ),
 }  # fmt: skip
-"""Names with promises of their own: they read files or photos, draw, or wrap whole models. Where these are kept."""
+"""Names with promises of their own: they read files or images, draw, or wrap whole models. Where these are kept."""
 
 
 def test_every_public_name_has_a_contract():

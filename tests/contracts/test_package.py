@@ -117,7 +117,7 @@ def test_every_public_name_is_documented_with_an_example(name):
         "RegiontokError",
         "encoders",
         "masks",
-        "read_photo",
+        "read_image",
     ):  # used in the examples of what makes them
         assert ">>>" in thing.__doc__
 

@@ -18,7 +18,7 @@ COUNT = 6
 
 
 def answering_model(folder, words):
-    """A region model that answers any question with one of two words, which depends on photo and question."""
+    """A region model that answers any question with one of two words, which depends on image and question."""
     stock = tiny_llava(seed=6)
     with torch.no_grad():
         stock.lm_head.weight[3] = -stock.lm_head.weight[2]  # one of the two is always above all others
@@ -46,7 +46,7 @@ def answering_model(folder, words):
     processor.save_pretrained(folder)
 
 
-def photo(number):
+def image(number):
     """Coloured fields, of many sizes."""
     generator = torch.Generator().manual_seed(number)
     pixels = 255 * torch.randint(0, 2, (2, 2, 3), generator=generator).byte().numpy()
@@ -55,7 +55,7 @@ def photo(number):
 
 def documents():
     """Per data set: its folder, config and split, and its rows; answers are put in afterwards."""
-    every = [{"image": photo(number), "question": f"Is there a bus {number} ?"} for number in range(COUNT)]
+    every = [{"image": image(number), "question": f"Is there a bus {number} ?"} for number in range(COUNT)]
     return {
         "pope": ("lmms-lab-encoder/POPE", None, "test", [row | {"question_id": str(n), "category": "random"} for n, row in enumerate(every)]),
         "ocrbench": ("echo840/OCRBench", None, "test", [row | {"dataset": "IIIT5K", "question_type": "Regular Text Recognition"} for row in every]),

@@ -94,13 +94,13 @@ def test_masks_come_with_the_question_or_from_a_generator(china):
     assert assistant_of(**options).answer(given, max_new_tokens=2) == made
     with pytest.raises(ValueRangeError, match="of masks .source 'segmentation'., and question 0 has none. Give the"):
         assistant_of(**options).answer(asked)
-    with pytest.raises(ValueRangeError, match="question 0 must have masks of each of its 1 photos; got 2"):
+    with pytest.raises(ValueRangeError, match="question 0 must have masks of each of its 1 images; got 2"):
         assistant_of(**options).answer([Question("w1", [china], [MaskSet.from_masks(torch.ones(1, 4, 4).bool())] * 2)])
 
 
 def test_bad_questions_are_named(china):
     assistant = assistant_of()
-    with pytest.raises(ValueRangeError, match="question 1 holds <image>, which stands for a photo. Leave it out"):
+    with pytest.raises(ValueRangeError, match="question 1 contains <image>, the placeholder of an image. Leave it out"):
         assistant.answer([Question("w1", [china]), Question("see <image>", [china])])
     with pytest.raises(ValueRangeError, match="at least one question; got none"):
         assistant.answer([])

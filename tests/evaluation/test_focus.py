@@ -149,17 +149,17 @@ REGIONS = Regions.from_labels(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]], [[0, 1
 
 
 def test_a_region_is_a_target_if_more_than_the_threshold_of_it_is_covered():
-    photo = np.zeros((2, 20, 40), bool)
-    photo[0, :, :10] = True  # half of the first region
-    photo[1, :10, 10:15] = True  # and an eighth
+    image = np.zeros((2, 20, 40), bool)
+    image[0, :, :10] = True  # half of the first region
+    image[1, :10, 10:15] = True  # and an eighth
     geometry = ImageGeometry.squash((20, 40))
     for threshold, expected in ((0.5, [1, 0, 1, 0, 0, 0]), (0.7, [0, 0, 1, 0, 0, 0]), (0.1, [1, 0, 1, 1, 0, 0])):
-        for masks in (photo, MaskSet.from_masks(photo), MaskSet.from_masks(photo).to_coco(), torch.from_numpy(photo)):
+        for masks in (image, MaskSet.from_masks(image), MaskSet.from_masks(image).to_coco(), torch.from_numpy(image)):
             found = target_regions(REGIONS, [masks, masks], threshold=threshold, geometry=geometry)
             assert found.int().tolist() == expected, (threshold, type(masks))
-    none = MaskSet.from_masks(photo[:0])
+    none = MaskSet.from_masks(image[:0])
     assert not target_regions(REGIONS, [none, none], geometry=geometry).any()
-    small = photo[:, ::2, ::2]
+    small = image[:, ::2, ::2]
     assert target_regions(REGIONS, [small] * 2, geometry=geometry, sizes=[(20, 40)] * 2).int().tolist() == [
         1,
         0,
@@ -171,9 +171,9 @@ def test_a_region_is_a_target_if_more_than_the_threshold_of_it_is_covered():
 
 
 def test_areas_that_two_masks_share_count_once():
-    photo = np.zeros((2, 20, 40), bool)
-    photo[:, :, :6] = True  # less than a third of the region, twice
-    assert not target_regions(REGIONS, [photo, photo], threshold=0.4, geometry=ImageGeometry.squash((20, 40)))[0]
+    image = np.zeros((2, 20, 40), bool)
+    image[:, :, :6] = True  # less than a third of the region, twice
+    assert not target_regions(REGIONS, [image, image], threshold=0.4, geometry=ImageGeometry.squash((20, 40)))[0]
 
 
 def test_the_meter_averages_over_heads_layers_and_questions_and_counts_the_rest():

@@ -1,4 +1,4 @@
-"""Masks of photos without names are made once."""
+"""Masks of images without names are made once."""
 
 import numpy as np
 import pytest
@@ -11,45 +11,45 @@ from regiontok.store import MaskStore
 
 
 class Counting(FelzenszwalbMasks):
-    """Notes how many photos it is called for."""
+    """Notes how many images it is called for."""
 
     seen = 0
 
-    def __call__(self, photos):
-        type(self).seen += len(photos)
-        return super().__call__(photos)
+    def __call__(self, images):
+        type(self).seen += len(images)
+        return super().__call__(images)
 
 
-def photo(seed, size=(40, 30)):
+def image(seed, size=(40, 30)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
 
 
 def test_masks_are_made_once_and_kept_for_the_next_run(tmp_path):
     Counting.seen = 0
     kept = KeptMasks(tmp_path / "m", Counting())
-    first = kept([photo(0), photo(1), photo(0)])
+    first = kept([image(0), image(1), image(0)])
     assert Counting.seen == 2
     assert [one.to_coco() for one in first] == [
-        one.to_coco() for one in FelzenszwalbMasks()([photo(0), photo(1), photo(0)])
+        one.to_coco() for one in FelzenszwalbMasks()([image(0), image(1), image(0)])
     ]
-    again = kept(photo(1))
+    again = kept(image(1))
     assert (Counting.seen, again[0].to_coco()) == (2, first[1].to_coco())
     kept.flush()
     del kept
     only = KeptMasks(tmp_path / "m")
-    assert only([photo(1), photo(0)])[0].to_coco() == first[1].to_coco()
+    assert only([image(1), image(0)])[0].to_coco() == first[1].to_coco()
     assert only.describe()["generator"] == "felzenszwalb"
-    assert sorted(MaskStore(tmp_path / "m")) == sorted([digest(photo(0)), digest(photo(1))])
+    assert sorted(MaskStore(tmp_path / "m")) == sorted([digest(image(0)), digest(image(1))])
     with pytest.raises(
-        MissingKeyError, match=r"m has no masks of photo [0-9a-f]{32}, by a digest .* --missing GENERATOR"
+        MissingKeyError, match=r"m has no masks of image [0-9a-f]{32}, by a digest .* --missing GENERATOR"
     ):
-        only([photo(2)])
+        only([image(2)])
 
 
 def test_processes_share_a_store(tmp_path):
     one, two = (KeptMasks(tmp_path / "m", FelzenszwalbMasks(), writer=rank) for rank in range(2))
-    one([photo(0)])
-    two([photo(1)])
+    one([image(0)])
+    two([image(1)])
     for kept in (one, two):
         kept.flush()
     assert len(MaskStore(tmp_path / "m")) == 2
@@ -61,5 +61,5 @@ def test_processes_share_a_store(tmp_path):
 
 def test_a_digest_tells_sizes_and_pixels_apart():
     flat = [Image.new("RGB", size, "teal") for size in ((4, 6), (6, 4), (3, 8))]
-    assert len({digest(one) for one in [*flat, photo(0, (4, 6)), photo(1, (4, 6))]}) == 5
-    assert digest(photo(0)) == digest(photo(0))
+    assert len({digest(one) for one in [*flat, image(0, (4, 6)), image(1, (4, 6))]}) == 5
+    assert digest(image(0)) == digest(image(0))

@@ -115,7 +115,7 @@ def test_images_of_a_batch_are_measured_alone():
 
 
 def pixel_iou(labels, masks, placement, grid):
-    """Mean IoU pixel by pixel, where photo and patches share their borders."""
+    """Mean IoU pixel by pixel, where image and patches share their borders."""
     region = np.append(labels.ravel(), -1)[placement.patches(grid)]
     ground = ~masks.any(0)
     taken = {}
@@ -189,7 +189,7 @@ def test_what_a_crop_leaves_out_does_not_count():
     ("arguments", "message"),
     [
         ({"regions": Regions.from_labels(torch.zeros(1, 4, 4, dtype=torch.int64))}, "regions must be on the features'"),
-        ({"objects": [MaskSet.from_masks(np.ones((1, 4, 4), bool))]}, "objects need the geometry by which photos"),
+        ({"objects": [MaskSet.from_masks(np.ones((1, 4, 4), bool))]}, "objects need the geometry by which images"),
         ({"objects": [], "geometry": ImageGeometry.squash(32)}, "objects must be one MaskSet per image, 1; got .."),
         (
             {"objects": [np.ones((1, 4, 4), bool)], "geometry": ImageGeometry.squash(32)},
@@ -235,9 +235,9 @@ def test_all_rules_are_compared_at_equal_counts(china):
     assert [row.scores for row in means] == [pytest.approx(row.scores, abs=1e-12) for row in rows]
     seen = [row._replace(scores=row.scores._replace(miou=0.5)) for row in rows]
     assert {row.scores.miou for row in mean_partitions([rows, seen])} == {0.5}
-    with pytest.raises(ShapeError, match="photos must be compared in the same way"):
+    with pytest.raises(ShapeError, match="images must be compared in the same way"):
         mean_partitions([rows, rows[1:]])
-    with pytest.raises(ShapeError, match="photos must be compared in the same way"):
+    with pytest.raises(ShapeError, match="images must be compared in the same way"):
         mean_partitions([])
 
 
@@ -274,19 +274,19 @@ def test_the_figure_has_a_panel_per_score_that_there_is(china):
         draw_partitions({"grid": []})
 
 
-def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china, monkeypatch):
+def test_the_command_prints_draws_and_keeps_every_image(tmp_path, capsys, china, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    china.save("photos/a.png")
-    china.rotate(90, expand=True).save("photos/b.png")
-    (tmp_path / "photos" / "c.png").write_bytes(b"no photo")
-    arguments = ["compare", "photos", "--tokens", "64", "16", "--masks", "felzenszwalb", "--out", "c.svg"]
+    (tmp_path / "images").mkdir()
+    china.save("images/a.png")
+    china.rotate(90, expand=True).save("images/b.png")
+    (tmp_path / "images" / "c.png").write_bytes(b"no image")
+    arguments = ["compare", "images", "--tokens", "64", "16", "--masks", "felzenszwalb", "--out", "c.svg"]
     assert main(arguments) == 1
     out, errors = capsys.readouterr()
-    assert "photos/c.png" in errors
-    assert "1 of 3 photos failed" in errors
+    assert "images/c.png" in errors
+    assert "1 of 3 images failed" in errors
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["2", "photos,", "pixels"]
+    assert lines[0] == ["2", "images,", "pixels"]
     table = {(line[0], line[1]): line[2:] for line in lines if len(line) == 8}
     assert [name for name in table if name[1] in ("16", "64")] == [
         (source, count)
@@ -295,9 +295,9 @@ def test_the_command_prints_draws_and_keeps_every_photo(tmp_path, capsys, china,
     ]
     assert {"segmentation (no budget)", "combined (no budget)"} <= {line.split("  ")[0] for line in out.splitlines()}
     told = json.loads((tmp_path / "c.svg.json").read_text())
-    assert list(told["photos"]) == ["photos/a.png", "photos/b.png"]
+    assert list(told["images"]) == ["images/a.png", "images/b.png"]
     rows = [
-        next(one for one in rows if (one["source"], one["tokens"]) == ("ward", 16)) for rows in told["photos"].values()
+        next(one for one in rows if (one["source"], one["tokens"]) == ("ward", 16)) for rows in told["images"].values()
     ]
     assert float(table["ward", "16"][0]) == pytest.approx(100 * np.mean([row["kept"] for row in rows]), abs=0.06)
     assert "<svg" in (tmp_path / "c.svg").read_text()

@@ -54,7 +54,7 @@ def write_annotations(root, source, data):
     (root / source / "FinalSegmentations.json").write_text(json.dumps(data))
 
 
-def photo_of(name):
+def image_of(name):
     height, width = SIZES[name]
     generator = np.random.default_rng(len(name) + height)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -74,7 +74,7 @@ def write_jsonl(root, rows):
         file = root / row["filename"]
         file.parent.mkdir(parents=True, exist_ok=True)
         if row["source_filename"].rpartition("/")[2] in SIZES:
-            photo_of(row["source_filename"].rpartition("/")[2]).save(file, "PNG")
+            image_of(row["source_filename"].rpartition("/")[2]).save(file, "PNG")
     (root / "test_2d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root / "test_2d.jsonl"
 
@@ -82,7 +82,7 @@ def write_jsonl(root, rows):
 def write_parquet(file, rows):
     def png(row):
         buffer = io.BytesIO()
-        photo_of(row["source_filename"].rpartition("/")[2]).save(buffer, "PNG")
+        image_of(row["source_filename"].rpartition("/")[2]).save(buffer, "PNG")
         return {"bytes": buffer.getvalue(), "path": None}
 
     pq.write_table(pa.Table.from_pylist([row | {"image": png(row)} for row in rows]), file)
@@ -100,7 +100,7 @@ GEOMETRY = ImageGeometry.center_crop(56)
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools, under numpy 2
 def test_masks_are_united_whatever_their_form_and_size():
     size = (60, 80)
-    small = left_half((32, 32))  # stretched to the photo's left half
+    small = left_half((32, 32))  # stretched to the image's left half
     polygon = coco.decode(coco.frPyObjects(TRIANGLE, *size))[..., 0].astype(bool)
     uncompressed = {"size": list(size), "counts": [0, 60, 60 * 79]}
     found = Objects.mask([rle(small), TRIANGLE, uncompressed], size)
@@ -171,7 +171,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file of questions"):
         next(read_questions(tmp_path / "none.parquet"))
     (tmp_path / "q.jsonl").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds no photos. Name the folder that they are in, --images"):
+    with pytest.raises(CheckpointError, match="holds no images. Name the folder that they are in, --images"):
         next(read_questions(tmp_path / "q.jsonl"))
     with pytest.raises(CheckpointError, match="row 0: a question of CV-Bench lacks 'filename'"):
         next(read_questions(tmp_path / "q.jsonl", tmp_path))
@@ -190,7 +190,7 @@ def test_questions_of_both_forms_are_the_same(tmp_path):
     assert lines[0].text == f"w1 w9\n(A) w1\n(B) w2\n{OPTIONS}"
     assert lines[1].text == f"w2\nA. w1\nB. w2\n{OPTIONS}"
     for one, other in zip(lines, table, strict=True):
-        assert one.read().tobytes() == other.read().tobytes() == photo_of(one.file).tobytes()
+        assert one.read().tobytes() == other.read().tobytes() == image_of(one.file).tobytes()
         assert (one.name, one.text, one.answer, one.source, one.file) == (
             other.name, other.text, other.answer, other.source, other.file,
         )  # fmt: skip
@@ -215,13 +215,13 @@ def test_focus_of_a_benchmark_is_that_of_its_questions(tmp_path, answers):
     options = {"query": "predicting", "threshold": 0.3, "layers": [1], "heads": [0, 2]}
     meter = FocusMeter([1], [0, 2], 0.3)
     for one in read_questions(file, tmp_path):
-        photo = one.read()
-        asked = [Question(one.text, [photo])]
+        image = one.read()
+        asked = [Question(one.text, [image])]
         tokens = (
             assistant.answer(asked, max_new_tokens=16)[0].tokens if answers == "generated" else assistant.tokens("A")
         )
         attention = assistant.attend(asked, [tokens], query="predicting")
-        shown = Objects.mask(objects.find(one.source, one.file), photo.size[::-1])[None]
+        shown = Objects.mask(objects.find(one.source, one.file), image.size[::-1])[None]
         meter.add(attention, target_regions(attention.regions, [shown], threshold=0.3, geometry=GEOMETRY))
     expected = meter.result()
     for batch_size in (1, 2, 8):
@@ -261,24 +261,24 @@ def test_what_cannot_be_counted_is_named(tmp_path):
         ("far.jpg", TRIANGLE),
     ]
     path.write_text(json.dumps(annotations(known)))
-    (tmp_path / "img/2D/5_torn.jpg").write_bytes(b"no photo")
+    (tmp_path / "img/2D/5_torn.jpg").write_bytes(b"no image")
     found = measure_focus(assistant_of(), read_questions(file, tmp_path), read_objects(tmp_path / "pix"), batch_size=3)
     assert found.focus.questions == 3
     assert found.focus.without_target == 1
     assert sorted(found.skipped) == sorted(
         [
-            Skipped("question 3 (none.jpg)", "its photo has no annotation"),
-            Skipped(f"question 4 ({tmp_path / 'img/2D/4_gone.jpg'}: there is no such file.)", "its photo cannot be read"),
+            Skipped("question 3 (none.jpg)", "its image has no annotation"),
+            Skipped(f"question 4 ({tmp_path / 'img/2D/4_gone.jpg'}: there is no such file.)", "its image cannot be read"),
             Skipped(
                 f"question 5 ({tmp_path / 'img/2D/5_torn.jpg'}: not an image that Pillow {Image.__version__} can read.)",
-                "its photo cannot be read",
+                "its image cannot be read",
             ),
-            Skipped("question 6 (a.jpg)", "its photo has no annotation"),
+            Skipped("question 6 (a.jpg)", "its image has no annotation"),
             Skipped("question 7", "no region token shows enough of the object"),
             Skipped("ADE20K, far.jpg", "annotated, and no question is about it"),
         ]
     )  # fmt: skip
-    assert found.reasons()["its photo cannot be read"] == 2
+    assert found.reasons()["its image cannot be read"] == 2
 
 
 def test_answers_without_tokens_are_counted_apart(tmp_path):
@@ -298,7 +298,7 @@ def test_answers_without_tokens_are_counted_apart(tmp_path):
 def test_nothing_to_count_says_why(tmp_path):
     file = prepared(tmp_path)
     with pytest.raises(
-        ValueRangeError, match="no question could be counted; skipped: 3 because its photo has no annot"
+        ValueRangeError, match="no question could be counted; skipped: 3 because its image has no annot"
     ):
         measure_focus(assistant_of(), read_questions(file, tmp_path), Objects({}))
     with pytest.raises(ValueRangeError, match="skipped: none, as there was no question"):
@@ -318,29 +318,29 @@ def test_a_language_model_whose_attention_is_hidden_is_refused(tmp_path):
         )  # fmt: skip
 
 
-def test_masks_of_photos_for_a_model_of_masks(tmp_path):
+def test_masks_of_images_for_a_model_of_masks(tmp_path):
     file = prepared(tmp_path)
     assistant = assistant_of(source="segmentation", geometry=GEOMETRY, num_regions=None)
     generate = masks.load("felzenszwalb")
     asked = []
 
-    def masks_of(name, photo):
+    def masks_of(name, image):
         asked.append(name)
-        return generate(photo)[0]
+        return generate(image)[0]
 
     found = measure_focus(assistant, read_questions(file, tmp_path), read_objects(tmp_path / "pix"), masks=masks_of)
     assert asked == ["a.jpg", "b.jpg", "c.jpg"]
     assert found.focus.questions + len(found.skipped) == 3
 
 
-def test_a_generators_masks_are_made_once_for_a_photo(tmp_path):
+def test_a_generators_masks_are_made_once_for_a_image(tmp_path):
     file = prepared(tmp_path)
     assistant = assistant_of(source="segmentation", geometry=GEOMETRY, num_regions=None)
     generate, asked = masks.load("felzenszwalb"), []
 
-    def counting(photos):
-        asked.append(len(photos))
-        return generate(photos)
+    def counting(images):
+        asked.append(len(images))
+        return generate(images)
 
     assistant.masks = counting
     measure_focus(assistant, read_questions(file, tmp_path), read_objects(tmp_path / "pix"))
@@ -359,9 +359,9 @@ def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
     expected = measure_focus(assistant_of(), read_questions(file, tmp_path), read_objects(tmp_path / "pix"))
     assert out.splitlines()[1].split()[-10:-7] == ["8", f"{100 * expected.focus.focus:.2f}", "-"]
     assert out.splitlines()[2].split()[2:4] == ["257", "12.72"]
-    assert "1  its photo has no annotation" in out
+    assert "1  its image has no annotation" in out
     saved = json.loads((tmp_path / "out" / "focus.json").read_text())
-    assert saved["skipped"] == [{"name": "question 3 (none.jpg)", "reason": "its photo has no annotation"}]
+    assert saved["skipped"] == [{"name": "question 3 (none.jpg)", "reason": "its image has no annotation"}]
     assert saved["focus"]["threshold"] == 0.5
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["figures"] == pytest.approx({"tokens": 8.0, "focus": 100 * expected.focus.focus})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
 NAMES = (
-    "rle", "polygons", "annotations", "masks_of_json", "label_map", "store", "manifest", "photo_list", "mask_file", "tar", "parquet", "tokens", "options", "regionizer", "model_config",
+    "rle", "polygons", "annotations", "masks_of_json", "label_map", "store", "manifest", "image_list", "mask_file", "tar", "parquet", "tokens", "options", "regionizer", "model_config",
 )  # fmt: skip
 _COMPILED = [f"regiontok._kernels.{name}" for name in ("dbscan", "logits", "merge", "polygons", "rle")]
 """Loops that numba compiles, which cannot be instrumented; the branches of all else guide the fuzzer."""

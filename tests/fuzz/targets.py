@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerConfig, RegionTokens, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
-from regiontok.errors import PhotoError, RegiontokError
+from regiontok.errors import ImageError, RegiontokError
 from regiontok.masks import CocoMasks, LabelMaps, MaskFiles
 from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
@@ -27,7 +27,7 @@ from regiontok.store import MaskStore, TokenStore
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _MOST_DECODED = 2**22
-"""Pixels up to which masks are decoded: a photo may be large, and then so are its masks."""
+"""Pixels up to which masks are decoded: an image may be large, and then so are its masks."""
 
 
 def _use_tokens(tokens: RegionTokens) -> None:
@@ -59,7 +59,7 @@ def rle(data: bytes) -> None:
     if len(data) < 9:
         return
     height, width = struct.unpack("<ii", data[:8])
-    if data[8] & 1:  # mostly sizes of photos
+    if data[8] & 1:  # mostly sizes of images
         height, width = abs(height) % 300 + 1, abs(width) % 300 + 1
     parts = data[9:].split(b"\xff")
     if data[8] & 2:  # counts that are valid text
@@ -106,7 +106,7 @@ def annotations(data: bytes) -> None:
 
 
 def masks_of_json(data: bytes) -> None:
-    """Whatever JSON can hold, as masks of a photo."""
+    """Whatever JSON can hold, as masks of an image."""
     try:
         given = json.loads(data)
     except (ValueError, RecursionError):
@@ -150,15 +150,15 @@ def manifest(data: bytes) -> None:
     opened = MaskStore(folder)
     assert len(opened) == 0
     assert opened.manifest.difference(opened.manifest) == []
-    KeyFinder(opened.manifest.photos, Roots([_FOLDER]), given=False)(_FOLDER / "a.jpg")
+    KeyFinder(opened.manifest.images, Roots([_FOLDER]), given=False)(_FOLDER / "a.jpg")
 
 
-def photo_list(data: bytes) -> None:
-    """A list of photos, as text or JSON by its first byte."""
+def image_list(data: bytes) -> None:
+    """A list of images, as text or JSON by its first byte."""
     file = _FOLDER / ("list" + (".txt", ".json", ".jsonl")[data[0] % 3 if data else 0])
     file.write_bytes(data[1:])
-    for photo in itertools.islice(Listing([file]), 50):
-        assert photo.address.endswith(photo.key)
+    for image in itertools.islice(Listing([file]), 50):
+        assert image.address.endswith(image.key)
 
 
 def mask_file(data: bytes) -> None:
@@ -187,12 +187,12 @@ def parquet(data: bytes) -> None:
 
 def _read_all(listing: Listing) -> None:
     seen = 0
-    for photo in itertools.islice(listing, 20):
-        with contextlib.suppress(PhotoError):
-            assert listing.read(photo).mode == "RGB"
+    for image in itertools.islice(listing, 20):
+        with contextlib.suppress(ImageError):
+            assert listing.read(image).mode == "RGB"
             seen += 1
     if not seen:
-        raise PhotoError("no image is left")
+        raise ImageError("no image is left")
 
 
 def tokens(data: bytes) -> None:
@@ -254,7 +254,7 @@ def model_config(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
     for one in (
-        rle, polygons, annotations, masks_of_json, label_map, store, manifest, photo_list, mask_file, tar, parquet,
+        rle, polygons, annotations, masks_of_json, label_map, store, manifest, image_list, mask_file, tar, parquet,
         tokens, options, regionizer, model_config
     )
 }  # fmt: skip

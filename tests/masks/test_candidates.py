@@ -59,14 +59,14 @@ def test_what_was_let_go_and_is_wanted_comes_from_its_call_again():
 @pytest.mark.parametrize("mosaic", [1, 2])
 def test_masks_are_the_same_however_few_are_held(monkeypatch, china, mosaic):
     settings = MaskSettings(6, 0, 0, 0.6)
-    photos = [china.resize((64, 48)), china.resize((40, 60)), china.rotate(90).resize((50, 50))]
+    images = [china.resize((64, 48)), china.resize((40, 60)), china.rotate(90).resize((50, 50))]
     generate = Sam2Masks(tiny_sam2(1), settings=settings, points_per_batch=8, mosaic=mosaic)
-    expected = generate(photos)
+    expected = generate(images)
     calls = []
     thin = Gathering.thin
     monkeypatch.setattr(sam2, "_MOST_BYTES", 1)
     monkeypatch.setattr(Gathering, "thin", lambda self: calls.append(1) or thin(self))
-    for one, other in zip(generate(photos), expected, strict=True):
+    for one, other in zip(generate(images), expected, strict=True):
         assert one.to_coco() == other.to_coco()
         assert np.array_equal(one.scores, other.scores)
     assert calls

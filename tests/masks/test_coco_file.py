@@ -25,12 +25,12 @@ def coco_file(path, images, annotations):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Two photos of 32 x 48, one of which is a quarter turned as stored; annotations and label maps of both."""
+    """Two images of 32 x 48, one of which is a quarter turned as stored; annotations and label maps of both."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save("photos/a.png")
-    Image.fromarray(pixels[::-1]).save("photos/sub/b.png")
+    Image.fromarray(pixels).save("images/a.png")
+    Image.fromarray(pixels[::-1]).save("images/sub/b.png")
     coco_file(
         tmp_path / "instances.json",
         [("a.png", (32, 48)), ("sub/b.png", (32, 48)), ("empty.png", (32, 48))],
@@ -50,16 +50,16 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_masks_of_photos_by_name(here):
+def test_masks_of_images_by_name(here):
     masks = CocoMasks("instances.json")
     assert (len(masks), list(masks)) == (3, ["a.png", "sub/b.png", "empty.png"])
     assert masks.categories == {3: "cat"}
     assert masks.unplaced == [3]
-    assert repr(masks) == "CocoMasks('instances.json', 3 photos)"
-    for key in ("a.png", "photos/a.png", here / "photos" / "a.png"):
+    assert repr(masks) == "CocoMasks('instances.json', 3 images)"
+    for key in ("a.png", "images/a.png", here / "images" / "a.png"):
         assert masks[key].ids.tolist() == [70, 72]
         assert key in masks
-    assert masks["photos/sub/b.png"].masks()[0].sum() == 24 * 32
+    assert masks["images/sub/b.png"].masks()[0].sum() == 24 * 32
     assert (len(masks["empty.png"]), masks["empty.png"].size) == (0, (32, 48))
     assert masks.find("b.png") == "sub/b.png"  # in its own folder
     assert "other/b.png" not in masks
@@ -69,7 +69,7 @@ def test_masks_of_photos_by_name(here):
         masks["x/b.png"]
 
 
-def test_a_damaged_annotation_fails_its_photo_alone(here):
+def test_a_damaged_annotation_fails_its_image_alone(here):
     coco_file(
         here / "i.json",
         [("a.png", (32, 48)), ("b.png", (32, 48))],
@@ -108,8 +108,8 @@ def test_what_is_no_file_of_annotations_is_refused(here, text, message):
 def test_label_maps_are_found_by_the_longest_name(here):
     Image.fromarray(np.full((4, 4), 9, np.uint8)).save("maps/b.tif")
     maps = LabelMaps("maps", ignore=(0, 255))
-    assert maps["photos/a.png"].ids.tolist() == [7]
-    assert maps["photos/sub/b.jpg"].size == (32, 48)
+    assert maps["images/a.png"].ids.tolist() == [7]
+    assert maps["images/sub/b.jpg"].size == (32, 48)
     assert maps["b.jpg"].size == (4, 4)
     assert LabelMaps("maps")["a.png"].ids.tolist() == [0, 7, 255]
     with pytest.raises(CheckpointError, match="maps has no label map of c.png, such as c.png"):
@@ -129,7 +129,7 @@ COCO, MAPS = ["--coco", "instances.json"], ["--label-maps", "maps", "--ignore", 
 
 @pytest.mark.parametrize("named", [COCO, [*COCO, "--no-crowds"], MAPS], ids=" ".join)
 def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, capsys):
-    assert main(["masks", "photos", *named, "--out", "m"]) == 0
+    assert main(["masks", "images", *named, "--out", "m"]) == 0
     store = MaskStore("m")
     assert list(store) == ["a.png", "sub/b.png"]
     source = LabelMaps("maps", ignore=(0, 255)) if named is MAPS else CocoMasks("instances.json", iscrowd="drop" if len(named) == 3 else "keep")  # fmt: skip
@@ -140,16 +140,16 @@ def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, ca
     if named is not MAPS:
         assert store["a.png"].categories.tolist() == [3] * len(source["a.png"])
         assert "1 annotations name no image" in capsys.readouterr().err
-    arguments = ["tokenize", "photos", "--source", "segmentation"]
+    arguments = ["tokenize", "images", "--source", "segmentation"]
     assert main([*arguments, *named, "--out", "direct"]) == 0
     assert main([*arguments, "--masks", "m", "--out", "stored"]) == 0
     for name in ("a", "sub/b"):
         direct, stored = ((here / out / f"{name}.regions.safetensors").read_bytes() for out in ("direct", "stored"))
         assert direct == stored
     for command in (
-        ["view", "photos/a.png", "--out", "v.html"],
-        ["count", "photos"],
-        ["figures", "regions", "photos/a.png", "--out", "f.png"],
+        ["view", "images/a.png", "--out", "v.html"],
+        ["count", "images"],
+        ["figures", "regions", "images/a.png", "--out", "f.png"],
     ):
         assert main([*command, *named]) == 0
     assert "combined" in (here / "v.html").read_text(encoding="utf-8")
@@ -157,35 +157,35 @@ def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, ca
 
 @pytest.mark.parametrize("named", [[*COCO, "--no-crowds"], MAPS], ids=" ".join)
 def test_compare_tells_how_well_regions_keep_to_objects(here, named, capsys):
-    assert main(["compare", "photos", "--tokens", "4", *named, "--out", "c.png"]) == 0
+    assert main(["compare", "images", "--tokens", "4", *named, "--out", "c.png"]) == 0
     header = next(line for line in capsys.readouterr().out.splitlines() if "regions" in line)
     assert header.split() == ["regions", "kept", "single", "largest", "mIoU", "recall"]
     rows = json.loads((here / "c.png.json").read_text())["mean"]
     told = {row["source"]: row for row in rows}
     assert told["segmentation"]["miou"] > 0.9
-    assert told["segmentation"]["miou"] >= told["grid"]["miou"] > told["ward"]["miou"]  # the photo is noise
+    assert told["segmentation"]["miou"] >= told["grid"]["miou"] > told["ward"]["miou"]  # the image is noise
 
 
-def test_photos_that_share_annotations_or_are_of_another_size_fail_by_name(here, capsys):
+def test_images_that_share_annotations_or_are_of_another_size_fail_by_name(here, capsys):
     (here / "more").mkdir()
     Image.new("RGB", (48, 32)).save("more/a.png")
     Image.new("RGB", (30, 30)).save("empty.png")
-    assert main(["masks", "photos/a.png", "more/a.png", "empty.png", "photos/sub", *COCO, "--out", "m"]) == 1
+    assert main(["masks", "images/a.png", "more/a.png", "empty.png", "images/sub", *COCO, "--out", "m"]) == 1
     told = capsys.readouterr().err
-    assert "more/a.png: a.png is of photos/a.png already. Photos need names that tell them apart" in told
-    assert "empty.png: masks in instances.json are of a photo of 32 x 48; this one is of 30 x 30." in told
-    assert list(MaskStore("m")) == ["photos/a.png", "sub/b.png"]
+    assert "more/a.png: a.png is of images/a.png already. Images need names that tell them apart" in told
+    assert "empty.png: masks in instances.json are of an image of 32 x 48; this one is of 30 x 30." in told
+    assert list(MaskStore("m")) == ["images/a.png", "sub/b.png"]
     assert main(["masks", "maps/a.png", "--label-maps", "maps", "--out", "n"]) == 2
-    assert "is the photo itself" in capsys.readouterr().err
+    assert "is the image itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (48, 32), "teal").save("photos/a.jpg", exif=exif)
+    Image.new("RGB", (48, 32), "teal").save("images/a.jpg", exif=exif)
     coco_file(here / "i.json", [("a.jpg", (32, 48))], [{"id": 1, "image_id": 0, "segmentation": HALF}])
-    arguments = ["masks", "photos/a.jpg", "--coco", "i.json", "--out", "m"]
+    arguments = ["masks", "images/a.jpg", "--coco", "i.json", "--out", "m"]
     if orientation == 6:
         assert main(arguments) == 1
         assert "It is turned by its EXIF orientation: try --stored-pixels" in capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_options_that_do_not_go_together_are_refused(here, arguments, message, capsys):
-    assert main(["masks", "photos", *arguments, "--out", "m"]) == 2
+    assert main(["masks", "images", *arguments, "--out", "m"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -222,12 +222,12 @@ def test_annotations_without_a_segmentation_are_counted_and_left_out(here, capsy
     masks = CocoMasks("i.json")
     assert masks.bare == [0, 1, 2]
     assert masks["a.png"].ids.tolist() == [9]
-    assert main(["masks", "photos/a.png", "--coco", "i.json", "--out", "m"]) == 0
+    assert main(["masks", "images/a.png", "--coco", "i.json", "--out", "m"]) == 0
     assert "i.json: 3 annotations have no segmentation and are left out" in capsys.readouterr().err
 
 
 def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
-    images = [("photos\\a.png", (32, 48)), ("train/x/c.png", (1, 2)), ("val/x/c.png", (3, 4))]
+    images = [("images\\a.png", (32, 48)), ("train/x/c.png", (1, 2)), ("val/x/c.png", (3, 4))]
     coco_file(here / "i.json", images, [])
     data = json.loads((here / "i.json").read_text())
     data["images"].append(
@@ -235,7 +235,7 @@ def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
     )
     (here / "i.json").write_text(json.dumps(data))
     masks = CocoMasks("i.json")
-    assert masks["photos/a.png"].size == masks["a.png"].size == (32, 48)
+    assert masks["images/a.png"].size == masks["a.png"].size == (32, 48)
     assert masks["val/x/c.png"].size == (3, 4)
     assert masks["/data/val2017/000000397133.jpg"].size == (5, 6)
     with pytest.raises(CheckpointError, match=r"i.json has 2 images of that name: train/x/c.png, val/x/c.png"):
@@ -243,10 +243,10 @@ def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
 
 
 def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
-    for folder, suffix in (("photos", "leftImg8bit"), ("maps", "gtFine_labelIds")):
+    for folder, suffix in (("images", "leftImg8bit"), ("maps", "gtFine_labelIds")):
         (here / folder / "ulm").mkdir()
         (here / folder / "a.png").rename(here / folder / "ulm" / f"ulm_0_{suffix}.png")
-    arguments = ["masks", "photos/ulm", "--label-maps", "maps", "--ignore", "0", "255", "--out", "m"]
+    arguments = ["masks", "images/ulm", "--label-maps", "maps", "--ignore", "0", "255", "--out", "m"]
     assert main(arguments) == 2
     assert "none of the images has annotations in maps" in capsys.readouterr().err
     assert main([*arguments, "--replace", "_leftImg8bit", "_gtFine_labelIds", "--overwrite"]) == 0
@@ -255,7 +255,7 @@ def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
 
 def test_no_label_map_is_written_over(here, capsys):
     before = (here / "maps" / "a.png").read_bytes()
-    assert main(["count", "photos", *MAPS, "--out", "maps/a.png"]) == 2
+    assert main(["count", "images", *MAPS, "--out", "maps/a.png"]) == 2
     assert "maps/a.png is one of the label maps and would be written over" in capsys.readouterr().err
     assert (here / "maps" / "a.png").read_bytes() == before
 
@@ -280,7 +280,7 @@ def test_categories_may_be_called_anything(here):
 
 
 def test_a_name_of_which_nothing_is_left_stays_as_it_is(here):
-    assert LabelMaps("maps", replace=("a", "")).find("photos/a.png").name == "a.png"
+    assert LabelMaps("maps", replace=("a", "")).find("images/a.png").name == "a.png"
 
 
 SQUARE = [[0, 0, 4, 0, 4, 4, 0, 4]]
@@ -315,12 +315,12 @@ def test_names_of_windows_tools(tmp_path):
     for key in ("media/4/a.jpg", "/x/media/4/a.jpg", "data/b.jpg", "/y/sub/c.jpg", "b.jpg"):
         assert len(masks[key]) == 1
     with pytest.raises(
-        MissingKeyError, match=r"has no image photos/b.jpg. It has C:\\data\\b.jpg, in another folder: .*--match name"
+        MissingKeyError, match=r"has no image images/b.jpg. It has C:\\data\\b.jpg, in another folder: .*--match name"
     ):
-        masks.find("photos/b.jpg")
+        masks.find("images/b.jpg")
     with pytest.raises(MissingKeyError, match=r"Its nearest name is C:\\data\\b.jpg"):
-        masks.find("photos/bb.jpg")
-    assert len(CocoMasks(file, match="name")["photos/b.jpg"]) == 1
+        masks.find("images/bb.jpg")
+    assert len(CocoMasks(file, match="name")["images/b.jpg"]) == 1
     twice = annotated(tmp_path / "d.json", [(1, "x/a.jpg"), (2, "y/a.jpg")], [])
     with pytest.raises(CheckpointError, match="has 2 images of that name"):
         CocoMasks(twice, match="name").find("a.jpg")
@@ -337,20 +337,20 @@ def test_empty_segmentations_are_left_out_whatever_their_form(tmp_path):
 def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abc"):
-        draw(tmp_path / "photos" / f"{name}.jpg", number, size=(8, 6))
+        draw(tmp_path / "images" / f"{name}.jpg", number, size=(8, 6))
     annotated(tmp_path / "c.json", [(1, "a.jpg"), (2, "b.jpg")], [(1, SQUARE)])
-    assert main(["masks", "photos", "--coco", "c.json", "--out", "m"]) == 0
+    assert main(["masks", "images", "--coco", "c.json", "--out", "m"]) == 0
     store = MaskStore("m")
     assert [len(store[f"{name}.jpg"]) for name in "abc"] == [1, 0, 0]
     assert not store.failures
     assert "2 images have no masks. --missing GENERATOR" in capsys.readouterr().err
-    assert main(["masks", "photos", "--coco", "c.json", "--missing", "felzenszwalb", "--out", "n"]) == 0
+    assert main(["masks", "images", "--coco", "c.json", "--missing", "felzenszwalb", "--out", "n"]) == 0
     assert all(len(masks) for masks in MaskStore("n").values())
 
 
 def test_spellings_of_one_name_are_one_image(tmp_path):
-    names = [(1, "photos\\a.jpg"), (7, "photos/a.jpg"), (8, "./photos/a.jpg")]
+    names = [(1, "images\\a.jpg"), (7, "images/a.jpg"), (8, "./images/a.jpg")]
     file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (7, SQUARE), (8, SQUARE)])
-    with pytest.raises(CheckpointError, match="under several ids, such as photos.a.jpg under 1, 7, 8"):
+    with pytest.raises(CheckpointError, match="under several ids, such as images.a.jpg under 1, 7, 8"):
         CocoMasks(file)
-    assert len(CocoMasks(file, duplicates="merge")["photos/a.jpg"]) == 3
+    assert len(CocoMasks(file, duplicates="merge")["images/a.jpg"]) == 3

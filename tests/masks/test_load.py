@@ -23,8 +23,8 @@ def test_a_saved_model_is_loaded_from_its_folder(tmp_path, name, make):
     assert generate.describe()["model"] == str(tmp_path)
     state = generate.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    photo = Image.effect_noise((60, 40), 80).convert("RGB")
-    assert generate([photo])[0].to_coco() == type(generate)(model, settings=FEW)([photo])[0].to_coco()
+    image = Image.effect_noise((60, 40), 80).convert("RGB")
+    assert generate([image])[0].to_coco() == type(generate)(model, settings=FEW)([image])[0].to_coco()
 
 
 @pytest.mark.parametrize(("size", "millions"), [("tiny", 27), ("small", 34), ("base-plus", 69), ("large", 213)])

@@ -60,7 +60,7 @@ def write(path, kind):
 def test_every_form_has_the_same_masks(tmp_path, kind):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "a", kind)
-    found = MaskFiles(tmp_path)["photos/sub/a.jpg"]
+    found = MaskFiles(tmp_path)["images/sub/a.jpg"]
     assert found.to_coco() == MASKS.to_coco()
     if kind in ("sa-1b", "sam"):
         assert np.allclose(found.scores, [0.9, 0.8])
@@ -102,8 +102,8 @@ def test_files_are_found_by_name(tmp_path):
     [
         ("a.json", b"{", "is damaged, or no json file"),
         ("a.json", b"3", "must be a list of records; got int"),
-        ("a.json", b"[]", "does not tell the photo's size"),
-        ("a.json", b'{"images": [], "annotations": []}', "does not tell the photo's size"),
+        ("a.json", b"[]", "does not tell the image's size"),
+        ("a.json", b'{"images": [], "annotations": []}', "does not tell the image's size"),
         ("a.json", b'{"result": []}', "Label Studio"),
         ("a.json", b'[{"segmentation": 3}]', "must be a COCO RLE"),
         ("a.npy", b"no array", "is damaged, or no npy file"),
@@ -152,7 +152,7 @@ def test_damaged_files_raise_named_errors_alone(tmp_path, kind, place, value, cu
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abc"):
-        draw(tmp_path / "photos" / f"{name}.jpg", number, size=(40, 30))
+        draw(tmp_path / "images" / f"{name}.jpg", number, size=(40, 30))
     (tmp_path / "files").mkdir()
     for name, kind in (("a", "sa-1b"), ("b", "npz")):
         write(tmp_path / "files" / name, kind)
@@ -160,32 +160,32 @@ def here(tmp_path, monkeypatch):
 
 
 def test_commands_take_mask_files(here, capsys):
-    assert main(["masks", "photos", "--mask-files", "files", "--out", "m"]) == 0
+    assert main(["masks", "images", "--mask-files", "files", "--out", "m"]) == 0
     assert "1 images have no masks" in capsys.readouterr().err  # c has none, and that is no failure
     store = MaskStore("m")
     assert [len(store[f"{name}.jpg"]) for name in "abc"] == [2, 2, 0]
     assert store.made_by["annotations"] == "mask files"
     for where in (["--out", "o"], ["--store", "t"]):
-        assert main(["tokenize", "photos", "--source", "segmentation", "--mask-files", "files", *where]) == 0
+        assert main(["tokenize", "images", "--source", "segmentation", "--mask-files", "files", *where]) == 0
     assert [int(TokenStore("t")[f"{name}.jpg"].regions.fallback.any()) for name in "abc"] == [0, 0, 1]
-    assert main(["view", "photos/a.jpg", "--mask-files", "files"]) == 0
-    assert main(["count", "photos", "--mask-files", "files", "--out", "c.png"]) == 0
-    assert main(["compare", "photos", "--mask-files", "files", "--tokens", "4", "--out", "d.png"]) == 0
+    assert main(["view", "images/a.jpg", "--mask-files", "files"]) == 0
+    assert main(["count", "images", "--mask-files", "files", "--out", "c.png"]) == 0
+    assert main(["compare", "images", "--mask-files", "files", "--tokens", "4", "--out", "d.png"]) == 0
     assert "mIoU" in capsys.readouterr().out
 
 
 def test_a_generator_makes_the_masks_that_are_missing(here, capsys):
-    command = ["masks", "photos", "--mask-files", "files", "--missing", "felzenszwalb", "--out", "m"]
+    command = ["masks", "images", "--mask-files", "files", "--missing", "felzenszwalb", "--out", "m"]
     assert main(command) == 0
     store = MaskStore("m")
     assert store["a.jpg"].to_coco() == MASKS.to_coco()
-    assert store["c.jpg"].to_coco() == FelzenszwalbMasks()([Image.open("photos/c.jpg")])[0].to_coco()
+    assert store["c.jpg"].to_coco() == FelzenszwalbMasks()([Image.open("images/c.jpg")])[0].to_coco()
     assert store.made_by["missing"]["generator"] == "felzenszwalb"
     assert (
         main(
             [
                 "tokenize",
-                "photos",
+                "images",
                 "--source",
                 "combined",
                 "--mask-files",
@@ -221,14 +221,14 @@ def test_a_folder_of_other_images_ends_the_command_before_it_starts(here, capsys
     ],
 )
 def test_options_that_do_not_go_together(here, arguments, message, capsys):
-    assert main(["masks", "photos", "--out", "m", *arguments]) == 2
+    assert main(["masks", "images", "--out", "m", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_image_of_another_size_fails_alone(here, capsys):
-    draw(here / "photos" / "a.jpg", 5, size=(50, 30))
-    assert main(["masks", "photos", "--mask-files", "files", "--out", "m"]) == 1
-    assert "a.jpg: masks in files are of a photo of 30 x 40; this one is of 30 x 50" in capsys.readouterr().err
+    draw(here / "images" / "a.jpg", 5, size=(50, 30))
+    assert main(["masks", "images", "--mask-files", "files", "--out", "m"]) == 1
+    assert "a.jpg: masks in files are of an image of 30 x 40; this one is of 30 x 50" in capsys.readouterr().err
     assert set(MaskStore("m")) == {"b.jpg", "c.jpg"}
 
 

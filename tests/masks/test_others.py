@@ -23,20 +23,20 @@ def iou(a, b):
 @pytest.mark.parametrize("make", [tiny_sam2, tiny_sam3])
 def test_the_pipeline_finds_the_same_masks_as_ours(make, china):
     model = make(2)
-    for photo in (china, china.rotate(90, expand=True)):
-        [ours], [theirs] = Sam2Masks(model, settings=ALL)(photo), PipelineMasks(model, settings=ALL)(photo)
-        assert theirs.size == (photo.height, photo.width)
+    for image in (china, china.rotate(90, expand=True)):
+        [ours], [theirs] = Sam2Masks(model, settings=ALL)(image), PipelineMasks(model, settings=ALL)(image)
+        assert theirs.size == (image.height, image.width)
         assert len(ours) > 3
-        overlap = iou(ours, theirs)  # they round the resized photo to whole numbers; random weights make much of that
+        overlap = iou(ours, theirs)  # they round the resized image to whole numbers; random weights make much of that
         assert overlap.amax(1).mean() > 0.9
         assert overlap.amax(0).mean() > 0.9
 
 
-def test_the_pipelines_points_cover_photos_that_are_not_square(china):
+def test_the_pipelines_points_cover_images_that_are_not_square(china):
     model = tiny_sam2(2)
     generate = PipelineMasks(model, settings=ALL)
-    for photo in (china, china.rotate(90, expand=True)):
-        _, points, _, _ = generate.pipeline.image_processor.generate_crop_boxes(photo, 128, 0, 0.3, 4, 1)
+    for image in (china, china.rotate(90, expand=True)):
+        _, points, _, _ = generate.pipeline.image_processor.generate_crop_boxes(image, 128, 0, 0.3, 4, 1)
         middle = (torch.arange(4) + 0.5) * 32
         assert_close(points.reshape(-1, 2), torch.stack([middle.repeat(4), middle.repeat_interleave(4)], 1))
 
@@ -75,7 +75,7 @@ class TestPackage:
         assert (ours.masks() != theirs.masks()).float().mean() < 1e-3
         assert (torch.from_numpy(ours.stability) - torch.from_numpy(theirs.stability)).abs().max() < 0.05
 
-    def test_a_ladder_encodes_a_photo_once_and_another_photo_anew(self, models, china):
+    def test_a_ladder_encodes_a_image_once_and_another_image_anew(self, models, china):
         official, _ = models
         steps = [MaskSettings(side, 0, 0, 1) for side in (1, 2)]
         generate = PackageMasks(official, settings=steps, bound=(12, 12))
@@ -93,13 +93,13 @@ class TestPackage:
 
 class TestFelzenszwalb:
     def test_segments_are_scikit_images(self):
-        photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
-        [found] = FelzenszwalbMasks(scale=50, sigma=0.5, min_size=20)(Image.fromarray(photo))
-        labels = felzenszwalb(photo, scale=50, sigma=0.5, min_size=20)
+        image = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+        [found] = FelzenszwalbMasks(scale=50, sigma=0.5, min_size=20)(Image.fromarray(image))
+        labels = felzenszwalb(image, scale=50, sigma=0.5, min_size=20)
         assert np.array_equal(found.masks().numpy(), labels == np.arange(labels.max() + 1)[:, None, None])
         assert np.isnan(found.scores).all()
 
-    def test_they_cover_a_real_photo_at_any_size(self, china):
+    def test_they_cover_a_real_image_at_any_size(self, china):
         small, large = FelzenszwalbMasks()([china, china.resize((2560, 1708))])
         for found in (small, large):
             assert 60 < len(found) < 160

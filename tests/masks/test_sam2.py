@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, masks
-from regiontok.errors import DTypeError, PhotoError, ValueRangeError
+from regiontok.errors import DTypeError, ImageError, ValueRangeError
 from regiontok.masks import LADDER, MaskSettings, Sam2Masks
 from regiontok.masks.candidates import Candidates
 from tests import references
@@ -22,7 +22,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def photos(china):
+def images(china):
     return [china, china.rotate(90, expand=True), china.resize((64, 50)), Image.new("RGB", (7, 3), "teal")]
 
 
@@ -89,14 +89,14 @@ def test_measures_on_other_devices_are_the_same():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_finds_the_same_masks(model, photos):
-    here = Sam2Masks(model, settings=SOME)(photos)
-    there = Sam2Masks(tiny_sam2(2).cuda(), settings=SOME)(photos)
+def test_a_gpu_finds_the_same_masks(model, images):
+    here = Sam2Masks(model, settings=SOME)(images)
+    there = Sam2Masks(tiny_sam2(2).cuda(), settings=SOME)(images)
     assert [len(one) for one in here] == [len(one) for one in there]
     assert all((a.masks() != b.masks()).float().mean() < 1e-3 for a, b in zip(here, there, strict=True))
 
 
-def test_masks_are_those_of_the_models_logits_enlarged_to_the_photo(model, china):
+def test_masks_are_those_of_the_models_logits_enlarged_to_the_image(model, china):
     generate = Sam2Masks(model, settings=ALL)
     [found] = generate(china)
     embeddings = generate._embed([[china]])
@@ -113,33 +113,33 @@ def test_masks_are_those_of_the_models_logits_enlarged_to_the_photo(model, china
 
 
 @pytest.mark.parametrize("make", [tiny_sam2, tiny_sam3])
-def test_batches_give_what_single_photos_give(make, photos):
+def test_batches_give_what_single_images_give(make, images):
     model = make(2).double()  # else random weights blow up how sums are rounded
-    one_by_one = [Sam2Masks(model, settings=SOME)(photo)[0] for photo in photos]
-    assert [one.size for one in one_by_one] == [(photo.height, photo.width) for photo in photos]
+    one_by_one = [Sam2Masks(model, settings=SOME)(image)[0] for image in images]
+    assert [one.size for one in one_by_one] == [(image.height, image.width) for image in images]
     for points, count in ((1, 1), (64, 4), (7, 3), (1000, 2)):
-        together = Sam2Masks(model, settings=SOME, points_per_batch=points, photos_per_batch=count)(photos)
+        together = Sam2Masks(model, settings=SOME, points_per_batch=points, images_per_batch=count)(images)
         assert [len(one) for one in together] == [len(one) for one in one_by_one]
         for a, b in zip(one_by_one, together, strict=True):
             assert (a.masks() != b.masks()).float().mean() < 1e-3
             assert_close(torch.from_numpy(a.scores), torch.from_numpy(b.scores))
 
 
-def test_masks_on_the_grid_are_those_of_the_photo_but_for_their_rims(model, photos):
+def test_masks_on_the_grid_are_those_of_the_image_but_for_their_rims(model, images):
     geometry, grid = ImageGeometry.letterbox(128), (8, 8)
     generate = Sam2Masks(model, settings=SOME)
-    for photo, full, direct in zip(
-        photos, generate(photos), generate.on_grid(photos, geometry=geometry, grid=grid), strict=True
+    for image, full, direct in zip(
+        images, generate(images), generate.on_grid(images, geometry=geometry, grid=grid), strict=True
     ):
         assert len(full) == len(direct)
         assert direct.size == grid
         assert np.array_equal(full.scores, direct.scores)
         covered = MaskDownsampler(grid, geometry=geometry).coverage(full)
-        assert (covered - direct.coverage).abs().mean() < (0.03 if min(photo.size) > 16 else 0.15)
+        assert (covered - direct.coverage).abs().mean() < (0.03 if min(image.size) > 16 else 0.15)
 
 
-def test_masks_on_the_grid_know_which_patches_show_the_photo(model):
-    """Else padding would be in the region of uncovered patches, or in that of a photo without masks."""
+def test_masks_on_the_grid_know_which_patches_show_the_image(model):
+    """Else padding would be in the region of uncovered patches, or in that of an image without masks."""
     geometry = ImageGeometry.letterbox(64)
     none = MaskSettings(1, stability_score_thresh=1, pred_iou_thresh=1)
     [found] = Sam2Masks(model, settings=none).on_grid(Image.new("RGB", (40, 20)), geometry=geometry, grid=(4, 4))
@@ -194,9 +194,9 @@ class TestLadder:
         assert sum(prompts) == decoded
         assert generate.embedded == 1
 
-    def test_each_photo_climbs_by_itself(self, model, photos):
-        singles = [Sam2Masks(model, settings=self.steps, bound=(20, 40))(photo)[0] for photo in photos]
-        together = Sam2Masks(model, settings=self.steps, bound=(20, 40), photos_per_batch=3)(photos)
+    def test_each_image_climbs_by_itself(self, model, images):
+        singles = [Sam2Masks(model, settings=self.steps, bound=(20, 40))(image)[0] for image in images]
+        together = Sam2Masks(model, settings=self.steps, bound=(20, 40), images_per_batch=3)(images)
         assert [len(one) for one in together] == [len(one) for one in singles]
 
     def test_the_papers_steps(self):
@@ -214,7 +214,7 @@ class TestLadder:
 
 
 class TestMosaic:
-    def test_masks_go_back_to_their_photos_with_their_geometry(self, model):
+    def test_masks_go_back_to_their_images_with_their_geometry(self, model):
         """Candidates of a 2 x 2 mosaic: each fills the left half of its point's tile, and spills into the next."""
         sides = [(40, 20), (10, 30), (16, 16)]
         generate = Replay(model, settings=MaskSettings(4, 0, 0, 0.5), mosaic=2)
@@ -235,12 +235,12 @@ class TestMosaic:
             assert mask[:, : half - 1].all()
             assert not mask[:, half + 1 :].any()
 
-    def test_a_photo_gets_its_share_of_the_points(self, model, photos):
+    def test_a_image_gets_its_share_of_the_points(self, model, images):
         generate = Sam2Masks(model, settings=MaskSettings(6, 0, 0, 1), mosaic=2)
         decoded = []
         decode = generate._decode
         generate._decode = lambda embeddings, points: decoded.append(points) or decode(embeddings, points)
-        found = generate(photos * 2)
+        found = generate(images * 2)
         assert len(found) == 8
         points = torch.cat(decoded)
         assert len(points) == 36
@@ -249,17 +249,17 @@ class TestMosaic:
         assert points.max() == 128 - 128 / 12
         assert all(len(one) <= 27 for one in found)
 
-    def test_its_pixels_are_the_photos_side_by_side(self, model, photos):
+    def test_its_pixels_are_the_images_side_by_side(self, model, images):
         seen = []
         generate = Sam2Masks(model, settings=ALL, mosaic=2)
         model.get_image_embeddings = lambda pixels: seen.append(pixels)
         try:
-            generate._embed([photos[:3]])
+            generate._embed([images[:3]])
         finally:
             del model.get_image_embeddings
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        for photo, row, col in zip(photos, (0, 0, 64), (0, 64, 0), strict=False):
-            values = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
+        for image, row, col in zip(images, (0, 0, 64), (0, 64, 0), strict=False):
+            values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
             small = torch.nn.functional.interpolate(values, (64, 64), mode="bilinear", antialias=True)[0]
             expected = ((small.permute(1, 2, 0) - mean) / std).permute(2, 0, 1)
             assert_close(seen[0][0, :, row : row + 64, col : col + 64], expected)
@@ -272,10 +272,10 @@ class TestMosaic:
             Sam2Masks(model, mosaic=4, settings=MaskSettings(points_per_side=2))
 
 
-def test_no_mask_passes(model, photos):
+def test_no_mask_passes(model, images):
     generate = Sam2Masks(model, settings=MaskSettings(points_per_side=2, stability_score_thresh=1, pred_iou_thresh=1))
-    assert [len(one) for one in generate(photos)] == [0] * 4
-    on_grid = generate.on_grid(photos, geometry=ImageGeometry.squash(64), grid=(4, 4))
+    assert [len(one) for one in generate(images)] == [0] * 4
+    on_grid = generate.on_grid(images, geometry=ImageGeometry.squash(64), grid=(4, 4))
     assert [one.coverage.shape for one in on_grid] == [(0, 4, 4)] * 4
 
 
@@ -304,7 +304,7 @@ def test_what_made_the_masks_is_told(model):
         ({"bound": (160, 80)}, ValueRangeError, "bound must be"),
         ({"bound": 80}, ValueRangeError, "bound must be"),
         ({"points_per_batch": 0}, ValueRangeError, "points_per_batch must be at least 1"),
-        ({"photos_per_batch": 0}, ValueRangeError, "photos_per_batch must be at least 1"),
+        ({"images_per_batch": 0}, ValueRangeError, "images_per_batch must be at least 1"),
         ({"mosaic": 0}, ValueRangeError, "mosaic must be at least 1"),
     ],
 )
@@ -328,10 +328,10 @@ def test_bad_settings_are_refused(options, error, message):
         MaskSettings(**options)
 
 
-def test_a_photo_that_is_none_is_named(model, china):
-    with pytest.raises(DTypeError, match="a photo must be a PIL image"):
+def test_a_image_that_is_none_is_named(model, china):
+    with pytest.raises(DTypeError, match="an image must be a PIL image"):
         Sam2Masks(model)([china, None])
-    with pytest.raises(PhotoError, match="b.jpg: there is no such file"):
+    with pytest.raises(ImageError, match="b.jpg: there is no such file"):
         Sam2Masks(model)([china, "b.jpg"])
-    with pytest.raises(PhotoError, match="at least one"):
+    with pytest.raises(ImageError, match="at least one"):
         Sam2Masks(model)([])

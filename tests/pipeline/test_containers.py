@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from regiontok import read_photo
+from regiontok import read_image
 from regiontok.cli import main
-from regiontok.errors import PhotoError
-from regiontok.pipeline import Listing, Photo
+from regiontok.errors import ImageError
+from regiontok.pipeline import ListedImage, Listing
 from regiontok.store import MaskStore, TokenStore
 from regiontok.store.stamps import Stamp
 
@@ -42,11 +42,11 @@ def tar_of(path, members):
 def read_all(listing):
     """Keys, and images or reasons, as a run has them."""
     result = {}
-    for photo in listing:
+    for image in listing:
         try:
-            result[photo.key] = listing.read(photo).tobytes()
-        except PhotoError as error:
-            result[photo.key] = str(error)
+            result[image.key] = listing.read(image).tobytes()
+        except ImageError as error:
+            result[image.key] = str(error)
     return result
 
 
@@ -67,14 +67,14 @@ def test_images_of_tars_are_below_the_tars_name(here):
             ],
         )
     listing = Listing(["*.tar"])
-    assert [photo.key for photo in listing] == [f"{n}.tar/{n}-{m}.png" for n in range(2) for m in range(3)]
-    photo = next(iter(listing))
-    assert listing.read(photo).tobytes() == read_photo("x", png(0)).tobytes()
-    assert listing.size(photo) == ((9, 7), 1)
-    assert listing.stamp(photo) == photo.stamp == Stamp(len(png(0)), 7_000_000)
+    assert [image.key for image in listing] == [f"{n}.tar/{n}-{m}.png" for n in range(2) for m in range(3)]
+    image = next(iter(listing))
+    assert listing.read(image).tobytes() == read_image("x", png(0)).tobytes()
+    assert listing.size(image) == ((9, 7), 1)
+    assert listing.stamp(image) == image.stamp == Stamp(len(png(0)), 7_000_000)
     again = pickle.loads(pickle.dumps(listing.reader()))
-    assert again.read(photo).tobytes() == listing.read(photo).tobytes()
-    assert [photo.key for photo in Listing(["0.tar"])] == [f"0.tar/0-{m}.png" for m in range(3)]  # the same keys
+    assert again.read(image).tobytes() == listing.read(image).tobytes()
+    assert [image.key for image in Listing(["0.tar"])] == [f"0.tar/0-{m}.png" for m in range(3)]  # the same keys
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -86,7 +86,7 @@ def test_a_tar_that_ends_early_loses_its_own_remaining_images_alone(tmp_path, da
     (tmp_path / "cut.tar").write_bytes(whole[:cut])
     tar_of(tmp_path / "next.tar", members)
     found = read_all(Listing([tmp_path / "cut.tar", tmp_path / "next.tar"], root=tmp_path))
-    images = {name: read_photo(name, content).tobytes() for name, content in members}
+    images = {name: read_image(name, content).tobytes() for name, content in members}
     assert {key: found[f"next.tar/{key}"] for key in images} == images
     with tarfile.open(tmp_path / "whole.tar") as archive:
         ends = {info.name: info.offset_data + info.size for info in archive.getmembers()}
@@ -104,7 +104,7 @@ def test_a_damaged_tar_raises_named_errors_alone(tmp_path, place, value):
     data = bytearray(tar_of(tmp_path / "a.tar", [(f"{m}.png", png(m)) for m in range(3)]).read_bytes())
     data[place % len(data)] = value
     (tmp_path / "a.tar").write_bytes(data)
-    with contextlib.suppress(PhotoError):  # there may be no image left
+    with contextlib.suppress(ImageError):  # there may be no image left
         read_all(Listing([tmp_path / "a.tar"]))
 
 
@@ -114,7 +114,7 @@ def test_members_that_are_no_images_or_come_twice(here):
         [("./sub/a.png", png(0)), ("._a.png", b"x"), ("b.txt", b"x"), ("sub/a.png", png(1)), ("../c.png", png(2))],
     )
     found = read_all(Listing(["a.tar"]))
-    assert found["a.tar/sub/a.png"] == read_photo("x", png(0)).tobytes()
+    assert found["a.tar/sub/a.png"] == read_image("x", png(0)).tobytes()
     assert [value for value in found.values() if isinstance(value, str)] == [
         f"{here}/a.tar: it comes twice in the tar."
     ]
@@ -137,8 +137,8 @@ def test_tars_on_a_bucket(here):
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/tars/0.tar", tar_of(here / "0.tar", [("a.png", png(0)), ("b.png", png(1))]).read_bytes())
     listing = Listing(["memory://tars/*.tar"])
-    assert [photo.key for photo in listing] == ["0.tar/a.png", "0.tar/b.png"]
-    assert [listing.read(photo).tobytes() for photo in listing] == [read_photo("x", png(n)).tobytes() for n in range(2)]
+    assert [image.key for image in listing] == ["0.tar/a.png", "0.tar/b.png"]
+    assert [listing.read(image).tobytes() for image in listing] == [read_image("x", png(n)).tobytes() for n in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_tars_on_a_bucket(here):
     [("a.tar.gz", "is a compressed tar"), ("none.tar", "there is no such file"), ("no*.tar", "there is no such file")],
 )
 def test_tars_that_cannot_be_read(here, name, why):
-    with pytest.raises(PhotoError, match=why):
+    with pytest.raises(ImageError, match=why):
         Listing([name])
 
 
@@ -161,14 +161,14 @@ def test_images_of_a_parquet_file(here, form, group):
     }[form]
     pq.write_table(pa.table({"image": column, "name": list("abcd")}), "t.parquet", row_group_size=group)
     found = read_all(Listing(["t.parquet"]))
-    assert found["t.parquet/0"] == read_photo("x", png(0)).tobytes()
-    assert found["t.parquet/3"] == read_photo("x", png(1)).tobytes()
+    assert found["t.parquet/0"] == read_image("x", png(0)).tobytes()
+    assert found["t.parquet/3"] == read_image("x", png(1)).tobytes()
     assert "the row has no image" in found["t.parquet/1"]
     assert "not an image" in found["t.parquet/2"]
     listing = Listing(["t.parquet"], key_column="name")
-    assert [photo.key for photo in listing] == [f"t.parquet/{name}" for name in "abcd"]
+    assert [image.key for image in listing] == [f"t.parquet/{name}" for name in "abcd"]
     again = pickle.loads(pickle.dumps(listing.reader()))
-    assert again.read(Photo("", f"{here}/t.parquet#3")).tobytes() == found["t.parquet/3"]
+    assert again.read(ListedImage("", f"{here}/t.parquet#3")).tobytes() == found["t.parquet/3"]
     assert main(["masks", "t.parquet", "--masks", "felzenszwalb", "--out", "m"]) == 1
     assert list(MaskStore("m")) == ["t.parquet/0", "t.parquet/3"]
 
@@ -176,11 +176,11 @@ def test_images_of_a_parquet_file(here, form, group):
 @pytest.mark.parametrize(
     ("columns", "options", "why"),
     [
-        ({"text": ["a", "b"]}, {}, "say which column has the photos"),
+        ({"text": ["a", "b"]}, {}, "say which column has the images"),
         ({"text": ["a", "b"]}, {"column": "text"}, "column text holds no images but string"),
         ({"blob": [b"1", b"2"]}, {}, "column blob holds no images but binary"),
         ({"images": [[png(0)], []]}, {"column": "images"}, "column images holds no images but list"),
-        ({"a": [png(0)], "b": [png(1)]}, {}, "say which column has the photos"),
+        ({"a": [png(0)], "b": [png(1)]}, {}, "say which column has the images"),
         ({"a": [png(0)]}, {"column": "b"}, "there is no column b, but a"),
         ({"a": [png(0)]}, {"key_column": "b"}, "there is no column b of keys"),
         ({"a": [png(0), png(1)], "k": [1, 1]}, {"key_column": "k"}, "several rows have k '1'"),
@@ -188,13 +188,13 @@ def test_images_of_a_parquet_file(here, form, group):
 )
 def test_a_column_without_images_is_rejected_before_the_run(here, columns, options, why):
     pq.write_table(pa.table(columns), "t.parquet")
-    with pytest.raises(PhotoError, match=why):
+    with pytest.raises(ImageError, match=why):
         Listing(["t.parquet"], **options)
 
 
 def test_a_parquet_file_that_is_none(here):
     (here / "t.parquet").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(PhotoError, match=r"t.parquet: no Parquet file that can be read"):
+    with pytest.raises(ImageError, match=r"t.parquet: no Parquet file that can be read"):
         Listing(["t.parquet"])
 
 
@@ -208,10 +208,10 @@ def test_columns_of_saved_datasets(here):
     datasets.Dataset.from_dict({"images": [rows[:1]]}, features=lists).save_to_disk("lists")
     assert [len(value) for value in read_all(Listing(["blob"], column="blob")).values()] == [189, 189]
     found = read_all(Listing(["raw"]))
-    assert found["0"] == read_photo("x", png(0)).tobytes()
+    assert found["0"] == read_image("x", png(0)).tobytes()
     assert "not an image" in found["1"]
     for folder, column in (("lists", "images"), ("blob", "text")):
-        with pytest.raises(PhotoError, match=f"column {column} holds no images"):
+        with pytest.raises(ImageError, match=f"column {column} holds no images"):
             Listing([folder], column=column)
 
 
@@ -267,7 +267,7 @@ def test_folders_whose_names_end_like_containers(here):
     for name in ("d.tar", "d.parquet"):
         (here / name).mkdir()
         (here / name / "a.png").write_bytes(png(0))
-        assert [photo.key for photo in Listing([name])] == ["a.png"]
+        assert [image.key for image in Listing([name])] == ["a.png"]
 
 
 def test_threads_share_a_parquet_file(here):
@@ -277,9 +277,9 @@ def test_threads_share_a_parquet_file(here):
         row_group_size=20,
     )
     listing = Listing(["t.parquet"], key_column="name")
-    photos = list(listing)
+    images = list(listing)
     with ThreadPoolExecutor(6) as pool:
         lists = [pool.submit(lambda: len(list(listing))) for _ in range(40)]
-        images = list(pool.map(lambda photo: listing.read(photo).size, photos))
+        sizes = list(pool.map(lambda image: listing.read(image).size, images))
     assert {job.result() for job in lists} == {400}
-    assert set(images) == {(7, 9)}
+    assert set(sizes) == {(7, 9)}

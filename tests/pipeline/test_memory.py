@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from regiontok.pipeline import Listing, Photo, Reader, make_rows
+from regiontok.pipeline import ListedImage, Listing, Reader, make_rows
 from regiontok.pipeline.memory import PixelGate
 from regiontok.pipeline.work import Work
 from tests.pipeline.test_listing import draw
@@ -52,12 +52,12 @@ def test_a_run_holds_no_more_pixels_than_its_oldest_batch_and_the_limit(tmp_path
         def describe(self):
             return {}
 
-        def read(self, reader: Reader, photo: Photo):
-            reader.read(photo)
+        def read(self, reader: Reader, image: ListedImage):
+            reader.read(image)
             with lock:
-                held.add(photo.key)
+                held.add(image.key)
                 most.append(len(held))
-            return photo.key
+            return image.key
 
         def make(self, keys, items):
             time.sleep(0.005)

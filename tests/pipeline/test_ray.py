@@ -17,7 +17,7 @@ from regiontok.masks import FelzenszwalbMasks
 from regiontok.pipeline import GenerateMasks, Listing, MakeTokens, Stop, fill
 from regiontok.pipeline import ray as engine
 from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore
-from tests.pipeline.test_run import photos
+from tests.pipeline.test_run import images
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of itself
 MASKS = {"generator": "felzenszwalb"}
@@ -33,10 +33,10 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, china):
-    folder = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("images")
     for number in range(24):
         china.resize((90, 60 + number)).save(folder / f"{number:02d}.png")
-    (folder / "05b.png").write_bytes(b"no photo")
+    (folder / "05b.png").write_bytes(b"no image")
     return folder
 
 
@@ -120,7 +120,7 @@ def test_what_is_there_is_not_made_again_and_a_stop_keeps_the_rows_in_hand(folde
 
     class Rest(Listing):
         def __iter__(self):
-            return (photo for photo in super().__iter__() if photo.key not in known)
+            return (image for image in super().__iter__() if image.key not in known)
 
     filled(tmp_path / "m", Rest([folder]), functools.partial(Slow, notes))
     assert_same_rows(folder, tmp_path / "m")
@@ -151,10 +151,10 @@ def test_a_store_that_the_actors_do_not_share_is_found(folder, monkeypatch):
 def test_nothing_to_do_starts_no_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.data.from_items", None)
     with StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer:
-        engine.fill(writer, photos(0), None, None, batch=1, workers=1, stop=Stop())
+        engine.fill(writer, images(0), None, None, batch=1, workers=1, stop=Stop())
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer,
         pytest.raises(MissingDependencyError, match=r"ray is needed here.*regiontok\[ray\]"),
     ):
-        engine.fill(writer, photos(1), None, None, batch=1, workers=1, stop=Stop())
+        engine.fill(writer, images(1), None, None, batch=1, workers=1, stop=Stop())

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from regiontok import ImageGeometry, MaskSet, Regionizer, encoders, read_photo
-from regiontok.errors import PhotoError
+from regiontok import ImageGeometry, MaskSet, Regionizer, encoders, read_image
+from regiontok.errors import ImageError
 from regiontok.masks import FelzenszwalbMasks
-from regiontok.pipeline import GenerateMasks, Listing, MakeTokens, Photo, Reader, Stop, Work, fill, make_rows
+from regiontok.pipeline import GenerateMasks, ListedImage, Listing, MakeTokens, Reader, Stop, Work, fill, make_rows
 from regiontok.pipeline.run import Counter
 from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore
 from regiontok.store.masks import masks_table
@@ -27,7 +27,7 @@ from tests.pipeline.test_listing import draw
 
 @dataclass
 class Sizes(Work):
-    """One mask of all of a photo; some photos fail as they are told, and batches are noted."""
+    """One mask of all of an image; some images fail as they are told, and batches are noted."""
 
     kind = "masks"
     lanes: int = 1
@@ -39,10 +39,10 @@ class Sizes(Work):
     def describe(self):
         return {"generator": "sizes"}
 
-    def read(self, reader, photo):
-        if photo.key in self.unreadable:
-            raise PhotoError(f"{photo.address}: no image")
-        return photo.key
+    def read(self, reader, image):
+        if image.key in self.unreadable:
+            raise ImageError(f"{image.address}: no image")
+        return image.key
 
     def make(self, keys, items):
         time.sleep(self.slow * len(keys))
@@ -52,14 +52,14 @@ class Sizes(Work):
         return masks_table(keys, [MaskSet.from_masks(np.ones((1, 2, 3), bool))] * len(keys))
 
 
-def photos(count):
-    return [Photo(f"{number:04d}", f"/p/{number:04d}") for number in range(count)]
+def images(count):
+    return [ListedImage(f"{number:04d}", f"/p/{number:04d}") for number in range(count)]
 
 
 def filled(folder, work, count, *, shard_size=1000, batch=4, workers=2, **options):
     known = keys_in(folder)
     with StoreWriter(folder, Manifest(kind="masks", made_by=work.describe()), shard_size=shard_size) as writer:
-        rest = [photo for photo in photos(count) if photo.key not in known.keys and photo.key not in known.failures]
+        rest = [image for image in images(count) if image.key not in known.keys and image.key not in known.failures]
         fill(writer, rest, Reader(), work, batch=batch, workers=workers, **options)
     return MaskStore(folder)
 
@@ -68,16 +68,16 @@ def filled(folder, work, count, *, shard_size=1000, batch=4, workers=2, **option
 def test_rows_come_in_order_in_batches_that_begin_anew_with_a_shard(tmp_path, lanes):
     work = Sizes(lanes=lanes)
     store = filled(tmp_path / "m", work, 25, shard_size=10)
-    assert list(store) == [photo.key for photo in photos(25)]
+    assert list(store) == [image.key for image in images(25)]
     assert len(store.shards) == 3
     assert sorted(map(len, work.batches)) == [1, 2, 2, 4, 4, 4, 4, 4]
     assert torch.get_num_threads() > 0
 
 
-def test_a_photo_that_fails_costs_no_other(tmp_path):
+def test_a_image_that_fails_costs_no_other(tmp_path):
     work = Sizes(unreadable=("0001", "0007"), broken=("0002", "0012"))
     store = filled(tmp_path / "m", work, 14, shard_size=7)
-    assert sorted([*store, *store.failures]) == [photo.key for photo in photos(14)]
+    assert sorted([*store, *store.failures]) == [image.key for image in images(14)]
     assert store.failures == {
         "0001": "no image",
         "0002": "0002 is too much",
@@ -90,7 +90,7 @@ def test_a_photo_that_fails_costs_no_other(tmp_path):
 
 
 def test_keys_that_cannot_be_fail_alone(tmp_path):
-    some = [Photo("a.png", "a.png"), Photo("\udcff.png", "\udcff.png"), Photo("../b.png", "../b.png")]
+    some = [ListedImage("a.png", "a.png"), ListedImage("\udcff.png", "\udcff.png"), ListedImage("../b.png", "../b.png")]
     work = Sizes()
     with StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer:
         fill(writer, some, Reader(), work, batch=2, workers=1)
@@ -99,7 +99,7 @@ def test_keys_that_cannot_be_fail_alone(tmp_path):
     assert set(store.failures) == {"\\udcff.png", "../b.png"}
 
 
-def test_a_fault_at_one_photo_is_its_failure_and_at_all_ends_the_run(tmp_path):
+def test_a_fault_at_one_image_is_its_failure_and_at_all_ends_the_run(tmp_path):
     class Wrong(Sizes):
         def make(self, keys, items):
             if any(key >= "0008" for key in keys) or "0002" in keys:
@@ -117,7 +117,7 @@ def test_to_stop_writes_the_rows_in_hand(tmp_path):
     made = []
     store = filled(tmp_path / "m", Sizes(slow=0.01), 40, stop=lambda: len(made) >= 3, tick=made.append)
     assert 12 <= len(store) < 40  # what was made already is not given up
-    assert list(store) == [photo.key for photo in photos(len(store))]
+    assert list(store) == [image.key for image in images(len(store))]
     assert len(filled(tmp_path / "m", Sizes(), 40)) == 40
 
 
@@ -140,9 +140,9 @@ def test_what_is_ahead_is_bounded():
     taken = []
 
     def listed():
-        for photo in photos(1000):
-            taken.append(photo)
-            yield photo
+        for image in images(1000):
+            taken.append(image)
+            yield image
 
     rows = make_rows(listed(), Reader(), Sizes(), batch=4, workers=2, shard_size=1000)
     next(rows)
@@ -151,7 +151,7 @@ def test_what_is_ahead_is_bounded():
 
 
 def test_a_counter_runs_ahead():
-    counter = Counter(photos(5000))
+    counter = Counter(images(5000))
     deadline = time.monotonic() + 10
     while not counter.whole and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -201,11 +201,11 @@ def test_kill_9_at_fifty_moments_loses_nothing_and_makes_nothing_twice(tmp_path)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, china):
-    folder = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("images")
     for number in range(9):
         side = 60 + 10 * (number % 3)
         china.resize((90, side)).rotate(10 * number).save(folder / f"{number}.png")
-    (folder / "5b.png").write_bytes(b"no photo")
+    (folder / "5b.png").write_bytes(b"no image")
     draw(folder / "sub" / "a.png", size=(33, 71))
     return folder
 
@@ -218,11 +218,11 @@ def test_masks_are_those_of_the_generator(folder, tmp_path):
     assert len(store) == 10
     assert list(store.failures) == ["5b.png"]
     for key, masks in store.items():
-        assert masks.to_coco() == FelzenszwalbMasks()(read_photo(folder / key))[0].to_coco()
+        assert masks.to_coco() == FelzenszwalbMasks()(read_image(folder / key))[0].to_coco()
 
 
 @pytest.mark.parametrize("generate", [None, "beside", "read"])
-def test_tokens_are_those_of_one_photo_alone(folder, tmp_path, generate):
+def test_tokens_are_those_of_one_image_alone(folder, tmp_path, generate):
     encoder = encoders.load("pixels")
     options = {} if generate is None else {"source": "segmentation", "geometry": encoder.geometry}
     regionizer = Regionizer(pool="mean", **options)
@@ -231,14 +231,14 @@ def test_tokens_are_those_of_one_photo_alone(folder, tmp_path, generate):
     if generate == "beside":
         work.generator = masks
     elif generate == "read":
-        work.masks = lambda photo, image: masks(image)[0]
+        work.masks = lambda listed, image: masks(image)[0]
     listing = Listing([folder])
     with StoreWriter(tmp_path / "t", Manifest(kind="tokens", made_by=work.describe())) as writer:
         fill(writer, listing, listing, work, batch=4, workers=2)
     store = TokenStore(tmp_path / "t")
     assert len(store) == 10
     for key, tokens in store.items():
-        image = read_photo(folder / key)
+        image = read_image(folder / key)
         features, valid = encoder(image)
         given = None if generate is None else [masks(image)[0]]
         expected = regionizer(features, valid=valid, masks=given)
@@ -259,14 +259,14 @@ def test_columns_for_datasets(folder):
     some = make.columns([images[0], Image.new("F", (4, 4)), images[1]])
     assert [one is None for one in some["tokens"]] == [False, True, False]
     assert "floating point" in some["error"][1]
-    with pytest.raises(PhotoError, match="no photo of the batch can be read"):
+    with pytest.raises(ImageError, match="no image of the batch can be read"):
         make.columns([Image.new("F", (4, 4))])
     for row, image in zip(made, images, strict=True):
         features, valid = encoder(image)
         assert_close(torch.tensor(row["tokens"]), regionizer(features, valid=valid).values)
 
 
-def test_a_picture_is_of_its_own_photo(folder):
+def test_a_picture_is_of_its_own_image(folder):
     seen = {}
     encoder = encoders.load("pixels", geometry="squash")
     regionizer = Regionizer(pool="mean")
@@ -275,7 +275,7 @@ def test_a_picture_is_of_its_own_photo(folder):
     for _ in make_rows(listing, listing, work, batch=3, workers=2, shard_size=100):
         pass
     for key, (size, regions) in seen.items():
-        image = read_photo(folder / key)
+        image = read_image(folder / key)
         assert image.size == size
         features, valid = encoder(image)
         assert torch.equal(regions.labels(), regionizer(features, valid=valid).regions.labels())

@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back_in_any_order_over_shards_and_groups(tmp_pa
     assert len(store) == 450
     assert list(store) == list(written)
     assert store.made_by == made_by
-    assert repr(store).endswith("m', 450 photos, 3 shards)")
+    assert repr(store).endswith("m', 450 images, 3 shards)")
     for number in (449, 0, 200, 199, 3, 401):
         assert same(store[f"folder/{number}.jpg"], written[f"folder/{number}.jpg"])
     assert [store.count(f"folder/{number}.jpg") for number in (0, 7, 449)] == [0, 3, 1]
@@ -124,7 +124,7 @@ def test_an_error_in_the_middle_loses_no_shard(tmp_path):
 
 
 def test_places_that_are_no_store(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no store of masks .*Make one with regiontok masks PHOTO"):
+    with pytest.raises(CheckpointError, match=r"there is no store of masks .*Make one with regiontok masks IMAGE"):
         MaskStore(tmp_path / "m")
     (tmp_path / "file").write_text("a file")
     with pytest.raises(OutputError, match="file is a file, and a store is a folder"):
@@ -137,7 +137,7 @@ def test_places_that_are_no_store(tmp_path):
     assert len(MaskStore(tmp_path / "m")) == 0
     with pytest.raises(MissingKeyError, match="It is empty"):
         MaskStore(tmp_path / "m")["a.jpg"]
-    for text in ("{", "[]", '{"format": 1}', '{"format": 1, "kind": 3, "made_by": {}, "photos": []}'):
+    for text in ("{", "[]", '{"format": 1}', '{"format": 1, "kind": 3, "made_by": {}, "images": []}'):
         (tmp_path / "m" / "store.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"store.json is damaged"):
             MaskStore(tmp_path / "m")
@@ -148,15 +148,15 @@ def test_places_that_are_no_store(tmp_path):
 
 def test_the_single_file_of_before_is_read(tmp_path):
     masks = random_masks(1)
-    row = {"key": "photos/a.jpg", "height": masks.size[0], "width": masks.size[1]}
+    row = {"key": "images/a.jpg", "height": masks.size[0], "width": masks.size[1]}
     row |= {"counts": [one["counts"] for one in masks.to_coco()], "scores": masks.scores, "stability": masks.stability}
     table = pa.Table.from_pylist([row])
     pq.write_table(table.replace_schema_metadata({"masks": '{"generator": "old"}'}), tmp_path / "m.parquet")
     store = MaskStore(tmp_path / "m.parquet")
-    assert same(store["photos/a.jpg"], masks)
+    assert same(store["images/a.jpg"], masks)
     assert store.made_by == {"generator": "old"}
-    assert store.count("photos/a.jpg") == 3
-    assert same(pickle.loads(pickle.dumps(store))["photos/a.jpg"], masks)
+    assert store.count("images/a.jpg") == 3
+    assert same(pickle.loads(pickle.dumps(store))["images/a.jpg"], masks)
 
 
 def test_files_that_are_no_masks(tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from regiontok import MaskSet, Regionizer
 from regiontok.cli import main
-from regiontok.errors import CheckpointError, DTypeError, PhotoError, ValueRangeError, failure_kind
+from regiontok.errors import CheckpointError, DTypeError, ImageError, ValueRangeError, failure_kind
 from regiontok.store import MaskStore, TokenStore, write_masks, write_tokens
 from regiontok.store.stamps import Stamp, stamp_of
 from regiontok.store.writer import keys_in
@@ -118,16 +118,16 @@ def test_a_shard_that_links_to_itself_is_set_aside(store):
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abc"):
-        draw(tmp_path / "photos" / f"{name}.png", number, size=(40, 30))
-    return tmp_path / "photos"
+        draw(tmp_path / "images" / f"{name}.png", number, size=(40, 30))
+    return tmp_path / "images"
 
 
 FILLING = {
-    "masks": ["masks", "photos", "--masks", "felzenszwalb", "--out", "s"],
-    "tokens": ["tokenize", "photos", "--store", "s"],
+    "masks": ["masks", "images", "--masks", "felzenszwalb", "--out", "s"],
+    "tokens": ["tokenize", "images", "--store", "s"],
 }
 
 
@@ -136,36 +136,36 @@ def content(row):
 
 
 @pytest.mark.parametrize("kind", FILLING)
-def test_a_changed_image_is_reported_and_made_again_by_an_option(photos, kind, capsys):
+def test_a_changed_image_is_reported_and_made_again_by_an_option(images, kind, capsys):
     command = FILLING[kind]
     opened = MaskStore if kind == "masks" else TokenStore
     assert main(command) == 0
     before = opened("s")["b.png"]
-    assert main(["store", "s", "--verify", "--images", "photos"]) == 0
-    draw(photos / "b.png", 9, size=(40, 30))
-    os.utime(photos / "b.png", (1, 1))
+    assert main(["store", "s", "--verify", "--images", "images"]) == 0
+    draw(images / "b.png", 9, size=(40, 30))
+    os.utime(images / "b.png", (1, 1))
     capsys.readouterr()
     assert main(command) == 0
     assert "1 images, such as b.png, have changed since their rows were made" in capsys.readouterr().err
-    assert main(["store", "s", "--verify", "--images", "photos"]) == 1
+    assert main(["store", "s", "--verify", "--images", "images"]) == 1
     assert "b.png has changed since its row was made" in capsys.readouterr().err
     assert main([*command, "--remake-changed"]) == 0
     store = opened("s")
     assert (len(store), store.repeated) == (3, 1)
-    assert store.stamp("b.png") == Stamp((photos / "b.png").stat().st_size, 1_000_000)
+    assert store.stamp("b.png") == Stamp((images / "b.png").stat().st_size, 1_000_000)
     assert content(store["b.png"]) != content(before)
-    assert main(["store", "s", "--verify", "--images", "photos"]) == 0
+    assert main(["store", "s", "--verify", "--images", "images"]) == 0
     capsys.readouterr()
     assert main([*command, "--remake-changed"]) == 0
     assert "Nothing to make" in capsys.readouterr().out
 
 
-def test_the_later_generation_counts_whoever_wrote_it(photos):
+def test_the_later_generation_counts_whoever_wrote_it(images):
     """A slice has a smaller number than the writer of the old row, and its row counts all the same."""
     command = FILLING["tokens"]
     assert main([*command, "--slice", "1/2"]) == main([*command, "--slice", "0/2"]) == 0
     old = {key: TokenStore("s")[key].values for key in TokenStore("s")}
-    for number, file in enumerate(sorted(photos.iterdir())):
+    for number, file in enumerate(sorted(images.iterdir())):
         draw(file, 20 + number, size=(40, 30))
         os.utime(file, (2, 2))
     assert main([*command, "--remake-changed"]) == 0  # by writer 0, whose shards come before writer 1's
@@ -174,43 +174,43 @@ def test_the_later_generation_counts_whoever_wrote_it(photos):
     assert all(not torch.equal(store[key].values, old[key]) for key in store)
 
 
-def test_tokens_warn_of_masks_of_an_image_that_has_changed(photos, capsys):
+def test_tokens_warn_of_masks_of_an_image_that_has_changed(images, capsys):
     assert main(FILLING["masks"]) == 0
-    draw(photos / "a.png", 9, size=(40, 30))
-    os.utime(photos / "a.png", (1, 1))
+    draw(images / "a.png", 9, size=(40, 30))
+    os.utime(images / "a.png", (1, 1))
     capsys.readouterr()
-    assert main(["tokenize", "photos", "--source", "segmentation", "--masks", "s", "--out", "o"]) == 0
+    assert main(["tokenize", "images", "--source", "segmentation", "--masks", "s", "--out", "o"]) == 0
     assert "a.png has changed since its masks were made" in capsys.readouterr().err
 
 
-def test_a_store_keeps_everything_that_its_masks_depend_on(photos, capsys):
+def test_a_store_keeps_everything_that_its_masks_depend_on(images, capsys):
     square = {"id": 1, "image_id": 1, "segmentation": [[0, 0, 20, 0, 20, 20]]}
     file = {"images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}], "annotations": [square]}
-    photos.with_name("c.json").write_text(json.dumps(file))
-    command = ["masks", "photos", "--coco", "c.json", "--out", "s"]
+    images.with_name("c.json").write_text(json.dumps(file))
+    command = ["masks", "images", "--coco", "c.json", "--out", "s"]
     assert main(command) == 0
     made_by = MaskStore("s").made_by
     assert made_by["stored_pixels"] is False
     assert len(made_by["digest"]) == 32
     assert main([*command, "--stored-pixels"]) == 2
     assert "stored_pixels: false in the store, true now" in capsys.readouterr().err
-    photos.with_name("c.json").write_text(json.dumps(file) + " ")
+    images.with_name("c.json").write_text(json.dumps(file) + " ")
     assert main(command) == 2
     assert "digest" in capsys.readouterr().err
 
 
-def test_failures_have_kinds_that_sql_can_group(photos, capsys):
-    (photos / "bad.png").write_bytes(b"no image")
-    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
-    os.mkfifo(photos / "p.png")
+def test_failures_have_kinds_that_sql_can_group(images, capsys):
+    (images / "bad.png").write_bytes(b"no image")
+    (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:200])
+    os.mkfifo(images / "p.png")
     assert (
         main(
             [
                 "tokenize",
-                "photos/a.png",
-                "photos/bad.png",
-                "photos/cut.png",
-                "photos/p.png",
+                "images/a.png",
+                "images/bad.png",
+                "images/cut.png",
+                "images/p.png",
                 "none.png",
                 "--root",
                 ".",
@@ -229,7 +229,7 @@ def test_failures_have_kinds_that_sql_can_group(photos, capsys):
 
 
 def test_kinds_of_errors_are_stable_words():
-    assert failure_kind(PhotoError("x", "damaged")) == "damaged"
+    assert failure_kind(ImageError("x", "damaged")) == "damaged"
     assert failure_kind(CheckpointError("x")) == "data"
     assert failure_kind(RuntimeError("CUDA out of memory")) == failure_kind(MemoryError()) == "memory"
     assert failure_kind(OSError("x")) == "io"

@@ -28,7 +28,7 @@ def of_masks(seed=0):
 
 
 def alone(tokens, image):
-    """The tokens of one photo of a batch."""
+    """The tokens of one image of a batch."""
     own = tokens.regions.image == image
     member = own[tokens.regions.region]
     regions = tokens.regions
@@ -56,7 +56,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("tokens", [clustered(3), of_masks()], ids=["labels", "masks"])
-def test_a_batch_is_read_back_photo_by_photo(tmp_path, tokens):
+def test_a_batch_is_read_back_image_by_image(tmp_path, tokens):
     count = len(tokens.regions.grids)
     pairs = [(f"{image}.jpg", alone(tokens, image)) for image in range(count)]
     assert write_tokens(tmp_path / "t", pairs, made_by={"of": "test"}, dtype="float32") == count
@@ -81,7 +81,7 @@ def test_half_precision_rounds_and_what_is_beyond_it_is_refused(tmp_path):
         write_tokens(tmp_path / "t", [("b.jpg", large)])
     with pytest.raises(ValueRangeError, match="dtype must be one of 'float16', 'float32'"):
         write_tokens(tmp_path / "t", [("b.jpg", tokens)], dtype="bfloat16")
-    with pytest.raises(ShapeError, match="tokens of b.jpg are of 2 photos; a key is one photo's"):
+    with pytest.raises(ShapeError, match="tokens of b.jpg are of 2 images; a key is one image's"):
         write_tokens(tmp_path / "t", [("b.jpg", clustered(2))])
 
 

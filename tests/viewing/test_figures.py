@@ -30,10 +30,10 @@ FLOWER = Image.fromarray(load_sample_image("flower.jpg"))
 SQUARE = ImageGeometry.squash(64)
 
 
-def seen_of(features, photo, geometry=SQUARE):
+def seen_of(features, image, geometry=SQUARE):
     rows, cols, _ = features.shape
-    placement = geometry.place((photo.height, photo.width))
-    return Seen(photo, features, placement.valid((rows, cols)), placement)
+    placement = geometry.place((image.height, image.width))
+    return Seen(image, features, placement.valid((rows, cols)), placement)
 
 
 def pictures(figure):
@@ -49,9 +49,9 @@ def test_norms_are_over_their_median_and_one_after_rms(china):
     features = smooth_features(4, 4, 8)[0]
     features[1, 2] *= 50
     figure = draw_norms({"a": seen_of(features, china), "b": seen_of(smooth_features(8, 8, 5, seed=1)[0], china)})
-    photo, before, after, *_ = pictures(figure)
+    image, before, after, *_ = pictures(figure)
     norms = features.norm(dim=-1).numpy()
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     for row, col in ((0, 0), (1, 2), (3, 3)):
         pixel = int((row + 0.5) * height / 4), int((col + 0.5) * width / 4)
         assert before[pixel] == pytest.approx(norms[row, col] / np.median(norms))
@@ -68,7 +68,7 @@ def test_padding_takes_no_part_in_norms(china):
     assert np.nanmax(pictures(figure)[1]) < 10
 
 
-def test_features_are_their_principal_components_in_colours_that_photos_share(china):
+def test_features_are_their_principal_components_in_colours_that_images_share(china):
     both = [seen_of(smooth_features(5, 5, 16, seed=seed)[0], china) for seed in (0, 1)]
     colours = pca_colours(both)
     assert all(one.shape == (5, 5, 3) and (one >= 0).all() and (one <= 1).all() for one in colours)
@@ -86,14 +86,14 @@ def test_features_are_their_principal_components_in_colours_that_photos_share(ch
     assert len(pictures(figure)) == 6
 
 
-def test_a_flat_photo_and_few_dimensions_have_colours_too(china):
+def test_a_flat_image_and_few_dimensions_have_colours_too(china):
     flat = seen_of(torch.ones(3, 3, 2), china)
     assert np.isfinite(pca_colours([flat])[0]).all()
 
 
 def test_encoders_side_by_side(china):
     encoder = encoders.load("pixels", img_size=128)
-    views = [see(photo, encoder) for photo in (china, FLOWER)]
+    views = [see(image, encoder) for image in (china, FLOWER)]
     figure = draw_encoders({"one": views, "two": views}, threshold=0.9)
     assert titles(figure) == ["one", "two"]
     counts = [axes.get_xlabel() for axes in figure.axes if "regions" in axes.get_xlabel()]
@@ -128,7 +128,7 @@ def test_attention_glows_where_the_weights_are(china):
     assert titles(figure) == ["regions: 2 tokens", "patches: 16 tokens"]
     assert figure.get_suptitle() == "Where?"
     told = [axes.get_xlabel() for axes in figure.axes[1:3]]
-    assert told == ["60 % of attention to the photo", "80 % of attention to the photo"]
+    assert told == ["60 % of attention to the image", "80 % of attention to the image"]
     bars = figure.axes[3:]  # each panel's own scale
     assert [axes.get_ylabel() for axes in bars] == ["% of attention per token"] * 2
     assert all(axes.get_ylim()[1] > 0 for axes in bars)
@@ -152,7 +152,7 @@ def test_what_cannot_be_drawn_is_refused(china):
     for draw, given in ((draw_norms, {}), (draw_features, {}), (draw_encoders, {})):
         with pytest.raises(ShapeError, match="there must be something to draw; got nothing"):
             draw(given)
-    with pytest.raises(ShapeError, match=r"every encoder must see the same photos, one or more; got {'a': 1, 'b': 2}"):
+    with pytest.raises(ShapeError, match=r"every encoder must see the same images, one or more; got {'a': 1, 'b': 2}"):
         draw_features({"a": [one], "b": [one, one]})
     with pytest.raises(ValueRangeError, match="norm must be"):
         draw_encoders({"a": [one]}, norm="layer")
@@ -181,7 +181,7 @@ def test_histograms_of_counts(tmp_path):
     figure = draw_counts({"patch": [576, 576], "clustering": [90, 120]}, paper={"patch": 576, "clustering": None})
     save_figure(figure, tmp_path / "h.svg")
     assert "#e8710a" in (tmp_path / "h.svg").read_text()  # the paper's number
-    with pytest.raises(ShapeError, match="counts must have a number per photo"):
+    with pytest.raises(ShapeError, match="counts must have a number per image"):
         draw_counts({"patch": []})
 
 

@@ -83,8 +83,8 @@ class Tab:
         return self.page.evaluate("() => document.getElementById('canvas').toDataURL()")
 
     def point(self, row, col, rows=24, cols=24):
-        """Move the pointer to the middle of a patch of a letterboxed photo."""
-        box = self.page.locator("#photo").bounding_box()
+        """Move the pointer to the middle of a patch of a letterboxed image."""
+        box = self.page.locator("#image").bounding_box()
         side = box["width"] / cols
         above = (rows * side - box["height"]) / 2
         self.page.mouse.move(box["x"] + (col + 0.5) * side, box["y"] + (row + 0.5) * side - above)
@@ -217,7 +217,7 @@ def test_the_region_under_the_pointer_is_told_and_compared(tab, made):
         told = tab.text("#region-told")
         area = int((labels == region).sum())
         assert f"{area} patch" in told
-        assert f"{100 * area / int(valid.sum()):.1f} % of the photo" in told
+        assert f"{100 * area / int(valid.sum()):.1f} % of the image" in told
         similar = means @ means[region]
         assert float(tab.text("#least")) == pytest.approx(float(similar.min()), abs=0.016)
         nearest = float(similar[torch.arange(len(regions)) != region].max())
@@ -271,7 +271,7 @@ def test_sources_are_switched(tab, made):
 
 def test_views(tab):
     pictures = {tab.canvas()}
-    for view in ("mean colours", "photo"):
+    for view in ("mean colours", "image"):
         tab.page.get_by_role("radio", name=view, exact=True).check()
         tab.settle()
         pictures.add(tab.canvas())
@@ -342,7 +342,7 @@ def test_it_fits_phones_and_both_colour_schemes(chromium, made, width, scheme):
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ground, ink)]
     assert abs(bright[0] - bright[1]) > 180
     assert (bright[0] > bright[1]) == (scheme == "light")
-    box = page.locator("#photo").bounding_box()
+    box = page.locator("#image").bounding_box()
     canvas = page.locator("#canvas").bounding_box()
     assert box == pytest.approx(canvas)
     opened.close()
@@ -379,9 +379,9 @@ def test_large_grids_are_small_files(chromium, tmp_path, china):
     """36 x 36 patches of 1024 numbers: below 3 MB, and every cut is there."""
     features = smooth_features(36, 36, 1024)
     encoder = Encoder(lambda _: features, geometry=ImageGeometry.squash(576), patch_size=16, name="synthetic")
-    photo = china.resize((3000, 2000))
+    image = china.resize((3000, 2000))
     found = masks.load("felzenszwalb")(china)[0]
-    write_page(tmp_path / "page.html", photo, encoder, masks=type(found).from_masks(torch.ones(1, 2000, 3000).bool()))
+    write_page(tmp_path / "page.html", image, encoder, masks=type(found).from_masks(torch.ones(1, 2000, 3000).bool()))
     assert (tmp_path / "page.html").stat().st_size < 3e6
     opened = Tab(chromium, tmp_path / "page.html")
     for tokens in (40, 900):

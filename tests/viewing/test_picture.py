@@ -43,23 +43,23 @@ def test_cropped_ends_are_dimmed():
     assert (picture[:, 96 + 21 : 96 + 40, :3] == (200, 0, 0)).all()
 
 
-def test_huge_photos_are_drawn_smaller():
-    photo = halves.resize((4000, 2000))
-    assert draw_regions(photo, left_right, ImageGeometry.squash(32).place((2000, 4000))).size == (2 * 1280 + 16, 640)
+def test_huge_images_are_drawn_smaller():
+    image = halves.resize((4000, 2000))
+    assert draw_regions(image, left_right, ImageGeometry.squash(32).place((2000, 4000))).size == (2 * 1280 + 16, 640)
 
 
 def test_bad_input_is_refused():
     placement = ImageGeometry.squash(32).place((40, 80))
     with pytest.raises(ShapeError, match="must be of one image; got 2"):
         draw_regions(halves, Regions.from_labels(torch.zeros(2, 2, 2, dtype=torch.int64)), placement)
-    with pytest.raises(ShapeError, match=r"for photos of \(40, 80\); got \(8, 9\)"):
+    with pytest.raises(ShapeError, match=r"for images of \(40, 80\); got \(8, 9\)"):
         draw_regions(Image.new("RGB", (9, 8)), left_right, placement)
 
 
 def test_the_smallest_of_overlapping_regions_lies_on_top_and_every_outline_is_drawn():
     masks = torch.tensor([[[1, 1, 1, 1]], [[0, 1, 1, 0]], [[0, 0, 1, 0]]]).bool().repeat_interleave(2, 1)
-    photo = Image.fromarray(np.repeat(np.arange(80, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2))
-    picture = np.asarray(draw_regions(photo, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
+    image = Image.fromarray(np.repeat(np.arange(80, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2))
+    picture = np.asarray(draw_regions(image, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
     filled = picture[20, 96:, 0]
     outer = np.concatenate([np.arange(20), np.arange(60, 80)]).mean().round()
     assert (

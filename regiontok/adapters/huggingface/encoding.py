@@ -17,7 +17,7 @@ from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.tokens import RegionTokens
-from regiontok.views import View, count_photos, cut_masks, share_budget
+from regiontok.views import View, count_images, cut_masks, share_budget
 
 transformers = require("transformers", extra="hf")
 
@@ -95,7 +95,7 @@ class RegionEncoderMixin:
     """Name of the input that marks the tokens of images, where the stock class needs it."""
     answer_type: ClassVar[int] = 0
     """What ``token_type_ids`` are for the tokens of an answer."""
-    places_photos: ClassVar[bool] = False
+    places_images: ClassVar[bool] = False
     """Whether views know which part of the image they show, so that the Regionizer needs no geometry."""
 
     if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class RegionEncoderMixin:
 
     def count_newlines(self, views: Sequence[View], whole: Sequence[bool]) -> list[int]:
         """Return the number of newlines of each image."""
-        return [0] * count_photos(views)
+        return [0] * count_images(views)
 
     def encode_regions(
         self,
@@ -248,9 +248,9 @@ class RegionEncoderMixin:
             )
         views = self.views(images or (0 if sizes is None else len(sizes)), image_sizes=sizes, **inputs)
         for name, count in (("images", images), ("image_sizes", None if sizes is None else len(sizes))):
-            if count not in (None, count_photos(views)):
+            if count not in (None, count_images(views)):
                 raise ShapeError(
-                    f"{name} must be of the {count_photos(views)} images of the other arguments; got {count}."
+                    f"{name} must be of the {count_images(views)} images of the other arguments; got {count}."
                 )
         valid = self._valid(views, sizes)
         counts = self._known_counts(views, valid, self._budgets(views, valid, num_regions, keep))
@@ -262,7 +262,7 @@ class RegionEncoderMixin:
     def check_regionizer(self, regionizer: Regionizer) -> None:
         """Reject a Regionizer that does not fit this model."""
         check_dim(regionizer, self.patch_dim)
-        if self.places_photos and regionizer.config.geometry is not None:
+        if self.places_images and regionizer.config.geometry is not None:
             raise ValueRangeError(
                 f"{type(self).__name__} knows itself how images are placed on tiles. Leave geometry out of the "
                 "Regionizer."
@@ -312,13 +312,13 @@ class RegionEncoderMixin:
     def _valid(self, views: Sequence[View], sizes: Any) -> list[Tensor | None]:
         """Return which patches of each view may be in a region; None for all."""
         options = self.regionizer.config
-        if sizes is None or options.padding == "keep" or not (self.places_photos or options.geometry):
+        if sizes is None or options.padding == "keep" or not (self.places_images or options.geometry):
             return [None] * len(views)
-        if len(sizes) != count_photos(views):
-            raise ShapeError(f"image_sizes must have one entry per image, {count_photos(views)}; got {len(sizes)}.")
+        if len(sizes) != count_images(views):
+            raise ShapeError(f"image_sizes must have one entry per image, {count_images(views)}; got {len(sizes)}.")
         if options.geometry is None:
             return [view.valid(sizes) for view in views]
-        return [options.geometry.place(sizes[view.photo]).valid(view.grid) for view in views]
+        return [options.geometry.place(sizes[view.image]).valid(view.grid) for view in views]
 
     def _regionize(
         self,
@@ -330,7 +330,7 @@ class RegionEncoderMixin:
     ) -> RegionTokens:
         """Return tokens in the dimension of the patch features."""
         config = self.regionizer.config
-        if masks is not None and self.places_photos:
+        if masks is not None and self.places_images:
             masks = cut_masks(
                 patches.views,
                 masks,
@@ -364,16 +364,16 @@ def check_dim(regionizer: Regionizer, dim: int) -> None:
 
 def per_image(views: Sequence[View], counts: Sequence[int]) -> list[int]:
     """Return the sums of counts of views for each image."""
-    sums = [0] * count_photos(views)
+    sums = [0] * count_images(views)
     for view, count in zip(views, counts, strict=True):
-        sums[view.photo] += count
+        sums[view.image] += count
     return sums
 
 
 def whole_images(views: Sequence[View], counts: Sequence[int] | None) -> list[bool]:
     """Return for each image whether every patch is a region."""
     if counts is None:
-        return [False] * count_photos(views)
+        return [False] * count_images(views)
     patches = per_image(views, [view.patches for view in views])
     return [count == most for count, most in zip(per_image(views, counts), patches, strict=True)]
 

@@ -23,7 +23,7 @@ from regiontok.downsample import Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.pooling import MeanPool
 from regiontok.regions import Regions
-from regiontok.views import count_photos
+from regiontok.views import count_images
 
 transformers = require("transformers", extra="hf")
 
@@ -152,7 +152,7 @@ class RegionModelMixin(RegionEncoderMixin):
         whole: list[bool] | None = None
         if num_regions is None and keep is None and self.regionizer.config.num_regions == PROMPT:
             num_regions, whole = self._read_budgets(blocks, patches)
-            valid = [None if whole[view.photo] else mask for view, mask in zip(patches.views, valid, strict=True)]
+            valid = [None if whole[view.image] else mask for view, mask in zip(patches.views, valid, strict=True)]
         return self._encode_regions(patches, masks, sizes, valid, num_regions, keep, whole=whole), blocks
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,8 +167,8 @@ class RegionModelMixin(RegionEncoderMixin):
         budget = {name: inputs.pop(name, None) for name in ("num_regions", "keep")}
         patches, sizes, valid = self._encode(pixel_values, inputs.pop("image_sizes", None), inputs)
         encoded = self._encode_regions(patches, masks, sizes, valid, budget["num_regions"], budget["keep"])
-        blocks_of = [0] * count_photos(patches.views)
-        for block, image in sorted({(view.run, view.photo) for view in patches.views}):
+        blocks_of = [0] * count_images(patches.views)
+        for block, image in sorted({(view.run, view.image) for view in patches.views}):
             blocks_of[image] += encoded.lengths[block]
         return self._output(encoded, blocks_of)
 
@@ -240,8 +240,8 @@ class RegionModelMixin(RegionEncoderMixin):
                 f"the prompts hold {len(lengths)} blocks of placeholders, {lengths} long, and the images need "
                 f"{len(written)}. Write a block for each, with other tokens between them, or pass num_regions."
             )
-        image_of = {view.run: view.photo for view in views}
-        stock = [True] * count_photos(views)
+        image_of = {view.run: view.image for view in views}
+        stock = [True] * count_images(views)
         for block, (count, whole) in enumerate(zip(lengths, written, strict=True)):
             stock[image_of[block]] &= count == whole
         budgets = [0] * len(stock)
@@ -270,7 +270,7 @@ class RegionModelMixin(RegionEncoderMixin):
         features = self.regionizer.normalize(patches.features)
         single = Regions.from_labels([torch.zeros_like(grid[..., 0], dtype=torch.int64) for grid in features])
         tokens = self.regionizer.pool(features, single).map(self.projector)
-        values, _ = self.arrange(tokens, patches.views, [False] * count_photos(patches.views))
+        values, _ = self.arrange(tokens, patches.views, [False] * count_images(patches.views))
         return 0.0 * (values.sum() + sum(grid.sum() for layer in patches.layers for grid in layer))
 
     def _init_weights(self, module: nn.Module) -> None:

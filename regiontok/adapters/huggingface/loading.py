@@ -60,7 +60,7 @@ def with_regions(
             by Ward's rule as they are, and pooled to their mean. ``"prompt"`` makes as many as a prompt has
             placeholders.
         keep: The same budget as a fraction of an image's patches.
-        newline: ``drop``, ``photo`` or ``row``, for LLaVA-NeXT and LLaVA-OneVision; see `AnyresMixin`.
+        newline: ``drop``, ``image`` or ``row``, for LLaVA-NeXT and LLaVA-OneVision; see `AnyresMixin`.
         positions: ``centroid`` or ``even``, for Qwen-VL and GLM-V; see `NativeResolutionMixin`.
 
     Returns:

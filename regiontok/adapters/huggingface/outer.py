@@ -19,7 +19,7 @@ from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.tokens import RegionTokens
-from regiontok.views import View, count_photos
+from regiontok.views import View, count_images
 
 transformers = require("transformers", extra="hf")
 
@@ -97,9 +97,9 @@ class RegionMixin:
             super().__setattr__(name, value)
 
     @property
-    def places_photos(self) -> bool:
+    def places_images(self) -> bool:
         """Whether the model knows which part of an image each grid shows, so that its Regionizer has no geometry."""
-        return self.model.places_photos
+        return self.model.places_images
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
@@ -345,7 +345,7 @@ def _without_caches(output: Any) -> Any:
 
 def _blocks_per_sample(num_images: Sequence[int], views: Sequence[View]) -> list[int]:
     """Return how many blocks of placeholders each sample has, whose images are counted."""
-    blocks = [len({view.run for view in views if view.photo == image}) for image in range(count_photos(views))]
+    blocks = [len({view.run for view in views if view.image == image}) for image in range(count_images(views))]
     ends = list(itertools.accumulate([int(one) for one in num_images], initial=0))
     if ends[-1] != len(blocks):
         raise ShapeError(f"num_images must add up to the {len(blocks)} images; got {list(num_images)}.")

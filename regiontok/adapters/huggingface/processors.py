@@ -13,25 +13,25 @@ from regiontok.adapters.huggingface.tower import EncoderConfig
 from regiontok.encoders import Encoder
 from regiontok.errors import ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
-from regiontok.photos import as_photos
+from regiontok.images import as_images
 
 transformers = require("transformers", extra="hf")
 
 
 _NATIVE = 1008
-"""Side in pixels on which a photo of any size is placed, where none matters."""
+"""Side in pixels on which an image of any size is placed, where none matters."""
 _TILING = ("image_grid_pinpoints", "crop_to_patches", "do_image_splitting", "max_num_tiles")
-"""What image processors that cut photos into tiles have."""
+"""What image processors that cut images into tiles have."""
 
 
 class EncoderImageProcessor(transformers.BaseImageProcessor):
-    """What one of regiontok's encoders does to photos before it sees them, for ``AutoProcessor`` and pipelines.
+    """What one of regiontok's encoders does to images before it sees them, for ``AutoProcessor`` and pipelines.
 
     It takes PIL images, and gives ``image_sizes`` with ``pixel_values``, so that a region model keeps padding out of
     its regions.
 
     Args:
-        geometry: How photos are placed, as of ``ImageGeometry.to_config``.
+        geometry: How images are placed, as of ``ImageGeometry.to_config``.
         patch_size: Side of a patch.
         mean: Subtracted from RGB in ``[0, 1]``.
         std: Divided by, after that.
@@ -66,7 +66,7 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
     @classmethod
     def of(cls, encoder: Encoder, geometry: ImageGeometry | None = None) -> "EncoderImageProcessor":
-        """That of an encoder, whose photos may be placed by another geometry."""
+        """That of an encoder, whose images may be placed by another geometry."""
         return cls(
             geometry=(geometry or encoder.geometry).to_config(),
             patch_size=encoder.patch_size,
@@ -77,16 +77,16 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
     @property
     def encoder(self) -> Encoder:
-        """An encoder without its model: it only places photos."""
+        """An encoder without its model: it only places images."""
         mean, std = ((one[0], one[1], one[2]) for one in (self.mean, self.std))
         geometry = ImageGeometry(**self.geometry)
         return Encoder(_no_model, geometry=geometry, patch_size=self.patch_size, mean=mean, std=std, fill=self.fill)
 
     def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
-        """Photos, in one list or one per sample, as ``pixel_values`` and ``image_sizes``."""
-        photos = as_photos(flat_images(images))
-        pixels, _ = self.encoder.preprocess(photos)
-        sizes = torch.tensor([[photo.height, photo.width] for photo in photos])
+        """Images, in one list or one per sample, as ``pixel_values`` and ``image_sizes``."""
+        images = as_images(flat_images(images))
+        pixels, _ = self.encoder.preprocess(images)
+        sizes = torch.tensor([[image.height, image.width] for image in images])
         data = {"pixel_values": pixels, "image_sizes": sizes}
         return transformers.BatchFeature(data, tensor_type=return_tensors)
 
@@ -97,11 +97,11 @@ def flat_images(images: Any) -> list[Any]:
     """Return images in one list, of one image, a list, or lists per sample."""
     if isinstance(images, Image.Image):
         return [images]
-    return [photo for one in images for photo in (one if isinstance(one, Sequence) else [one])]
+    return [image for one in images for image in (one if isinstance(one, Sequence) else [one])]
 
 
 def _no_model(pixels: torch.Tensor) -> torch.Tensor:
-    raise ValueRangeError("this encoder only places photos: it has no model.")
+    raise ValueRangeError("this encoder only places images: it has no model.")
 
 
 def geometry_of(processor: Any) -> ImageGeometry:
@@ -110,10 +110,10 @@ def geometry_of(processor: Any) -> ImageGeometry:
     Args:
         processor: What ``AutoProcessor`` or ``AutoImageProcessor`` loaded.
 
-    A processor of native resolution keeps the whole photo, whatever its size, which is a squash to any.
+    A processor of native resolution keeps the whole image, whatever its size, which is a squash to any.
 
     Raises:
-        ValueRangeError: It cuts photos into tiles, whose places the model knows itself, or does something else that is
+        ValueRangeError: It cuts images into tiles, whose places the model knows itself, or does something else that is
             none of letterbox, squash or center crop.
 
     Example:
@@ -128,7 +128,7 @@ def geometry_of(processor: Any) -> ImageGeometry:
         return ImageGeometry.squash(_NATIVE)
     if any(hasattr(images, name) for name in _TILING):
         raise ValueRangeError(
-            f"{type(images).__name__} may cut photos into tiles, and a model of them knows itself where they lie. Leave"
+            f"{type(images).__name__} may cut images into tiles, and a model of them knows itself where they lie. Leave"
             " geometry out of its Regionizer."
         )
     size = _sides(getattr(images, "size", None))
@@ -148,34 +148,34 @@ def geometry_of(processor: Any) -> ImageGeometry:
     )
 
 
-def process(model: Any, processor: Any, texts: Sequence[str], photos: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """What a model takes of texts and their photos: what its processor gives, padded, and ``tiles`` where it tells.
+def process(model: Any, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What a model takes of texts and their images: what its processor gives, padded, and ``tiles`` where it tells.
 
     Args:
         model: Of `regiontok.adapters.huggingface`.
         processor: The model's.
-        texts: With a placeholder per photo. Where they begin with the token of the beginning, as chat templates write
+        texts: With a placeholder per image. Where they begin with the token of the beginning, as chat templates write
             it, the tokenizer adds none.
-        photos: One list per text.
+        images: One list per text.
 
     Raises:
-        ValueRangeError: Photos and texts that the processor cannot bring together; the message is its own.
+        ValueRangeError: Images and texts that the processor cannot bring together; the message is its own.
     """
     processor = getattr(processor, "stock", processor)  # the model expands prompts itself
     begin = processor.tokenizer.bos_token
     told = bool(begin) and texts[0].startswith(begin)
-    flat = [photo for some in photos for photo in some]
+    flat = [image for some in images for image in some]
     try:
         made = processor(
             text=list(texts),
-            images=[list(some) for some in photos] if flat else None,
+            images=[list(some) for some in images] if flat else None,
             return_tensors="pt",
             padding=True,
             add_special_tokens=not told,
         )
     except ValueError as error:
         raise ValueRangeError(
-            f"{type(processor).__name__} does not take these texts and photos together: {error} Ask one at a time."
+            f"{type(processor).__name__} does not take these texts and images together: {error} Ask one at a time."
         ) from error
     of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "token_type_ids", "mm_token_type_ids")
     inputs = {name: made[name] for name in dict.fromkeys((*of_all, *model.encoder_inputs)) if name in made}
@@ -185,40 +185,41 @@ def process(model: Any, processor: Any, texts: Sequence[str], photos: Sequence[S
     return {name: one.to(model.device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
 
 
-def tiles_of(processor: Any, photos: Sequence[Any]) -> list[Size]:
-    """The rows and columns of the tiles that a processor cuts photos into, ``(1, 1)`` for one in one piece.
+def tiles_of(processor: Any, images: Sequence[Any]) -> list[Size]:
+    """The rows and columns of the tiles that a processor cuts images into, ``(1, 1)`` for one in one piece.
 
     Args:
         processor: Of InternVL, Aya Vision, Cohere2 Vision, Idefics3 or SmolVLM, with the options that it has.
-        photos: As ``regiontok.photos.as_photos`` takes them.
+        images: As ``regiontok.images.as_images`` takes them.
 
     Raises:
-        ValueRangeError: A processor that cuts photos otherwise, or not at all.
+        ValueRangeError: A processor that cuts images otherwise, or not at all.
 
     Example:
         >>> sizes = {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}}
         >>> tiles_of(transformers.SmolVLMImageProcessor(**sizes), [Image.new("RGB", (80, 40))])
         [(1, 2)]
     """
-    images = getattr(processor, "image_processor", processor)
-    sizes = [(photo.height, photo.width) for photo in as_photos(list(photos))]
-    module = sys.modules[type(images).__module__]
+    image_processor = getattr(processor, "image_processor", processor)
+    sizes = [(image.height, image.width) for image in as_images(list(images))]
+    module = sys.modules[type(image_processor).__module__]
     canvas = getattr(module, "get_optimal_tiled_canvas", None)
-    if hasattr(images, "do_image_splitting"):
-        cut = [images.get_number_of_image_patches(height, width, {})[1:] for height, width in sizes]
+    if hasattr(image_processor, "do_image_splitting"):
+        cut = [image_processor.get_number_of_image_patches(height, width, {})[1:] for height, width in sizes]
         return [(int(rows) or 1, int(cols) or 1) for rows, cols in cut]
-    if canvas is None or not hasattr(images, "crop_to_patches"):
+    if canvas is None or not hasattr(image_processor, "crop_to_patches"):
         raise ValueRangeError(
-            f"{type(images).__name__} does not tell the rows and columns of its tiles. Pass tiles yourself, or none."
+            f"{type(image_processor).__name__} does not report the rows and columns of its tiles. Pass tiles, "
+            "or leave them out."
         )
     of_images = getattr(type(processor), "images_kwargs", None)
     if of_images is None:  # of transformers 5.23, in a class beside the processor's
         kwargs = vars(sys.modules[type(processor).__module__]).get(f"{type(processor).__name__}Kwargs")
         of_images = getattr(kwargs, "_defaults", {}).get("images_kwargs", {})
-    if not (images.crop_to_patches or of_images.get("crop_to_patches", False)):
+    if not (image_processor.crop_to_patches or of_images.get("crop_to_patches", False)):
         return [(1, 1)] * len(sizes)
-    tile = _pair(_sides(images.size))
-    cut = [canvas(size, tile, images.min_patches, images.max_patches) for size in sizes]
+    tile = _pair(_sides(image_processor.size))
+    cut = [canvas(size, tile, image_processor.min_patches, image_processor.max_patches) for size in sizes]
     return [(int(rows), int(cols)) for cols, rows in cut]
 
 

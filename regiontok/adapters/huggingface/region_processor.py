@@ -204,7 +204,7 @@ class RegionProcessorMixin:
                 "newline='row' writes as many as rows in which a region begins, known after encoding. Rewrite batches "
                 "with model.expand(**inputs)."
             )
-        return [count + (self.regiontok_newline == "photo")]
+        return [count + (self.regiontok_newline == "image")]
 
     def _count_crops(self, lengths: list[int], num_regions: Any, keep: Any) -> list[int]:
         if any(hasattr(_CALL.get().get(name), "__len__") for name in ("num_regions", "keep")):

@@ -1,6 +1,6 @@
-r"""Image embeddings for a server of the stock model: vLLM or SGLang does the language, regiontok the photos.
+r"""Image embeddings for a server of the stock model: vLLM or SGLang does the language, regiontok the images.
 
-    embeddings = image_embeddings(model, processor, [photo], num_regions=128)
+    embeddings = image_embeddings(model, processor, [image], num_regions=128)
     engine.generate(vllm_request("USER: <image>\nWhat is this? ASSISTANT:", embeddings))
 
 The server loads the stock checkpoint and knows nothing of regions. What it is sent is checked here before, since wrong
@@ -21,7 +21,7 @@ from regiontok.budgets import Budget, Keep
 from regiontok.downsample import Masks
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.photos import as_photos
+from regiontok.images import as_images
 
 VLLM = (
     "InternVLForConditionalGeneration",
@@ -47,7 +47,7 @@ SGLANG = (
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """One photo as a server takes it.
+    """One image as a server takes it.
 
     Attributes:
         values: ``(K, width)`` on the CPU, without gradients: its tokens in the language model's dimension, and beside
@@ -77,36 +77,36 @@ class ImageEmbedding:
 def image_embeddings(
     model: Any,
     processor: Any,
-    photos: Sequence[Any],
+    images: Sequence[Any],
     masks: Sequence[Masks] | None = None,
     *,
     num_regions: Budget | None = None,
     keep: Keep | None = None,
 ) -> list[ImageEmbedding]:
-    """Encode photos to region tokens, for a server of the stock model.
+    """Encode images to region tokens, for a server of the stock model.
 
-    A count can differ between photos. vLLM 0.32 cannot schedule different counts of LLaVA's or InternVL's images in one
+    A count can differ between images. vLLM 0.32 cannot schedule different counts of LLaVA's or InternVL's images in one
     step: give all the same ``num_regions``, or serve with ``max_num_seqs=1``. Families with positions in two dimensions
-    get them from a grid that multiplies to the count, as near to the photo's shape as there is, and not from centroids.
+    get them from a grid that multiplies to the count, as near to the image's shape as there is, and not from centroids.
 
     Args:
         model: Of `regiontok.adapters.huggingface`.
         processor: The model's.
-        photos: As ``regiontok.photos.as_photos`` takes them.
-        masks: One entry per photo, for a model of masks.
+        images: As ``regiontok.images.as_images`` takes them.
+        masks: One entry per image, for a model of masks.
         num_regions: Budget of an image, or one per image, as ``forward`` takes it.
         keep: The same as a fraction of the valid patches.
 
     Raises:
         DTypeError: A model without regions.
         ValueRangeError: Tokens that are not finite, which would corrupt what a server does next.
-        ShapeError, PhotoError: What ``prepare`` and ``as_photos`` raise.
+        ShapeError, ImageError: What ``prepare`` and ``as_images`` raise.
     """
     if not isinstance(model, RegionMixin):
         raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")
-    given = as_photos(list(photos))
+    given = as_images(list(images))
     text = _image_text(processor)
-    inputs = process(model, processor, [text] * len(given), [[photo] for photo in given])
+    inputs = process(model, processor, [text] * len(given), [[image] for image in given])
     prepared = model.expand(**inputs, masks=masks, num_regions=num_regions, keep=keep)
     output = prepared.inputs["mm_encoder_outputs"]["image"]
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
@@ -117,11 +117,11 @@ def image_embeddings(
         if hasattr(processor, f"{name}_id")
     )
     embeddings = []
-    for photo, parts in enumerate(zip(*layers, strict=True)):
+    for image, parts in enumerate(zip(*layers, strict=True)):
         values = torch.cat(list(parts), 1).detach().cpu().contiguous()
         if not values.isfinite().all():
-            raise ValueRangeError(f"photo {photo}: its tokens are not finite. Load the model in a wider dtype.")
-        shape = next(view.grid for view in prepared.views if view.photo == photo)
+            raise ValueRangeError(f"image {image}: its tokens are not finite. Load the model in a wider dtype.")
+        shape = next(view.grid for view in prepared.views if view.image == image)
         grid = _grid(len(values), shape) if "image_grid_thw" in model.encoder_inputs else None
         embeddings.append(ImageEmbedding(values, grid, stock, identity, around))
     return embeddings
@@ -131,12 +131,12 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
     """What ``vllm.LLM(..., enable_mm_embeds=True).generate`` takes.
 
     Args:
-        prompt: As text, with one placeholder per photo; or as tokens, where a run that a processor wrote counts as one.
-        embeddings: Of its photos, in their order.
+        prompt: As text, with one placeholder per image; or as tokens, where a run that a processor wrote counts as one.
+        embeddings: Of its images, in their order.
 
     Raises:
         ValueRangeError: A family of whose images vLLM takes no embeddings.
-        ShapeError: Another number of placeholders than of photos, which vLLM would not find.
+        ShapeError: Another number of placeholders than of images, which vLLM would not find.
     """
     _check_family("vLLM", VLLM, embeddings)
     request: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
             prompt = prompt.replace(f"{start}{text}{end}", text)
         if prompt.count(text) != len(embeddings):
             raise ShapeError(
-                f"the prompt must hold {text} once for each of the {len(embeddings)} photos; got it "
+                f"the prompt must hold {text} once for each of the {len(embeddings)} images; got it "
                 f"{prompt.count(text)} times."
             )
         request["prompt"] = prompt
@@ -172,16 +172,16 @@ def sglang_request(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding]) 
     """What ``sglang.Engine.generate`` takes: the prompt with a placeholder per token, and the embeddings.
 
     Args:
-        prompt: Tokens, with one placeholder per photo or the run that a processor wrote.
-        embeddings: Of its photo: SGLang takes one preprocessed image per request.
+        prompt: Tokens, with one placeholder per image or the run that a processor wrote.
+        embeddings: Of its image: SGLang takes one preprocessed image per request.
 
     Raises:
-        ValueRangeError: A family that was not seen to work, or several photos.
-        ShapeError: Another number of placeholders than of photos.
+        ValueRangeError: A family that was not seen to work, or several images.
+        ShapeError: Another number of placeholders than of images.
     """
     _check_family("SGLang", SGLANG, embeddings)
     if len(embeddings) != 1:
-        raise ValueRangeError(f"SGLang takes embeddings of one photo per request; got {len(embeddings)}.")
+        raise ValueRangeError(f"SGLang takes embeddings of one image per request; got {len(embeddings)}.")
     one, identity = embeddings[0], embeddings[0].placeholder[1]
     ids = [
         again
@@ -199,7 +199,7 @@ def sglang_request(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding]) 
 
 def _check_family(engine: str, families: tuple[str, ...], embeddings: Sequence[ImageEmbedding]) -> None:
     if not embeddings:
-        raise ShapeError("embeddings must be of at least one photo; got none. Send a prompt of text as it is.")
+        raise ShapeError("embeddings must be of at least one image; got none. Send a prompt of text as it is.")
     if embeddings[0].stock not in families:
         raise ValueRangeError(
             f"{engine} takes no image embeddings of {embeddings[0].stock}. It does of {', '.join(families)}."
@@ -209,11 +209,11 @@ def _check_family(engine: str, families: tuple[str, ...], embeddings: Sequence[I
         raise ShapeError(f"embeddings of one prompt must be of one model; got those of {sorted(map(str, kinds))}.")
     for number, one in enumerate(embeddings):
         if one.values.ndim != 2 or (one.grid is not None and one.grid[0] * one.grid[1] != len(one)):
-            raise ShapeError(f"photo {number}: its grid must multiply to its {len(one)} tokens; got {one.grid}.")
+            raise ShapeError(f"image {number}: its grid must multiply to its {len(one)} tokens; got {one.grid}.")
 
 
 def _one_each(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, keep: bool = False) -> list[int]:
-    """Tokens with one placeholder per photo; what the server writes around them goes, unless it is to be kept."""
+    """Tokens with one placeholder per image; what the server writes around them goes, unless it is to be kept."""
     _, identity = embeddings[0].placeholder
     around = set() if keep else {number for _, number in embeddings[0].around}
     given = prompt.tolist() if isinstance(prompt, Tensor) else [int(one) for one in prompt]
@@ -225,7 +225,7 @@ def _one_each(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, ke
             ids.append(token)
     if ids.count(identity) != len(embeddings):
         raise ShapeError(
-            f"the prompt must hold a placeholder (token {identity}) for each of the {len(embeddings)} photos, or the "
+            f"the prompt must hold a placeholder (token {identity}) for each of the {len(embeddings)} images, or the "
             f"run that its processor writes; got {ids.count(identity)} of them."
         )
     return ids

@@ -6,7 +6,7 @@ from regiontok._require import require
 
 _theirs = require("lmms_eval.tasks.cv_bench.utils", extra="eval", distribution="lmms-eval")
 
-photo = _theirs.cv_bench_doc_to_visual
+image = _theirs.cv_bench_doc_to_visual
 accuracy = _theirs.cv_bench_aggregate_results
 score = _theirs.cv_bench_default_aggregate_results
 

@@ -7,7 +7,7 @@ from regiontok.evaluation.prompts import with_options
 
 _theirs = require("lmms_eval.tasks.mmbench.en_utils", extra="eval", distribution="lmms-eval")
 
-photo = _theirs.mmbench_doc_to_visual
+image = _theirs.mmbench_doc_to_visual
 results = _theirs.mmbench_process_results
 score = _theirs.mmbench_aggregate_dev_results_static
 

@@ -4,7 +4,7 @@ from regiontok._require import require
 
 _theirs = require("lmms_eval.tasks.mmstar.utils", extra="eval", distribution="lmms-eval")
 
-photo = _theirs.mmstar_doc_to_visual
+image = _theirs.mmstar_doc_to_visual
 question = _theirs.mmstar_doc_to_text
 results = _theirs.mmstar_process_results
 score = _theirs.mmstar_aggregate_results

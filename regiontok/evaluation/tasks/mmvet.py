@@ -7,7 +7,7 @@ from regiontok.errors import CheckpointError
 
 _theirs = require("lmms_eval.tasks.mmvet.utils", extra="eval", distribution="lmms-eval")
 
-photo = _theirs.mmvet_doc_to_visual
+image = _theirs.mmvet_doc_to_visual
 question = _theirs.doc_to_text
 score = _theirs.mmvet_aggregate_results
 

@@ -4,8 +4,8 @@
     anyres              tiles packed without their padding, likewise: LLaVA-NeXT, LLaVA-OneVision
     one_tensor          one grid, regions after the projector: PaliGemma, Gemma 3, FastVLM, VipLlava
     tiles               tiles of one size, likewise: InternVL, PerceptionLM, Aya and Cohere2 Vision, Idefics3, SmolVLM
-    native_resolution   grids that differ between photos, positions in two dimensions: Qwen-VL, GLM-V
-    gemma4              grids that differ between photos, padded: Gemma 4
+    native_resolution   grids that differ between images, positions in two dimensions: Qwen-VL, GLM-V
+    gemma4              grids that differ between images, padded: Gemma 4
 
 `FAMILIES` is the table of them all, of which the classes (`regiontok.adapters.huggingface.classes`) and the
 documentation are made. A new family is a mixin of some lines in the file of its mechanism, a row here and a small model

@@ -1,4 +1,4 @@
-"""Photos in tiles that are packed into one run without their padding (anyres): LLaVA-NeXT and LLaVA-OneVision."""
+"""Images in tiles that are packed into one run without their padding (anyres): LLaVA-NeXT and LLaVA-OneVision."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,22 +20,22 @@ from regiontok.views import Canvas, View, stitch
 
 transformers = require("transformers", extra="hf")
 
-NEWLINES = ("drop", "photo", "row")
+NEWLINES = ("drop", "image", "row")
 
 
 class AnyresMixin(VisionTowerMixin):
-    """Families that pad a photo on to a grid of tiles, and pack a thumbnail and the tiles without padding into one run.
+    """Families that pad an image to a grid of tiles, and pack a thumbnail and the tiles without padding into one block.
 
-    The tiles of a photo are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
+    The tiles of an image are one grid, so that regions cross their borders; the thumbnail is a second. The stock class
     ends each row of patches with a newline, which says little after regions: ``newline`` says whether it is kept.
-    ``drop`` leaves it out, ``photo`` writes one after each photo, ``row`` one after the regions that begin in each row,
+    ``drop`` leaves it out, ``image`` writes one after each image, ``row`` one after the regions that begin in each row,
     so that with ``source="patch"`` the logits are the stock model's. By default ``row`` for that source in raster
     order, and else ``drop``. An image so narrow that nothing is left of its tiles is its thumbnail alone; with ``row``
     the newlines that the stock class writes for the empty rows of tiles follow it.
     """
 
     encoder_inputs: tuple[str, ...] = ("image_sizes",)
-    places_photos = True
+    places_images = True
 
     has_newline = True
 
@@ -51,29 +51,29 @@ class AnyresMixin(VisionTowerMixin):
         return lambda values: project(values) + 0.0 * newline if self.training else project(values)
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """Of each photo the thumbnail, and the tiles without their padding."""
+        """Of each image the thumbnail, and the tiles without their padding."""
         views: list[View] = []
-        for photo, size in enumerate(_need(image_sizes)):
-            views += self._views_of(photo, size)
+        for image, size in enumerate(_need(image_sizes)):
+            views += self._views_of(image, size)
         return views
 
     def tiles_of(self, size: Size) -> Size:
-        """Rows and columns of the tiles of a photo."""
+        """Rows and columns of the tiles of an image."""
         side = self.config.vision_config.image_size
         best = require("transformers.image_processing_utils", extra="hf").select_best_resolution
         height, width = best(size, self.config.image_grid_pinpoints)
         return height // side, width // side
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features of each view, of pixels ``(photos, tiles, 3, height, width)``, which may be padded with tiles."""
+        """Features of each view, of pixels ``(images, tiles, 3, height, width)``, which may be padded with tiles."""
         sizes, inputs = self._sizes(pixel_values, inputs)
         tiles, views = self._tiles(sizes, **inputs), self._views(sizes, **inputs)
         counts = [1 if tile is None else 1 + tile[0] * tile[1] for tile in tiles]
         if pixel_values.ndim == 5:
             if len(pixel_values) != len(sizes) or pixel_values.shape[1] < max(counts):
                 raise ShapeError(
-                    f"pixel_values must hold {counts} tiles of {len(sizes)} photos, as image_sizes give; got "
-                    f"{tuple(pixel_values.shape)}. Pass the processor's image_sizes, (height, width) of each photo."
+                    f"pixel_values must hold {counts} tiles of {len(sizes)} images, as image_sizes give; got "
+                    f"{tuple(pixel_values.shape)}. Pass the processor's image_sizes, (height, width) of each image."
                 )
             pixel_values = torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
         elif len(pixel_values) != sum(counts):
@@ -82,17 +82,17 @@ class AnyresMixin(VisionTowerMixin):
         grids: list[Tensor] = []
         written: list[int] = []
         start = 0
-        for photo, count in enumerate(counts):
+        for image, count in enumerate(counts):
             own = features[start : start + count]
             start += count
-            seen = [view for view in views if view.photo == photo]
+            seen = [view for view in views if view.image == image]
             grids.append(own[0])
             for view in seen[1:]:
-                grids.append(self._unpad(stitch(own[1:], *(tiles[photo] or (1, 1))), sizes[photo], view))
-            if tiles[photo] is None:
+                grids.append(self._unpad(stitch(own[1:], *(tiles[image] or (1, 1))), sizes[image], view))
+            if tiles[image] is None:
                 written.append(seen[0].patches + 1)
             else:
-                rows, cols = seen[1].grid if len(seen) > 1 else self._kept(sizes[photo]).shape
+                rows, cols = seen[1].grid if len(seen) > 1 else self._kept(sizes[image]).shape
                 written.append(seen[0].patches + rows * (cols + 1))
         return Patches(grids, written, views)
 
@@ -114,7 +114,7 @@ class AnyresMixin(VisionTowerMixin):
         if set(kinds) == {"drop"}:
             return None
         regions, device = tokens.regions, tokens.regions.device
-        image = torch.tensor([view.photo for view in views], device=device)
+        image = torch.tensor([view.image for view in views], device=device)
         ends = _changes(image[regions.image])
         in_padded = torch.tensor([view.padded for view in views], device=device)[regions.image]
         rows = torch.tensor([view.grid[0] for view in views], device=device)
@@ -127,7 +127,7 @@ class AnyresMixin(VisionTowerMixin):
             torch.where(is_thumbnail[regions.image], ends & in_padded, _changes(row)) + ends * empty[regions.image]
         )
         kind = torch.tensor([NEWLINES.index(kind) for kind in kinds], device=device)[image[regions.image]]
-        return torch.where(kind == NEWLINES.index("row"), in_rows, ends * (kind == NEWLINES.index("photo")))
+        return torch.where(kind == NEWLINES.index("row"), in_rows, ends * (kind == NEWLINES.index("image")))
 
     def count_newlines(self, views: Sequence[View], whole: Sequence[bool]) -> list[int]:
         """Return the number of newlines of each image.
@@ -142,26 +142,26 @@ class AnyresMixin(VisionTowerMixin):
                 raise ValueRangeError(
                     "newline='row' writes as many as rows in which a region begins, known after encoding."
                 )
-            own = [view for view in views if view.photo == image]
+            own = [view for view in views if view.image == image]
             in_rows = own[1].grid[0] if len(own) > 1 else int(own[0].padded) + own[0].empty_rows
-            counts.append({"drop": 0, "photo": 1, "row": in_rows}[kind])
+            counts.append({"drop": 0, "image": 1, "row": in_rows}[kind])
         return counts
 
-    def _views_of(self, photo: int, size: Size) -> list[View]:
+    def _views_of(self, image: int, size: Size) -> list[View]:
         height, width = pair(self.config.vision_config.image_size)
         rows, cols = self.tower_grid
         down, across = self.tiles_of(size)
-        thumbnail = View(photo, photo, (rows, cols), Canvas(ImageGeometry.squash((height, width)), (rows, cols)))
+        thumbnail = View(image, image, (rows, cols), Canvas(ImageGeometry.squash((height, width)), (rows, cols)))
         kept = self._kept(size)
-        if 0 in kept.shape:  # a photo so narrow that the stock class, too, leaves nothing of its tiles
+        if 0 in kept.shape:  # an image so narrow that the stock class, too, leaves nothing of its tiles
             return [replace(thumbnail, empty_rows=kept.shape[0])]
         top, left = divmod(int(kept[0, 0]), across * cols)
         geometry = ImageGeometry.letterbox((down * height, across * width))
         canvas = Canvas(geometry, (down * rows, across * cols), top, left)
-        return [thumbnail, View(photo, photo, (kept.shape[0], kept.shape[1]), canvas)]
+        return [thumbnail, View(image, image, (kept.shape[0], kept.shape[1]), canvas)]
 
     def _kept(self, size: Size) -> Tensor:
-        """Which patches of all tiles of a photo are no padding, by number."""
+        """Which patches of all tiles of an image are no padding, by number."""
         (rows, cols), (down, across) = self.tower_grid, self.tiles_of(size)
         return self._unpad_image(
             torch.arange(down * rows * across * cols).reshape(1, down * rows, across * cols), size
@@ -176,18 +176,18 @@ class AnyresMixin(VisionTowerMixin):
         return unpad(tensor, size)
 
     def _sizes(self, pixel_values: Tensor, inputs: dict[str, Any]) -> tuple[list[Size], dict[str, Any]]:
-        """Sizes of photos, and the other inputs."""
+        """Sizes of images, and the other inputs."""
         return _need(inputs.get("image_sizes")), {name: one for name, one in inputs.items() if name != "image_sizes"}
 
     def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
-        """Rows and columns of each photo's tiles; None for a photo that is a thumbnail alone."""
+        """Rows and columns of each image's tiles; None for an image that is a thumbnail alone."""
         return [self.tiles_of(size) for size in sizes]
 
     def _views(self, sizes: list[Size], **inputs: Any) -> list[View]:
         return self.views(len(sizes), sizes)
 
     def blank_image(self) -> dict[str, Any]:
-        """A photo of one tile, and its thumbnail."""
+        """An image of one tile, and its thumbnail."""
         height, width = self.config.image_grid_pinpoints[0]
         side = self.config.vision_config.image_size
         tower, count = self.vision_tower, 1 + height // side * (width // side)
@@ -207,15 +207,15 @@ class AnyresMixin(VisionTowerMixin):
 class OnevisionMixin(AnyresMixin):
     """LLaVA-OneVision.
 
-    Its processor cuts the photo of a sample that has one, and gives a thumbnail alone where there are several: then
-    ``batch_num_images`` must come, as it gives it. A photo of more than nine tiles is scaled down; the stock class does
-    that after the projector and this one before, since regions are made there.
+    Its processor cuts the image of a sample that has one, and returns a thumbnail alone if there are several: then pass
+    its ``batch_num_images``. An image of more than nine tiles is scaled down: by the stock class after the projector,
+    and here before it, where regions are made.
     """
 
     encoder_inputs: tuple[str, ...] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """Of each photo the thumbnail, and the tiles without their padding where it was cut."""
+        """Of each image the thumbnail, and the tiles without their padding where it was cut."""
         return self._views(_need(image_sizes), **inputs)
 
     def _tiles(self, sizes: list[Size], **inputs: Any) -> list[Size | None]:
@@ -226,31 +226,31 @@ class OnevisionMixin(AnyresMixin):
         cut = self._cut(len(sizes), inputs)
         limit = _most_tiles(inputs.get("vision_aspect_ratio") or self.config.vision_aspect_ratio)
         views: list[View] = []
-        for photo, (size, one) in enumerate(zip(sizes, cut, strict=True)):
+        for image, (size, one) in enumerate(zip(sizes, cut, strict=True)):
             if one:
-                thumbnail, *whole = self._views_of(photo, size)
+                thumbnail, *whole = self._views_of(image, size)
                 views += [thumbnail, *(self._scaled(view, limit) for view in whole)]
             else:
                 padded = Canvas(ImageGeometry.letterbox(pair(self.config.vision_config.image_size)), self.tower_grid)
-                views.append(View(photo, photo, self.tower_grid, padded))
+                views.append(View(image, image, self.tower_grid, padded))
         return views
 
     def _sizes(self, pixel_values: Tensor, inputs: dict[str, Any]) -> tuple[list[Size], dict[str, Any]]:
-        """A photo of one tile was not cut, and needs no size but for its masks."""
+        """An image of one tile was not cut, and needs no size but for its masks."""
         if pixel_values.ndim == 5 and pixel_values.shape[1] == 1:
             inputs = inputs | {"in_one_piece": True}
             if inputs.get("image_sizes") is None:
                 inputs["image_sizes"] = [pair(self.config.vision_config.image_size)] * len(pixel_values)
         return super()._sizes(pixel_values, inputs)
 
-    def _cut(self, photos: int, inputs: dict[str, Any]) -> list[bool]:
-        """Which photos are cut: those of samples that have one."""
+    def _cut(self, images: int, inputs: dict[str, Any]) -> list[bool]:
+        """Which images are cut: those of samples that have one."""
         given = inputs.get("batch_num_images")
         if given is None or inputs.get("in_one_piece"):
-            return [not inputs.get("in_one_piece")] * photos
+            return [not inputs.get("in_one_piece")] * images
         counts = [int(count) for count in given]
-        if sum(counts) != photos:
-            raise ShapeError(f"batch_num_images must add up to the {photos} photos; got {counts}.")
+        if sum(counts) != images:
+            raise ShapeError(f"batch_num_images must add up to the {images} images; got {counts}.")
         return [count == 1 for count in counts for _ in range(count)]
 
     def _scaled(self, view: View, limit: int) -> View:
@@ -261,7 +261,7 @@ class OnevisionMixin(AnyresMixin):
         grid = int(rows // ratio), int(cols // ratio)
         patch = pair(self.config.vision_config.patch_size)
         whole = ImageGeometry.squash((grid[0] * patch[0], grid[1] * patch[1]))
-        return View(view.photo, view.run, grid, Canvas(whole, grid))
+        return View(view.image, view.run, grid, Canvas(whole, grid))
 
     def _unpad(self, grid: Tensor, size: Size, view: View) -> Tensor:
         kept = self._unpad_image(grid.permute(2, 0, 1), size)
@@ -273,7 +273,7 @@ class OnevisionMixin(AnyresMixin):
 def _need(image_sizes: Any) -> list[Size]:
     if image_sizes is None:
         raise ValueRangeError(
-            "pixel_values need image_sizes, the height and width of each photo, which the processor gives with them: "
+            "pixel_values need image_sizes, the height and width of each image, which the processor gives with them: "
             "they give how it was cut. Pass them."
         )
     return check_sizes("image_sizes", image_sizes)

@@ -1,4 +1,4 @@
-"""Gemma 4: photos at their own shape, padded to as many patches, whose positions give their grids."""
+"""Gemma 4: images at their own shape, padded to as many patches, whose positions give their grids."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from regiontok.adapters.huggingface.encoding import Patches
 from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ValueRangeError
-from regiontok.views import View, whole_photos
+from regiontok.views import View, uncut_images
 
 
 class Gemma4Mixin(RegionModelMixin):
@@ -22,19 +22,19 @@ class Gemma4Mixin(RegionModelMixin):
     encoder_inputs = ("image_position_ids", "num_soft_tokens_per_image", "mm_token_type_ids")
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """The pooled grid of each photo, from ``image_position_ids (photos, patches, 2)``: x and y, -1 at padding."""
+        """The pooled grid of each image, from ``image_position_ids (images, patches, 2)``: x and y, -1 at padding."""
         positions = inputs.get("image_position_ids")
         if positions is None:
             raise ValueRangeError(
-                "pixel_values need image_position_ids, which the processor gives with them: they give each photo's "
+                "pixel_values need image_position_ids, which the processor gives with them: they give each image's "
                 "grid. Pass them."
             )
         side = self.config.vision_config.pooling_kernel_size
         cols, rows = (positions.amax(1) + 1).unbind(1)
-        return whole_photos(list(zip((rows // side).tolist(), (cols // side).tolist(), strict=True)))
+        return uncut_images(list(zip((rows // side).tolist(), (cols // side).tolist(), strict=True)))
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(rows, cols, dim)`` of each photo, of its patches' pixels ``(photos, patches, numbers)``."""
+        """Features ``(rows, cols, dim)`` of each image, of its patches' pixels ``(images, patches, numbers)``."""
         views = self.views(0, **inputs)
         output = self._inner.get_image_features(self, pixel_values, inputs["image_position_ids"], return_dict=True)
         features = [image.unflatten(0, view.grid) for image, view in zip(output.pooler_output, views, strict=True)]

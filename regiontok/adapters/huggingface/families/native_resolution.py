@@ -1,4 +1,4 @@
-"""Photos at their own resolution, regions on the merged grid, rotary positions in two dimensions: Qwen-VL and GLM-V."""
+"""Images at their own resolution, regions on the merged grid, rotary positions in two dimensions: Qwen-VL and GLM-V."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from regiontok.adapters.huggingface.placeholders import find_blocks, lay_out
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
-from regiontok.views import View, whole_photos
+from regiontok.views import View, uncut_images
 
 POSITIONS = ("centroid", "even")
 
@@ -22,9 +22,9 @@ POSITIONS = ("centroid", "even")
 class NativeResolutionMixin(RegionModelMixin):
     """Families with Qwen2-VL's contract: ``image_grid_thw``, merged patches, positions of time, row and column.
 
-    Regions are made of the vision tower's merged features, one per 2 x 2 patches, so grids differ between photos. A
+    Regions are made of the vision tower's merged features, one per 2 x 2 patches, so grids differ between images. A
     region stands at its centroid: its rotary position is the row and column of that on the merged grid, in the units
-    of the stock class, and the text after a photo goes on where it goes on there.
+    of the stock class, and the text after an image goes on where it goes on there.
 
     Source:
         Not in the paper. That a centroid between patches keeps its fraction is our choice.
@@ -35,11 +35,11 @@ class NativeResolutionMixin(RegionModelMixin):
     encoder_inputs = ("image_grid_thw", "mm_token_type_ids")
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """The merged grid of each photo, from ``image_grid_thw (photos, 3)``."""
+        """The merged grid of each image, from ``image_grid_thw (images, 3)``."""
         given = inputs.get("image_grid_thw")
         if given is None:
             raise ValueRangeError(
-                "pixel_values need image_grid_thw, which the processor gives with them: the grid of each photo. "
+                "pixel_values need image_grid_thw, which the processor gives with them: the grid of each image. "
                 "Pass it."
             )
         side = self.config.vision_config.spatial_merge_size
@@ -47,13 +47,13 @@ class NativeResolutionMixin(RegionModelMixin):
         for number, (frames, _, _) in enumerate(given.tolist()):
             if frames != 1:
                 raise ShapeError(
-                    f"image_grid_thw[{number}] has {frames} frames; a photo has one, and videos cannot be cut into "
+                    f"image_grid_thw[{number}] has {frames} frames; an image has one, and videos cannot be cut into "
                     "regions."
                 )
-        return whole_photos([(rows // side, cols // side) for _, rows, cols in given.tolist()])
+        return uncut_images([(rows // side, cols // side) for _, rows, cols in given.tolist()])
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(rows, cols, dim)`` of each photo; ``image_grid_thw (photos, 3)`` gives their grids."""
+        """Features ``(rows, cols, dim)`` of each image; ``image_grid_thw (images, 3)`` gives their grids."""
         views = self.views(0, **inputs)
         given = torch.as_tensor(inputs["image_grid_thw"])
         if len(pixel_values) != int(given.prod(1).sum()):

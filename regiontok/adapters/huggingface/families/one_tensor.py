@@ -1,4 +1,4 @@
-"""The projected features of all photos in one tensor: PaliGemma, Gemma 3, FastVLM, VipLlava, and all with tiles."""
+"""The projected features of all images in one tensor: PaliGemma, Gemma 3, FastVLM, VipLlava, and all with tiles."""
 
 from math import isqrt
 from typing import Any
@@ -11,7 +11,7 @@ from regiontok.adapters.huggingface.encoding import Patches
 from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ShapeError
 from regiontok.geometry import Size
-from regiontok.views import View, whole_photos
+from regiontok.views import View, uncut_images
 
 transformers = require("transformers", extra="hf")
 
@@ -38,14 +38,14 @@ class OneTensorMixin(RegionModelMixin):
         return height // self.config.vision_config.patch_size, width // self.config.vision_config.patch_size
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """The one grid of each photo."""
-        return whole_photos([self.tile_grid] * images)
+        """The one grid of each image."""
+        return uncut_images([self.tile_grid] * images)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
+        """Features ``(images, rows, cols, dim)`` of pixels ``(images, 3, height, width)``."""
         features = self.encode_tiles(pixel_values)
         rows, cols = features.shape[1:3]
-        return Patches(features, [rows * cols] * len(features), whole_photos([(rows, cols)] * len(features)))
+        return Patches(features, [rows * cols] * len(features), uncut_images([(rows, cols)] * len(features)))
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """Features ``(tiles, rows, cols, dim)`` of pixels ``(tiles, 3, height, width)``."""

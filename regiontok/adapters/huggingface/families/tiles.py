@@ -1,4 +1,4 @@
-"""Photos cut into equal tiles: those of InternVL and PerceptionLM share a run, others have a run each."""
+"""Images cut into equal tiles: those of InternVL and PerceptionLM share a run, others have a run each."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from regiontok.views import View, stitch, tiled
 
 
 class TilesMixin(OneTensorMixin):
-    """Families that cut a photo into tiles of one size, with a thumbnail of the whole photo beside several.
+    """Families that cut an image into tiles of one size, with a thumbnail of the whole image beside several.
 
-    Where the tiles of a photo share one run of placeholders and ``tiles`` gives their rows and columns, they become one
-    grid, and regions cross their borders; else regions stay in their tile. A photo's masks and its budget are for all
-    its tiles. ``source="patch"`` keeps the stock order, tile by tile.
+    If the tiles of an image share one block of placeholders and ``tiles`` gives their rows and columns, they become one
+    grid, and regions cross their borders; otherwise regions stay in their tile. Masks and the budget are for the whole
+    image. ``source="patch"`` keeps the stock order, tile by tile.
 
     Shape:
-        tiles: Of each photo the rows and columns of its tiles, ``(1, 1)`` for a photo in one piece, as `tiles_of`
+        tiles: Of each image the rows and columns of its tiles, ``(1, 1)`` for an image in one piece, as `tiles_of`
             returns them; or their number with the thumbnail, where no more is known. Prompts with the processor's runs
             tell at least the number.
     """
 
     encoder_inputs: tuple[str, ...] = ("tiles",)
-    places_photos = True
+    places_images = True
     _tagged = False
     _thumbnail_first = False
 
@@ -84,7 +84,7 @@ class TilesMixin(OneTensorMixin):
         regions, (down, across) = tokens.regions, self.tile_grid
         device = regions.device
         cols = torch.tensor([view.grid[1] for view in views], device=device)[regions.image]
-        is_whole = torch.tensor([whole[view.photo] for view in views], device=device)[regions.image]
+        is_whole = torch.tensor([whole[view.image] for view in views], device=device)[regions.image]
         patch = regions.patch[regions.starts]
         row, col = patch // cols, patch % cols
         tile = (row // down) * (cols // across) + col // across
@@ -176,12 +176,12 @@ class PerceptionLMMixin(TilesMixin):
         super().infer_tiles(pixel_values, inputs, prompt)
 
     def encode_tiles(self, pixel_values: Tensor) -> Tensor:
-        """Features of pixels ``(photos, tiles, 3, height, width)``, or without photos."""
+        """Features of pixels ``(images, tiles, 3, height, width)``, or without images."""
         return super().encode_tiles(pixel_values if pixel_values.ndim == 5 else pixel_values[:, None])
 
 
 class TaggedTilesMixin(TilesMixin):
-    """Families that cut a photo into tiles, and write a token of its own before the run of each."""
+    """Families that cut an image into tiles, and write a token of its own before the run of each."""
 
     _tagged = True
     _same_row: int | None = None
@@ -226,7 +226,7 @@ class TaggedTilesMixin(TilesMixin):
         return [int(index) for index in (tags == tags[-1]).nonzero()[:, 0]]
 
     def _read_rows(self, runs: Tensor) -> Size | int:
-        """Rows and columns of a photo's runs, or their number."""
+        """Rows and columns of an image's runs, or their number."""
         count = len(runs) - 1
         if count == 0:
             return (1, 1)
@@ -255,7 +255,7 @@ class Cohere2VisionMixin(TaggedTilesMixin):
         return _merged(self, self.config.downsample_factor)
 
     def _image_ends(self, tags: Tensor) -> list[int]:
-        """Its tiles end with a line break, so that only the first of a photo stands after another token."""
+        """Its tiles end with a line break, so that only the first of an image stands after another token."""
         return [int(start) - 1 for start in (tags == tags[0]).nonzero()[1:, 0]]
 
 
@@ -280,7 +280,7 @@ class IdeficsMixin(TaggedTilesMixin):
         if mask is not None and not mask.flatten(0, 1)[(pixel_values != 0).flatten(0, 1).flatten(1).any(1)].all():
             raise ValueRangeError(
                 "pixel_attention_mask leaves pixels of a tile out, whose features would be of other pixels. Let the "
-                "processor resize photos to whole tiles, as it does by default."
+                "processor resize images to whole tiles, as it does by default."
             )
         return super().encode_patches(pixel_values, **inputs)
 
@@ -302,24 +302,24 @@ class IdeficsMixin(TaggedTilesMixin):
 
 
 def check_tiles(tiles: Any) -> list[Size | int]:
-    """Rows and columns of each photo's tiles, or their number."""
+    """Rows and columns of each image's tiles, or their number."""
     given = tiles.tolist() if hasattr(tiles, "tolist") else tiles
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ShapeError(f"tiles must have (rows, cols) for each photo, or a number; got {tiles!r}.")
+        raise ShapeError(f"tiles must have (rows, cols) for each image, or a number; got {tiles!r}.")
     checked: list[Size | int] = []
-    for photo, one in enumerate(given):
+    for image, one in enumerate(given):
         if isinstance(one, Sequence) and not isinstance(one, str):
             if len(one) != 2:
-                raise ShapeError(f"tiles[{photo}] must be (rows, cols); got {one}.")
-            rows, cols = (check_integer(f"tiles[{photo}]", side) for side in one)
+                raise ShapeError(f"tiles[{image}] must be (rows, cols); got {one}.")
+            rows, cols = (check_integer(f"tiles[{image}]", side) for side in one)
             checked.append((rows, cols))
         else:
-            checked.append(check_integer(f"tiles[{photo}]", one))
+            checked.append(check_integer(f"tiles[{image}]", one))
     return checked
 
 
 def count_tiles(tiles: Sequence[Size | int]) -> int:
-    """How many images photos were cut into, with the thumbnail of those cut into several."""
+    """Return the number of tiles of all images, with the thumbnail of those that are cut."""
     return sum(tile if isinstance(tile, int) else tile[0] * tile[1] + (tile != (1, 1)) for tile in tiles)
 
 

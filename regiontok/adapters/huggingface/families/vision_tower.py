@@ -10,7 +10,7 @@ from regiontok.adapters.huggingface.encoding import Patches
 from regiontok.adapters.huggingface.inner import RegionModelMixin
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.views import View, whole_photos
+from regiontok.views import View, uncut_images
 
 
 class VisionTowerMixin(RegionModelMixin):
@@ -38,14 +38,14 @@ class VisionTowerMixin(RegionModelMixin):
         return height // down, width // across
 
     def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """The vision tower's one grid, for each photo."""
-        return whole_photos([self.tower_grid] * images)
+        """The vision tower's one grid, for each image."""
+        return uncut_images([self.tower_grid] * images)
 
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
-        """Features ``(photos, rows, cols, dim)`` of pixels ``(photos, 3, height, width)``."""
+        """Features ``(images, rows, cols, dim)`` of pixels ``(images, 3, height, width)``."""
         features, written = self.encode_tiles(pixel_values)
         rows, cols = features.shape[1:3]
-        views = whole_photos([(rows, cols)] * len(features))
+        views = uncut_images([(rows, cols)] * len(features))
         return Patches(features, [written] * len(features), views)
 
     def encode_tiles(self, pixel_values: Tensor) -> tuple[Tensor, int]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiontok import read_photo
-from regiontok.errors import DTypeError, PhotoError
-from regiontok.photos import as_photos, as_rgb, read_size
+from regiontok import read_image
+from regiontok.errors import DTypeError, ImageError
+from regiontok.images import as_images, as_rgb, read_size
 
 
 @pytest.fixture
@@ -24,16 +24,16 @@ def save(tmp_path):
 red = Image.new("RGB", (30, 20), (200, 10, 10))
 
 
-def test_an_rgb_photo_stays_as_it_is(save, china):
-    np.testing.assert_array_equal(read_photo(save(china, "a.png")), china)
+def test_an_rgb_image_stays_as_it_is(save, china):
+    np.testing.assert_array_equal(read_image(save(china, "a.png")), china)
 
 
 def test_exif_orientation_turns_it_upright(save):
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo = read_photo(save(red, "a.jpg", exif=exif))
-    assert photo.size == (20, 30)
-    assert as_rgb(photo).size == (20, 30)  # once is enough
+    image = read_image(save(red, "a.jpg", exif=exif))
+    assert image.size == (20, 30)
+    assert as_rgb(image).size == (20, 30)  # once is enough
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "P", "LAB", "YCbCr", "HSV"])
@@ -43,14 +43,14 @@ def test_other_colour_modes_become_rgb(mode):
 
 
 def test_cmyk_files_keep_their_colours(save):
-    photo = np.asarray(read_photo(save(red.convert("CMYK"), "a.jpg", quality=95))).astype(int)
-    assert np.abs(photo - np.array([200, 10, 10])).max() < 20
+    image = np.asarray(read_image(save(red.convert("CMYK"), "a.jpg", quality=95))).astype(int)
+    assert np.abs(image - np.array([200, 10, 10])).max() < 20
 
 
 def test_sixteen_bits_are_scaled_not_cut_off(save):
     values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
-    photo = np.asarray(read_photo(save(Image.fromarray(values), "a.png")))[..., 0]
-    np.testing.assert_allclose(photo, values / 257, atol=0.51)
+    image = np.asarray(read_image(save(Image.fromarray(values), "a.png")))[..., 0]
+    np.testing.assert_allclose(image, values / 257, atol=0.51)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -59,9 +59,9 @@ def test_transparency_is_laid_over_white(mode):
     assert as_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_phone_photos_with_a_preview_are_photos(save):
+def test_phone_images_with_a_preview_are_images(save):
     path = save(red, "a.mpo", format="MPO", save_all=True, append_images=[red.resize((3, 2))])
-    assert read_photo(path).size == (30, 20)
+    assert read_image(path).size == (30, 20)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
@@ -69,17 +69,17 @@ def test_several_frames_are_refused(save, name):
     path = save(
         red, name, save_all=True, append_images=[Image.new("RGB", red.size, colour) for colour in ("blue", "green")]
     )
-    with pytest.raises(PhotoError, match=rf"{name}: it has 3 frames and one is wanted. Save the one"):
-        read_photo(path)
+    with pytest.raises(ImageError, match=rf"{name}: it has 3 frames, and one is expected. Save one"):
+        read_image(path)
     with Image.open(path) as image:
         image.seek(1)
         assert as_rgb(image.copy()).size == (30, 20)
 
 
 def test_floating_point_and_deep_pictures_are_refused(save):
-    with pytest.raises(PhotoError, match="floating point and do not say what white is"):
+    with pytest.raises(ImageError, match="floating point and do not say what white is"):
         as_rgb(Image.new("F", (2, 2)))
-    with pytest.raises(PhotoError, match="go from 0 to 70000, beyond 16 bits"):
+    with pytest.raises(ImageError, match="go from 0 to 70000, beyond 16 bits"):
         as_rgb(Image.fromarray(np.array([[0, 70000]], np.int32)))
 
 
@@ -89,32 +89,32 @@ def test_truncated_files_are_refused(tmp_path, china, name, keep):
     buffer = io.BytesIO()
     china.save(buffer, format=name[2:].replace("jpg", "jpeg"))
     (tmp_path / name).write_bytes(buffer.getvalue()[: int(keep * buffer.tell())])
-    with pytest.raises(PhotoError, match=rf"{name}: (damaged or cut short|not an image)"):
-        read_photo(tmp_path / name)
+    with pytest.raises(ImageError, match=rf"{name}: (damaged or cut short|not an image)"):
+        read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(1000)])
 def test_files_that_are_no_image_are_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(PhotoError, match=r"a.jpg: (not an image|damaged)"):
-        read_photo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a.jpg: (not an image|damaged)"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    with pytest.raises(PhotoError, match="nowhere.jpg: there is no such file"):
-        read_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(PhotoError, match="a folder, not a photo. Name the files in it"):
-        read_photo(tmp_path)
+    with pytest.raises(ImageError, match="nowhere.jpg: there is no such file"):
+        read_image(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageError, match="a folder, not an image. Name the files in it"):
+        read_image(tmp_path)
 
 
-def test_whatever_a_decoder_raises_is_told_as_a_damaged_photo(save, monkeypatch):
+def test_whatever_a_decoder_raises_is_told_as_a_damaged_image(save, monkeypatch):
     def fail(*_):
         raise RuntimeError("the decoder stumbled")
 
     path = save(red, "a.png")
     monkeypatch.setattr(Image.Image, "convert", fail)
-    with pytest.raises(PhotoError, match=r"a.png: damaged or cut short \(the decoder stumbled\)"):
-        read_photo(path)
+    with pytest.raises(ImageError, match=r"a.png: damaged or cut short \(the decoder stumbled\)"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -123,8 +123,8 @@ def test_a_file_opened_but_cut_short_is_told_when_it_is_decoded(tmp_path, china,
     exif[0x0112] = orientation
     china.save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:5000])
-    with Image.open(tmp_path / "b.jpg") as broken, pytest.raises(PhotoError, match="photo 1: damaged or cut short"):
-        as_photos([china, broken])
+    with Image.open(tmp_path / "b.jpg") as broken, pytest.raises(ImageError, match="image 1: damaged or cut short"):
+        as_images([china, broken])
 
 
 def test_a_damaged_exif_block_leaves_the_pixels_as_they_are(save, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_damaged_exif_block_leaves_the_pixels_as_they_are(save, monkeypatch):
         raise TypeError("required argument is not an integer")
 
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
-    assert read_photo(save(red, "a.png")).size == (30, 20)
+    assert read_image(save(red, "a.png")).size == (30, 20)
 
 
 def test_a_file_that_may_not_be_read_is_named(save, monkeypatch):
@@ -140,43 +140,43 @@ def test_a_file_that_may_not_be_read_is_named(save, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(PhotoError, match=r"a.png: cannot be read \(Permission denied\)"):
-        read_photo(save(red, "a.png"))
+    with pytest.raises(ImageError, match=r"a.png: cannot be read \(Permission denied\)"):
+        read_image(save(red, "a.png"))
 
 
 @pytest.mark.parametrize("limit", [400, 250])  # Pillow warns above the limit and raises above twice of it
-def test_huge_photos_are_refused(save, monkeypatch, limit):
+def test_huge_images_are_refused(save, monkeypatch, limit):
     path = save(red, "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(PhotoError, match=f"a.png: more pixels than Pillow's limit of {limit}"):
-        read_photo(path)
+    with pytest.raises(ImageError, match=f"a.png: more pixels than Pillow's limit of {limit}"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(
-    ("photos", "error", "message"),
+    ("images", "error", "message"),
     [
-        ([], PhotoError, "at least one; got an empty list"),
+        ([], ImageError, "at least one; got an empty list"),
         (7, DTypeError, "must be a PIL image, a path or an array, or a list of them; got int"),
-        ([red, None], DTypeError, "a photo must be a PIL image; got NoneType"),
-        ("a.jpg", PhotoError, "a.jpg: there is no such file"),
-        (np.zeros((4, 4, 3)), PhotoError, "photo 0: an array must be of uint8, from 0 to 255; got float64"),
+        ([red, None], DTypeError, "an image must be a PIL image; got NoneType"),
+        ("a.jpg", ImageError, "a.jpg: there is no such file"),
+        (np.zeros((4, 4, 3)), ImageError, "image 0: an array must be of uint8, from 0 to 255; got float64"),
         (
             [red, np.zeros((3, 4, 4), np.uint8)],
-            PhotoError,
-            r"photo 1: an array must be \(height, width, 3\); got \(3, 4, 4\). Use array.transpose\(1, 2, 0\)",
+            ImageError,
+            r"image 1: an array must be \(height, width, 3\); got \(3, 4, 4\). Use array.transpose\(1, 2, 0\)",
         ),
         (
             np.zeros((4, 4, 2), np.uint8),
-            PhotoError,
+            ImageError,
             r"must be \(height, width, 3\) of RGB or \(height, width\) of grey",
         ),
-        (np.zeros((4, 0, 3), np.uint8), PhotoError, r"must be \(height, width, 3\) of RGB"),
-        ([red, Image.new("F", (2, 2))], PhotoError, "photo 1: its pixels are floating point"),
+        (np.zeros((4, 0, 3), np.uint8), ImageError, r"must be \(height, width, 3\) of RGB"),
+        ([red, Image.new("F", (2, 2))], ImageError, "image 1: its pixels are floating point"),
     ],
 )
-def test_what_is_not_a_photo_is_refused(photos, error, message):
+def test_what_is_not_a_image_is_refused(images, error, message):
     with pytest.raises(error, match=message):
-        as_photos(photos)
+        as_images(images)
 
 
 def png_of_16_bits(path, values):
@@ -196,11 +196,11 @@ def test_dark_colours_of_16_bits_are_a_warning_and_no_error(tmp_path):
     with pytest.warns(
         UserWarning, match="dark.png: its colours of 16 bits are all below a sixteenth of full brightness"
     ):
-        assert read_photo(tmp_path / "dark.png").size == (8, 8)
+        assert read_image(tmp_path / "dark.png").size == (8, 8)
     png_of_16_bits(tmp_path / "full.png", values * 16)
-    assert np.asarray(read_photo(tmp_path / "full.png")).max() > 200
+    assert np.asarray(read_image(tmp_path / "full.png")).max() > 200
     png_of_16_bits(tmp_path / "black.png", values * 0)
-    assert np.asarray(read_photo(tmp_path / "black.png")).max() == 0
+    assert np.asarray(read_image(tmp_path / "black.png")).max() == 0
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9), 77])
@@ -209,10 +209,10 @@ def test_sizes_are_read_without_pixels(tmp_path, orientation):
     if orientation is not None:
         exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    upright = read_photo(tmp_path / "a.jpg")
+    upright = read_image(tmp_path / "a.jpg")
     told = orientation if orientation in range(1, 9) else 1
     assert read_size(tmp_path / "a.jpg") == ((upright.height, upright.width), told)
-    with pytest.raises(PhotoError, match="no.jpg: there is no such file"):
+    with pytest.raises(ImageError, match="no.jpg: there is no such file"):
         read_size(tmp_path / "no.jpg")
 
 
@@ -220,13 +220,13 @@ def test_sizes_are_read_without_pixels(tmp_path, orientation):
 def test_threads_refuse_bombs_as_one_does(tmp_path, monkeypatch):
     """Also those that Pillow only warns of, whose filter is not a thread's own."""
     Image.new("RGB", (12, 12)).save(tmp_path / "bomb.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
 
     def read(number):
         try:
-            return read_photo(tmp_path / ("bomb.png" if number % 2 else "photo.png")).size
-        except PhotoError as error:
+            return read_image(tmp_path / ("bomb.png" if number % 2 else "image.png")).size
+        except ImageError as error:
             return "more pixels than Pillow's limit of 100" in str(error)
 
     with ThreadPoolExecutor(8) as pool:
@@ -239,14 +239,14 @@ def test_brightness_of_16_bits_depends_on_no_single_pixel():
     bright[0, 0] = 5000
     for values in (dark, bright):
         assert np.asarray(as_rgb(Image.fromarray(values)))[4, 4].tolist() == [8, 8, 8]  # 2000 / 65535 of 255
-        assert np.asarray(as_photos(values)[0])[4, 4].tolist() == [8, 8, 8]
+        assert np.asarray(as_images(values)[0])[4, 4].tolist() == [8, 8, 8]
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_the_bits_of_greyscale_images_are_given(tmp_path, bits):
     white = 2**bits - 1
     Image.fromarray(np.array([[0, white // 2, white]], np.uint16)).save(tmp_path / "a.png")
-    grey = np.asarray(read_photo(tmp_path / "a.png", bits=bits))[0, :, 0]
+    grey = np.asarray(read_image(tmp_path / "a.png", bits=bits))[0, :, 0]
     assert grey[0] == 0
     assert grey[1] in (127, 128)
     assert grey[2] == 255
@@ -254,12 +254,12 @@ def test_the_bits_of_greyscale_images_are_given(tmp_path, bits):
 
 def test_greyscale_beyond_its_bits_is_an_error(tmp_path):
     Image.fromarray(np.array([[0, 4096]], np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(PhotoError, match="go from 0 to 4096, beyond 12 bits. Give as many bits as it has"):
-        read_photo(tmp_path / "a.png", bits=12)
+    with pytest.raises(ImageError, match="go from 0 to 4096, beyond 12 bits. Give as many bits as it has"):
+        read_image(tmp_path / "a.png", bits=12)
 
 
 def test_pixels_are_admitted_before_they_are_decoded(tmp_path):
     red.save(tmp_path / "a.png")
     seen = []
-    read_photo(tmp_path / "a.png", admit=seen.append)
+    read_image(tmp_path / "a.png", admit=seen.append)
     assert seen == [red.width * red.height]

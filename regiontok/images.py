@@ -1,4 +1,4 @@
-"""Reading photos: one upright RGB picture of 8 bits, or an error that says why not."""
+"""Reading images: one upright RGB picture of 8 bits, or an error that says why not."""
 
 import contextlib
 import functools
@@ -14,22 +14,22 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regiontok._checks import check_integer
-from regiontok.errors import DTypeError, PhotoError, ValueRangeError
+from regiontok.errors import DTypeError, ImageError, ValueRangeError
 
 Size = tuple[int, int]
 """Height and width."""
 
-Photos = Image.Image | str | Path | np.ndarray | Sequence[Image.Image | str | Path | np.ndarray]
-"""One photo or several: Pillow images, paths, or arrays of uint8."""
+Images = Image.Image | str | Path | np.ndarray | Sequence[Image.Image | str | Path | np.ndarray]
+"""One image or several: Pillow images, paths, or arrays of uint8."""
 
 DRAWN = ".regions.png"
 """Suffix of the pictures that ``regiontok tokenize`` draws, which are no input."""
 _ORIENTATION = 0x0112
 _SINGLE_PICTURE_FORMATS = ("MPO",)
-"""Formats whose further frames are previews or depth of the same photo, as phones write them."""
+"""Formats whose further frames are previews or depth of the same image, as phones write them."""
 
 
-def read_photo(
+def read_image(
     path: str | Path,
     data: bytes | None = None,
     *,
@@ -49,7 +49,7 @@ def read_photo(
         admit: Called with the number of pixels before they are decoded, as to wait for memory.
 
     Raises:
-        PhotoError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
+        ImageError: No such file, not an image, truncated, animated or of several pages, of an unknown depth, or above
             Pillow's limit against decompression bombs.
     """
     if bits is not None:
@@ -69,22 +69,22 @@ def read_photo(
     except UserWarning:  # the caller has made warnings errors
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
-        raise explain_photo(str(path), error) from error
+        raise explain_image(str(path), error) from error
 
 
 def as_rgb(image: Image.Image, *, bits: int | None = None) -> Image.Image:
-    """Turn any Pillow image into one upright RGB image of 8 bits; see `read_photo`.
+    """Turn any Pillow image into one upright RGB image of 8 bits; see `read_image`.
 
     Warns:
         UserWarning: Colours of 16 bits that are all below a sixteenth of full brightness, as those of 12 bits are.
 
     Raises:
         DTypeError: Not a Pillow image.
-        PhotoError: Several frames, or a depth that does not say what white is.
+        ImageError: Several frames, or a depth that does not say what white is.
     """
     if not isinstance(image, Image.Image):
         raise DTypeError(
-            f"a photo must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_photo."
+            f"an image must be a PIL image; got {type(image).__name__}. Read files with regiontok.read_image."
         )
     one_frame(image)
     name = getattr(image, "filename", None) or "an image"
@@ -95,7 +95,7 @@ def as_rgb(image: Image.Image, *, bits: int | None = None) -> Image.Image:
     if image.mode.startswith("I"):
         image = _from_wide_grey(np.asarray(image), bits)
     elif image.mode == "F":
-        raise PhotoError("its pixels are floating point and do not say what white is. Convert it to 8 bits first.")
+        raise ImageError("its pixels are floating point and do not say what white is. Convert it to 8 bits first.")
     elif wide and 0 < np.asarray(image.convert("RGB")).max() < 16:
         warnings.warn(
             f"{name}: its colours of 16 bits are all below a sixteenth of full brightness, as those of 12 bits are. If "
@@ -113,23 +113,23 @@ def one_frame(image: Image.Image) -> None:
     """Refuse a picture of several frames.
 
     Raises:
-        PhotoError: Such a picture.
+        ImageError: Such a picture.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and getattr(image, "format", None) not in _SINGLE_PICTURE_FORMATS:
-        raise PhotoError(
-            f"it has {frames} frames and one is wanted. Save the one you want as a photo, or in Python: image.seek(0); "
+        raise ImageError(
+            f"it has {frames} frames, and one is expected. Save one of them as an image, or in Python: image.seek(0); "
             "image = image.copy()."
         )
 
 
 def read_size(path: str | Path, data: bytes | None = None) -> tuple[Size, int]:
-    """A photo's height and width, upright, and its EXIF orientation; its pixels are not read.
+    """An image's height and width, upright, and its EXIF orientation; its pixels are not read.
 
     From a file, or from its bytes where these are given.
 
     Raises:
-        PhotoError: No such file, or not an image.
+        ImageError: No such file, or not an image.
     """
     try:
         with _opened(path, data) as image:
@@ -138,7 +138,7 @@ def read_size(path: str | Path, data: bytes | None = None) -> tuple[Size, int]:
                 orientation = image.getexif().get(_ORIENTATION, 1)
             size = (image.height, image.width)
     except Exception as error:  # Pillow raises all kinds of errors on damaged files
-        raise explain_photo(str(path), error) from error
+        raise explain_image(str(path), error) from error
     if orientation not in range(1, 9):
         orientation = 1
     return (size if orientation < 5 else size[::-1]), orientation
@@ -148,76 +148,76 @@ def _opened(path: str | Path, data: bytes | None) -> Image.Image:
     """Open an image from a file or from its bytes.
 
     Raises:
-        PhotoError: Neither a regular file nor a folder: reading a named pipe would wait for a writer without end.
+        ImageError: Neither a regular file nor a folder: reading a named pipe would wait for a writer without end.
     """
     if data is not None:
         return Image.open(io.BytesIO(data))
     mode = os.stat(path).st_mode  # noqa: PTH116  a million times
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise PhotoError("not a regular file but a named pipe, a socket or a device.", "unreadable")
+        raise ImageError("not a regular file but a named pipe, a socket or a device.", "unreadable")
     return Image.open(path)
 
 
-def as_photos(photos: Photos) -> list[Image.Image]:
-    """One photo or several as a list of upright RGB pictures; see `Encoder.preprocess` for what they may be.
+def as_images(images: Images) -> list[Image.Image]:
+    """One image or several as a list of upright RGB pictures; see `Encoder.preprocess` for what they may be.
 
     Raises:
-        DTypeError, PhotoError: Something else, nothing, or a picture that cannot be one RGB photo.
+        DTypeError, ImageError: Something else, nothing, or a picture that cannot be one RGB image.
     """
-    if isinstance(photos, Image.Image | str | Path) or (isinstance(photos, np.ndarray) and photos.ndim != 4):
-        photos = [photos]
-    if not isinstance(photos, Sequence | np.ndarray):
+    if isinstance(images, Image.Image | str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        images = [images]
+    if not isinstance(images, Sequence | np.ndarray):
         raise DTypeError(
-            f"photos must be a PIL image, a path or an array, or a list of them; got {type(photos).__name__}."
+            f"images must be a PIL image, a path or an array, or a list of them; got {type(images).__name__}."
         )
-    if not len(photos):
-        raise PhotoError("photos must hold at least one; got an empty list.")
+    if not len(images):
+        raise ImageError("images must hold at least one; got an empty list.")
     result = []
-    for index, photo in enumerate(photos):
-        if isinstance(photo, str | Path):
-            result.append(read_photo(photo))
+    for index, image in enumerate(images):
+        if isinstance(image, str | Path):
+            result.append(read_image(image))
             continue
         try:
-            result.append(as_rgb(_from_array(photo) if isinstance(photo, np.ndarray) else photo))
+            result.append(as_rgb(_from_array(image) if isinstance(image, np.ndarray) else image))
         except DTypeError:
             raise
         except Exception as error:  # a file opened lazily is decoded only here
-            raise explain_photo(f"photo {index}", error) from error
+            raise explain_image(f"image {index}", error) from error
     return result
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
     """A picture of ``(height, width, 3)`` RGB or ``(height, width)`` grey, of 8 bits or grey of 16."""
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        raise PhotoError(f"an array must be (height, width, 3); got {array.shape}. Use array.transpose(1, 2, 0).")
+        raise ImageError(f"an array must be (height, width, 3); got {array.shape}. Use array.transpose(1, 2, 0).")
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
-        raise PhotoError(f"an array must be (height, width, 3) of RGB or (height, width) of grey; got {array.shape}.")
+        raise ImageError(f"an array must be (height, width, 3) of RGB or (height, width) of grey; got {array.shape}.")
     if array.dtype == np.uint16 and array.ndim == 2:
         return _from_wide_grey(array)
     if array.dtype != np.uint8:
-        raise PhotoError(f"an array must be of uint8, from 0 to 255; got {array.dtype}. Scale it and convert it first.")
+        raise ImageError(f"an array must be of uint8, from 0 to 255; got {array.dtype}. Scale it and convert it first.")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def explain_photo(photo: str, error: Exception) -> PhotoError:
+def explain_image(image: str, error: Exception) -> ImageError:
     """Return why an image cannot be read, in a user's words and with its kind."""
-    if isinstance(error, PhotoError):
-        return PhotoError(f"{photo}: {error}", error.kind)
+    if isinstance(error, ImageError):
+        return ImageError(f"{image}: {error}", error.kind)
     if isinstance(error, FileNotFoundError):
-        return PhotoError(f"{photo}: there is no such file.", "missing")
+        return ImageError(f"{image}: there is no such file.", "missing")
     if isinstance(error, IsADirectoryError):
-        return PhotoError(f"{photo}: a folder, not a photo. Name the files in it.", "not_an_image")
+        return ImageError(f"{image}: a folder, not an image. Name the files in it.", "not_an_image")
     if isinstance(error, UnidentifiedImageError):
-        return PhotoError(f"{photo}: not an image that Pillow {PIL.__version__} can read.", "not_an_image")
+        return ImageError(f"{image}: not an image that Pillow {PIL.__version__} can read.", "not_an_image")
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return PhotoError(
-            f"{photo}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
-            "bombs. Make the photo smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.",
+        return ImageError(
+            f"{image}: more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS}, which guards against decompression "
+            "bombs. Make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.",
             "too_large",
         )
     if isinstance(error, OSError) and error.strerror:
-        return PhotoError(f"{photo}: cannot be read ({error.strerror}).", "unreadable")
-    return PhotoError(f"{photo}: damaged or cut short ({error}).", "damaged")
+        return ImageError(f"{image}: cannot be read ({error.strerror}).", "unreadable")
+    return ImageError(f"{image}: damaged or cut short ({error}).", "damaged")
 
 
 def _from_wide_grey(values: np.ndarray, bits: int | None = None) -> Image.Image:
@@ -225,7 +225,7 @@ def _from_wide_grey(values: np.ndarray, bits: int | None = None) -> Image.Image:
     values = values.astype(np.int64)
     white = (1 << (bits or 16)) - 1
     if values.min() < 0 or values.max() > white:
-        raise PhotoError(
+        raise ImageError(
             f"its pixels go from {values.min()} to {values.max()}, beyond {bits or 16} bits. "
             + ("Give as many bits as it has." if bits else "Convert it to 8 bits first.")
         )
