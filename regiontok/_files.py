@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from regiontok.errors import CheckpointError, OutputError
+from regiontok.errors import DataError, OutputError, RegiontokError
 
 _STREAMS = ("stdout", "stderr", "fd")
 
@@ -106,13 +106,13 @@ def digest(path: str | Path) -> str:
     """Return a digest of a file's bytes.
 
     Raises:
-        CheckpointError: The file cannot be read.
+        DataError: The file cannot be read.
     """
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def split_lines(text: str) -> list[str]:
@@ -127,15 +127,19 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def read_json(path: str | Path) -> Any:
-    """The value in a file of JSON.
+def read_json(path: str | Path, kind: type[RegiontokError] = DataError) -> Any:
+    """Return the value in a file of JSON.
+
+    Args:
+        path: The file.
+        kind: Class of the errors.
 
     Raises:
-        CheckpointError: No such file, or no JSON.
+        DataError: No such file, or no JSON; or the other ``kind``.
     """
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+        raise kind(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON, or damaged: {error}.") from error
+        raise kind(f"{path} is no JSON, or damaged: {error}.") from error

@@ -50,7 +50,17 @@ class CheckpointError(RegiontokError, ValueError):
     kind = "data"
 
 
-class MissingKeyError(CheckpointError, KeyError):
+class DataError(RegiontokError, ValueError):
+    """Data of the user cannot be found or read, or does not fit: annotations, questions, results, token files."""
+
+    kind = "data"
+
+
+class StoreError(DataError):
+    """A store of masks or tokens cannot be found or read, is damaged, or was made with other options."""
+
+
+class MissingKeyError(DataError, KeyError):
     """A store, or a file of annotations, has no image of this key."""
 
     kind = "no_annotation"

@@ -350,7 +350,7 @@ class Regionizer(nn.Module):
         for name in (_CONFIG_FILE, _WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}. Give a folder that Regionizer.save_pretrained wrote.")
-        config = read_json(folder / _CONFIG_FILE)
+        config = read_json(folder / _CONFIG_FILE, CheckpointError)
         try:
             state = {name: tensor.clone() for name, tensor in load_file(folder / _WEIGHTS_FILE).items()}  # off the file
         except (OSError, ValueError, SafetensorError) as error:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from regiontok._files import write_bytes
-from regiontok.errors import CheckpointError, ShapeError
+from regiontok.errors import DataError, ShapeError
 from regiontok.regions import Dropped, Regions
 from regiontok.tokens import RegionTokens
 
@@ -59,7 +59,7 @@ def load_tokens(path: str | Path) -> RegionTokens:
         path: A file that `save_tokens` or ``regiontok tokenize`` wrote.
 
     Raises:
-        CheckpointError: No such file, a damaged one, or one of something else.
+        DataError: No such file, a damaged one, or one of something else.
 
     Example:
         >>> import tempfile
@@ -86,14 +86,14 @@ def load_tokens(path: str | Path) -> RegionTokens:
                 raise ShapeError("every region must have a patch.")
         return RegionTokens(tokens, Regions(**vars(regions) | told))
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no whole file of tokens: {error}") from error
+        raise DataError(f"{path} is no whole file of tokens: {error}") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """How the tokens of a file were made: what `save_tokens` was told.
 
     Raises:
-        CheckpointError: No such file, or not one of tokens.
+        DataError: No such file, or not one of tokens.
     """
     return _read(path)[1]
 
@@ -109,4 +109,4 @@ def _read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             raise TypeError("its config is no object")
         return found, config
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no whole file of tokens: {error}") from error
+        raise DataError(f"{path} is no whole file of tokens: {error}") from error

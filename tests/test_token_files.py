@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regiontok import MaskSet, Regionizer, load_tokens, save_tokens
-from regiontok.errors import CheckpointError, OutputError, ShapeError
+from regiontok.errors import DataError, OutputError, ShapeError
 from regiontok.token_files import read_config
 from tests.contracts.subjects import GEOMETRY, batch, same
 
@@ -72,7 +72,7 @@ def damage(folder, change):
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, change):
     file = damage(tmp_path, change)
-    with pytest.raises(CheckpointError, match="t.safetensors is no whole file of tokens"):
+    with pytest.raises(DataError, match="t.safetensors is no whole file of tokens"):
         load_tokens(file)
 
 
@@ -80,7 +80,7 @@ def test_what_is_no_file_of_tokens_is_named(tmp_path):
     (tmp_path / "a").write_bytes(b"12345678abc")
     save_file({"x": torch.ones(1)}, tmp_path / "b")
     for name in ("a", "b", "none"):
-        with pytest.raises(CheckpointError, match=f"{name} is no whole file of tokens"):
+        with pytest.raises(DataError, match=f"{name} is no whole file of tokens"):
             load_tokens(tmp_path / name)
 
 

@@ -17,7 +17,7 @@ from regiontok.cli.checks import annotated, uses_masks
 from regiontok.cli.common import open_store
 from regiontok.cli.console import warn
 from regiontok.encoders import Encoder
-from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
+from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.images import read_size
 from regiontok.maskset import MaskSet
@@ -99,7 +99,7 @@ def _locked(make: MaskSource) -> MaskSource:
 def _stored(options: argparse.Namespace, encoder: Encoder | None, roots: Roots | None) -> MaskSource:
     """Return the masks of a store; those that it does not have may be made by a generator."""
     if not is_remote(options.masks) and not os.path.exists(options.masks.removeprefix("file://")):  # noqa: PTH110
-        raise CheckpointError(
+        raise DataError(
             f"--masks must be one of {', '.join(GENERATORS)}, or a store that regiontok masks wrote; there is no "
             f"{options.masks}."
         )
@@ -139,7 +139,7 @@ def _of_size(found: MaskSet, size: Size, options: argparse.Namespace) -> MaskSet
     if found.size == size:
         return found
     (height, width), (rows, cols) = found.size, size
-    raise CheckpointError(
+    raise DataError(
         f"masks in {options.masks} are of an image of {height} x {width}; this one is of {rows} x {cols}. Make them "
         "again."
     )
@@ -234,18 +234,18 @@ class Annotations:
             orientation: How EXIF turns it.
 
         Raises:
-            CheckpointError: Annotations that are damaged, of another image too, or of an image of another size.
+            DataError: Annotations that are damaged, of another image too, or of an image of another size.
         """
         if str(path) in self._clashes:
-            raise CheckpointError(self._clashes[str(path)])
+            raise DataError(self._clashes[str(path)])
         try:
             name = self._source.find(path)
         except MissingKeyError:
             return None
         if isinstance(name, Path) and is_same(path, name):
-            raise CheckpointError(f"{name} is the image itself. Name the folder of its label map.")
+            raise DataError(f"{name} is the image itself. Name the folder of its label map.")
         if self._claimed.setdefault(name, path) != path:
-            raise CheckpointError(_clash(name, self._claimed[name]))
+            raise DataError(_clash(name, self._claimed[name]))
         turned = self.options.stored_pixels and orientation >= 5
         found: MaskSet = self._source.read(path, size[::-1] if turned else size)
         found = found.upright(orientation) if self.options.stored_pixels else found
@@ -258,7 +258,7 @@ class Annotations:
         is_file = not is_remote(path) and Path(path).is_file()  # and not within a tar
         turned = not self.options.stored_pixels and is_file and read_size(path)[1] != 1
         hint = " It is turned by its EXIF orientation: try --stored-pixels." if turned else ""
-        raise CheckpointError(
+        raise DataError(
             f"masks in {self.path} are of an image of {height} x {width}; this one is of {rows} x {cols}.{hint}"
         )
 

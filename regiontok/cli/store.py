@@ -14,7 +14,7 @@ from safetensors.torch import save
 from regiontok._files import make_folder, write_bytes, written
 from regiontok.cli.common import open_store
 from regiontok.cli.console import is_terminal, progress, warn
-from regiontok.errors import CheckpointError, RegiontokError
+from regiontok.errors import RegiontokError, StoreError
 from regiontok.pipeline import Listing
 from regiontok.store import MaskStore, TokenStore, check_key
 from regiontok.store.base import Store
@@ -87,7 +87,7 @@ def _verify(store: Store[Any], images: str | None) -> int:
     for key in _progress(store):
         try:
             store.check(key)
-        except CheckpointError as error:
+        except StoreError as error:
             bad += 1
             if bad <= _MOST_NAMED:
                 warn(error)
@@ -133,7 +133,7 @@ def _repair(store: Store[Any]) -> int:
         try:
             for key in alone:
                 alone.check(key)
-        except CheckpointError:
+        except StoreError:
             names.append(name)
     for name in names:
         place.set_aside(name)
@@ -199,7 +199,7 @@ def _annotations(store: Store[Any], damaged: list[str]) -> Iterator[dict[str, An
     for key in _progress(store):
         try:
             masks = store[key]
-        except CheckpointError as error:
+        except StoreError as error:
             damaged.append(key)
             warn(error)
             continue

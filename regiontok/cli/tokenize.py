@@ -32,7 +32,7 @@ from regiontok.cli.mask_sources import annotations_of, check_annotations, load_g
 from regiontok.cli.output import check_outputs, explain, report, write_details
 from regiontok.clustering import UnionFindClusterer
 from regiontok.encoders import Encoder
-from regiontok.errors import CheckpointError, OutputError, RegiontokError
+from regiontok.errors import DataError, OutputError, RegiontokError
 from regiontok.geometry import ImageGeometry
 from regiontok.images import read_image
 from regiontok.maskset import MaskSet
@@ -297,7 +297,7 @@ def _image_of(file: Path) -> str | None:
         return None
     try:
         return str(read_config(file).get("image_id"))
-    except CheckpointError:
+    except DataError:
         return ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from regiontok._files import make_folder, read_json
-from regiontok.errors import CheckpointError, MissingDependencyError
+from regiontok.errors import DataError, MissingDependencyError
 
 TASKS = Path(__file__).parent / "tasks"
 """Tasks of ours, where lmms-eval's ask otherwise than the paper does."""
@@ -88,7 +88,7 @@ def run(
 
     Raises:
         MissingDependencyError: lmms-eval is not installed here.
-        CheckpointError: It failed, or left no results; its own words are above.
+        DataError: It failed, or left no results; its own words are above.
     """
     if importlib.util.find_spec("lmms_eval") is None:
         raise MissingDependencyError(
@@ -110,7 +110,7 @@ def run(
     done = subprocess.run(command, env=os.environ | on_cpu, check=False)
     results = _results(out)
     if done.returncode or results is None:  # it ends with 0 where it failed
-        raise CheckpointError(f"{', '.join(names)}: lmms-eval failed, and its words are above.")
+        raise DataError(f"{', '.join(names)}: lmms-eval failed, and its words are above.")
     figures: dict[str, float] = {}
     details: dict[str, float] = {}
     for name in names:
@@ -135,5 +135,5 @@ def _results(out: Path) -> dict[str, Any] | None:
 def _metric(results: Mapping[str, Any], name: str, metric: str) -> float:
     value = results.get(f"{metric},none")
     if not isinstance(value, int | float):
-        raise CheckpointError(f"{name}: lmms-eval gave no {metric}; its results are {dict(results)}.")
+        raise DataError(f"{name}: lmms-eval gave no {metric}; its results are {dict(results)}.")
     return float(value)

@@ -27,7 +27,7 @@ class KeptMasks:
         writer: A number of its own for each process that adds to the store.
 
     Raises:
-        CheckpointError: No store, and no generator.
+        StoreError: No store, and no generator.
         OutputError, ValueRangeError: Where masks are to be added: a place that cannot be written to, or a store that
             another generator made.
     """

@@ -28,7 +28,7 @@ from regiontok._files import split_lines
 from regiontok._require import require
 from regiontok.choices import ANSWERS, QUERIES
 from regiontok.downsample import Masks
-from regiontok.errors import CheckpointError, ImageError, RegiontokError, ValueRangeError
+from regiontok.errors import DataError, ImageError, RegiontokError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import FocusMeter, FocusResult, check_attention, target_regions
 from regiontok.evaluation.prompts import OPTIONS, with_options
@@ -88,12 +88,12 @@ def read_objects(path: str | Path) -> Objects:
             file, whose annotations are then of whatever source.
 
     Raises:
-        CheckpointError: No such file, or not such JSON.
+        DataError: No such file, or not such JSON.
     """
     path = Path(path)
     files = {file.parent.name: file for file in sorted(path.glob(f"*/{_ANNOTATIONS}"))} if path.is_dir() else {"": path}
     if not files or not all(file.is_file() for file in files.values()):
-        raise CheckpointError(f"{path}: there is no {_ANNOTATIONS} in its folders, and it is no file of annotations.")
+        raise DataError(f"{path}: there is no {_ANNOTATIONS} in its folders, and it is no file of annotations.")
     objects = Objects({})
     for source, file in files.items():
         found = CocoMasks(file)
@@ -166,15 +166,15 @@ def read_questions(file: str | Path, images: str | Path | None = None) -> Iterat
         images: The folder that a question's ``filename`` is named from.
 
     Raises:
-        CheckpointError: No such file, a column that is missing, or JSON lines without ``images``.
+        DataError: No such file, a column that is missing, or JSON lines without ``images``.
         MissingDependencyError: pyarrow is not installed.
     """
     file = Path(file)
     if not file.is_file():
-        raise CheckpointError(f"{file}: there is no such file of questions.")
+        raise DataError(f"{file}: there is no such file of questions.")
     parquet = file.suffix == ".parquet"
     if not parquet and images is None:
-        raise CheckpointError(f"{file} holds no images. Name the folder that they are in, --images.")
+        raise DataError(f"{file} holds no images. Name the folder that they are in, --images.")
     for number, row in enumerate(_parquet(file) if parquet else _json_lines(file)):
         try:
             name = f"question {row.get('idx', number)}"
@@ -187,7 +187,7 @@ def read_questions(file: str | Path, images: str | Path | None = None) -> Iterat
             answer = str(row["answer"]).strip("()")
             yield BenchmarkQuestion(name, text, answer, row.get("source", ""), PurePosixPath(original).name, image)
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file}, row {number}: a question of CV-Bench lacks {error}.") from error
+            raise DataError(f"{file}, row {number}: a question of CV-Bench lacks {error}.") from error
 
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
@@ -197,7 +197,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
             for batch in opened.iter_batches(batch_size=16):
                 yield from batch.to_pylist()
     except require("pyarrow", extra="focus").ArrowException as error:
-        raise CheckpointError(f"{file} is not a whole Parquet file: {error}") from error
+        raise DataError(f"{file} is not a whole Parquet file: {error}") from error
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -206,7 +206,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise CheckpointError(f"{file}, line {number + 1} is no JSON: {error}") from error
+                raise DataError(f"{file}, line {number + 1} is no JSON: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from regiontok._files import is_same, make_folder, read_json, write_json
-from regiontok.errors import CheckpointError
+from regiontok.errors import DataError
 from regiontok.presets import FIGURES, TABLE_1
 
 SCORES_FILE = "scores.json"
@@ -76,7 +76,7 @@ def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
         ``of``, ``figures`` and ``details``.
 
     Raises:
-        CheckpointError: Scores of another model or setting, or a damaged file.
+        DataError: Scores of another model or setting, or a damaged file.
     """
     file = Path(folder) / SCORES_FILE
     if not file.is_file():
@@ -86,11 +86,11 @@ def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
         known = dict(scores["of"])
         scores["figures"], scores["details"] = dict(scores["figures"]), dict(scores["details"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error!r}). Move it away, or give another folder.") from error
+        raise DataError(f"{file} is damaged ({error!r}). Move it away, or give another folder.") from error
     for name in of:
         same = name == "model" and is_same(str(known.get(name)), of[name])  # a folder, however it is spelt
         if known.get(name) != of[name] and not same:
-            raise CheckpointError(
+            raise DataError(
                 f"{file} has scores of {name} {known.get(name)}, and this is {of[name]}. Give another folder."
             )
     return scores

@@ -9,7 +9,7 @@ from regiontok._checks import check_choice, check_size
 from regiontok._files import read_json
 from regiontok.annotations import name_format
 from regiontok.choices import CROWDS, DUPLICATES, MATCHES
-from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
+from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 
@@ -36,7 +36,7 @@ class CocoMasks:
         bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
 
     Raises:
-        CheckpointError: No such file, no COCO annotations, an image under several ids or of two sizes, or two images
+        DataError: No such file, no COCO annotations, an image under several ids or of two sizes, or two images
             of one id.
 
     Example:
@@ -81,9 +81,9 @@ class CocoMasks:
             image = entry._replace(name=by_parts.setdefault(_parts(entry.name), entry.name))  # whatever its spelling
             known = self._images.setdefault(image.name, image)
             if known.size != image.size:
-                raise CheckpointError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
+                raise DataError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
             if names.setdefault(image.id, image.name) != image.name:
-                raise CheckpointError(
+                raise DataError(
                     f"{self.path} has two images of id {image.id}, {names[image.id]} and {image.name}, so that their "
                     "annotations cannot be told apart."
                 )
@@ -93,7 +93,7 @@ class CocoMasks:
         several = {name: some for name, some in ids.items() if len(some) > 1}
         if several and duplicates is None:
             name, some = next(iter(several.items()))
-            raise CheckpointError(
+            raise DataError(
                 f"{self.path} has {len(several)} images under several ids, such as {name} under "
                 f"{', '.join(map(str, some))}. Choose by duplicates='merge' or 'first' (--duplicates)."
             )
@@ -114,7 +114,7 @@ class CocoMasks:
         """Whether the file has an image, found as ``masks[key]`` finds it."""
         try:
             self.find(str(key))
-        except CheckpointError:
+        except DataError:
             return False
         return True
 
@@ -123,7 +123,7 @@ class CocoMasks:
 
         Raises:
             MissingKeyError: No such image; the nearest name is named.
-            CheckpointError: Several such images.
+            DataError: Several such images.
         """
         parts = _parts(str(key))
         ends = {name: _parts(name) for name in self._by_end.get(parts[-1] if parts else "", ())}
@@ -134,7 +134,7 @@ class CocoMasks:
             fitting = [max(exact, key=lambda name: len(ends[name]))] if exact else []
             fitting = fitting or [name for name, own in ends.items() if own[-len(parts) :] == parts]
         if len(fitting) > 1:
-            raise CheckpointError(f"{self.path} has {len(fitting)} images of that name: {', '.join(fitting[:3])}.")
+            raise DataError(f"{self.path} has {len(fitting)} images of that name: {', '.join(fitting[:3])}.")
         if not fitting:
             raise MissingKeyError(f"{self.path} has no image {key}.{self._nearest(key, list(ends))}")
         return fitting[0]
@@ -150,13 +150,13 @@ class CocoMasks:
         """The masks of an image, by its name in the file, or a path that ends in it; there may be none.
 
         Raises:
-            CheckpointError: No such image, or a damaged annotation, which is named.
+            DataError: No such image, or a damaged annotation, which is named.
         """
         image = self._images[self.find(key)]
         try:
             return MaskSet.from_coco([*image.annotations.values()], size=image.size, iscrowd=self.iscrowd)
         except RegiontokError as error:
-            raise CheckpointError(f"{self.path}, {image.name}: {error}") from error
+            raise DataError(f"{self.path}, {image.name}: {error}") from error
 
     def read(self, key: str | Path, size: Size | None = None) -> MaskSet:
         """Return the masks of an image, as ``masks[key]`` does; the file gives its size."""
@@ -187,26 +187,26 @@ def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[Any, str
             try:
                 name_format(file.read(100).decode(errors="replace"))
             except RegiontokError as error:
-                raise CheckpointError(f"{path}: {error}") from error
+                raise DataError(f"{path}: {error}") from error
     data = read_json(path)
     try:
         if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
             name_format(data[0] if isinstance(data, list) and data else data)
-            raise CheckpointError("it must be an object with images and annotations.")
+            raise DataError("it must be an object with images and annotations.")
         images = [_Image(one["id"], _name_of(one), _size_of(one), {}) for one in data["images"]]
         annotations = [dict(one) for one in data["annotations"]]
         for number, one in enumerate(annotations):
             if "image_id" not in one:
-                raise CheckpointError(f"annotation {number} has no image_id.")
+                raise DataError(f"annotation {number} has no image_id.")
         for value in [*(one.id for one in images), *(one["image_id"] for one in annotations)]:
             hash(value)
         categories = {one["id"]: str(one["name"]) for one in data.get("categories") or () if "name" in one}
     except RegiontokError as error:
-        raise CheckpointError(f"{path} is no file of COCO annotations: {error}") from error
+        raise DataError(f"{path} is no file of COCO annotations: {error}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path} is no file of COCO annotations: an entry lacks {error}.") from error
+        raise DataError(f"{path} is no file of COCO annotations: an entry lacks {error}.") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no file of COCO annotations: {error}.") from error
+        raise DataError(f"{path} is no file of COCO annotations: {error}.") from error
     return images, annotations, categories
 
 
@@ -233,7 +233,7 @@ def _name_of(image: Mapping[str, Any]) -> str:
     """The name of an image; LVIS has its address alone, whose end is COCO's folder and name."""
     name = str(image["file_name"]) if "file_name" in image else "/".join(str(image["coco_url"]).split("/")[-2:])
     if not _parts(name):
-        raise CheckpointError(f"image {image['id']} has an empty file_name.")
+        raise DataError(f"image {image['id']} has an empty file_name.")
     return name
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from regiontok._files import is_same
 from regiontok.annotations import name_format
-from regiontok.errors import CheckpointError, MissingKeyError, RegiontokError
+from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.images import explain_image, one_frame
 from regiontok.masks.coco_file import is_bare
@@ -39,7 +39,7 @@ class MaskFiles:
             "_gtFine_labelIds")`` for Cityscapes.
 
     Raises:
-        CheckpointError: No such folder.
+        DataError: No such folder.
 
     Example:
         >>> import tempfile
@@ -59,7 +59,7 @@ class MaskFiles:
         self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
         self.replace = None if replace is None else (replace[0], replace[1])
         if not self.folder.is_dir():
-            raise CheckpointError(f"there is no folder {folder} of masks.")
+            raise DataError(f"there is no folder {folder} of masks.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, ignore={self.ignore}, replace={self.replace})"
@@ -69,7 +69,7 @@ class MaskFiles:
 
         Raises:
             MissingKeyError: There is none.
-            CheckpointError: There are several that differ only in their suffix.
+            DataError: There are several that differ only in their suffix.
         """
         path = Path(key)
         parts = [part for part in path.parts if part not in (path.anchor, "..")]
@@ -81,9 +81,7 @@ class MaskFiles:
             files = [file for file in candidates if file.is_file() and not is_same(file, path)]
             if len(files) > 1:
                 names = " and ".join(file.name for file in files)
-                raise CheckpointError(
-                    f"{self.folder} has several files of masks of {key}: {names}. Remove all but one."
-                )
+                raise DataError(f"{self.folder} has several files of masks of {key}: {names}. Remove all but one.")
             if files:
                 return files[0]
             if any(is_same(file, path) for file in candidates):
@@ -96,7 +94,7 @@ class MaskFiles:
     def __contains__(self, key: object) -> bool:
         try:
             self.find(str(key))
-        except CheckpointError:
+        except DataError:
             return False
         return True
 
@@ -113,7 +111,7 @@ class MaskFiles:
 
         Raises:
             MissingKeyError: There is no file of its masks.
-            CheckpointError: The file is damaged, of another format, or of an image of another size.
+            DataError: The file is damaged, of another format, or of an image of another size.
         """
         file = self.find(key)
         try:
@@ -126,11 +124,11 @@ class MaskFiles:
                 one_frame(image)
                 return MaskSet.from_labels(image, ignore=self.ignore)
         except RegiontokError as error:
-            raise CheckpointError(f"{file}: {error}") from error
+            raise DataError(f"{file}: {error}") from error
         except (ValueError, RecursionError, EOFError, BadZipFile, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is damaged, or no {file.suffix[1:]} file: {error}.") from error
+            raise DataError(f"{file} is damaged, or no {file.suffix[1:]} file: {error}.") from error
         except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
-            raise CheckpointError(str(explain_image(str(file), error))) from error
+            raise DataError(str(explain_image(str(file), error))) from error
 
     def _from_arrays(self, stream: BinaryIO) -> MaskSet:
         """Masks in a file of NumPy, which is never unpickled."""
@@ -141,12 +139,12 @@ class MaskFiles:
             names = loaded.files
             known = [name for name in _ARRAYS if name in names] or (names if len(names) == 1 else [])
             if not known:
-                raise CheckpointError(f"its arrays are {', '.join(names)}; one must be named masks or labels.")
+                raise DataError(f"its arrays are {', '.join(names)}; one must be named masks or labels.")
             scores, stability = (loaded[name] if name in names else None for name in ("scores", "stability"))
             masks = self._from_array(loaded[known[0]], scores=scores, stability=stability)
             more = {name: loaded[name].astype(np.int64) for name in ("ids", "categories") if name in names}
         if any(values.shape != (len(masks),) for values in more.values()):
-            raise CheckpointError(f"there must be one of {', '.join(more)} per mask, {len(masks)}.")
+            raise DataError(f"there must be one of {', '.join(more)} per mask, {len(masks)}.")
         return replace(masks, **more)
 
     def _from_array(self, array: np.ndarray, **scores: Any) -> MaskSet:
@@ -164,7 +162,7 @@ class LabelMaps(MaskFiles):
         replace: A part of image names, and what label maps have instead.
 
     Raises:
-        CheckpointError: No such folder.
+        DataError: No such folder.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = _MAPS
@@ -176,15 +174,15 @@ def _from_json(value: Any, size: Size | None) -> MaskSet:
     if isinstance(value, Mapping) and "image" not in value:
         if not isinstance(value.get("annotations"), list):
             name_format(value)
-            raise CheckpointError("it must be a list of records, or an object with a list of annotations.")
+            raise DataError("it must be a list of records, or an object with a list of annotations.")
         value = value["annotations"]
     if not isinstance(value, list | Mapping):
-        raise CheckpointError(f"it must be a list of records; got {type(value).__name__}.")
+        raise DataError(f"it must be a list of records; got {type(value).__name__}.")
     records = value["annotations"] if isinstance(value, Mapping) else value
     if isinstance(records, list):
         images = {record.get("image_id") for record in records if isinstance(record, Mapping)}
         if len(images - {None}) > 1:
-            raise CheckpointError(f"its annotations are of {len(images)} images, and one is wanted. Read it by --coco.")
+            raise DataError(f"its annotations are of {len(images)} images, and one is wanted. Read it by --coco.")
         kept = [
             record for record in records if not (isinstance(record, Mapping) and is_bare(record.get("segmentation", 0)))
         ]

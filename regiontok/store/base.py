@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from regiontok.errors import CheckpointError, DTypeError, MissingKeyError, ValueRangeError
+from regiontok.errors import DTypeError, MissingKeyError, StoreError, ValueRangeError
 from regiontok.store.failures import read_failures
 from regiontok.store.keys import as_key
 from regiontok.store.manifest import NAME, Manifest, read_manifest
@@ -54,12 +54,12 @@ class Store(Mapping[str, _T]):
             return [whole.name]
         found = read_manifest(self._place)
         if found is None:
-            raise CheckpointError(
+            raise StoreError(
                 f"there is no store of {self.kind} in {self.path}: it has no {NAME}. Make one with regiontok "
                 f"{'masks IMAGE... --out' if self.kind == 'masks' else 'tokenize IMAGE... --store'} {self.path}"
             )
         if found.kind != self.kind:
-            raise CheckpointError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
+            raise StoreError(f"{self.path} is a store of {found.kind}, and one of {self.kind} is wanted here.")
         self.manifest = found
         return self._choose([shard.name for shard in shards_of(self._place, "part")], chosen)
 
@@ -95,7 +95,7 @@ class Store(Mapping[str, _T]):
         shards: list[ShardRows] = []
         total = 0
         for name, rows in zip(names, self._read_all(names), strict=True):
-            if isinstance(rows, CheckpointError):
+            if isinstance(rows, StoreError):
                 self.damaged[name] = str(rows)
                 continue
             shards.append(rows)
@@ -107,17 +107,17 @@ class Store(Mapping[str, _T]):
         self._rows = _number_rows(shards, starts)
         self.repeated = total - len(self._rows)
         if self.damaged and not self.shards and not os.path.isdir(self.path) and len(names) == 1:  # noqa: PTH112
-            raise CheckpointError(next(iter(self.damaged.values())))
+            raise StoreError(next(iter(self.damaged.values())))
         for why in self.damaged.values():
             warnings.warn(f"a shard is damaged and left out: {why}", stacklevel=4)
 
-    def _read_all(self, names: list[str]) -> Iterator[ShardRows | CheckpointError]:
+    def _read_all(self, names: list[str]) -> Iterator[ShardRows | StoreError]:
         records = read_records(self._place) if self._place.address == Place.of(self.path).address else []
 
-        def read(name: str) -> ShardRows | CheckpointError:
+        def read(name: str) -> ShardRows | StoreError:
             try:
                 return read_shard(self._place, name, self.manifest, records)
-            except CheckpointError as error:
+            except StoreError as error:
                 return error
 
         if len(names) < 2:
@@ -165,13 +165,13 @@ class Store(Mapping[str, _T]):
 
         Raises:
             MissingKeyError: No such image.
-            CheckpointError: A damaged row, or shard.
+            StoreError: A damaged row, or shard.
         """
         table, row = self._row(as_key(key))
         try:
             return self._value(table, row)
         except (ValueError, TypeError, OverflowError, KeyError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{self.kind} of {key} in {self.path} are damaged: {error}") from error
+            raise StoreError(f"{self.kind} of {key} in {self.path} are damaged: {error}") from error
 
     @abstractmethod
     def _value(self, table: Any, row: int) -> _T:
@@ -182,7 +182,7 @@ class Store(Mapping[str, _T]):
 
         Raises:
             MissingKeyError: No such image.
-            CheckpointError: A damaged shard.
+            StoreError: A damaged shard.
         """
         shard, row = self._find(as_key(key))
         if self._counts is None:
@@ -194,7 +194,7 @@ class Store(Mapping[str, _T]):
 
         Raises:
             MissingKeyError: No such image.
-            CheckpointError: A damaged shard.
+            StoreError: A damaged shard.
         """
         table, row = self._row(as_key(key))
         return read_stamps(table.slice(row, 1))[0]
@@ -204,7 +204,7 @@ class Store(Mapping[str, _T]):
 
         Raises:
             MissingKeyError: No such image.
-            CheckpointError: A damaged row.
+            StoreError: A damaged row.
         """
         self[key]
 
@@ -243,7 +243,7 @@ class Store(Mapping[str, _T]):
                 try:
                     yield self._file(shard).read([name], use_threads=False).column(name).combine_chunks()
                 except damage(pa) as error:
-                    raise CheckpointError(f"{self._name(shard)} is damaged ({error}).") from error
+                    raise StoreError(f"{self._name(shard)} is damaged ({error}).") from error
 
     def _joined(self, lengths: Iterable[Any]) -> np.ndarray:
         """Numbers of all rows, a shard's at a time, as one array; null is 0."""
@@ -265,7 +265,7 @@ class Store(Mapping[str, _T]):
             try:
                 known = self._file(shard).read_row_group(group, use_threads=False).combine_chunks()
             except damage(pa) as error:
-                raise CheckpointError(f"{self._name(shard)} is damaged ({error}).") from error
+                raise StoreError(f"{self._name(shard)} is damaged ({error}).") from error
             self._groups[shard, group] = known
             if len(self._groups) > _KEPT_GROUPS:
                 self._groups.popitem(last=False)

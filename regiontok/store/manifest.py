@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.errors import StoreError, ValueRangeError
 from regiontok.store.places import Place, TakenError
 
 NAME = "store.json"
@@ -70,18 +70,18 @@ def read_manifest(place: Place) -> Manifest | None:
     """The manifest of a store; None where there is none.
 
     Raises:
-        CheckpointError: It is damaged, or of a later version.
+        StoreError: It is damaged, or of a later version.
     """
     try:
         data = place.read(NAME)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise CheckpointError(f"{place.address}/{NAME} cannot be read ({error}).") from error
+        raise StoreError(f"{place.address}/{NAME} cannot be read ({error}).") from error
     try:
         told = json.loads(data)
         if told["format"] != FORMAT:
-            raise CheckpointError(
+            raise StoreError(
                 f"{place.address} is a store of format {told['format']}; this version of regiontok reads {FORMAT}."
             )
         kind, made_by, images = told["kind"], told["made_by"], told["images"]
@@ -93,9 +93,9 @@ def read_manifest(place: Place) -> Manifest | None:
             raise TypeError("kind, made_by or images are of another type")
         return Manifest(kind=kind, made_by=made_by, images=images)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, StoreError):
             raise
-        raise CheckpointError(
+        raise StoreError(
             f"{place.address}/{NAME} is damaged: {error!r}. Put it right, or make the store anew with --overwrite."
         ) from error
 

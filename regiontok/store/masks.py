@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from regiontok.errors import CheckpointError, DTypeError, ValueRangeError
+from regiontok.errors import DTypeError, StoreError, ValueRangeError
 from regiontok.maskset import MaskSet
 from regiontok.store.base import Store
 from regiontok.store.keys import check_key
@@ -45,7 +45,7 @@ class MaskStore(Store[MaskSet]):
         repeated: Rows whose key another has too; the later one counts.
 
     Raises:
-        CheckpointError: No store, or not one of masks.
+        StoreError: No store, or not one of masks.
         MissingDependencyError: pyarrow is not installed.
 
     Example:
@@ -70,10 +70,10 @@ class MaskStore(Store[MaskSet]):
             if not isinstance(made_by, dict):
                 raise ValueRangeError("what it tells of how masks were made is no object")
             return Manifest(kind="masks", made_by=made_by)
-        except CheckpointError:
+        except StoreError:
             raise
         except damage(pa) as error:
-            raise CheckpointError(f"{self.path} is no whole file of masks ({error}).") from error
+            raise StoreError(f"{self.path} is no whole file of masks ({error}).") from error
 
     def _value(self, table: Any, row: int) -> MaskSet:
         def value(name: str) -> Any:  # a file of before has no ids

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 
-from regiontok.errors import CheckpointError, MissingDependencyError, OutputError
+from regiontok.errors import MissingDependencyError, OutputError, StoreError
 
 Address = str | os.PathLike[str]
 """A path, or an address with ``://``."""
@@ -38,7 +38,7 @@ def filesystem(address: Address) -> tuple[Any, str]:
     """The filesystem of a remote address, and the path there.
 
     Raises:
-        CheckpointError: No filesystem of that name.
+        StoreError: No filesystem of that name.
         MissingDependencyError: The package of that filesystem is not installed.
     """
     try:
@@ -46,7 +46,7 @@ def filesystem(address: Address) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingDependencyError(f"{address} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{address} cannot be reached: {error}.") from error
+        raise StoreError(f"{address} cannot be reached: {error}.") from error
     return found, path
 
 
@@ -163,7 +163,7 @@ class _Local(Place):
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise CheckpointError(f"{self.address} cannot be read ({error.strerror}).") from error
+            raise StoreError(f"{self.address} cannot be read ({error.strerror}).") from error
         sizes = {}
         for entry in found:
             try:
@@ -248,7 +248,7 @@ class _Remote(Place):
         except FileNotFoundError:
             return {}
         except Exception as error:  # a client's errors are of all kinds
-            raise CheckpointError(f"{self.address} cannot be read: {error}.") from error
+            raise StoreError(f"{self.address} cannot be read: {error}.") from error
         sizes = {one["name"].rpartition("/")[2]: int(one["size"] or 0) for one in found if one["type"] == "file"}
         return {name: size for name, size in sorted(sizes.items()) if not name.startswith(".")}
 
@@ -281,7 +281,7 @@ class _Remote(Place):
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{self.address} cannot be read: {error}.") from error
+            raise StoreError(f"{self.address} cannot be read: {error}.") from error
 
     def make(self) -> None:
         files, folder = self._reach()

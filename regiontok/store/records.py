@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.errors import StoreError, ValueRangeError
 from regiontok.store.manifest import FORMAT, Manifest
 from regiontok.store.places import Place, TakenError
 from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys, shards_of
@@ -114,7 +114,7 @@ def read_records(place: Place) -> list[Record]:
     """Return the sets of options that the shards of a store may be made by.
 
     Raises:
-        CheckpointError: One of the files is damaged.
+        StoreError: One of the files is damaged.
     """
     records = []
     for name in filter(is_record, place.names()):
@@ -122,7 +122,7 @@ def read_records(place: Place) -> list[Record]:
             value = json.loads(place.read(name))
             records.append(Record(dict(value["made_by"]), dict(value["layout"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
+            raise StoreError(
                 f"{place.address}/{name} is damaged: {error!r}. Remove it; shards are then compared with store.json."
             ) from error
     return records
@@ -141,7 +141,7 @@ def read_shard(
         stamps: Whether to read the stamps of the images, too.
 
     Raises:
-        CheckpointError: It is damaged, lacks a column, or was made by options, or with a dimension or dtype, that the
+        StoreError: It is damaged, lacks a column, or was made by options, or with a dimension or dtype, that the
             store does not have.
     """
     try:
@@ -161,10 +161,10 @@ def read_shard(
             return ShardRows(
                 keys, group_ends(file), generation, known if len(known) == len(keys) else known * len(keys)
             )
-    except CheckpointError:
+    except StoreError:
         raise
     except _faults() as error:
-        raise CheckpointError(
+        raise StoreError(
             f"{place.address}/{name} is no complete shard of this store of {manifest.kind} ({error})."
         ) from error
 

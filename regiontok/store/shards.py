@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from regiontok._require import require
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.errors import StoreError, ValueRangeError
 from regiontok.store.places import Place
 
 _NAME = re.compile(r"(part|failed)-(\d+)-(\d+)\.parquet")
@@ -59,7 +59,7 @@ def open_shard(place: Place, name: str) -> Any:
     No memory map: a file that is cut short while it is read would end the process.
 
     Raises:
-        CheckpointError: It is damaged, or cannot be read.
+        StoreError: It is damaged, or cannot be read.
     """
     pa, pq = pyarrow()
     try:
@@ -67,7 +67,7 @@ def open_shard(place: Place, name: str) -> Any:
         check_counts(file.metadata, place.size(name))
         return file
     except damage(pa) as error:
-        raise CheckpointError(f"{place.address}/{name} is not a whole Parquet file ({error}).") from error
+        raise StoreError(f"{place.address}/{name} is not a whole Parquet file ({error}).") from error
 
 
 def damage(pa: Any) -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ import torch
 
 from regiontok._checks import check_choice
 from regiontok.choices import TOKEN_DTYPES
-from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from regiontok.errors import DTypeError, ShapeError, StoreError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.regions import Dropped, Regions
 from regiontok.store.base import Store
@@ -49,7 +49,7 @@ class TokenStore(Store[RegionTokens]):
         repeated: Rows whose key another has too; the later one counts.
 
     Raises:
-        CheckpointError: No store, or not one of tokens.
+        StoreError: No store, or not one of tokens.
         MissingDependencyError: pyarrow is not installed.
 
     Example:
@@ -71,7 +71,7 @@ class TokenStore(Store[RegionTokens]):
             with open_shard(self._place, name) as file:
                 return Manifest(kind="tokens", made_by=json.loads((file.schema_arrow.metadata or {})[b"tokens"]))
         except damage(pa) as error:
-            raise CheckpointError(f"{self.path} is no shard of a store of tokens ({error}).") from error
+            raise StoreError(f"{self.path} is no shard of a store of tokens ({error}).") from error
 
     def _value(self, table: Any, row: int) -> RegionTokens:
         def one(name: str) -> Any:
@@ -107,7 +107,7 @@ class TokenStore(Store[RegionTokens]):
         """Read a row in full, and check that its tokens are finite."""
         tokens = self[key]
         if not tokens.values.isfinite().all():
-            raise CheckpointError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")
+            raise StoreError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")
 
     def _per_token(self, table: Any, row: int, name: str, count: int) -> np.ndarray | None:
         """A number per token, where the image has them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from regiontok._checks import check_integer
-from regiontok.errors import CheckpointError, OutputError, ValueRangeError
+from regiontok.errors import OutputError, StoreError, ValueRangeError
 from regiontok.store.failures import Failure, failures_table, read_failures
 from regiontok.store.keys import check_key, printable
 from regiontok.store.locks import writing
@@ -280,14 +280,14 @@ def check_place(path: Address, *, overwrite: bool = False) -> Manifest | None:
 
     Raises:
         OutputError: A file, or a folder of other things.
-        CheckpointError: A store without its manifest, or with a damaged one.
+        StoreError: A store without its manifest, or with a damaged one.
     """
     place = Place.of(path)
     if place.is_file():
         raise OutputError(f"{place.address} is a file, and a store is a folder. Name another, or remove the file.")
     try:
         found = read_manifest(place)
-    except CheckpointError:
+    except StoreError:
         if not overwrite:
             raise
         found = None
@@ -295,7 +295,7 @@ def check_place(path: Address, *, overwrite: bool = False) -> Manifest | None:
         return found
     names = [name for name in place.names() if name != NAME]
     if any(Shard.of(name) for name in names) and not overwrite and read_manifest(place) is None:
-        raise CheckpointError(
+        raise StoreError(
             f"{place.address} has shards and no {NAME}, which tells how they were made. Put it back, or make the store "
             "anew with --overwrite."
         )
@@ -341,7 +341,7 @@ def keys_in(path: Address, *, writer: int | None = None) -> Known:
             continue
         try:
             shards.append(read_shard(place, shard.name, manifest, records, stamps=True))
-        except CheckpointError as error:
+        except StoreError as error:
             damaged[shard.name] = str(error)
     keys: dict[str, Stamp] = {}
     for rows in sorted(shards, key=lambda rows: rows.generation):

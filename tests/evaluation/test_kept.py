@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regiontok.errors import CheckpointError, MissingKeyError, ValueRangeError
+from regiontok.errors import DataError, MissingKeyError, ValueRangeError
 from regiontok.evaluation.kept import KeptMasks, digest
 from regiontok.masks import FelzenszwalbMasks
 from regiontok.store import MaskStore
@@ -55,7 +55,7 @@ def test_processes_share_a_store(tmp_path):
     assert len(MaskStore(tmp_path / "m")) == 2
     with pytest.raises(ValueRangeError, match="scale: 150.0 in the store, 99.0 now"):
         KeptMasks(tmp_path / "m", FelzenszwalbMasks(scale=99.0), writer=2)
-    with pytest.raises(CheckpointError, match="there is no store of masks"):
+    with pytest.raises(DataError, match="there is no store of masks"):
         KeptMasks(tmp_path / "none")
 
 

@@ -13,7 +13,7 @@ from transformers import BloomConfig, LlavaConfig, LlavaForConditionalGeneration
 from regiontok import ImageGeometry, MaskSet, Regionizer, masks
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import main
-from regiontok.errors import CheckpointError, ValueRangeError
+from regiontok.errors import DataError, ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import FocusMeter, target_regions
 from regiontok.evaluation.pixcv import Objects, Skipped, measure_focus, read_objects, read_questions
@@ -158,28 +158,26 @@ def test_damaged_annotations_are_skipped_and_named(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
 def test_what_is_no_file_of_annotations(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(CheckpointError, match="x.json is no (?:file of COCO annotations: |JSON, or damaged: )"):
+    with pytest.raises(DataError, match="x.json is no (?:file of COCO annotations: |JSON, or damaged: )"):
         read_objects(tmp_path / "x.json")
 
 
 def test_missing_files_are_named(tmp_path):
     for path in (tmp_path, tmp_path / "none.json"):
-        with pytest.raises(
-            CheckpointError, match="there is no FinalSegmentations.json in its folders, and it is no file"
-        ):
+        with pytest.raises(DataError, match="there is no FinalSegmentations.json in its folders, and it is no file"):
             read_objects(path)
-    with pytest.raises(CheckpointError, match="there is no such file of questions"):
+    with pytest.raises(DataError, match="there is no such file of questions"):
         next(read_questions(tmp_path / "none.parquet"))
     (tmp_path / "q.jsonl").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds no images. Name the folder that they are in, --images"):
+    with pytest.raises(DataError, match="holds no images. Name the folder that they are in, --images"):
         next(read_questions(tmp_path / "q.jsonl"))
-    with pytest.raises(CheckpointError, match="row 0: a question of CV-Bench lacks 'filename'"):
+    with pytest.raises(DataError, match="row 0: a question of CV-Bench lacks 'filename'"):
         next(read_questions(tmp_path / "q.jsonl", tmp_path))
     (tmp_path / "q.jsonl").write_text(json.dumps(question("a.jpg", 0)) + "\nno")
-    with pytest.raises(CheckpointError, match="line 2 is no JSON"):
+    with pytest.raises(DataError, match="line 2 is no JSON"):
         list(read_questions(tmp_path / "q.jsonl", tmp_path))
     (tmp_path / "q.parquet").write_text("no")
-    with pytest.raises(CheckpointError, match="q.parquet is not a whole Parquet file"):
+    with pytest.raises(DataError, match="q.parquet is not a whole Parquet file"):
         next(read_questions(tmp_path / "q.parquet"))
 
 
@@ -387,7 +385,7 @@ def test_a_model_is_the_same_however_its_folder_is_spelt(tmp_path, monkeypatch):
     write_scores("out", {"of": {"model": "model", "tokens": 8}, "figures": {"pope": 1.0}, "details": {}})
     for name in ("./model", "model/", str(tmp_path / "model"), "../" + tmp_path.name + "/model"):
         assert read_scores("out", {"model": name, "tokens": 8})["figures"] == {"pope": 1.0}
-    with pytest.raises(CheckpointError, match="has scores of model model, and this is other"):
+    with pytest.raises(DataError, match="has scores of model model, and this is other"):
         read_scores("out", {"model": "other", "tokens": 8})
 
 

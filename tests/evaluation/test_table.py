@@ -5,7 +5,7 @@ from transformers import LlavaConfig
 
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import EncoderConfig
-from regiontok.errors import CheckpointError
+from regiontok.errors import DataError
 from regiontok.evaluation.table import beside_the_paper, format_rows, read_scores, row_name, write_scores
 from regiontok.presets import FIGURES, TABLE_1
 from tests.models import tiny_clip
@@ -54,11 +54,11 @@ def test_scores_are_kept_for_one_model_and_setting(tmp_path):
     scores = {"of": of, "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}, "row": None}
     write_scores(tmp_path / "new", scores)
     assert read_scores(tmp_path / "new", of) == scores
-    with pytest.raises(CheckpointError, match="has scores of model a, and this is b. Give another folder."):
+    with pytest.raises(DataError, match="has scores of model a, and this is b. Give another folder."):
         read_scores(tmp_path / "new", of | {"model": "b"})
-    with pytest.raises(CheckpointError, match="has scores of tokens 64, and this is None. Give another folder."):
+    with pytest.raises(DataError, match="has scores of tokens 64, and this is None. Give another folder."):
         read_scores(tmp_path / "new", of | {"tokens": None})
     for damaged in ("{", "[]", json.dumps({"of": of}), json.dumps(scores | {"figures": 3})):
         (tmp_path / "new" / "scores.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match="is damaged .* Move it away, or give another folder."):
+        with pytest.raises(DataError, match="is damaged .* Move it away, or give another folder."):
             read_scores(tmp_path / "new", of)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from regiontok.cli import main
-from regiontok.errors import CheckpointError, MissingKeyError, ValueRangeError
+from regiontok.errors import DataError, MissingKeyError, ValueRangeError
 from regiontok.masks import CocoMasks, LabelMaps
 from regiontok.store import MaskStore
 from tests.pipeline.test_listing import draw
@@ -65,7 +65,7 @@ def test_masks_of_images_by_name(here):
     assert "other/b.png" not in masks
     assert masks.size("a.png") == (32, 48)
     assert CocoMasks("instances.json", iscrowd="drop")["a.png"].ids.tolist() == [70]
-    with pytest.raises(CheckpointError, match=r"instances.json has no image x/b.png"):
+    with pytest.raises(DataError, match=r"instances.json has no image x/b.png"):
         masks["x/b.png"]
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_annotation_fails_its_image_alone(here):
     )
     masks = CocoMasks("i.json")
     assert len(masks["b.png"]) == 0
-    with pytest.raises(CheckpointError, match=r"i.json, a.png: mask 0 \(annotation 5\): 4 numbers are a box"):
+    with pytest.raises(DataError, match=r"i.json, a.png: mask 0 \(annotation 5\): 4 numbers are a box"):
         masks["a.png"]
 
 
@@ -99,9 +99,9 @@ def test_a_damaged_annotation_fails_its_image_alone(here):
 )  # fmt: skip
 def test_what_is_no_file_of_annotations_is_refused(here, text, message):
     (here / "i.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DataError, match=message):
         CocoMasks("i.json")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         CocoMasks("nowhere.json")
 
 
@@ -112,15 +112,15 @@ def test_label_maps_are_found_by_the_longest_name(here):
     assert maps["images/sub/b.jpg"].size == (32, 48)
     assert maps["b.jpg"].size == (4, 4)
     assert LabelMaps("maps")["a.png"].ids.tolist() == [0, 7, 255]
-    with pytest.raises(CheckpointError, match="maps has no label map of c.png, such as c.png"):
+    with pytest.raises(DataError, match="maps has no label map of c.png, such as c.png"):
         maps["c.png"]
     Image.new("RGB", (4, 4)).save("maps/c.png")
-    with pytest.raises(CheckpointError, match=r"maps/c.png: a label map must be .* colours are ids"):
+    with pytest.raises(DataError, match=r"maps/c.png: a label map must be .* colours are ids"):
         maps["c.png"]
     (here / "maps" / "d.png").write_bytes(b"no picture")
-    with pytest.raises(CheckpointError, match="maps/d.png: not an image"):
+    with pytest.raises(DataError, match="maps/d.png: not an image"):
         maps["d.png"]
-    with pytest.raises(CheckpointError, match="there is no folder none"):
+    with pytest.raises(DataError, match="there is no folder none"):
         LabelMaps("none")
 
 
@@ -238,7 +238,7 @@ def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
     assert masks["images/a.png"].size == masks["a.png"].size == (32, 48)
     assert masks["val/x/c.png"].size == (3, 4)
     assert masks["/data/val2017/000000397133.jpg"].size == (5, 6)
-    with pytest.raises(CheckpointError, match=r"i.json has 2 images of that name: train/x/c.png, val/x/c.png"):
+    with pytest.raises(DataError, match=r"i.json has 2 images of that name: train/x/c.png, val/x/c.png"):
         masks["c.png"]
 
 
@@ -265,7 +265,7 @@ def test_two_images_of_one_id_are_refused(here):
     data = json.loads((here / "instances.json").read_text())
     data["images"][1]["id"] = 0
     (here / "i.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="two images of id 0, a.png and sub/b.png, so that their"):
+    with pytest.raises(DataError, match="two images of id 0, a.png and sub/b.png, so that their"):
         CocoMasks("i.json")
     data["images"][1] = data["images"][0]  # the same one twice says nothing new
     (here / "i.json").write_text(json.dumps(data))
@@ -301,7 +301,7 @@ def test_an_image_under_several_ids_is_an_error_or_chosen(tmp_path):
     file = annotated(
         tmp_path / "c.json", [(1, "a.jpg"), (2, "a.jpg"), (3, "b.jpg")], [(1, SQUARE), (2, SQUARE), (2, SQUARE)]
     )
-    with pytest.raises(CheckpointError, match=r"1 images under several ids, such as a.jpg under 1, 2. .*--duplicates"):
+    with pytest.raises(DataError, match=r"1 images under several ids, such as a.jpg under 1, 2. .*--duplicates"):
         CocoMasks(file)
     assert [len(CocoMasks(file, duplicates=choice)["a.jpg"]) for choice in ("merge", "first")] == [3, 1]
     with pytest.raises(ValueRangeError, match="duplicates must be one of"):
@@ -322,7 +322,7 @@ def test_names_of_windows_tools(tmp_path):
         masks.find("images/bb.jpg")
     assert len(CocoMasks(file, match="name")["images/b.jpg"]) == 1
     twice = annotated(tmp_path / "d.json", [(1, "x/a.jpg"), (2, "y/a.jpg")], [])
-    with pytest.raises(CheckpointError, match="has 2 images of that name"):
+    with pytest.raises(DataError, match="has 2 images of that name"):
         CocoMasks(twice, match="name").find("a.jpg")
 
 
@@ -351,6 +351,6 @@ def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsy
 def test_spellings_of_one_name_are_one_image(tmp_path):
     names = [(1, "images\\a.jpg"), (7, "images/a.jpg"), (8, "./images/a.jpg")]
     file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (7, SQUARE), (8, SQUARE)])
-    with pytest.raises(CheckpointError, match="under several ids, such as images.a.jpg under 1, 7, 8"):
+    with pytest.raises(DataError, match="under several ids, such as images.a.jpg under 1, 7, 8"):
         CocoMasks(file)
     assert len(CocoMasks(file, duplicates="merge")["images/a.jpg"]) == 3

@@ -11,7 +11,7 @@ from PIL import Image
 
 from regiontok import MaskSet
 from regiontok.cli import main
-from regiontok.errors import CheckpointError, MissingKeyError
+from regiontok.errors import DataError, MissingKeyError
 from regiontok.masks import FelzenszwalbMasks, LabelMaps, MaskFiles
 from regiontok.store import MaskStore, TokenStore
 from tests.pipeline.test_listing import draw
@@ -89,9 +89,9 @@ def test_files_are_found_by_name(tmp_path):
     with pytest.raises(MissingKeyError, match=r"has no masks of b.jpg, such as b.json"):
         files.find("b.jpg")
     write(tmp_path / "a", "sam")
-    with pytest.raises(CheckpointError, match=r"several files of masks of a.jpg: a.json and a.npy"):
+    with pytest.raises(DataError, match=r"several files of masks of a.jpg: a.json and a.npy"):
         files.find("a.jpg")
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         MaskFiles(tmp_path / "none")
     with pytest.raises(MissingKeyError):  # label maps alone
         LabelMaps(tmp_path).find("a.jpg")
@@ -113,20 +113,20 @@ def test_files_are_found_by_name(tmp_path):
 )
 def test_files_that_have_no_masks_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         MaskFiles(tmp_path)["a.jpg"]
     assert name in str(raised.value)
 
 
 def test_arrays_that_are_no_masks(tmp_path):
     np.savez(tmp_path / "a.npz", x=DENSE, y=DENSE)
-    with pytest.raises(CheckpointError, match="its arrays are x, y; one must be named masks or labels"):
+    with pytest.raises(DataError, match="its arrays are x, y; one must be named masks or labels"):
         MaskFiles(tmp_path)["a.jpg"]
     np.savez(tmp_path / "b.npz", masks=DENSE, ids=[1])
-    with pytest.raises(CheckpointError, match="there must be one of ids per mask, 2"):
+    with pytest.raises(DataError, match="there must be one of ids per mask, 2"):
         MaskFiles(tmp_path)["b.jpg"]
     np.savez(tmp_path / "c.npz", masks=np.array([{}, {}], dtype=object))
-    with pytest.raises(CheckpointError, match="damaged, or no npz file: Object arrays"):
+    with pytest.raises(DataError, match="damaged, or no npz file: Object arrays"):
         MaskFiles(tmp_path)["c.jpg"]
 
 
@@ -143,7 +143,7 @@ def test_damaged_files_raise_named_errors_alone(tmp_path, kind, place, value, cu
     data = bytearray(file.read_bytes())
     data[place % len(data)] = value
     file.write_bytes(data[: place % len(data)] if cut else data)
-    with contextlib.suppress(CheckpointError):
+    with contextlib.suppress(DataError):
         MaskFiles(tmp_path)["a.jpg"]
     file.unlink()
 
@@ -240,7 +240,7 @@ def test_empty_records_are_left_out_and_several_images_are_refused(tmp_path):
     assert len(MaskFiles(tmp_path).read("a.jpg", SIZE)) == 0
     several = [record | {"image_id": number} for number, record in enumerate(records())]
     (tmp_path / "a.json").write_text(json.dumps({"annotations": several}))
-    with pytest.raises(CheckpointError, match="its annotations are of 2 images, and one is wanted"):
+    with pytest.raises(DataError, match="its annotations are of 2 images, and one is wanted"):
         MaskFiles(tmp_path)["a.jpg"]
 
 

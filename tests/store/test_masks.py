@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as coco
 
 from regiontok import MaskSet
-from regiontok.errors import CheckpointError, MissingKeyError, OutputError, ValueRangeError
+from regiontok.errors import MissingKeyError, OutputError, StoreError, ValueRangeError
 from regiontok.store import MaskStore, write_masks
 
 
@@ -124,7 +124,7 @@ def test_an_error_in_the_middle_loses_no_shard(tmp_path):
 
 
 def test_places_that_are_no_store(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no store of masks .*Make one with regiontok masks IMAGE"):
+    with pytest.raises(StoreError, match=r"there is no store of masks .*Make one with regiontok masks IMAGE"):
         MaskStore(tmp_path / "m")
     (tmp_path / "file").write_text("a file")
     with pytest.raises(OutputError, match="file is a file, and a store is a folder"):
@@ -139,10 +139,10 @@ def test_places_that_are_no_store(tmp_path):
         MaskStore(tmp_path / "m")["a.jpg"]
     for text in ("{", "[]", '{"format": 1}', '{"format": 1, "kind": 3, "made_by": {}, "images": []}'):
         (tmp_path / "m" / "store.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"store.json is damaged"):
+        with pytest.raises(StoreError, match=r"store.json is damaged"):
             MaskStore(tmp_path / "m")
     (tmp_path / "m" / "store.json").write_text('{"format": 2}')
-    with pytest.raises(CheckpointError, match="is a store of format 2; this version of regiontok reads 1"):
+    with pytest.raises(StoreError, match="is a store of format 2; this version of regiontok reads 1"):
         MaskStore(tmp_path / "m")
 
 
@@ -161,18 +161,18 @@ def test_the_single_file_of_before_is_read(tmp_path):
 
 def test_files_that_are_no_masks(tmp_path):
     (tmp_path / "text.parquet").write_text("no parquet at all")
-    with pytest.raises(CheckpointError, match="is not a whole Parquet file"):
+    with pytest.raises(StoreError, match="is not a whole Parquet file"):
         MaskStore(tmp_path / "text.parquet")
     for columns in ({"key": ["a"]}, {"key": ["a"], "height": [1], "width": [1], "counts": [[b"1"]]}):
         pq.write_table(pa.table(columns), tmp_path / "other.parquet")
-        with pytest.raises(CheckpointError, match="other.parquet is no complete shard of this store of masks"):
+        with pytest.raises(StoreError, match="other.parquet is no complete shard of this store of masks"):
             MaskStore(tmp_path / "other.parquet")
 
 
 def test_a_damaged_row_is_named(tmp_path):
     row = {"key": "a.jpg", "height": 3, "width": 3, "counts": [b"4"], "scores": [0.5], "stability": [0.5]}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "m.parquet")
-    with pytest.raises(CheckpointError, match="masks of a.jpg in .*: mask 0: the counts of an RLE must add up"):
+    with pytest.raises(StoreError, match="masks of a.jpg in .*: mask 0: the counts of an RLE must add up"):
         MaskStore(tmp_path / "m.parquet")["a.jpg"]
 
 
@@ -203,7 +203,7 @@ def damaged(folder, change):
 def test_rows_of_nulls_are_named_and_the_others_served(tmp_path, change, message):
     damaged(tmp_path / "m", change)
     store = MaskStore(tmp_path / "m")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(StoreError, match=message):
         store["a.jpg"]
     assert len(store["b.jpg"]) == 3
 
@@ -238,7 +238,7 @@ def test_damaged_bytes_are_named_and_take_no_memory(tmp_path):
             store = MaskStore(tmp_path / "alone.parquet")
             for key in store:
                 store[key]
-        except CheckpointError:
+        except StoreError:
             named += 1
     assert named > 20
 
@@ -253,7 +253,7 @@ def test_a_bit_that_flips_in_a_page_is_found(tmp_path):
             store = MaskStore(path)
             for key in store:
                 store[key]
-        except CheckpointError:
+        except StoreError:
             found += 1
     assert found == len(range(2000, len(whole) - 4000, 97))
 
@@ -262,7 +262,7 @@ def test_a_file_that_is_cut_while_it_is_open_does_not_end_the_process(tmp_path):
     write_masks(tmp_path / "m", ((f"{number}.jpg", random_masks(number)) for number in range(300)))
     store, path = MaskStore(tmp_path / "m"), shard_of(tmp_path / "m")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"part-00000-000000.parquet"):
+    with pytest.raises(StoreError, match=r"part-00000-000000.parquet"):
         store["299.jpg"]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from regiontok import MaskSet, Regionizer
 from regiontok.cli import main
-from regiontok.errors import CheckpointError, DTypeError, ImageError, ValueRangeError, failure_kind
+from regiontok.errors import DTypeError, ImageError, StoreError, ValueRangeError, failure_kind
 from regiontok.store import MaskStore, TokenStore, write_masks, write_tokens
 from regiontok.store.stamps import Stamp, stamp_of
 from regiontok.store.writer import keys_in
@@ -230,7 +230,7 @@ def test_failures_have_kinds_that_sql_can_group(images, capsys):
 
 def test_kinds_of_errors_are_stable_words():
     assert failure_kind(ImageError("x", "damaged")) == "damaged"
-    assert failure_kind(CheckpointError("x")) == "data"
+    assert failure_kind(StoreError("x")) == "data"
     assert failure_kind(RuntimeError("CUDA out of memory")) == failure_kind(MemoryError()) == "memory"
     assert failure_kind(OSError("x")) == "io"
     assert failure_kind(RuntimeError("x")) == "internal"

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 
 from regiontok import MaskSet, Regionizer
 from regiontok.errors import (
-    CheckpointError,
     MissingDependencyError,
     MissingKeyError,
     OutputError,
     RegiontokError,
     ShapeError,
+    StoreError,
     ValueRangeError,
 )
 from regiontok.store import (
@@ -248,7 +248,7 @@ def test_options_that_differ_are_named_and_may_be_mixed(tmp_path):
         writer.write(rows([2]))
     store = MaskStore(tmp_path / "m")
     assert (store.made_by, len(store)) == (MASKS.made_by, 2)
-    with pytest.raises(CheckpointError, match="m is a store of masks, and one of tokens is wanted here"):
+    with pytest.raises(StoreError, match="m is a store of masks, and one of tokens is wanted here"):
         TokenStore(tmp_path / "m")
 
 
@@ -348,14 +348,14 @@ def test_memory_as_a_filesystem():
     assert same(store["a/24.jpg"], random_masks(24))
     assert write_masks(address, [("b.jpg", random_masks(1))]) == 1
     assert len(MaskStore(address)) == 26
-    with pytest.raises(CheckpointError, match="there is no store of masks in memory://else"):
+    with pytest.raises(StoreError, match="there is no store of masks in memory://else"):
         MaskStore("memory://else")
     write_masks(address, [], overwrite=True)
     assert len(MaskStore(address)) == 0
 
 
 def test_addresses_that_cannot_be(monkeypatch):
-    with pytest.raises(CheckpointError, match="nowhere://a cannot be reached"):
+    with pytest.raises(StoreError, match="nowhere://a cannot be reached"):
         MaskStore("nowhere://a")
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # fsspec keeps classes that it has found, and no test uses this one
     with pytest.raises(MissingDependencyError, match="gs://bucket/a needs a package that is not installed"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regiontok import MaskSet, Regionizer, Regions, RegionTokens
-from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
+from regiontok.errors import ShapeError, StoreError, ValueRangeError
 from regiontok.geometry import ImageGeometry
 from regiontok.regions import Dropped
 from regiontok.store import TokenStore, write_tokens
@@ -124,7 +124,7 @@ def test_damaged_rows_are_named(tmp_path, change):
     names = {name: table.schema.field(name).type for name in table.column_names}
     names |= {"tokens": pa.list_(pa.list_(pa.float16(), 16)), "patches": pa.list_(pa.list_(pa.int32()))}
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(list(names.items()))), shard)
-    with pytest.raises(CheckpointError, match=r"tokens of a.jpg in .* are damaged"):
+    with pytest.raises(StoreError, match=r"tokens of a.jpg in .* are damaged"):
         TokenStore(tmp_path / "t")["a.jpg"]
 
 
