@@ -23,7 +23,38 @@ from regiontok.errors import ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.presets import ENCODERS, Recipe
 
-__all__ = ["ENCODERS", "Encoded", "Encoder", "PixelDescriptor", "load"]
+__all__ = ["ENCODERS", "Encoded", "Encoder", "LoadOptions", "PixelDescriptor", "load", "register"]
+
+_BUILDERS: dict[str, Callable[[str, LoadOptions], Encoder]] = {
+    "timm": timm.build,
+    "open_clip": open_clip.build,
+    "hf": huggingface.build,
+}
+"""By library, as in ``timm:MODEL``."""
+_REGISTERED: dict[str, Callable[[LoadOptions], Encoder]] = {}
+
+
+def register(name: str, build: Callable[[LoadOptions], Encoder]) -> None:
+    """Let `load` find an encoder by name.
+
+    Args:
+        name: A new name without a colon.
+        build: Called with the options of `load`; returns an `Encoder`.
+
+    Raises:
+        ValueRangeError: The name is taken, or has a colon.
+
+    Example:
+        >>> def build(options):
+        ...     model = lambda pixels: pixels.unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5)).permute(0, 2, 3, 1)
+        ...     return Encoder(model, geometry=ImageGeometry(options.geometry, options.size or (96, 96)), patch_size=16)
+        >>> register("mean-colours", build)
+        >>> load("mean-colours")(Image.new("RGB", (64, 48))).features.shape
+        torch.Size([1, 6, 6, 3])
+    """
+    if name in ("pixels", *ENCODERS, *_REGISTERED) or ":" in name:
+        raise ValueRangeError(f"an encoder {name!r} exists, or the name has a colon. Choose another name.")
+    _REGISTERED[name] = build
 
 
 def load(
@@ -98,15 +129,14 @@ def load(
     if recipe is not None:
         _refuse(name, img_size=img_size)
         library, model, size = "timm", recipe.timm_model, (recipe.img_size, recipe.img_size)
-    builders: dict[str, Callable[[str, LoadOptions], Encoder]] = {
-        "timm": timm.build, "open_clip": open_clip.build, "hf": huggingface.build
-    }  # fmt: skip
-    if library not in builders or not model:
+    if name not in _REGISTERED and (library not in _BUILDERS or not model):
         raise ValueRangeError(
             f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
-            "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap a model of your own in regiontok.encoders.Encoder."
+            "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap your own model in regiontok.encoders.Encoder, or "
+            "regiontok.encoders.register it."
         )
-    check_importable("torchvision")  # which these libraries import, and fail of in ways of their own
+    if name not in _REGISTERED:
+        check_importable("torchvision")  # these libraries import it, and hide why that failed
     if library == "hf":
         _refuse(name, weights=weights)
     default = recipe or Recipe(model, 0)
@@ -120,7 +150,7 @@ def load(
         final_norm=default.final_norm if final_norm is None else final_norm,
         geometry=geometry,
     )
-    return _tell(builders[library](model, options), given)
+    return _tell(_REGISTERED[name](options) if name in _REGISTERED else _BUILDERS[library](model, options), given)
 
 
 def _check_memory(size: Size) -> None:

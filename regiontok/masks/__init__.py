@@ -7,7 +7,7 @@ Any callable of this shape is a generator: what it returns may also be what `Mas
 `write_masks` keep masks in a file; `CocoMasks`, `MaskFiles` and `LabelMaps` read masks that people have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,33 @@ __all__ = [
     "PipelineMasks",
     "Sam2Masks",
     "load",
+    "register",
 ]
+
+_REGISTERED: dict[str, Callable[..., Any]] = {}
+
+
+def register(name: str, build: Callable[..., Any]) -> None:
+    """Let `load` find a mask generator by name.
+
+    Args:
+        name: A new name.
+        build: Called with those arguments of `load` that were given, ``model``, ``pretrained``, ``device``, ``dtype``
+            and further options; returns a `MaskGenerator`.
+
+    Raises:
+        ValueRangeError: The name is taken.
+
+    Example:
+        >>> halves = lambda images: [MaskSet.from_labels(torch.arange(image.width).ge(image.width // 2).long().expand(
+        ...     image.height, -1)) for image in images]
+        >>> register("halves", lambda: halves)
+        >>> load("halves")([Image.new("RGB", (64, 48))])
+        [MaskSet(2 masks of 48 x 64 pixels)]
+    """
+    if name in (*GENERATORS, *_REGISTERED):
+        raise ValueRangeError(f"a mask generator {name!r} exists. Choose another name.")
+    _REGISTERED[name] = build
 
 
 _SIZES = {
@@ -74,7 +100,7 @@ def load(
     """Load a mask generator by name.
 
     Args:
-        name: One of ``GENERATORS``.
+        name: One of ``GENERATORS``, or a name that was given to `register`.
         model: A model's name on the hub, or a folder that ``save_pretrained`` wrote; for ``sam2-package`` also one of
             its own checkpoints, such as ``sam2.1_hiera_large.pt``. By default SAM 2.1 large.
         pretrained: Fetch the weights; with False they are random.
@@ -95,8 +121,11 @@ def load(
         >>> generate([Image.new("RGB", (64, 48))])
         [MaskSet(1 mask of 48 x 64 pixels)]
     """
-    check_choice("name", name, GENERATORS)
+    check_choice("name", name, (*GENERATORS, *_REGISTERED))
     check_device(device)
+    if name in _REGISTERED:
+        named = {"model": model, "pretrained": None if pretrained else False, "device": device, "dtype": dtype}
+        return _make(_REGISTERED[name], name, options | {key: one for key, one in named.items() if one is not None})
     if dtype is not None and name not in ("sam2", "sam3"):
         raise ValueRangeError(f"generator {name!r} takes no dtype; got {dtype}. Leave it out.")
     if name == "felzenszwalb":

@@ -1,7 +1,6 @@
 """The promises of every family; its own are in test_families.py."""
 
 import inspect
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -124,24 +123,6 @@ def test_a_budget_without_images_is_refused(stock):
     for call in (model, model.generate):
         with pytest.raises(ValueRangeError, match="there is a budget of tokens for images and no pixel_values"):
             call(**text, num_regions=5)
-
-
-def test_a_model_saved_before_there_were_linkages_has_the_papers_rule(stock, tmp_path):
-    clustered(stock, num_regions=5, threshold=None).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("linkage", "explained_variance"):
-        assert name in config["regiontok"]  # null is not nothing
-        del config["regiontok"][name]
-    config["regiontok"]["threshold"] = 0.7  # was saved beside a budget, and not used
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    old = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
-    papers = clustered(stock, num_regions=5, threshold=None, linkage="centroid")
-    assert torch.equal(old.encode_regions(PIXELS).regions.labels(), papers.encode_regions(PIXELS).regions.labels())
-    ward = clustered(stock, num_regions=5, threshold=None)
-    assert not torch.equal(old.encode_regions(PIXELS).regions.labels(), ward.encode_regions(PIXELS).regions.labels())
-    ward.save_pretrained(tmp_path)
-    again = RegionLlavaForConditionalGeneration.from_pretrained(tmp_path)
-    assert again.regionizer.config == ward.regionizer.config
 
 
 def test_an_untrained_cross_attention_pool_over_single_patches_changes_nothing(stock):

@@ -89,7 +89,7 @@ def test_budgets_of_a_call_are_written_and_passed_on(name, stock):
     halves = process(processor, **given, keep=[0.5, 1.0])
     model(**halves)
     assert count(process(processor, **given), processor) == [min(6, one) for one in most]  # nothing is left over
-    with pytest.raises(ShapeError, match="budgets must be one number, or one per image; got 1"):
+    with pytest.raises(ShapeError, match="num_regions must have one entry per image, 2; got 1"):
         process(processor, **given, num_regions=[7])
 
 

@@ -26,7 +26,7 @@ folder. `RegionModelMixin` describes what ``forward`` and ``generate`` take besi
 
 from typing import Any
 
-from regiontok.adapters.huggingface.classes import CLASSES
+from regiontok.adapters.huggingface.classes import class_names, find_class, register_family
 from regiontok.adapters.huggingface.encoding import Patches, RegionEncoderMixin
 from regiontok.adapters.huggingface.families import (
     FAMILIES,
@@ -68,20 +68,21 @@ __all__ = [
     "load_model",
     "process",
     "region_processor",
+    "register_family",
     "sglang_request",
     "tiles_of",
     "vllm_request",
     "with_regions",
     "without_regions",
 ]
-__all__ += sorted(CLASSES)
+__all__ += class_names()
 
 
 def __getattr__(name: str) -> Any:
-    if name in CLASSES:
-        return CLASSES[name]
+    if not name.startswith("_") and (found := find_class(name)) is not None:
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *CLASSES})
+    return sorted({*globals(), *class_names()})

@@ -101,10 +101,10 @@ def _named_in(file: Path) -> set[str]:
     return {name.strip() for name in names.split(",") if name.strip().isidentifier()}
 
 
-def auto_map(**classes: type[Any]) -> dict[str, str]:
-    """Return the ``auto_map`` of a config or processor: the classes that a folder is loaded with."""
+def auto_map(**names: str) -> dict[str, str]:
+    """Return the ``auto_map`` of a config or processor: the names of the classes that a folder is loaded with."""
     module = _REMOTE.removesuffix(".py")
-    return {auto: f"{module}.{kind.__name__}" for auto, kind in classes.items()}
+    return {auto: f"{module}.{name}" for auto, name in names.items()}
 
 
 def to_region_config(config: Any, kind: type[Any]) -> Any:

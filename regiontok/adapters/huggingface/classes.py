@@ -1,4 +1,4 @@
-"""The classes of each family, made from its row in the table and registered with transformers.
+"""The classes of each family, made on demand from its row in the table and registered with transformers.
 
 ``LlavaForConditionalGeneration`` gives `RegionLlavaConfig`, `RegionLlavaModel`, `RegionLlavaForConditionalGeneration`
 and, with other families of the same processor, `RegionLlavaProcessor`. The own ``model_type`` keeps a process without
@@ -7,8 +7,8 @@ regiontok from taking a folder for one of a stock model.
 
 import difflib
 import functools
-import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from regiontok.adapters.huggingface.families import FAMILIES, Family
 from regiontok.adapters.huggingface.inner import CACHES, SIDE_INPUTS, RegionModelMixin, reject_other_media
 from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
-from regiontok.errors import UnknownOptionError
+from regiontok.errors import UnknownOptionError, ValueRangeError
 
 transformers = require("transformers", extra="hf")
 _mapping = require("transformers.conversion_mapping", extra="hf")
@@ -56,26 +56,90 @@ class FamilyClasses(NamedTuple):
 
 
 CLASSES: dict[str, Any] = {}
-"""All region classes by name."""
+"""Region classes by name, as far as they were made."""
+_OWNERS: dict[str, Family] = {}
+"""The family that a class belongs to, by the name of the class."""
+BY_STOCK: dict[str, Family] = {}
+"""The family of each ``*ForConditionalGeneration``, by name."""
+CONFIGS: dict[str, Any] = {}
+"""Likewise the class of its region config."""
 
 
-def _make_family(family: Family) -> FamilyClasses:
-    stock = getattr(transformers, family.stock)
-    inner_stock = getattr(importlib.import_module(stock.__module__), f"{family.name}Model")
-    config_stock = stock.config_class
+class _RegionConfig:
+    """A config that makes the model classes of its family before an Auto class looks for them."""
+
+    family: Family
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        family_classes(cls.family)
+        return super().__new__(cls)
+
+
+def register_family(family: Family) -> None:
+    """Support a family of models that is not in the table.
+
+    Its config and processor are registered with transformers at once; the model classes are made when they are needed.
+
+    Args:
+        family: Its row. The classes of a model outside transformers are given as ``stock_class`` and
+            ``processor_class``; its inner model is ``<name>Model`` in the module of ``stock_class``.
+
+    Raises:
+        ValueRangeError: A family with these classes exists.
+    """
+    if family.stock in BY_STOCK:
+        raise ValueRangeError(f"there is a family of {family.stock}. Give the new one another name.")
+    if family not in FAMILIES:
+        FAMILIES.append(family)
+    BY_STOCK[family.stock] = family
+    config_stock = getattr(family.stock_class, "config_class", None) or getattr(transformers, f"{family.name}Config")
+    names = {
+        "AutoConfig": f"Region{config_stock.__name__}",
+        "AutoModel": f"Region{family.name}Model",
+        "AutoModelForImageTextToText": f"Region{family.stock}",
+    }
+    _OWNERS.update(dict.fromkeys(names.values(), family))
+    config = _make(
+        names["AutoConfig"],
+        (_RegionConfig, config_stock),
+        model_type=f"region_{config_stock.model_type}",
+        family=family,
+    )
     processors = require("transformers.models.auto.processing_auto", extra="hf").PROCESSOR_MAPPING_NAMES
-    processor = processor_class(getattr(transformers, processors.get(config_stock.model_type, "LlavaProcessor")))
-    config = _make(f"Region{config_stock.__name__}", (config_stock,), model_type=f"region_{config_stock.model_type}")
+    stock = family.processor_class or getattr(transformers, processors.get(config_stock.model_type, "LlavaProcessor"))
+    processor = processor_class(stock)
+    CONFIGS[family.stock] = config
+    config.classes_of_folder = auto_map(**names, AutoProcessor=processor.__name__)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    transformers.AutoProcessor.register(config, processor, exist_ok=True)
+
+
+def find_class(name: str) -> Any:
+    """Return a region class by its name, and make it if it was not needed before; None if there is none."""
+    if name not in CLASSES and name in _OWNERS:
+        family_classes(_OWNERS[name])
+    return CLASSES.get(name)
+
+
+def class_names() -> list[str]:
+    """Return the names of all region classes."""
+    return sorted({*CLASSES, *_OWNERS})
+
+
+@functools.cache
+def family_classes(family: Family) -> FamilyClasses:
+    """Return the region classes of a family; the first call imports its modelling code and registers the classes."""
+    stock = family.stock_class or getattr(transformers, family.stock)
+    inner_stock = getattr(sys.modules[stock.__module__], f"{family.name}Model")
+    config = CONFIGS[family.stock]
     bases = (CheckpointMixin, family.mixin, inner_stock)
     inner = _make(f"Region{family.name}Model", bases, _inner=inner_stock, _stock=stock, config_class=config)
     inner._region_config = config
     inner.forward = _signed(inner, family.mixin.forward, inner_stock.forward)
     inner.get_image_features = _with_signature(inner.get_image_features, inner_stock.get_image_features)
     outer = CLASSES[f"Region{family.stock}"] = _make_outer(config, inner, stock)
-    config.classes_of_folder = auto_map(
-        AutoConfig=config, AutoModel=inner, AutoModelForImageTextToText=outer, AutoProcessor=processor
-    )
-    _register(config, inner, outer, processor, stock, inner_stock)
+    processor = CLASSES[config.classes_of_folder["AutoProcessor"].rpartition(".")[2]]
+    _register_models(config, inner, outer, stock, inner_stock)
     return FamilyClasses(config, inner, outer, processor, stock)
 
 
@@ -114,17 +178,15 @@ def _make_class(name: str, bases: tuple[type[Any], ...], **attributes: Any) -> A
     return type(name, bases, {"__module__": _PACKAGE, "__doc__": doc, **attributes})
 
 
-def _register(config: Any, inner: Any, outer: Any, processor: Any, stock: Any, inner_stock: Any) -> None:
-    """Register classes with the Auto classes, and let weights be renamed as for the stock classes.
+def _register_models(config: Any, inner: Any, outer: Any, stock: Any, inner_stock: Any) -> None:
+    """Register models with the Auto classes, and let weights be renamed as for the stock classes.
 
     Without the second, transformers renames nothing for classes that are not its own, and would lose ``lm_head``.
     """
-    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     transformers.AutoModel.register(config, inner, exist_ok=True)
     for auto in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
         if hasattr(transformers, auto):
             getattr(transformers, auto).register(config, outer, exist_ok=True)
-    transformers.AutoProcessor.register(config, processor, exist_ok=True)
     for old, new in (
         (stock.config_class.model_type, config.model_type),
         (inner_stock.__name__, inner.__name__),
@@ -205,5 +267,5 @@ def _signed(inner: Any, forward: Callable[..., Any], stock: Callable[..., Any]) 
     return call
 
 
-BY_STOCK: dict[str, FamilyClasses] = {family.stock: _make_family(family) for family in FAMILIES}
-"""The region classes of each ``*ForConditionalGeneration``."""
+for _family in FAMILIES:
+    register_family(_family)

@@ -15,7 +15,7 @@ from regiontok.adapters.huggingface.checkpoints import (
     to_region_config,
     with_class,
 )
-from regiontok.adapters.huggingface.classes import BY_STOCK, FamilyClasses, processor_class
+from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, FamilyClasses, family_classes, processor_class
 from regiontok.adapters.huggingface.families import REFUSED
 from regiontok.adapters.huggingface.outer import RegionMixin
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
@@ -168,12 +168,11 @@ def load_model(folder: str | Path, *, regionizer: Regionizer | None = None, **op
             f"{folder} holds no model of transformers: {error} Give a folder that save_pretrained wrote, or a name on "
             "the hub."
         ) from error
-    types = {
-        kind.model_type: family for family in BY_STOCK.values() for kind in (family.config, family.stock.config_class)
-    }
-    classes = types.get(config.model_type)
-    if classes is None:
+    region_type = f"region_{config.model_type.removeprefix('region_')}"
+    stock = next((stock for stock, kind in CONFIGS.items() if kind.model_type == region_type), None)
+    if stock is None:
         raise ValueRangeError(_why_not((config.architectures or [config.model_type])[0]))
+    classes = family_classes(BY_STOCK[stock])
     if getattr(config, "regiontok", ...) is None:
         raise CheckpointError(
             f"{folder}: its config has regiontok null, where the options of a Regionizer should be. Take it "
@@ -225,7 +224,7 @@ def _classes_of(model: Any) -> FamilyClasses:
     """Return the classes of a model's family, also of a subclass of a stock class."""
     for kind in type(model).__mro__:
         if kind.__name__ in BY_STOCK:
-            return BY_STOCK[kind.__name__]
+            return family_classes(BY_STOCK[kind.__name__])
     raise ValueRangeError(_why_not(type(model).__name__))
 
 

@@ -127,7 +127,7 @@ class RegionProcessorMixin:
     def to_dict(self) -> dict[str, Any]:
         """Return the values to save, with the options of the Regionizer."""
         own = {"regiontok": self.regiontok, "regiontok_newline": self.regiontok_newline}
-        return super().to_dict() | own | {"auto_map": auto_map(AutoProcessor=type(self))}
+        return super().to_dict() | own | {"auto_map": auto_map(AutoProcessor=type(self).__name__)}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save the processor as transformers does, with the options of the Regionizer."""

@@ -7,12 +7,12 @@
     native_resolution   grids that differ between images, positions in two dimensions: Qwen-VL, GLM-V
     gemma4              grids that differ between images, padded: Gemma 4
 
-`FAMILIES` is the table of them all, of which the classes (`regiontok.adapters.huggingface.classes`) and the
-documentation are made. A new family is a mixin of some lines in the file of its mechanism, a row here and a small model
-in ``tests/families.py``; "Add a family" in the documentation goes through it.
+`FAMILIES` is the table of all families, from which the classes (`regiontok.adapters.huggingface.classes`) and the
+documentation are made. A new family is a short mixin in the file of its mechanism, a row here and a small model in
+``tests/families.py``; see "Add a family" in the documentation. `register_family` adds one from another package.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from regiontok.adapters.huggingface.families.anyres import AnyresMixin, OnevisionMixin
 from regiontok.adapters.huggingface.families.gemma4 import Gemma4Mixin
@@ -47,15 +47,17 @@ __all__ = [
 
 
 class Family(NamedTuple):
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        title: What people call it.
-        name: The stem of its classes in transformers, such as ``Llava`` of ``LlavaForConditionalGeneration``.
-        mixin: What makes its inner model a region model.
-        features: What regions are made of.
-        needs: What must come with pixels besides, as the processor gives it.
-        notes: What is peculiar to it, and what it cannot do.
+        title: Its usual name.
+        name: Stem of its classes in transformers, such as ``Llava`` of ``LlavaForConditionalGeneration``.
+        mixin: Mixin that makes its inner model a region model.
+        features: The features that regions are made of, for the documentation.
+        needs: Inputs other than pixels that its processor returns and the model needs.
+        notes: Particularities and limits.
+        stock_class: Its ``*ForConditionalGeneration``, if it is not part of transformers.
+        processor_class: Its processor, if it is not part of transformers.
     """
 
     title: str
@@ -64,15 +66,17 @@ class Family(NamedTuple):
     features: str
     needs: str
     notes: str
+    stock_class: Any = None
+    processor_class: Any = None
 
     @property
     def stock(self) -> str:
-        """The name of the class of transformers."""
+        """Name of its ``*ForConditionalGeneration``."""
         return f"{self.name}ForConditionalGeneration"
 
     @property
     def mechanism(self) -> str:
-        """The file of its mechanism."""
+        """File of its mechanism."""
         return str(self.mixin.__module__.rpartition(".")[2])
 
 
@@ -81,7 +85,7 @@ _GRID, _CENTROID = "`image_grid_thw`", "a region's rotary position is its centro
 _STITCHED = "regions cross tiles if `tiles` or the region processor gives their rows and columns"
 _TAGGED = "each tile has its own block of placeholders, and regions stay within tiles"
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: list[Family] = [
     Family(
         "LLaVA-1.5",
         "Llava",
@@ -155,8 +159,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("FastVLM", "FastVlm", FastVlmMixin, _PROJECTED, "", ""),
     Family("VipLlava", "VipLlava", OneTensorMixin, _PROJECTED, "", ""),
-)
-"""All of them, in the order of the documentation."""
+]
+"""All families, in the order of the documentation."""
 
 _ROWS = "its prompts end every row of patches with a token, and regions have no rows"
 _VIDEOS = "it is made for videos, which have a grid per frame"
