@@ -431,3 +431,21 @@ def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
 def test_an_input_beyond_this_machines_memory_is_refused():
     with pytest.raises(ValueRangeError, match=r"img_size must fit into memory; got 100000 x 100000 pixels, which take"):
         encoders.load("pixels", img_size=100_000)
+
+
+def test_encoders_of_other_packages_are_found_by_name(monkeypatch):
+    monkeypatch.setattr(encoders, "_REGISTERED", {})
+    asked = []
+
+    def build(options):
+        asked.append(options)
+        model = encoders.load("pixels").model
+        return Encoder(model, geometry=ImageGeometry(options.geometry, options.size), patch_size=16)
+
+    encoders.register("ours", build)
+    encoder = encoders.load("ours", img_size=96, layer=3, geometry="squash")
+    assert (asked[0].size, asked[0].layer, encoder.geometry) == ((96, 96), 3, ImageGeometry.squash(96))
+    assert encoder.describe()["encoder_options"]["layer"] == 3
+    for name in ("ours", "pixels", "clip-336", "timm:ours"):
+        with pytest.raises(ValueRangeError, match="exists, or the name has a colon"):
+            encoders.register(name, build)

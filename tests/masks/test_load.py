@@ -120,3 +120,12 @@ def test_a_missing_package_is_named(monkeypatch):
         masks.load("felzenszwalb")([Image.new("RGB", (8, 8))])
     with pytest.raises(MissingDependencyError, match="pyarrow is needed here"):
         MaskStore("x.parquet")
+
+
+def test_generators_of_other_packages_are_found_by_name(monkeypatch):
+    monkeypatch.setattr(masks, "_REGISTERED", {})
+    masks.register("ours", lambda **options: options)
+    assert masks.load("ours") == {}
+    assert masks.load("ours", model="m", pretrained=False, points=3) == {"model": "m", "pretrained": False, "points": 3}
+    with pytest.raises(ValueRangeError, match="a mask generator 'sam2' exists"):
+        masks.register("sam2", dict)
