@@ -13,7 +13,7 @@ The way of the data, and where each step lives:
     normalize     root mean square, without a weight                           rms_normalize
     clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
     masks         images to masks, or annotated ones                           regiontok.masks.load
-    annotations   what others call masks: COCO, SAM, label maps                MaskSet.from_coco
+    coco_format   COCO's masks as runs; mask_formats: SAM, label maps, arrays  MaskSet.from_coco
     maskset       the masks of one image                                       MaskSet
     downsample    masks brought to the patch grid                              MaskDownsampler
     splitting     masks split by what is in them                               split_regions

@@ -21,11 +21,11 @@ from regiontok._checks import (
     flatten_valid,
 )
 from regiontok._kernels import rle
-from regiontok.annotations import as_bytes
 from regiontok.choices import METHODS, OVERLAPS, UNCOVERED
 from regiontok.clustering import UnionFindClusterer
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement, Size
+from regiontok.mask_formats import as_bytes
 from regiontok.maskset import MaskSet
 from regiontok.regions import Dropped, Regions
 

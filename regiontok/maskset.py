@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok import annotations
+from regiontok import coco_format, mask_formats
 from regiontok._checks import check_choice, flatten_valid
 from regiontok._kernels import rle
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
+from regiontok.runs import Runs, take, to_numbers
 
 Scores = Sequence[float] | np.ndarray | Tensor
 
@@ -150,7 +151,7 @@ class MaskSet:
         Source:
             COCO's annotation format, and ``pycocotools`` for what it means.
         """
-        return cls._of(annotations.from_coco(masks, size, iscrowd), scores, stability)
+        return cls._of(coco_format.from_coco(masks, size, iscrowd), scores, stability)
 
     @classmethod
     def from_sam(cls, masks: Any, *, size: Size | None = None) -> "MaskSet":
@@ -169,7 +170,7 @@ class MaskSet:
             >>> MaskSet.from_sam(made).scores
             array([0.9], dtype=float32)
         """
-        return cls._of(annotations.from_sam(masks, size), None, None)
+        return cls._of(mask_formats.from_sam(masks, size), None, None)
 
     @classmethod
     def from_masks(
@@ -190,7 +191,7 @@ class MaskSet:
         Raises:
             ShapeError, DTypeError, ValueRangeError: Not such masks, or another number of scores.
         """
-        return cls._of(annotations.from_masks(masks), scores, stability)
+        return cls._of(mask_formats.from_masks(masks), scores, stability)
 
     @classmethod
     def from_labels(
@@ -221,7 +222,7 @@ class MaskSet:
             >>> MaskSet.from_labels(np.array([[0, 3, 255]], np.uint8), ignore=(0, 255)).ids
             array([3])
         """
-        return cls._of(annotations.from_labels(labels, ignore), scores, stability)
+        return cls._of(mask_formats.from_labels(labels, ignore), scores, stability)
 
     @classmethod
     def on_grid(
@@ -260,12 +261,14 @@ class MaskSet:
         return cls(size, *nothing, *told, coverage=coverage, valid=valid)
 
     @classmethod
-    def _of(cls, made: annotations.Runs, scores: Scores | None, stability: Scores | None) -> "MaskSet":
-        known = made.known
-        scores = known.get("scores") if scores is None else scores
-        stability = known.get("stability") if stability is None else stability
+    def _of(cls, made: Runs, scores: Scores | None, stability: Scores | None) -> "MaskSet":
+        values = made.values
+        scores = values.get("scores") if scores is None else scores
+        stability = values.get("stability") if stability is None else stability
         told = _check_scores(len(made.offsets) - 1, scores, stability)
-        return cls(made.size, made.runs, made.offsets, *told, ids=known.get("ids"), categories=known.get("categories"))
+        return cls(
+            made.size, made.runs, made.offsets, *told, ids=values.get("ids"), categories=values.get("categories")
+        )
 
     def __len__(self) -> int:
         """The number of masks."""
@@ -324,7 +327,7 @@ class MaskSet:
                 raise IndexError("it must be a list of integers, or of bool")
         except IndexError as error:
             raise ValueRangeError(f"index must choose from {len(self)} masks: {error}.") from error
-        runs, offsets = annotations.take(self.runs, self.offsets, chosen)
+        runs, offsets = take(self.runs, self.offsets, chosen)
         return replace(
             self,
             runs=runs,
@@ -397,7 +400,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 def _check_scores(count: int, scores: Scores | None, stability: Scores | None) -> tuple[np.ndarray, np.ndarray]:
     checked = []
     for name, given in (("scores", scores), ("stability", stability)):
-        array = np.full(count, np.nan, np.float32) if given is None else annotations.numbers(name, given)
+        array = np.full(count, np.nan, np.float32) if given is None else to_numbers(name, given)
         if array.shape != (count,):
             raise ShapeError(f"{name} must be ({count},), one per mask; got {array.shape}.")
         checked.append(array)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from regiontok._checks import check_choice, check_size
 from regiontok._files import read_json
-from regiontok.annotations import name_format
 from regiontok.choices import CROWDS, DUPLICATES, MATCHES
+from regiontok.coco_format import name_format
 from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet

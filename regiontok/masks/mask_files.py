@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from regiontok._files import is_same
-from regiontok.annotations import name_format
+from regiontok.coco_format import name_format
 from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.images import explain_image, one_frame

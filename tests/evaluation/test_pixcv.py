@@ -147,8 +147,8 @@ def test_damaged_annotations_are_skipped_and_named(tmp_path):
     ]
     reasons = [one.reason for one in objects.skipped]
     assert reasons[:3] == [
-        "4 numbers are a box or two points, and no polygon, which has three points or more.",
-        "a polygon needs three points or more, [x, y, x, y, x, y, ...]; got 5 numbers.",
+        "4 numbers are a box or two points; a polygon has three points or more.",
+        "a polygon has three points or more, [x, y, x, y, x, y, ...]; got 5 numbers.",
         "a polygon must be a list of numbers, [x, y, x, y, ...].",
     ]
     assert "add up" in reasons[3]

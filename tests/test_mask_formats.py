@@ -62,7 +62,7 @@ def test_forms_may_be_mixed_and_keep_their_order():
     assert torch.equal(masks.masks(), plain.masks())
     assert plain.ids is plain.categories is None
     np.testing.assert_array_equal(masks.masks()[2], filled([*SQUARE, [0, 0, 2, 0, 2, 2]], (6, 8)))
-    with pytest.raises(ShapeError, match="polygons do not tell the image's size"):  # the crowd's RLE told it
+    with pytest.raises(ShapeError, match="polygons have no image size"):  # the crowd's RLE told it
         MaskSet.from_coco(annotations, iscrowd="drop")
     assert MaskSet.from_coco(annotations, size=(6, 8), iscrowd="drop").ids.tolist() == [7, 5]
 
@@ -86,11 +86,11 @@ def test_ids_follow_masks_wherever_they_go():
 
 
 BAD = [
-    ([[[1, 2, 3, 4]]], ShapeError, "mask 0: 4 numbers are a box or two points, and no polygon"),
+    ([[[1, 2, 3, 4]]], ShapeError, "mask 0: 4 numbers are a box or two points; a polygon has three points"),
     ([{"id": 31, "segmentation": [[10, 10, 5, 5]]}], ShapeError, r"mask 0 \(annotation 31\): 4 numbers are a box"),
     ([SQUARE, {"id": 8, "segmentation": []}], ShapeError, r"mask 1 \(annotation 8\) has no polygon: its segmentation is empty"),
     ([SQUARE, [1, 2, 3, 4, 5, 6]], DTypeError, r"mask 1: its polygons must be a list of lists, \[\[x, y, x, y, ...\]\]; got list \[1, 2, 3"),
-    ([[[1, 2, 3, 4, 5, 6, 7]]], ShapeError, "mask 0: a polygon needs three points or more, .*; got 7 numbers"),
+    ([[[1, 2, 3, 4, 5, 6, 7]]], ShapeError, "mask 0: a polygon has three points or more, .*; got 7 numbers"),
     ([SQUARE, [["a"] * 6]], ValueRangeError, "mask 1: a polygon must be a list of numbers"),
     ([SQUARE, [[1, 2, 3, 4, 5, None]]], ValueRangeError, "mask 1: a polygon must be a list of numbers"),
     ([[[1, 2, 3, 4, 5, float("nan")]]], ValueRangeError, "mask 0: a polygon's corners must lie within 1048576 pixels"),
@@ -99,9 +99,9 @@ BAD = [
     ([{"id": 4, "segmentation": None}], DTypeError, r"mask 0 \(annotation 4\) must be a COCO RLE"),
     ([{"bbox": [1, 2, 3, 4]}], DTypeError, "mask 0 must be a COCO RLE, .*; got a dict of bbox"),
     ([[np.array([1.0, 2, 3, 4])]], ShapeError, "mask 0: 4 numbers are a box"),
-    ([SQUARE, [np.arange(7.0)], SQUARE], ShapeError, "mask 1: a polygon needs three points or more, .*; got 7 numbers"),
-    ([[np.empty(0)]], ShapeError, "mask 0: a polygon needs three points or more"),
-    ([[[1, 1], [5, 1], [5, 5]]], ShapeError, "got 2 numbers. Points of a polygon come in one flat list, not in pairs"),
+    ([SQUARE, [np.arange(7.0)], SQUARE], ShapeError, "mask 1: a polygon has three points or more, .*; got 7 numbers"),
+    ([[np.empty(0)]], ShapeError, "mask 0: a polygon has three points or more"),
+    ([[[1, 1], [5, 1], [5, 5]]], ShapeError, "got 2 numbers. Pass the points of a polygon as one flat list, not as pairs"),
     ([{"id": 2**70, "segmentation": SQUARE}], DTypeError, "id must be whole numbers of 64 bits"),
     ([{"score": "x", "segmentation": SQUARE}], DTypeError, "score must be numbers, one per mask"),
     ([{"id": 3, "segmentation": {"size": [6, 8], "counts": "11"}}], ValueRangeError, r"mask 0 \(annotation 3\): the counts of an RLE must add up"),
@@ -115,7 +115,7 @@ def test_what_is_no_mask_is_refused_by_the_annotations_id(masks, error, message)
 
 
 def test_polygons_need_a_size():
-    with pytest.raises(ShapeError, match=r"polygons do not tell the image's size; pass size=\(height, width\)"):
+    with pytest.raises(ShapeError, match=r"polygons have no image size; pass size=\(height, width\)"):
         MaskSet.from_coco([SQUARE])
     with pytest.raises(ValueRangeError, match="iscrowd must be one of 'keep', 'drop'"):
         MaskSet.from_coco([SQUARE], size=(6, 8), iscrowd="both")
@@ -254,14 +254,14 @@ def test_pictures_of_any_integer_mode_are_label_maps(mode, tmp_path):
 def test_colours_that_are_ids_are_told_how_to_become_a_map():
     colours = np.random.default_rng(4).integers(0, 3, (5, 6, 3)).astype(np.uint8)
     for given in (Image.fromarray(colours), colours, torch.from_numpy(colours)):
-        with pytest.raises(RegiontokError, match=r"Where colours are ids, as in COCO's panoptic PNG: (.*)\.") as caught:
+        with pytest.raises(RegiontokError, match=r"If colours are ids, as in panoptic PNGs of COCO: (.*)\.") as caught:
             MaskSet.from_labels(given)
-    recipe = re.search("PNG: (.*)\\.$", str(caught.value))[1]
+    recipe = re.search("COCO: (.*)\\.$", str(caught.value))[1]
     known = {"np": np, "image": Image.fromarray(colours)}
     exec(recipe, known)
     assert len(MaskSet.from_labels(known["labels"])) == len(np.unique(colours.reshape(-1, 3), axis=0))
     for mode in ("F", "RGBA", "CMYK"):
-        with pytest.raises(DTypeError, match=f"got a picture of mode {mode}"):
+        with pytest.raises(DTypeError, match=f"got a Pillow image of mode {mode}"):
             MaskSet.from_labels(Image.new(mode, (3, 3)))
 
 
@@ -294,7 +294,7 @@ def test_a_batch_may_mix_forms_and_polygons_take_their_images_size():
     masks = [[{"segmentation": [[0, 0, 8, 0, 8, 4, 0, 4]]}], map_, [np.ones((8, 8), bool)]]
     tokens = regionizer(features, masks=masks, sizes=[(8, 8)] * 3)
     assert tokens.counts.tolist() == [1, 2, 1]
-    with pytest.raises(ShapeError, match=r"masks\[0\]: polygons do not tell the image's size"):
+    with pytest.raises(ShapeError, match=r"masks\[0\]: polygons have no image size"):
         regionizer(features, masks=masks)
 
 
