@@ -120,7 +120,7 @@ class MaskDownsampler:
         valid: Valid | None = None,
         sizes: Sequence[Size] | None = None,
     ) -> Regions:
-        """Regions of a batch: those of each image's masks in their order, then those of uncovered patches.
+        """Return the regions of a batch: those of each image's masks in their order, then those of uncovered patches.
 
         Args:
             masks: One entry per image: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height,
@@ -133,9 +133,20 @@ class MaskDownsampler:
             sizes: Each image's height and width, to compare with its masks'. By default masks are their image's size.
 
         Raises:
-            DTypeError, ShapeError, ValueRangeError: Masks or sizes that cannot be, or masks that lie elsewhere than
-                ``valid``; the message names the image.
+            DTypeError, ShapeError, ValueRangeError: Invalid masks or sizes, or masks that do not fit ``valid``; the
+                message names the image.
         """
+        return self.with_valid(masks, features=features, valid=valid, sizes=sizes)[0]
+
+    def with_valid(
+        self,
+        masks: Sequence[Masks],
+        *,
+        features: Features | None = None,
+        valid: Valid | None = None,
+        sizes: Sequence[Size] | None = None,
+    ) -> tuple[Regions, list[Tensor]]:
+        """Return the regions of a call, and which patches show each image, from one reading of the masks."""
         sets, coverages, shown, grids, told = [], [], [], [], []
         for prepared, grid, placement, allowed in self._read(masks, features, sizes):
             sets.append(prepared)
@@ -167,7 +178,7 @@ class MaskDownsampler:
         regions = Regions.from_masks(kept, scores=scores, valid=valid, mask_index=index)
         most = [covered.amax((1, 2)).tolist() if len(covered) else [] for covered in coverages]
         named = (self._reason(dropped, most[dropped.image][dropped.mask_index]) for dropped in regions.dropped)
-        return replace(regions, dropped=tuple(named))
+        return replace(regions, dropped=tuple(named)), list(valid)
 
     def coverage(self, masks: Masks, *, grid: Size | None = None, size: Size | None = None) -> Tensor:
         """The share of each patch that one image's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.

@@ -209,10 +209,8 @@ class Regionizer(nn.Module):
             return self._clusterer(features, valid, num_regions=num_regions, keep=keep)
         if masks is None:
             return _single_patches(features, valid)
-        regions = self._downsampler(masks, features=features, valid=valid, sizes=sizes)
+        regions, valid = self._downsampler.with_valid(masks, features=features, valid=valid, sizes=sizes)
         _check_used(features, regions)
-        if valid is None:
-            valid = self._downsampler.valid(masks, features=features, sizes=sizes)
         budgets = self._budgets(valid, num_regions, keep)
         if budgets is not None and source == "combined":
             return self._clusterer(features, num_regions=budgets, masks=regions)

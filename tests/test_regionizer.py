@@ -340,7 +340,7 @@ def test_what_is_saved_can_be_read_without_us(saved):
         ),
         ({"pool": "mean", "padding": "crop"}, ValueRangeError, "padding must be one of 'drop', 'keep'"),
         ({"source": "patch", "num_regions": 5}, ValueRangeError, "num_regions is for source='clustering'"),
-        ({}, ValueRangeError, "pool='cross_attention' needs the features' dimension, as in dim=1024"),
+        ({}, ValueRangeError, "pool='cross_attention' needs the dimension of the features, as in dim=1024"),
         ({"dim": 100}, ValueRangeError, "num_heads must divide dim"),
         ({"dim": "64"}, DTypeError, "dim must be a whole number; got '64'"),
         ({"dim": 64, "threshold": -3}, ValueRangeError, "threshold must be in"),
@@ -352,7 +352,7 @@ def test_what_is_saved_can_be_read_without_us(saved):
         (
             {"source": "segmentation", "dim": 64, "linkage": "ward"},
             ValueRangeError,
-            "linkage='ward' needs a budget, which source='segmentation' has not",
+            "linkage='ward' needs num_regions or keep for source='segmentation'",
         ),
         (
             {"source": "combined", "dim": 64, "explained_variance": 0.5},

@@ -258,7 +258,8 @@ def check_count(options: argparse.Namespace) -> None:
     """Reject options of ``count`` and ``figures regions`` that no source uses."""
     check_encoder(options)
     amount_of(options)
-    check_amounts(options, choose_sources(options))
+    if named_amounts(options) or options.mask_weight is not None:
+        check_amounts(options, choose_sources(options))
     check_generator(options, options.masks)
 
 

@@ -69,6 +69,6 @@ def test_text_alone_and_what_is_rejected():
     assistant = assistant_of("LLaVA-1.5", num_regions=4)
     conversation = Conversation(assistant)
     assert conversation.ask("w5", max_new_tokens=2).counts == []
-    with pytest.raises(ValueRangeError, match="question 1 holds <image>"):
+    with pytest.raises(ValueRangeError, match="question 1 contains <image>"):
         conversation.ask("w5 <image>")
     conversation.ask("w6", max_new_tokens=2)

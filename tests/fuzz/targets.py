@@ -208,7 +208,7 @@ def options(data: bytes) -> None:
         config = json.loads(data)
     except (ValueError, RecursionError):
         return
-    made = RegionizerConfig.from_config(config)
+    made = RegionizerConfig.from_dict(config)
     assert RegionizerConfig.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
