@@ -34,7 +34,7 @@ features = torch.rand(2, 8, 8, 32)
 regionizer = Regionizer(pool="mean")
 """
 MISTAKES = (
-    'Regionizer(sorce="clustering")',
+    'Regionizer(sources="clustering")',
     'Regionizer(source="clusters")',
     'Regionizer(dim="32")',
     'Regionizer(norm="layer")',
