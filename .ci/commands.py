@@ -17,6 +17,7 @@ EXEMPT = {
     r"-m pytest|^make ": "it runs next to the development tools, in the last step of .ci/run",
     r"lmms_eval|regiontok evaluate": "lmms-eval has an environment of its own, which a test makes",
     r"^sbatch": "it needs a SLURM cluster",
+    r"^vllm serve": "vLLM pins its own torch and transformers; see the page for what was tried",
     r"train\.py.*--language-model|train\.py .*\.\.\.": "it trains a model of 7B parameters on eight GPUs",
     r"LLaVA-Pretrain|llava_v1_5": "it needs LLaVA's training data",
     r"python (tiny|equal_tokens)\.py|train\.py --tiny": "it takes ten minutes to hours; tests run parts of it",
