@@ -1,6 +1,8 @@
 """`Regionizer`: the composition of the steps, saved and loaded. No maths lives here."""
 
+import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -54,8 +56,22 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _one_step(function: _F) -> _F:
-    """Let ``torch.compile`` call a function as it is: grouping is a compiled loop of its own, with ragged results."""
-    return cast(_F, torch.compiler.disable(function))
+    """Let ``torch.compile`` call a function as it is: grouping is a compiled loop of its own, with ragged results.
+
+    ``torch.compiler.disable`` imports the compiler, which takes longer than all else, so it waits until one is used.
+    """
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+        return disabled(*args, **kwargs)
+
+    return cast(_F, call)
 
 
 class Regionizer(nn.Module):

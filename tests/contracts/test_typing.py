@@ -78,5 +78,5 @@ def test_the_core_imports_no_package_that_only_some_calls_need():
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "regiontok.clustering" in imported
-    slow = ("scipy.ndimage", "sklearn", "transformers", "pyarrow", "matplotlib", "torchvision")
+    slow = ("scipy.ndimage", "sklearn", "transformers", "pyarrow", "matplotlib", "torchvision", "torch._dynamo")
     assert not imported & set(slow)
