@@ -34,6 +34,7 @@ def merge_patches(
     kept: float = -1.0,
     *,
     share: np.ndarray | None = None,
+    weight: float = 0.0,
     piece: np.ndarray | None = None,
     image: int = 0,
 ) -> Merges:
@@ -48,7 +49,8 @@ def merge_patches(
         lowest: Least score at which a pair merges.
         target: Number of regions at which to stop.
         kept: Share of the squared deviation at which to stop.
-        share: ``(P, S)`` float32: further coordinates beside unit features; none by default. Changed.
+        share: ``(P, S)`` float32: whole numbers beside unit features; none by default. Changed.
+        weight: What the growth of their squared error counts.
         piece: ``(P,)`` int32: parts that merge first; none by default. Changed.
         image: Number of the image, for errors.
 
@@ -60,9 +62,9 @@ def merge_patches(
     share = np.empty((len(valid), 0), np.float32) if share is None else share
     piece = np.empty(0, np.int32) if piece is None else piece
 
-    def run(features: np.ndarray, known: int) -> tuple[int, float]:
+    def run(features: np.ndarray, known: int, weight: float = weight) -> tuple[int, float]:
         how = (cols, diagonal, linkage, lowest, target, kept, known)
-        result: tuple[int, float] = merge(features, valid, *how, share, piece, pairs, scores)
+        result: tuple[int, float] = merge(features, valid, *how, share, weight, piece, pairs, scores)
         return result
 
     done, deviation = run(values, UNSEEN)
@@ -72,8 +74,7 @@ def merge_patches(
     unit = 1.0
     if done == TOO_ALIKE:
         values, unit = _centre(values, valid)
-        share /= np.float32(np.sqrt(unit))
-        done, deviation = run(values, CENTRED)
+        done, deviation = run(values, CENTRED, weight / unit)
     return Merges(pairs[:done], scores[:done] * unit, deviation * unit)
 
 

@@ -20,6 +20,9 @@ from regiontok._merging import merge_patches
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Regions
 
+_INFINITE = 1e9
+"""A weight of which the square leaves no digit of the features' growth in float64, and so acts as infinity."""
+
 
 class Groups(NamedTuple):
     """Which masks the patches of one image are in: pairs of a patch and the number of a mask.
@@ -72,17 +75,28 @@ def merge_in_masks(
     Returns:
         ``pairs (m, 2)`` and scores ``(m,)`` of the merges, as ``regiontok._kernels.merge.merge`` writes them.
     """
-    share = _shares(len(valid), groups, weight)
+    share = _memberships(len(valid), groups, weight)
     piece = _pieces(len(valid), groups) if np.isinf(weight) else None
     lowest, grid = -np.finfo(np.float64).max, (cols, diagonal)
-    merges = merge_patches(values, valid, *grid, WARD, lowest, target, share=share.copy(), piece=piece, image=image)
+    merges = merge_patches(
+        values,
+        valid,
+        *grid,
+        WARD,
+        lowest,
+        target,
+        share=share.copy(),
+        weight=weight * weight if share.size else 0.0,
+        piece=piece,
+        image=image,
+    )
     pairs, scores = merges.pairs, merges.scores
     if int(valid.sum()) - len(pairs) == target:
         return pairs, scores
     labels = np.empty(len(valid), np.int64)
     regions = label(valid, pairs, len(pairs), labels)
     inside = np.flatnonzero(labels >= 0)
-    extended = _extend(values, valid, share)
+    extended = _extend(values, valid, share, weight)
     sums = np.zeros((regions, extended.shape[1]))
     add_up(extended, inside, labels[inside], sums)
     first = np.full(regions, len(labels), np.int64)
@@ -122,7 +136,7 @@ def merge_masks(features: Features, masks: Regions, budgets: list[int], *, mask_
             valid[groups.patch] = True
             cols = int(flat.grids[image, 1])
             check_finite(torch.from_numpy(np.where(valid[:, None], arrays, np.float32(0))), image, cols)
-            extended = _extend(arrays, valid, _shares(len(arrays), groups, mask_weight))
+            extended = _extend(arrays, valid, _memberships(len(arrays), groups, mask_weight), mask_weight)
             sums = np.zeros((groups.masks, extended.shape[1]))
             add_up(extended, groups.patch, groups.group, sums)
             members = np.bincount(groups.group, minlength=groups.masks)
@@ -140,26 +154,27 @@ def check_weight(mask_weight: object) -> float:
         raise DTypeError(f"mask_weight must be a number; got {mask_weight!r}.")
     if not mask_weight >= 0:
         raise ValueRangeError(f"mask_weight must be at least 0; got {mask_weight}.")
-    return float(mask_weight)
+    return float(mask_weight) if mask_weight < _INFINITE else float("inf")
 
 
-def _shares(patches: int, groups: Groups, weight: float) -> np.ndarray:
-    """Return the weighted memberships of each patch, ``(P, masks)`` float32; ``(P, 0)`` for weights of 0 and infinity.
+def _memberships(patches: int, groups: Groups, weight: float) -> np.ndarray:
+    """Return the memberships of each patch, ``(P, masks)`` float32 of 0 and 1; ``(P, 0)`` for weights of 0 and infinity.
 
     An infinite weight acts by parts of the image (`_pieces`) instead.
     """
     share = np.zeros((patches, groups.masks if 0 < weight < np.inf else 0), np.float32)
     if share.shape[1]:
-        share[groups.patch, groups.group] = weight
+        share[groups.patch, groups.group] = 1
     return share
 
 
-def _extend(values: np.ndarray, valid: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _extend(values: np.ndarray, valid: np.ndarray, share: np.ndarray, weight: float) -> np.ndarray:
     """Return unit features beside weighted memberships, ``(P, D + masks)`` float32; 0 where not valid."""
     shown = np.where(valid[:, None], values, np.float32(0))
     shown /= max(np.abs(shown).max(), np.float32(SMALLEST))  # so that squares fit float32
     norm = np.sqrt(np.einsum("pd,pd->p", shown, shown))[:, None]
-    return np.concatenate([shown / np.where(norm == 0, 1, norm), share], 1)
+    weighted = share * np.float32(weight) if share.size else share
+    return np.concatenate([shown / np.where(norm == 0, 1, norm), weighted], 1)
 
 
 def _join(sums: np.ndarray, members: np.ndarray, touching: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:

@@ -243,3 +243,16 @@ def test_linkages_of_masks_with_a_budget():
     assert Regionizer(source="combined", linkage="ward", num_regions=5, pool="mean").config.linkage == "ward"
     with pytest.raises(ValueRangeError, match="merged by linkage='ward' to a budget; got 'average'"):
         Regionizer(source="combined", linkage="average", num_regions=5, pool="mean")
+
+
+@pytest.mark.parametrize("weight", [3e2, 3e4, 3e6, 1e200])
+def test_a_large_weight_leaves_the_features_their_digits(weight):
+    """Within masks it groups as an infinite weight does."""
+    features = smooth_features(16, 16, 32)
+    quarters = torch.arange(16).ge(8)[:, None] * 2 + torch.arange(16).ge(8)
+    masks = Regions.from_labels(quarters[None].long())
+    found, expected = (
+        UnionFindClusterer(num_regions=24, mask_weight=one)(features, masks=masks).labels()
+        for one in (weight, float("inf"))
+    )
+    assert torch.equal(found, expected)

@@ -142,7 +142,7 @@ def _score_grid(features, valid, cols, diagonal, target, dot, square):
 
 
 @compiled
-def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, share, piece, pairs, scores):
+def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, share, weight, piece, pairs, scores):
     """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
 
     Args:
@@ -155,8 +155,10 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         least: Number of regions at which to stop.
         kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
         known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
-        share: ``(P, S)`` float32: for ``WARD``, further coordinates of the patches beside their unit features, such as
+        share: ``(P, S)`` float32: for ``WARD``, small whole numbers beside the unit features of each patch, such as
             memberships in masks; ``S`` may be 0. Changed.
+        weight: What the growth of their squared error counts. It is summed apart from that of the features, and is exact
+            in whole numbers, so that a large weight hides no feature.
         piece: ``(P,)`` int32: parts of the image whose patches merge first; regions of two parts merge only where no
             part has two regions that touch. Empty where there are no parts. Changed.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
@@ -197,11 +199,13 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         spread += max(0.0, (square[x] + square[y]) / 2 - dot[edge])
     if linkage == WARD and known != CENTRED and edges > 0 and spread < _ALIKE * edges:
         return TOO_ALIKE, 0.0
+    share_square = np.empty(patches if has_share else 0, np.float64)
+    share_dot = np.empty(edges if has_share else 0, np.float64)
     if has_share:
         for patch in range(patches):
-            square[patch] += dot_product(share, patch, share, patch)
+            share_square[patch] = dot_product(share, patch, share, patch)
         for edge in range(edges):
-            dot[edge] += dot_product(share, target[2 * edge + 1], share, target[2 * edge])
+            share_dot[edge] = dot_product(share, target[2 * edge + 1], share, target[2 * edge])
 
     rings = 2 * edges
     following = np.arange(rings + patches, dtype=np.int32)
@@ -218,6 +222,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         _link(following, previous, 2 * edge, rings + x)
         _link(following, previous, 2 * edge + 1, rings + y)
         score[edge] = _score(linkage, dot[edge], square[x], square[y], 1, 1)
+        if has_share:
+            score[edge] += weight * _score(WARD, share_dot[edge], share_square[x], share_square[y], 1, 1)
         if in_parts and piece[x] != piece[y]:
             score[edge] -= _APART
         stamp[edge] = edge
@@ -287,7 +293,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             num_free += 1
         members[a] += members[b]
         if has_share:
-            square[a] += add_row(share, a, share, b, np.float32(1))
+            share_square[a] = add_row(share, a, share, b, np.float32(1))
 
         # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
         half = following[rings + a]
@@ -301,6 +307,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
             neighbour = target[half]
             if known[neighbour] >= 0:
                 dot[known[neighbour] >> 1] += dot[half >> 1]
+                if has_share:
+                    share_dot[known[neighbour] >> 1] += share_dot[half >> 1]
                 known[neighbour] = _SHARED
                 score[half >> 1] = _GONE
                 _unlink(following, previous, half ^ 1)
@@ -342,13 +350,17 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
                 dot[x >> 1] = dot_product(sums, row, sums, slot[target[x]])
         if has_share:
             for i in range(count):
-                dot[unscored[i] >> 1] += dot_product(share, a, share, target[unscored[i]])
+                share_dot[unscored[i] >> 1] = dot_product(share, a, share, target[unscored[i]])
 
         created = edges + np.int64(done) * patches
         half = following[rings + a]
         while half < rings:
             edge, neighbour = half >> 1, target[half]
             score[edge] = _score(linkage, dot[edge], square[a], square[neighbour], members[a], members[neighbour])
+            if has_share:
+                score[edge] += weight * _score(
+                    WARD, share_dot[edge], share_square[a], share_square[neighbour], members[a], members[neighbour]
+                )
             if in_parts and piece[a] != piece[neighbour]:
                 score[edge] -= _APART
             stamp[edge] = created + neighbour
