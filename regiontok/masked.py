@@ -158,9 +158,9 @@ def check_weight(mask_weight: object) -> float:
 
 
 def _memberships(patches: int, groups: Groups, weight: float) -> np.ndarray:
-    """Return the memberships of each patch, ``(P, masks)`` float32 of 0 and 1; ``(P, 0)`` for weights of 0 and infinity.
+    """Return the memberships of each patch, ``(P, masks)`` float32 of 0 and 1.
 
-    An infinite weight acts by parts of the image (`_pieces`) instead.
+    Without columns for weights of 0 and infinity. An infinite weight acts by parts of the image (`_pieces`) instead.
     """
     share = np.zeros((patches, groups.masks if 0 < weight < np.inf else 0), np.float32)
     if share.shape[1]:

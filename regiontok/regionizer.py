@@ -138,8 +138,7 @@ class Regionizer(nn.Module):
         self.config = RegionizerConfig(**options)
         self._clusterer, self._downsampler = self.config.clusterer(), self.config.downsampler()
         self.pool: CrossAttnPool | MeanPool = MeanPool()
-        if self.config.pool == "cross_attention":
-            assert self.config.dim is not None  # noqa: S101  checked by the config
+        if self.config.pool == "cross_attention" and self.config.dim is not None:  # the config requires dim for it
             self.pool = CrossAttnPool(self.config.dim, self.config.num_heads)
 
     def reset_parameters(self) -> None:

@@ -256,3 +256,15 @@ def test_a_large_weight_leaves_the_features_their_digits(weight):
         for one in (weight, float("inf"))
     )
     assert torch.equal(found, expected)
+
+
+def test_growths_of_groups_that_do_not_touch_are_exact():
+    """They merge after all that touch, and the score of a merge is its growth of the squared error."""
+    features = torch.zeros(1, 1, 9, 2)
+    features[..., 0] = torch.tensor([1.0, 0, 1, 0, 1, 0, 1, 0, 1])
+    features[..., 1] = torch.linspace(0.9, 1.0, 9)
+    apart = Regions.from_masks([torch.eye(9, dtype=torch.bool)[::2].reshape(5, 1, 9)])  # five patches with gaps
+    tree = UnionFindClusterer(mask_weight=0).tree(features, masks=apart)[0]
+    unit = torch.nn.functional.normalize(features[0, 0, ::2].double(), dim=1)
+    deviation = (unit - unit.mean(0)).square().sum()
+    assert float(tree.score.sum()) == pytest.approx(float(deviation), rel=1e-6)

@@ -4,9 +4,6 @@ import numpy as np
 
 from regiontok._kernels import compiled
 
-_APART = 2.0**40
-"""What it costs to merge groups that do not touch: more than any growth of the squared error."""
-
 
 @compiled
 def add_up(values, rows, groups, sums):
@@ -46,18 +43,18 @@ def join(sums, members, touching, target, first, second, scores):
     best = np.zeros(groups, np.int64)
     for a in range(groups):
         for b in range(a + 1, groups):
-            cost[a, b] = _growth(sums, members, a, b) + (0.0 if touching[a, b] else _APART)
+            cost[a, b] = _growth(sums, members, a, b)
     for a in range(groups - 1):
-        best[a] = a + 1 + np.argmin(cost[a, a + 1 :])
+        best[a] = _best_of_row(cost, touching, a)
     left, done = groups, 0
     while left > target:
         a = -1
         for row in range(groups - 1):
-            if live[row] and cost[row, best[row]] < np.inf and (a < 0 or cost[row, best[row]] < cost[a, best[a]]):
+            if live[row] and (a < 0 or _comes_first(cost, touching, row, best[row], a, best[a])):
                 a = row
         b = best[a]
         first[done], second[done] = a, b
-        scores[done] = cost[a, b] - (0.0 if touching[a, b] else _APART)
+        scores[done] = cost[a, b]
         done += 1
         left -= 1
         for d in range(dim):
@@ -69,13 +66,32 @@ def join(sums, members, touching, target, first, second, scores):
                 meets = touching[a, c] or touching[b, c]
                 touching[a, c] = meets
                 touching[c, a] = meets
-                value = _growth(sums, members, a, c) + (0.0 if meets else _APART)
-                cost[min(a, c), max(a, c)] = value
+                cost[min(a, c), max(a, c)] = _growth(sums, members, a, c)
             cost[min(b, c), max(b, c)] = np.inf
         for row in range(groups - 1):
-            if live[row] and (row == a or best[row] == a or best[row] == b or cost[row, a] < cost[row, best[row]]):
-                best[row] = row + 1 + np.argmin(cost[row, row + 1 :])
+            changed = row == a or best[row] == a or best[row] == b
+            if live[row] and (changed or _comes_first(cost, touching, row, a, row, best[row])):
+                best[row] = _best_of_row(cost, touching, row)
     return done
+
+
+@compiled
+def _comes_first(cost, touching, a, b, c, d):
+    """Return whether the pair ``a, b`` merges before ``c, d``: pairs that touch first, then by cost; inf is no pair."""
+    if cost[a, b] == np.inf or cost[c, d] == np.inf:
+        return cost[a, b] < cost[c, d]
+    if touching[a, b] != touching[c, d]:
+        return touching[a, b]
+    return cost[a, b] < cost[c, d]
+
+
+@compiled
+def _best_of_row(cost, touching, a):
+    best = a + 1
+    for b in range(a + 2, len(cost)):
+        if _comes_first(cost, touching, a, b, a, best):
+            best = b
+    return best
 
 
 @compiled(reassociate=True)

@@ -157,8 +157,8 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
         share: ``(P, S)`` float32: for ``WARD``, small whole numbers beside the unit features of each patch, such as
             memberships in masks; ``S`` may be 0. Changed.
-        weight: What the growth of their squared error counts. It is summed apart from that of the features, and is exact
-            in whole numbers, so that a large weight hides no feature.
+        weight: What the growth of their squared error counts. It is summed apart from that of the features, in exact
+            whole numbers, so that a large weight hides no feature.
         piece: ``(P,)`` int32: parts of the image whose patches merge first; regions of two parts merge only where no
             part has two regions that touch. Empty where there are no parts. Changed.
         pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.

@@ -176,7 +176,7 @@ def _export_one(store: Store[Any], key: str, kind: str, folder: Path) -> None:
         save_tokens(target, value, config={"image": key, **store.made_by})
     elif kind == "npz":
         with written(target) as path, path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **_arrays(value))
+            np.savez_compressed(file, **_arrays(value))  # numbers; NumPy 2.0 would store allow_pickle as an array
     else:
         write_bytes(target, save({name: torch.from_numpy(array) for name, array in _arrays(value).items()}))
 
