@@ -175,8 +175,9 @@ def _export_one(store: Store[Any], key: str, kind: str, folder: Path) -> None:
     if kind == "safetensors" and isinstance(value, RegionTokens):
         save_tokens(target, value, config={"image": key, **store.made_by})
     elif kind == "npz":
+        arrays: dict[str, Any] = _arrays(value)
         with written(target) as path, path.open("wb") as file:
-            np.savez_compressed(file, **_arrays(value))  # numbers; NumPy 2.0 would store allow_pickle as an array
+            np.savez_compressed(file, **arrays)  # without allow_pickle, which NumPy 2.0 would store as an array
     else:
         write_bytes(target, save({name: torch.from_numpy(array) for name, array in _arrays(value).items()}))
 

@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,6 +66,9 @@ CONFIGS: dict[str, Any] = {}
 """Likewise the class of its region config."""
 
 
+_LOCK = threading.RLock()
+
+
 class _RegionConfig:
     """A config that makes the model classes of its family before an Auto class looks for them."""
 
@@ -89,26 +93,25 @@ def register_family(family: Family) -> None:
     """
     if family.stock in BY_STOCK:
         raise ValueRangeError(f"there is a family of {family.stock}. Give the new one another name.")
-    if family not in FAMILIES:
-        FAMILIES.append(family)
-    BY_STOCK[family.stock] = family
     config_stock = getattr(family.stock_class, "config_class", None) or getattr(transformers, f"{family.name}Config")
     names = {
         "AutoConfig": f"Region{config_stock.__name__}",
         "AutoModel": f"Region{family.name}Model",
         "AutoModelForImageTextToText": f"Region{family.stock}",
     }
-    _OWNERS.update(dict.fromkeys(names.values(), family))
+    processors = require("transformers.models.auto.processing_auto", extra="hf").PROCESSOR_MAPPING_NAMES
+    stock = family.processor_class or getattr(transformers, processors.get(config_stock.model_type, "LlavaProcessor"))
+    processor = processor_class(stock)
     config = _make(
         names["AutoConfig"],
         (_RegionConfig, config_stock),
         model_type=f"region_{config_stock.model_type}",
         family=family,
     )
-    processors = require("transformers.models.auto.processing_auto", extra="hf").PROCESSOR_MAPPING_NAMES
-    stock = family.processor_class or getattr(transformers, processors.get(config_stock.model_type, "LlavaProcessor"))
-    processor = processor_class(stock)
-    CONFIGS[family.stock] = config
+    if family not in FAMILIES:
+        FAMILIES.append(family)
+    BY_STOCK[family.stock], CONFIGS[family.stock] = family, config
+    _OWNERS.update(dict.fromkeys(names.values(), family))
     config.classes_of_folder = auto_map(**names, AutoProcessor=processor.__name__)
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     transformers.AutoProcessor.register(config, processor, exist_ok=True)
@@ -126,9 +129,14 @@ def class_names() -> list[str]:
     return sorted({*CLASSES, *_OWNERS})
 
 
-@functools.cache
 def family_classes(family: Family) -> FamilyClasses:
     """Return the region classes of a family; the first call imports its modelling code and registers the classes."""
+    with _LOCK:  # of two threads that load models, one makes the classes
+        return _make_family(family)
+
+
+@functools.cache
+def _make_family(family: Family) -> FamilyClasses:
     stock = family.stock_class or getattr(transformers, family.stock)
     inner_stock = getattr(sys.modules[stock.__module__], f"{family.name}Model")
     config = CONFIGS[family.stock]
