@@ -100,7 +100,7 @@ def image_embeddings(
     Raises:
         DTypeError: A model without regions.
         ValueRangeError: Tokens that are not finite, which would corrupt what a server does next.
-        ShapeError, ImageError: What ``prepare`` and ``as_images`` raise.
+        ShapeError, ImageError: What ``expand`` and ``as_images`` raise.
     """
     if not isinstance(model, RegionMixin):
         raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")
