@@ -1,4 +1,4 @@
-"""Masks of an image, brought to the encoder's patch grid through the image's own geometry."""
+"""Masks on the patch grid: they are resized, padded and cropped as the image is."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,32 +31,31 @@ from regiontok.regions import Dropped, Regions
 
 Masks = MaskSet | np.ndarray | Tensor | Image.Image | Mapping[str, Any] | Sequence[Any]
 """One image's masks: a `MaskSet`; ``(M, height, width)`` bool or uint8, or a list of ``(height, width)``; a label map,
-array or picture; or what `MaskSet.from_coco` and `MaskSet.from_sam` take."""
+array or Pillow image; or what `MaskSet.from_coco` and `MaskSet.from_sam` take."""
 
 
 class MaskDownsampler:
-    """Bring masks to the patch grid: a patch is in a mask if more than ``threshold`` of it lies inside.
+    """Downsample masks to the patch grid: a patch is in a mask that covers more than ``threshold`` of it.
 
-    A pixel of a mask is a small rectangle on the encoder's input, where the image's geometry puts it. The share of a
-    patch that a mask covers is the exact area of these rectangles inside the patch; pixels that a patch's edge cuts
-    weigh what lies inside. Run-length encoded masks are never decoded; contiguous bool ones are read once and not
-    copied.
+    The geometry maps each pixel of a mask to a small rectangle on the encoder's input. The covered fraction of a patch
+    is the exact area of these rectangles within the patch, also for pixels that cross its edge. Run-length encoded
+    masks are not decoded; contiguous bool arrays are read once and not copied.
 
-    A mask that keeps no patch becomes no region and is named in ``Regions.dropped``. An image left without a region
-    gets one of all its valid patches and is marked in ``Regions.fallback``.
+    A mask without a patch becomes no region and is listed in ``Regions.dropped``. An image without a region gets one of
+    all its valid patches and is marked in ``Regions.fallback``.
 
     Args:
-        grid: Rows and columns of patches. None takes each image's from its features.
+        grid: Rows and columns of patches; by default those of each image's features.
         geometry: How images are placed on the encoder's input: ``encoder.geometry``. Masks that are on the grid
             already (`MaskSet.on_grid`) need none.
-        threshold: The share in ``[0, 1]`` above which a patch is kept.
+        threshold: The covered fraction in ``[0, 1]`` above which a patch is in a mask.
         method: ``exact``, or ``two_step``: masks resized to the input by nearest pixel, then averaged per patch.
         uncovered: Patches of the image in no mask: ``drop`` leaves them out, ``background`` makes one region of them,
             ``single_patches`` one of each, ``cluster`` merges similar neighbours. Padding is never among them.
         overlap: ``keep``, or ``smallest``: a patch in several masks stays in the one with the fewest patches, the first
             of these where they tie.
         clusterer: For ``cluster``; by default a `UnionFindClusterer` at threshold 0.7.
-        rescale: Stretch masks whose size is not their image's over the image, rather than refuse them.
+        rescale: Resize masks of another size than their image to it, instead of rejecting them.
 
     Raises:
         DTypeError, ShapeError, ValueRangeError: An option that cannot be.
@@ -147,49 +146,48 @@ class MaskDownsampler:
         sizes: Sequence[Size] | None = None,
     ) -> tuple[Regions, list[Tensor]]:
         """Return the regions of a call, and which patches show each image, from one reading of the masks."""
-        sets, coverages, shown, grids, told = [], [], [], [], []
-        for prepared, grid, placement, allowed in self._read(masks, features, sizes):
-            sets.append(prepared)
-            coverages.append(self._cover(prepared, grid, placement))
-            shown.append(allowed)
+        prepared, coverages, inferred, grids, mask_sizes = [], [], [], [], []
+        for image_masks, grid, placement, shown in self._read(masks, features, sizes):
+            prepared.append(image_masks)
+            coverages.append(self._cover(image_masks, grid, placement))
+            inferred.append(shown)
             grids.append(grid)
-            told.append(None if placement is None else _size_of(prepared))
+            mask_sizes.append(None if placement is None else _size_of(image_masks))
         device = coverages[0].device if features is None else features[0].device
         coverages = [covered.to(device) for covered in coverages]
         if valid is None:
-            valid = shown
-        flatten_valid(valid, torch.tensor(grids, device="cpu"))  # before it is used
-        if sizes is None and valid is not shown:
-            for image, (own, given, size) in enumerate(zip(shown, valid, told, strict=True)):
+            valid = inferred
+        flatten_valid(valid, torch.tensor(grids, device="cpu"))  # checks it
+        if sizes is None and valid is not inferred:
+            for image, (by_masks, by_caller, size) in enumerate(zip(inferred, valid, mask_sizes, strict=True)):
                 if size is not None:
-                    _check_place(image, own, given.cpu(), size, slack=int(self.rescale))
-        kept = [self._keep(covered, ok.to(device)) for covered, ok in zip(coverages, valid, strict=True)]
-        count = [len(mask) for mask in kept]
+                    _check_position(image, by_masks, by_caller.cpu(), size, slack=int(self.rescale))
+        on_grid = [self._assign(covered, ok.to(device)) for covered, ok in zip(coverages, valid, strict=True)]
         scores = [
-            torch.from_numpy(one.scores) if isinstance(one, MaskSet) else torch.full((number,), torch.nan, device="cpu")
-            for one, number in zip(sets, count, strict=True)
+            torch.from_numpy(image_masks.scores) if isinstance(image_masks, MaskSet) else _no_scores(len(assigned))
+            for image_masks, assigned in zip(prepared, on_grid, strict=True)
         ]
-        index = [torch.arange(number, device=device) for number in count]
+        index = [torch.arange(len(assigned), device=device) for assigned in on_grid]
         if self.uncovered != "drop":
-            for image, rest in enumerate(self._rest(kept, features, valid)):
-                kept[image] = torch.cat([kept[image], rest.to(device)])
-                scores[image] = torch.cat([scores[image], torch.full((len(rest),), torch.nan, device="cpu")])
-                index[image] = torch.cat([index[image], torch.full((len(rest),), -1, device=device)])
-        regions = Regions.from_masks(kept, scores=scores, valid=valid, mask_index=index)
+            for image, others in enumerate(self._regions_of_uncovered(on_grid, features, valid)):
+                on_grid[image] = torch.cat([on_grid[image], others.to(device)])
+                scores[image] = torch.cat([scores[image], _no_scores(len(others))])
+                index[image] = torch.cat([index[image], torch.full((len(others),), -1, device=device)])
+        regions = Regions.from_masks(on_grid, scores=scores, valid=valid, mask_index=index)
         most = [covered.amax((1, 2)).tolist() if len(covered) else [] for covered in coverages]
-        named = (self._reason(dropped, most[dropped.image][dropped.mask_index]) for dropped in regions.dropped)
-        return replace(regions, dropped=tuple(named)), list(valid)
+        dropped = (self._explain(mask, most[mask.image][mask.mask_index]) for mask in regions.dropped)
+        return replace(regions, dropped=tuple(dropped)), list(valid)
 
     def coverage(self, masks: Masks, *, grid: Size | None = None, size: Size | None = None) -> Tensor:
-        """The share of each patch that one image's masks cover, ``(M, rows, cols)`` float32 in ``[0, 1]``.
+        """Return the fraction of each patch that each mask of an image covers, ``(M, rows, cols)`` float32.
 
         Args:
-            masks: One image's, as in a call.
-            grid: Rows and columns where the downsampler has no grid of its own.
-            size: The image's height and width, where masks may have another.
+            masks: The masks of one image, as in a call.
+            grid: Rows and columns, if the downsampler has no grid.
+            size: Height and width of the image, if it may differ from that of the masks.
 
         Raises:
-            DTypeError, ShapeError, ValueRangeError: Masks or a size that cannot be.
+            DTypeError, ShapeError, ValueRangeError: Invalid masks or size.
         """
         if self.grid is not None and grid not in (None, self.grid):
             raise ShapeError(f"this downsampler's grid is {self.grid}; got {grid}. Leave it out.")
@@ -203,16 +201,16 @@ class MaskDownsampler:
     def valid(
         self, masks: Sequence[Masks], *, features: Features | None = None, sizes: Sequence[Size] | None = None
     ) -> list[Tensor]:
-        """Which patches show each image, ``(rows, cols)`` bool. Arguments and errors are those of a call.
+        """Return which patches show each image, ``(rows, cols)`` bool; arguments and errors are those of a call.
 
-        Masks on the grid tell it by ``MaskSet.valid``, or else by their image's size; where neither is known, all do.
+        For masks on the grid it is ``MaskSet.valid``, or follows from the size of the image; otherwise all patches.
         """
-        return [allowed for _, _, _, allowed in self._read(masks, features, sizes)]
+        return [shown for _, _, _, shown in self._read(masks, features, sizes)]
 
     def _read(
         self, masks: Sequence[Masks], features: Features | None, sizes: Sequence[Size] | None
     ) -> Iterator[tuple[MaskSet | np.ndarray | Tensor, Size, Placement | None, Tensor]]:
-        """Per image its masks, checked; its grid; how its masks lie on the input; and which patches show it."""
+        """Yield for each image its checked masks, its grid, its placement, and which patches show it."""
         if isinstance(masks, MaskSet | Tensor | np.ndarray) or not isinstance(masks, Sequence):
             raise DTypeError(
                 f"masks must be a list with one entry per image; got {type(masks).__name__}. Wrap it: [masks]."
@@ -221,10 +219,10 @@ class MaskDownsampler:
             raise ShapeError("masks must hold an entry for at least one image; got an empty list.")
         grids = self._grids(len(masks), features)
         sizes = None if sizes is None else check_sizes("sizes", sizes, len(masks))
-        for image, (one, grid) in enumerate(zip(masks, grids, strict=True)):
+        for image, (image_masks, grid) in enumerate(zip(masks, grids, strict=True)):
             try:
                 size = None if sizes is None else sizes[image]
-                prepared = _prepare(one, size)
+                prepared = _prepare(image_masks, size)
                 placement = self._place(prepared, grid, size)
                 yield prepared, grid, placement, self._shown(prepared, grid, placement, size)
             except RegiontokError as error:
@@ -245,7 +243,7 @@ class MaskDownsampler:
         return grids
 
     def _place(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, size: Size | None) -> Placement | None:
-        """How one image lies on the input; None for masks that are on the grid."""
+        """Return the placement of an image on the input; None for masks that are on the grid."""
         if isinstance(masks, MaskSet) and masks.coverage is not None:
             if masks.size != grid:
                 raise ShapeError(f"masks on the grid must be on {grid}; these are on {masks.size}.")
@@ -255,20 +253,20 @@ class MaskDownsampler:
                 "masks of an image need the geometry by which the image was placed; pass geometry=encoder.geometry, or "
                 "masks made by MaskSet.on_grid."
             )
-        own = _size_of(masks)
-        size = own if size is None else size
-        if own != size and not self.rescale:
-            turned = " Masks come first: masks.transpose(2, 0, 1)." if _is_turned(masks, size) else ""
+        mask_size = _size_of(masks)
+        size = mask_size if size is None else size
+        if mask_size != size and not self.rescale:
+            hint = " Masks come first: masks.transpose(2, 0, 1)." if _has_masks_last(masks, size) else ""
             raise ShapeError(
-                f"masks must be of their image's size {size}; got {own}.{turned} Resize them to the image, or use a "
-                "MaskDownsampler with rescale=True, which stretches them."
+                f"masks must be of their image's size {size}; got {mask_size}.{hint} Resize them to the image, or use "
+                "a MaskDownsampler with rescale=True, which stretches them."
             )
         return self.geometry.place(size)
 
     def _shown(
         self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None, size: Size | None
     ) -> Tensor:
-        """Which patches show one image, ``(rows, cols)`` bool."""
+        """Return which patches show an image, ``(rows, cols)`` bool."""
         if isinstance(masks, MaskSet) and masks.valid is not None:
             return masks.valid
         if placement is None and size is not None and self.geometry is not None:
@@ -276,15 +274,15 @@ class MaskDownsampler:
         return torch.ones(grid, dtype=torch.bool, device="cpu") if placement is None else placement.valid(grid)
 
     def _cover(self, masks: MaskSet | np.ndarray | Tensor, grid: Size, placement: Placement | None) -> Tensor:
-        """One image's coverage ``(M, rows, cols)``."""
+        """Return the covered fractions of an image's patches, ``(M, rows, cols)``."""
         if placement is None:
             return masks.coverage  # type: ignore[union-attr, return-value]
         if self.method == "two_step":
             return _two_step(masks, placement, grid)
-        own = _size_of(masks)
+        size = _size_of(masks)
         edges = [
             (
-                np.arange(own[axis] + 1) * (placement.image_size[axis] / own[axis]) * placement.scale[axis]
+                np.arange(size[axis] + 1) * (placement.image_size[axis] / size[axis]) * placement.scale[axis]
                 + placement.offset[axis]
             )
             * (grid[axis] / placement.input[axis])
@@ -300,39 +298,39 @@ class MaskDownsampler:
             rle.coverage_of_pixels(masks, *edges, covered)
         return torch.from_numpy(covered)
 
-    def _keep(self, coverage: Tensor, valid: Tensor) -> Tensor:
-        """``(M, rows, cols)`` bool: which (valid) patches each mask keeps."""
-        kept = (coverage > self.threshold) & valid
-        if self.overlap == "smallest" and len(kept):
-            rank = kept.sum((1, 2)).argsort(stable=True).argsort()[:, None, None]
-            kept &= rank == torch.where(kept, rank, len(kept)).amin(0)
-        return kept
+    def _assign(self, coverage: Tensor, valid: Tensor) -> Tensor:
+        """Return the (valid) patches of each mask, ``(M, rows, cols)`` bool."""
+        assigned = (coverage > self.threshold) & valid
+        if self.overlap == "smallest" and len(assigned):
+            rank = assigned.sum((1, 2)).argsort(stable=True).argsort()[:, None, None]
+            assigned &= rank == torch.where(assigned, rank, len(assigned)).amin(0)
+        return assigned
 
-    def _rest(self, kept: list[Tensor], features: Features | None, valid: Valid) -> list[Tensor]:
-        """Per image, the regions ``(R, rows, cols)`` bool of the patches in no mask."""
-        bare = [~mask.any(0) & ok.to(mask.device) for mask, ok in zip(kept, valid, strict=True)]
+    def _regions_of_uncovered(self, on_grid: list[Tensor], features: Features | None, valid: Valid) -> list[Tensor]:
+        """Return for each image the regions of patches in no mask, ``(R, rows, cols)`` bool."""
+        uncovered = [~masks.any(0) & ok.to(masks.device) for masks, ok in zip(on_grid, valid, strict=True)]
         if self.uncovered == "background":
-            return [one[None][: int(one.any())] for one in bare]
+            return [patches[None][: int(patches.any())] for patches in uncovered]
         if self.uncovered == "single_patches":
             single = []
-            for one in bare:
-                patch = one.flatten().nonzero().squeeze(1)
-                rows = torch.zeros(len(patch), one.numel(), dtype=torch.bool, device=one.device)
-                single.append(rows.scatter_(1, patch[:, None], True).unflatten(1, one.shape))
+            for patches in uncovered:
+                patch = patches.flatten().nonzero().squeeze(1)
+                rows = torch.zeros(len(patch), patches.numel(), dtype=torch.bool, device=patches.device)
+                single.append(rows.scatter_(1, patch[:, None], True).unflatten(1, patches.shape))
             return single
-        rest = [one.new_zeros(0, *one.shape) for one in bare]
-        some = [image for image, one in enumerate(bare) if one.any()]
-        if some and features is not None:
-            regions = self.clusterer([features[image] for image in some], [bare[image] for image in some])
-            for image, masks in zip(some, regions.masks(), strict=True):
-                rest[image] = masks
-        return rest
+        regions_of = [patches.new_zeros(0, *patches.shape) for patches in uncovered]
+        images = [image for image, patches in enumerate(uncovered) if patches.any()]
+        if images and features is not None:
+            regions = self.clusterer([features[image] for image in images], [uncovered[image] for image in images])
+            for image, masks in zip(images, regions.masks(), strict=True):
+                regions_of[image] = masks
+        return regions_of
 
-    def _reason(self, dropped: Dropped, most: float) -> Dropped:
-        """Why a mask that covers ``most`` of a patch became no region."""
+    def _explain(self, dropped: Dropped, most: float) -> Dropped:
+        """Add the reason why a mask that covers at most a fraction ``most`` of a patch became no region."""
         if most == 0:
             reason = "covers nothing of what the encoder sees"
-        elif not most > np.float32(self.threshold):  # as it is compared
+        elif not most > np.float32(self.threshold):  # the comparison of `_assign`
             reason = f"covers no patch by more than {self.threshold:g}"
         elif self.overlap == "smallest":
             reason = "each of its patches lies in a smaller mask, or is not valid"
@@ -341,8 +339,12 @@ class MaskDownsampler:
         return dropped._replace(reason=reason)
 
 
-def _check_place(image: int, own: Tensor, valid: Tensor, size: Size, slack: int) -> None:
-    """Refuse masks that lie elsewhere on the input than ``valid`` shows their image: they are of another size.
+def _no_scores(count: int) -> Tensor:
+    return torch.full((count,), torch.nan, device="cpu")
+
+
+def _check_position(image: int, by_masks: Tensor, valid: Tensor, size: Size, slack: int) -> None:
+    """Reject masks whose position on the input contradicts ``valid``, as masks of another size do.
 
     The position of the image can be inferred from ``valid`` only if it is a centred rectangle that spans the grid in at
     least one direction, as a geometry places images.
@@ -354,29 +356,29 @@ def _check_place(image: int, own: Tensor, valid: Tensor, size: Size, slack: int)
     fills = bottom - top + 1 == rows or right - left + 1 == cols
     if not (whole and fills and max(down, across) <= 1):
         return
-    lies = (*_span(own.any(1)), *_span(own.any(0)))
-    if max(abs(one - other) for one, other in zip(lies, (top, bottom, left, right), strict=True)) <= slack:
+    bounds = (*_span(by_masks.any(1)), *_span(by_masks.any(0)))
+    if max(abs(a - b) for a, b in zip(bounds, (top, bottom, left, right), strict=True)) <= slack:
         return
     raise ShapeError(
-        f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {lies[0]} to {lies[1]} and columns "
-        f"{lies[2]} to {lies[3]} of the grid; valid shows the image in rows {top} to {bottom} and columns {left} to "
-        f"{right}. Masks must be (masks, height, width) of their image. Pass sizes too where valid is right."
+        f"masks[{image}] are of {size[0]} x {size[1]} pixels, which lie in rows {bounds[0]} to {bounds[1]} and columns "
+        f"{bounds[2]} to {bounds[3]} of the grid; valid shows the image in rows {top} to {bottom} and columns {left} "
+        f"to {right}. Masks must be (masks, height, width) of their image. Pass sizes too where valid is right."
     )
 
 
 def _span(line: Tensor) -> tuple[int, int]:
-    """The first and the last true place of a line."""
+    """Return the first and the last index at which a vector is true."""
     places = line.nonzero()
     return int(places[0]), int(places[-1])
 
 
-def _is_turned(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:
-    """Whether dense masks come last, as in ``(height, width, masks)``."""
+def _has_masks_last(masks: MaskSet | np.ndarray | Tensor, size: Size) -> bool:
+    """Return whether dense masks are ``(height, width, masks)``."""
     return not isinstance(masks, MaskSet) and tuple(masks.shape[:2]) == size
 
 
 def _prepare(masks: Masks, size: Size | None) -> MaskSet | np.ndarray | Tensor:
-    """One image's masks in one of three forms: a set of runs, dense bytes, or a dense tensor on another device."""
+    """Return an image's masks in one of three forms: runs, dense uint8, or a dense tensor on another device."""
     if not isinstance(masks, Tensor | np.ndarray) or (masks.ndim == 2 and masks.dtype not in (torch.bool, np.bool_)):
         return MaskSet.of(masks, size=size)
     if isinstance(masks, Tensor) and masks.device.type != "cpu" and masks.dtype == torch.bool and masks.ndim == 3:
@@ -389,7 +391,7 @@ def _size_of(masks: MaskSet | np.ndarray | Tensor) -> Size:
 
 
 def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: Size) -> Tensor:
-    """The paper's route: nearest pixel of the image for each of the input, then the mean over each patch."""
+    """Return coverage as in the paper: masks resized to the input by nearest pixel, then averaged per patch."""
     if any(side % patches for side, patches in zip(placement.input, grid, strict=True)):
         raise ShapeError(
             f"method='two_step' needs a grid that divides the input {placement.input}; got {grid}. Use method='exact'."
@@ -397,20 +399,20 @@ def _two_step(masks: MaskSet | np.ndarray | Tensor, placement: Placement, grid: 
     dense = masks.masks() if isinstance(masks, MaskSet) else torch.as_tensor(masks != 0)
     if tuple(dense.shape[1:]) != placement.image_size:
         row, col = (
-            ((torch.arange(side, device="cpu") + 0.5) * own / side).long()
-            for side, own in zip(placement.image_size, dense.shape[1:], strict=True)
+            ((torch.arange(side, device="cpu") + 0.5) * mask_side / side).long()
+            for side, mask_side in zip(placement.image_size, dense.shape[1:], strict=True)
         )
         dense = dense[:, row[:, None], col]
     placed = placement.mask(dense)
     height, width = (side // patches for side, patches in zip(placement.input, grid, strict=True))
     covered = torch.empty(len(placed), *grid, device=placed.device)
-    for part, into in zip(placed.split(64), covered.split(64), strict=True):  # a few masks become floats at a time
+    for part, into in zip(placed.split(64), covered.split(64), strict=True):  # limits the memory of floats
         into.copy_(part.float().unflatten(2, (grid[1], width)).unflatten(1, (grid[0], height)).mean((2, 4)))
     return covered
 
 
 def _cover_on_device(masks: Tensor, edges: list[np.ndarray], grid: Size) -> Tensor:
-    """Exact coverage by two matrix products, where the masks are; a few masks at a time, in float64."""
+    """Return exact coverage by two matrix products in float64, on the device of the masks, in parts."""
     weights = []
     for edge, side in zip(edges, grid, strict=True):
         patch = np.arange(side)[:, None]
