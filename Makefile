@@ -18,14 +18,17 @@ lint: .venv/dev
 bench: .venv/dev
 	$(PYTHON) -m benchmarks
 
-docs: .venv/dev
+docs: .venv/docs
 	$(PYTHON) -m sphinx -n -W --keep-going -q docs docs/_build && echo "open docs/_build/index.html"
 
 clean:
-	rm -rf .venv .venv-eval docs/_build
+	rm -rf .venv .venv-eval docs/_build docs/_gallery docs/gallery docs/api/generated
 
 .venv/regiontok: pyproject.toml
 	python3 -m venv .venv && .venv/bin/pip install -q -e . && touch $@
+
+.venv/docs: pyproject.toml
+	python3 -m venv .venv && .venv/bin/pip install -q -e '.[docs]' && touch $@
 
 .venv/dev: pyproject.toml
 	python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]'

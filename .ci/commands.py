@@ -7,15 +7,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "train_llava" / "README.md"]
 
-ENVIRONMENTS = ("", "encoders", "store", "masks", "hf", "viz", "focus", "datasets", "ray", "train")
+ENVIRONMENTS = ("", "encoders", "store", "video", "masks", "hf", "viz", "focus", "datasets", "ray", "train")
 """Extras that are installed by themselves, one after another; the first is the core alone."""
-MORE = {"ray": "masks", "viz": "masks"}
-"""Extras that are added to another one at its end, for commands that the documentation shows with both."""
+MORE = {"ray": "masks", "video": "masks+viz", "viz": "masks"}
+"""Extras that are added to another one at its end, for commands that the documentation shows with all of them."""
 
 EXEMPT = {
     r"^(python3 -m venv|\S*pip install|SAM2_BUILD_CUDA=0 pip|\. \.venv|cd |row=)": "it sets an environment up",
     r"-m pytest|^make ": "it runs next to the development tools, in the last step of .ci/run",
-    r"lmms_eval|regiontok evaluate": "lmms-eval has an environment of its own, which a test makes",
+    r"lmms_eval|regiontok evaluate (?!.*--questions)": "lmms-eval has an environment of its own, which a test makes",
     r"^sbatch": "it needs a SLURM cluster",
     r"^vllm serve": "vLLM pins its own torch and transformers; see the page for what was tried",
     r"train\.py.*--language-model|train\.py .*\.\.\.": "it trains a model of 7B parameters on eight GPUs",
@@ -24,12 +24,17 @@ EXEMPT = {
 }
 """Commands that no environment runs, and why."""
 
+ANNOTATIONS = "--(?:coco|mask-files|label-maps)"
+"""Options that read masks instead of generating them."""
+
 NEEDS = (
-    (r"--masks |--missing |regiontok masks (?!.*--coco)", "masks"),
+    (rf"--masks |--missing |regiontok masks (?!.*{ANNOTATIONS})", "masks"),
     (r"regiontok masks|--store|regiontok store", "store"),
-    (r"regiontok (figures|compare|count)", "viz"),
+    (r"regiontok (figures(?!.* --num-frames)|compare|count)", "viz"),
+    (r"--(num-frames|fps|every) ", "video"),
+    (r"regiontok tracks", "masks"),
     (r"--encoders? (?!hf:|pixels)", "encoders"),
-    (r"--encoder hf:|regiontok chat|figures attention", "hf"),
+    (r"--encoder hf:|regiontok chat|figures attention|--model |--questions mine", "hf"),
     (r"regiontok focus", "focus"),
     (r"regiontok tokenize rows/", "datasets"),
     (r"--engine ray", "ray"),
@@ -79,13 +84,14 @@ def commands_to_run() -> list[Command]:
 def environments_of(command: Command, closures: dict[str, set[str]]) -> list[str]:
     """Return the environments that run a command: those of its extras that bring all that it needs.
 
-    If none does, the first pair of `MORE` that does so, or ``train``, which brings most.
+    If none does, the first entry of `MORE` that does so, or ``train``, which brings most.
     """
     if not command.needs:
         return ["", "train"] if command.line == "regiontok env" else [""]
     own = [extra for extra in ENVIRONMENTS if extra in command.needs and command.needs <= closures[extra]]
-    pairs = [f"{extra}+{other}" for extra, other in MORE.items() if command.needs <= closures[extra] | closures[other]]
-    return own or pairs[:1] or (["train"] if command.needs <= closures["train"] else [])
+    names = [f"{extra}+{others}" for extra, others in MORE.items()]
+    joint = [name for name in names if command.needs <= set().union(*(closures[part] for part in name.split("+")))]
+    return own or joint[:1] or (["train"] if command.needs <= closures["train"] else [])
 
 
 def as_run(line: str, *, has: set[str]) -> str:
@@ -100,7 +106,8 @@ def as_run(line: str, *, has: set[str]) -> str:
         (r"--encoder hf:\S+", "--encoder hf:$STANDINS/dinov2"),
         (r"--encoders \S+ \S+", "--encoders pixels timm:vit_tiny_patch16_224 --random"),
         (r"--masks sam2", f"--masks sam2 {sam}"),
-        (r"^((?:.* )?regiontok masks (?!.*--(?:masks|coco)).*)", rf"\1 {sam}"),
+        (r"^(regiontok tracks .*)", r"\1 --video-model $STANDINS/sam2_video --max-objects 4"),
+        (rf"^((?:.* )?regiontok masks (?!.*(?:--masks|{ANNOTATIONS})).*)", rf"\1 {sam}"),
         (r"out/instruct/model(?=.*--masks)", "$STANDINS/masked"),
         (r"\bDIR\b|out/instruct/model", "$STANDINS/clustered"),
         (r"llava-hf/\S+", "$STANDINS/stock"),
@@ -119,6 +126,8 @@ def prerequisites(line: str, *, has: set[str]) -> list[str]:
     before = []
     if re.search(r"--masks masks\b|store masks", line):
         before.append(f"regiontok masks images/ --out masks{'' if 'masks' in has else ' --coco instances.json'}")
+    if "--tracks tracks" in line:
+        before.append("regiontok tracks films/ --num-frames 16 --out tracks --masks felzenszwalb")
     if re.search(r"regiontok store tokens|--remake-changed", line):
         before.append("regiontok tokenize images/ --store tokens")
     return before

@@ -130,7 +130,7 @@ def main(folder: Path, wheel: Path) -> int:
                 environment.install(extra)
             for name in (extra, *([f"{extra}+{MORE[extra]}"] if extra in MORE else [])):
                 if "+" in name:
-                    environment.install(MORE[extra])
+                    environment.install(MORE[extra].replace("+", ","))
                 has = set().union(*(known[part] for part in name.split("+")))
                 some = [command for command in commands if name in places[command]]
                 print(f"== [{name}] {len(some)} commands, installed in {time.monotonic() - start:.0f} s", flush=True)

@@ -6,14 +6,14 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-wanted, pinned = ["", *sys.argv[1:]], {}
-while wanted:
-    extra = wanted.pop()
-    for one in project["dependencies"] if not extra else project["optional-dependencies"][extra]:
-        if one.startswith("regiontok["):
-            wanted += re.findall(r"[a-z0-9]+", one.partition("[")[2])
+extras, pinned = ["", *sys.argv[1:]], {}
+while extras:
+    extra = extras.pop()
+    for requirement in project["dependencies"] if not extra else project["optional-dependencies"][extra]:
+        if requirement.startswith("regiontok["):
+            extras += re.findall(r"[a-z0-9]+", requirement.partition("[")[2])
             continue
-        name, version = re.match(r"([\w-]+)>=([\w.]+)", one).groups()
+        name, version = re.match(r"([\w-]+)>=([\w.]+)", requirement).groups()
         key = tuple(int(part) for part in version.split("."))
         pinned[name] = max(pinned.get(name, ()), key)
 print(" ".join(f"{name}=={'.'.join(map(str, version))}" for name, version in sorted(pinned.items())))

@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the small mo
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_images(folder / "inputs")
-    has = {name for name in ("timm", "transformers", "datasets", "pyarrow") if importlib.util.find_spec(name)}
+    has = {name for name in ("av", "timm", "transformers", "datasets", "pyarrow") if importlib.util.find_spec(name)}
+    if "av" in has:
+        make_videos(folder / "inputs")
     if "timm" in has and not (folder / "vit.safetensors").exists():
         import timm
         from safetensors.torch import save_file
@@ -56,6 +58,8 @@ def make_images(folder: Path) -> None:
     for image, annotation in zip(coco["images"], coco["annotations"], strict=True):
         record = {"image": image, "annotations": [annotation]}
         (folder / "sa1b" / Path(image["file_name"]).with_suffix(".json")).write_text(json.dumps(record))
+    questions = [{"question": "w1", "image": f"images/{name}.jpg", "answer": "w2"} for name in ("china", "flower")]
+    (folder / "mine.json").write_text(json.dumps(questions))
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for file in sorted((folder / "images").iterdir()):
             tar.add(file, file.name)
@@ -63,14 +67,31 @@ def make_images(folder: Path) -> None:
         shutil.copy(folder / "images" / f"{source}.jpg", folder / f"{name}.jpg")
 
 
+def make_videos(folder: Path) -> None:
+    """Two videos of a square that moves over an image."""
+    import av
+
+    (folder / "films").mkdir(exist_ok=True)
+    background = np.asarray(Image.open(folder / "image.jpg"))[:208]
+    for path in (folder / "film.mp4", folder / "films" / "a.mp4"):
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("mpeg4", rate=8, width=320, height=208, pix_fmt="yuv420p")
+            for number in range(24):
+                frame = background.copy()
+                frame[80:120, 8 * number : 8 * number + 40] = (250, 120, 0)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            file.mux(stream.encode())
+
+
 def make_models(folder: Path) -> None:
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     from regiontok import ImageGeometry, Regionizer
     from regiontok.adapters.huggingface import with_regions
-    from tests.models import tiny_llava, tiny_processor, tiny_sam2
+    from tests.models import tiny_llava, tiny_processor, tiny_sam2, tiny_sam2_video
 
     tiny_sam2().save_pretrained(folder / "sam2")
+    tiny_sam2_video().save_pretrained(folder / "sam2_video")
     config = Dinov2Config(hidden_size=32, num_hidden_layers=10, num_attention_heads=4, image_size=56, patch_size=14)
     Dinov2Model(config).save_pretrained(folder / "dinov2")
     size = {"height": 56, "width": 56}

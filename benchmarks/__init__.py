@@ -1,1 +1,1 @@
-"""Speed and memory against peers and a floor; see README.md beside this file."""
+"""Benchmarks of speed and memory against other implementations; see README.md in this folder."""

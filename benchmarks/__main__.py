@@ -1,4 +1,4 @@
-"""``python -m benchmarks [QUESTION ...]``."""
+"""Run benchmarks: ``python -m benchmarks [BENCHMARK ...]``."""
 
 import argparse
 
@@ -16,9 +16,10 @@ from benchmarks import (
     sources,
     splitting,
     steps,
+    video,
 )
 
-QUESTIONS = {
+BENCHMARKS = {
     "clustering": clustering.main,
     "partition": partition.main,
     "pooling": pooling.main,
@@ -32,10 +33,11 @@ QUESTIONS = {
     "families": families.main,
     "page": page.main,
     "scale": scale.main,
+    "video": video.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks")
-parser.add_argument("questions", nargs="*", choices=[[], *QUESTIONS], help="all of them where none is named")
-for question in parser.parse_args().questions or QUESTIONS:
-    print(f"# {question}")
-    QUESTIONS[question]()
+parser.add_argument("benchmarks", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+for benchmark in parser.parse_args().benchmarks or BENCHMARKS:
+    print(f"# {benchmark}")
+    BENCHMARKS[benchmark]()

@@ -1,4 +1,4 @@
-"""How far is `UnionFindClusterer` from its floor, and from its peers?"""
+"""Time of `UnionFindClusterer`, compared with a lower bound and with other libraries."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ SHAPES = ((24, 24, 1024), (27, 27, 1152), (36, 36, 1280), (64, 64, 1024))
 THRESHOLD = 0.7
 BATCH = 32
 RULES = {"centroid": (CENTROID, -1.0), "average": (AVERAGE, -1.0), "ward": (WARD, -np.finfo(np.float64).max)}
-"""Linkages, and a score that every pair reaches."""
+"""Each linkage with a threshold that every pair reaches."""
 PEERS = {
     "dictionary scan": peers.dictionary_scan,
     "scikit-image": peers.scikit_image,
@@ -28,7 +28,7 @@ PEERS = {
 
 
 def smooth_features(rows: int, cols: int, dim: int, *, seed: int) -> torch.Tensor:
-    """``(rows, cols, dim)``: a random field on a 6 x 6 grid, interpolated, with noise; some 100 regions at 24 x 24."""
+    """Return ``(rows, cols, dim)`` features: an interpolated 6 x 6 random field plus noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, dim, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(rows, cols), mode="bilinear")
@@ -46,7 +46,7 @@ def _dot(x, y):
 
 @numba.njit
 def floor(features, cols, dots):
-    """One copy of the features, then the dot product of every pair of neighbours: what no implementation avoids."""
+    """Copy the features and compute the dot products of all neighbours: a lower bound of any implementation."""
     copy = features.copy()
     count = 0
     for patch in range(len(copy)):
@@ -59,50 +59,68 @@ def floor(features, cols, dots):
 
 
 def check(features: torch.Tensor) -> dict[str, int]:
-    """The number of regions by each contestant; stops where one with our rule has other labels."""
+    """Return the number of regions of each contestant; exit if one with the same linkage has other labels."""
     ours = UnionFindClusterer(threshold=THRESHOLD)(features[None]).labels()[0].numpy()
     counts = {"regiontok": int(ours.max()) + 1}
     for name, cluster in PEERS.items():
         labels = cluster(features.numpy(), THRESHOLD)
         counts[name] = int(labels.max()) + 1
         if "another rule" not in name and not np.array_equal(labels, ours):
-            raise SystemExit(f"clustering: {name} and regiontok disagree at {tuple(features.shape)}; no speed is told.")
+            raise SystemExit(
+                f"clustering: {name} and regiontok disagree at {tuple(features.shape)}; nothing was timed."
+            )
     return counts
 
 
+def make_kernel(features: np.ndarray) -> Callable[..., int]:
+    """Return a call of the compiled kernel alone, without checks and conversions; it returns the number of merges."""
+    _, cols, dim = features.shape
+    flat = features.reshape(-1, dim)
+    valid, no_masks, no_pieces = (
+        np.ones(len(flat), np.bool_),
+        np.empty((len(flat), 0), np.float32),
+        np.empty(0, np.int32),
+    )
+    pairs, scores = np.empty((len(flat), 2), np.int32), np.empty(len(flat), np.float64)
+
+    def kernel(linkage: int = CENTROID, lowest: float = THRESHOLD, target: int = 1, variance: float = -1.0) -> int:
+        stops = linkage, lowest, target, variance, UNSEEN
+        image = flat, valid, cols, len(flat), no_pieces, np.empty((0, 2), np.int32), no_pieces, False
+        num_merges, _ = merge(*image, *stops, no_masks, 0.0, no_pieces, pairs, scores)
+        return num_merges
+
+    return kernel
+
+
 def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
-    """Figures at one grid."""
+    """Return the results for one shape of features."""
     batch = torch.stack([smooth_features(rows, cols, dim, seed=seed) for seed in range(BATCH)])
     features, array = batch[0], batch[0].numpy()
     regions = check(features)
     flat = array.reshape(-1, dim)
-    valid, dots = np.ones(len(flat), np.bool_), np.empty(2 * len(flat), np.float32)
-    pairs, score = np.empty((len(flat), 2), np.int32), np.empty(len(flat), np.float64)
-    one, two = (UnionFindClusterer(threshold=THRESHOLD, num_threads=threads) for threads in (1, 2))
-
-    def kernel(linkage: int = CENTROID, lowest: float = THRESHOLD, least: int = 1, kept: float = -1.0) -> None:
-        merge(flat, valid, cols, False, linkage, lowest, least, kept, UNSEEN, np.empty(0, np.int32), pairs, score)
+    dots, kernel = np.empty(2 * len(flat), np.float32), make_kernel(array)
+    single, double = (UnionFindClusterer(threshold=THRESHOLD, num_threads=threads) for threads in (1, 2))
 
     alone = take_turns(
         {
             "floor": lambda: floor(flat, cols, dots),
             "kernel": kernel,
-            "one image": lambda: one(features[None]),
-            "tree": lambda: one.tree(features[None]),
+            "one image": lambda: single(features[None]),
+            "tree": lambda: single.tree(features[None]),
         },
         rounds=100 if rows < 64 else 30,
     )
     batches = take_turns(
         {
             "floor": lambda: [floor(image.reshape(-1, dim), cols, dots) for image in batch.numpy()],
-            "1 thread": lambda: one(batch),
-            "2 threads": lambda: two(batch),
+            "1 thread": lambda: single(batch),
+            "2 threads": lambda: double(batch),
         },
         rounds=30 if rows < 64 else 8,
     )
-    rivals: dict[str, Any] = {"regiontok": lambda: one(features[None])}
-    rivals |= {name: (lambda cluster=cluster: cluster(array, THRESHOLD)) for name, cluster in PEERS.items()}
-    against = take_turns(rivals, rounds=7 if rows < 64 else 3)
+    contestants: dict[str, Any] = {"regiontok": lambda: single(features[None])}
+    contestants |= {name: (lambda cluster=cluster: cluster(array, THRESHOLD)) for name, cluster in PEERS.items()}
+    against = take_turns(contestants, rounds=7 if rows < 64 else 3)
     count = regions["regiontok"]
     return {
         "rules": measure_rules(features, count, kernel),
@@ -121,7 +139,7 @@ def measure(rows: int, cols: int, dim: int) -> dict[str, Any]:
 
 
 def measure_rules(features: torch.Tensor, count: int, kernel: Callable[..., None]) -> dict[str, Any]:
-    """Our three rules at one count, and Ward's beside scikit-learn's, whose partition must be the same."""
+    """Return the results of the three linkages at one budget, and of Ward linkage compared with scikit-learn."""
     rows = len(features)
     unit = torch.nn.functional.normalize(features, dim=-1).numpy()
     clusterers = {name: UnionFindClusterer(linkage=name, num_regions=count, num_threads=1) for name in RULES}
@@ -129,21 +147,21 @@ def measure_rules(features: torch.Tensor, count: int, kernel: Callable[..., None
     if adjusted_rand_score(peers.scikit_learn_ward(unit, count).ravel(), ward(features[None]).labels().ravel()) < 1:
         raise SystemExit(f"clustering: scikit-learn's Ward and ours disagree at {tuple(features.shape)}.")
     tree = ward.tree(features[None])[0]
-    counts, kept = tree.curve()
-    share = float(kept[counts == count])
-    sharing = UnionFindClusterer(explained_variance=share - 1e-6, num_threads=1)
+    counts, variances = tree.curve()
+    variance = float(variances[counts == count])
+    by_variance = UnionFindClusterer(explained_variance=variance - 1e-6, num_threads=1)
     batch = features[None].expand(8, -1, -1, -1)
     rounds = 60 if rows < 64 else 15
     kernels = take_turns(
         {name: partial(kernel, rule, lowest, count) for name, (rule, lowest) in RULES.items()}
-        | {"explained variance": partial(kernel, WARD, RULES["ward"][1], 1, share - 1e-6)},
+        | {"explained variance": partial(kernel, WARD, RULES["ward"][1], 1, variance - 1e-6)},
         rounds=rounds,
     )
     calls = take_turns(
         {f"call, {name}": partial(clusterer, features[None]) for name, clusterer in clusterers.items()}
         | {
             "kernel, ward": partial(kernel, *RULES["ward"], count),
-            "call, explained variance": partial(sharing, features[None]),
+            "call, explained variance": partial(by_variance, features[None]),
             "batch of 8, one budget": partial(ward, batch),
             "batch of 8, a budget per image": partial(ward, batch, num_regions=[count] * 8),
         },
@@ -176,7 +194,7 @@ def measure_rules(features: torch.Tensor, count: int, kernel: Callable[..., None
 
 
 def main() -> None:
-    """Measure every shape, print the ratios and save all figures."""
+    """Measure every shape, print the ratios and save all results."""
     figures = {}
     for shape in SHAPES:
         name = "x".join(map(str, shape))

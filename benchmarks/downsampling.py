@@ -1,7 +1,8 @@
-"""How fast do masks come to the patch grid, and what does pooling features at the masks' size cost instead?
+"""Time of resizing masks to the patch grid, and of pooling features at the size of the masks instead.
 
-Peers: decode, resize to the encoder's input, average-pool (the paper's route, as one writes it with pycocotools and
-torch), from RLE and from dense masks; and the older way, pooling features that are enlarged to the masks.
+`MaskDownsampler` is compared with the steps of the paper in pycocotools and torch: decode, resize to the encoder's
+input, average-pool. Both start from RLE or from dense masks. Mean pooling on the grid is compared with pooling features
+that are enlarged to the size of the masks.
 """
 
 import resource
@@ -25,7 +26,7 @@ GEOMETRY = ImageGeometry.squash(INPUT)
 
 
 def make_masks(*, seed: int = 0) -> np.ndarray:
-    """``(100, 768, 1024)`` bool: round masks with wavy rims, from specks to half the image, as SAM's are."""
+    """Return ``(100, 768, 1024)`` bool: elliptical masks with irregular edges and radii of 16 to 400 pixels."""
     generator = torch.Generator().manual_seed(seed)
     waves = F.interpolate(torch.randn(MASKS, 1, 24, 32, generator=generator), (HEIGHT, WIDTH), mode="bicubic")[:, 0]
     center = torch.rand(MASKS, 2, generator=generator) * torch.tensor([HEIGHT, WIDTH])
@@ -39,36 +40,36 @@ def make_masks(*, seed: int = 0) -> np.ndarray:
 
 
 def resize_and_pool(masks: np.ndarray) -> Tensor:
-    """Dense masks by the paper's two steps, as one writes them."""
-    placed = F.interpolate(torch.from_numpy(masks)[:, None].float(), (INPUT, INPUT), mode="nearest")
-    return F.avg_pool2d(placed, INPUT // SIDE)[:, 0]
+    """Return the coverage of dense masks by the paper's two steps."""
+    resized = F.interpolate(torch.from_numpy(masks)[:, None].float(), (INPUT, INPUT), mode="nearest")
+    return F.avg_pool2d(resized, INPUT // SIDE)[:, 0]
 
 
 def decode_resize_and_pool(encoded: list[dict[str, Any]]) -> Tensor:
-    """Encoded masks by the same."""
+    """Return the coverage of encoded masks by the same steps."""
     return resize_and_pool(coco.decode(encoded).transpose(2, 0, 1))
 
 
 def pool_enlarged(features: Tensor, masks: np.ndarray) -> Tensor:
-    """Mean features ``(M, dim)`` of masks at their own size: features are enlarged, as in the paper's reference [5]."""
+    """Return mean features ``(M, dim)`` of masks from features enlarged to their size; the paper's reference [5]."""
     enlarged = F.interpolate(features.permute(2, 0, 1)[None], (HEIGHT, WIDTH), mode="bilinear")[0]
     weights = torch.from_numpy(masks).flatten(1).float()
     return weights @ enlarged.flatten(1).T / weights.sum(1, keepdim=True)
 
 
 def pool_on_grid(features: Tensor, masks: Any) -> Tensor:
-    """Mean features of the same masks on the grid."""
+    """Return the mean features of masks on the grid."""
     regions = MaskDownsampler((SIDE, SIDE), geometry=GEOMETRY)([masks])
     return MeanPool()(features[None], regions).values
 
 
 def memory_cases() -> dict[str, Callable[[], Any]]:
-    """What each way does, to be run in a process of its own."""
+    """Return the function of each method, to be run in a separate process."""
     masks = make_masks()
     encoded = MaskSet.from_masks(masks).to_coco()
     features = torch.randn(SIDE, SIDE, DIM)
     downsampler = MaskDownsampler((SIDE, SIDE), geometry=GEOMETRY)
-    downsampler.coverage(encoded[:1]), downsampler.coverage(masks[:1])  # loads the compiled code
+    downsampler.coverage(encoded[:1]), downsampler.coverage(masks[:1])  # compiles
     pool_on_grid(features, encoded[:1])
     return {
         "RLE": lambda: downsampler.coverage(encoded),
@@ -81,7 +82,7 @@ def memory_cases() -> dict[str, Callable[[], Any]]:
 
 
 def rise(case: str) -> int:
-    """Bytes by which a way's peak rises above what is held before."""
+    """Return by how many bytes a method raises the peak memory."""
     run = memory_cases()[case]
     before, held = held_peak()
     run()
@@ -97,9 +98,9 @@ def main() -> None:
     downsampler = MaskDownsampler((SIDE, SIDE), geometry=GEOMETRY)
     exact, steps = downsampler.coverage(encoded), resize_and_pool(masks)
     if not torch.allclose(exact, downsampler.coverage(masks), atol=1e-6):
-        raise SystemExit("downsampling: RLE and dense masks disagree; no speed is told.")
+        raise SystemExit("downsampling: RLE and dense masks disagree; nothing was timed.")
     if (exact - steps).abs().mean() > 0.005:
-        raise SystemExit("downsampling: exact and two-step coverage are not of the same masks; no speed is told.")
+        raise SystemExit("downsampling: exact and two-step coverage disagree; nothing was timed.")
     features = torch.randn(SIDE, SIDE, DIM)
     words = masks.view(np.uint64)
     times = take_turns(
@@ -117,12 +118,12 @@ def main() -> None:
     rises = {}
     for case in memory_cases():
         command = [sys.executable, "-m", "benchmarks.downsampling", case]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rises[case] = round(int(done.stdout.split()[-1]) / 2**20, 1)
-    kept, kept_by_steps = exact > 0.07, steps > 0.07
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        rises[case] = round(int(completed.stdout.split()[-1]) / 2**20, 1)
+    assigned, assigned_by_steps = exact > 0.07, steps > 0.07
     figures = {
         "shape": {"masks": MASKS, "height": HEIGHT, "width": WIDTH, "grid": SIDE, "input": INPUT, "dim": DIM},
-        "RLE bytes per mask": round(sum(len(one["counts"]) for one in encoded) / MASKS),
+        "RLE bytes per mask": round(sum(len(mask["counts"]) for mask in encoded) / MASKS),
         "times": times,
         "pooling": older,
         "peak_rise_MiB": rises,
@@ -132,7 +133,9 @@ def main() -> None:
         "pooling on the grid: times faster": ratio(
             older, "mean features at the masks' size", "mean features on the grid"
         ),
-        "patches kept by one route alone": round(float((kept ^ kept_by_steps).sum() / (kept | kept_by_steps).sum()), 4),
+        "patches kept by one route alone": round(
+            float((assigned ^ assigned_by_steps).sum() / (assigned | assigned_by_steps).sum()), 4
+        ),
     }
     for name, value in figures.items():
         print(name, value)

@@ -1,8 +1,7 @@
-"""How fast is our mask generator beside transformers' pipeline and the ``sam2`` package, and are their masks the same?
+"""Our SAM 2 mask generator, compared with the transformers pipeline and the ``sam2`` package.
 
-Two questions. *Post-processing*: all three are given the same decoder's logits, smooth as a trained model's, and
-nothing but what they do with them is timed. *Stages*: all three run the same randomly initialised SAM 2.1 tiny on a
-real image.
+*Post-processing*: all three receive the same synthetic logits of the decoder, and only their post-processing is timed.
+Their masks are compared. *Stages*: all three run the same randomly initialized SAM 2.1 tiny on a real image.
 """
 
 import re
@@ -32,10 +31,10 @@ CONTESTANTS = ("regiontok, on the grid", "regiontok, RLE", "sam2 package", "tran
 
 
 def smooth_logits(points: int = POINTS, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits ``(points**2, 3, 256, 256)`` of candidates as a trained decoder gives them, and their predicted IoU.
+    """Return logits ``(points**2, 3, 256, 256)`` like those of a trained decoder, and their predicted IoU.
 
-    150 blobs with wavy rims, from a few pixels to half the image; at each point the decoder finds three of the blobs
-    near it, a little different each time, with slopes at the rim from soft to sharp.
+    The objects are 150 ellipses with irregular edges, soft or sharp, from a few pixels to half the image. The three
+    candidates of a point are its nearest objects with random variations.
     """
     generator = torch.Generator().manual_seed(seed)
     axis = torch.arange(LOW) + 0.5
@@ -50,7 +49,7 @@ def smooth_logits(points: int = POINTS, *, seed: int = 0) -> tuple[Tensor, Tenso
         ((y - center[:, 0, None, None]) / radius[:, 0, None, None]) ** 2
         + ((x - center[:, 1, None, None]) / radius[:, 1, None, None]) ** 2
     ).sqrt()
-    steepness = 0.5 * 16 ** torch.rand(count, generator=generator)  # logits per pixel at the rim
+    steepness = 0.5 * 16 ** torch.rand(count, generator=generator)  # logits per pixel at the edge
     blob = (steepness * radius.mean(1))[:, None, None] * (1 - distance + 0.1 * waves)
     quality = 0.4 + 0.6 * torch.rand(count, generator=generator)
 
@@ -67,23 +66,23 @@ def smooth_logits(points: int = POINTS, *, seed: int = 0) -> tuple[Tensor, Tenso
 
 
 def generators(logits: Tensor, scores: Tensor, settings: MaskSettings) -> dict[str, Callable[[Image.Image], MaskSet]]:
-    """The contestants, each with a decoder that hands out the given logits in turn and an encoder that does nothing."""
+    """Return the contestants, with a decoder that returns the given logits in order and an empty encoder."""
     tiny = Sam2Model(Sam2Config()).eval()
     position = [0]
 
-    def deal(count: int) -> tuple[Tensor, Tensor]:
+    def next_logits(count: int) -> tuple[Tensor, Tensor]:
         start = position[0]
         position[0] = (start + count) % len(logits)
         return logits[start : start + count], scores[start : start + count]
 
     ours = masks.Sam2Masks(tiny, settings=settings)
     ours._embed = lambda inputs: [torch.zeros(len(inputs), 1)]
-    ours._decode = lambda _, prompts: tuple(one[None] for one in deal(len(prompts)))
+    ours._decode = lambda _, prompts: tuple(values[None] for values in next_logits(len(prompts)))
 
     theirs = masks.PipelineMasks(tiny, settings=settings)
     tiny.get_image_embeddings = lambda _: [torch.zeros(1, 1)]
     tiny.forward = lambda input_points, **_: dict(
-        zip(("pred_masks", "iou_scores"), (one[None] for one in deal(input_points.shape[1])), strict=True)
+        zip(("pred_masks", "iou_scores"), (values[None] for values in next_logits(input_points.shape[1])), strict=True)
     )
 
     official = masks.PackageMasks(
@@ -95,7 +94,7 @@ def generators(logits: Tensor, scores: Tensor, settings: MaskSettings) -> dict[s
         predictor._orig_hw, predictor._is_image_set = [image.shape[:2]], True
 
     def predict(points: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-        low, iou = deal(len(points))
+        low, iou = next_logits(len(points))
         return predictor._transforms.postprocess_masks(low, predictor._orig_hw[-1]), iou, low
 
     predictor.set_image, predictor._predict = set_image, predict
@@ -107,52 +106,52 @@ def generators(logits: Tensor, scores: Tensor, settings: MaskSettings) -> dict[s
     }
 
 
-def matched(found: MaskSet, other: MaskSet, least: float = 0.9) -> float:
-    """The share of ``other`` masks that some mask found matches at an IoU of at least ``least``."""
-    a, b = (one.masks().flatten(1).float() for one in (found, other))
-    shared = b @ a.T
-    union = b.sum(1)[:, None] + a.sum(1) - shared
-    return float(((shared / union).amax(1) >= least).float().mean())
+def matched(masks: MaskSet, other: MaskSet, min_iou: float = 0.9) -> float:
+    """Return the fraction of ``other`` that have a mask in ``masks`` with an IoU of at least ``min_iou``."""
+    a, b = (mask_set.masks().flatten(1).float() for mask_set in (masks, other))
+    intersection = b @ a.T
+    union = b.sum(1)[:, None] + a.sum(1) - intersection
+    return float(((intersection / union).amax(1) >= min_iou).float().mean())
 
 
 def patches_that_differ(grid: MaskSet, encoded: MaskSet) -> float:
-    """The share of patches that our masks on the grid and our encoded ones disagree on, of those that either keeps."""
-    enlarged = MaskDownsampler(GRID, geometry=GEOMETRY).coverage(encoded) > 0.07
-    direct = grid.coverage > 0.07
-    return float((enlarged ^ direct).sum() / (enlarged | direct).sum())
+    """Return the fraction of assigned patches that differ between masks on the grid and encoded masks."""
+    from_encoded = MaskDownsampler(GRID, geometry=GEOMETRY).coverage(encoded) > 0.07
+    on_grid = grid.coverage > 0.07
+    return float((from_encoded ^ on_grid).sum() / (from_encoded | on_grid).sum())
 
 
 def compare(settings: MaskSettings) -> dict[str, Any]:
-    """Time and results on the same smooth logits."""
+    """Return times and masks on the same logits."""
     contestants = generators(*smooth_logits(), settings)
     image = Image.new("RGB", SIZE[::-1])
-    found = {name: run(image) for name, run in contestants.items()}
+    results = {name: run(image) for name, run in contestants.items()}
     times = take_turns({name: (lambda run=run: run(image)) for name, run in contestants.items()}, rounds=5)
-    ours = found["regiontok, RLE"]
+    ours = results["regiontok, RLE"]
     result: dict[str, Any] = {
         "candidates": 3 * POINTS**2,
-        "masks": {name: len(one) for name, one in found.items()},
+        "masks": {name: len(mask_set) for name, mask_set in results.items()},
         "times": times,
         "patches that differ between ours on the grid and encoded": round(
-            patches_that_differ(found["regiontok, on the grid"], ours), 4
+            patches_that_differ(results["regiontok, on the grid"], ours), 4
         ),
     }
     for name in ("sam2 package", "transformers pipeline"):
-        result[f"masks of {name} matched at IoU 0.9"] = round(matched(ours, found[name]), 4)
-        result[f"ours matched by {name}"] = round(matched(found[name], ours), 4)
+        result[f"masks of {name} matched at IoU 0.9"] = round(matched(ours, results[name]), 4)
+        result[f"ours matched by {name}"] = round(matched(results[name], ours), 4)
         for mine in CONTESTANTS[:2]:
             result[f"{mine}: times faster than {name}"] = ratio(times, name, mine)
     return result
 
 
 def peaks(settings: MaskSettings) -> dict[str, Any]:
-    """How far each contestant's peak memory rises above what is held before, each in a process of its own."""
+    """Return by how much each contestant raises the peak memory, each in a separate process."""
     rises = {}
     for name in CONTESTANTS:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "benchmarks.generators", name], capture_output=True, text=True, check=True
         )
-        rises[name] = round(int(done.stdout.split()[-1]) / 2**20, 1)
+        rises[name] = round(int(completed.stdout.split()[-1]) / 2**20, 1)
     result: dict[str, Any] = {"rise_MiB": rises}
     for name in CONTESTANTS[2:]:
         for mine in CONTESTANTS[:2]:
@@ -161,11 +160,11 @@ def peaks(settings: MaskSettings) -> dict[str, Any]:
 
 
 def rise(name: str) -> int:
-    """Bytes by which one contestant's peak rises."""
+    """Return by how many bytes a contestant raises the peak memory."""
     contestants = generators(*smooth_logits(), MaskSettings())
     image = Image.new("RGB", SIZE[::-1])
     small = Image.new("RGB", (8, 8))
-    contestants[CONTESTANTS[0]](small)  # loads the compiled code
+    contestants[CONTESTANTS[0]](small)  # compiles
     contestants[CONTESTANTS[1]](small)
     before, held = held_peak()
     contestants[name](image)
@@ -175,11 +174,11 @@ def rise(name: str) -> int:
 
 
 def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the ``sam2`` package under transformers' names."""
+    """Return the weights of the ``sam2`` package with the names of transformers."""
     renamed = {}
     for name, value in state.items():
         if name.startswith(("memory", "maskmem", "mask_downsample", "obj_ptr", "no_obj", "no_mem_pos")):
-            continue  # of video
+            continue  # for video
         for pattern, into in _NAMES:
             name = re.sub(pattern, into, name)
         last = "2" if "mlps" in name or "head" in name else "1"
@@ -217,7 +216,7 @@ _NAMES = (
 
 
 def same_weights(seed: int = 0) -> tuple[Any, Any]:
-    """One randomly initialised SAM 2.1 tiny in the package's code and in transformers'."""
+    """Return a randomly initialized SAM 2.1 tiny as a model of the package and as one of transformers."""
     torch.manual_seed(seed)
     official = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", None, device="cpu")
     model = Sam2Model(Sam2Config()).eval()
@@ -225,8 +224,8 @@ def same_weights(seed: int = 0) -> tuple[Any, Any]:
     return official, model
 
 
-class Spent:
-    """Wraps a function to add up the seconds spent in it."""
+class Timed:
+    """A function that adds up the seconds of its calls."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run, self.seconds = run, 0.0
@@ -239,35 +238,34 @@ class Spent:
 
 
 def stages(points: int = 8) -> dict[str, Any]:
-    """Seconds per stage on a real image with the same random weights, at ``points`` per side."""
+    """Return the seconds per stage on a real image with the same random weights and ``points`` per side."""
     image = Image.fromarray(load_sample_image("china.jpg"))
     settings = MaskSettings(points_per_side=points, stability_score_thresh=0, pred_iou_thresh=0)
     official, model = same_weights()
     result = {}
 
-    def told(run: Callable[[], Any], encode: Spent, decode: Spent) -> dict[str, float]:
+    def measure(run: Callable[[], Any], encode: Timed, decode: Timed) -> dict[str, float]:
         start = time.perf_counter()
         run()
-        whole = time.perf_counter() - start
-        rest = whole - encode.seconds - decode.seconds
-        return {"encode": round(encode.seconds, 3), "decode": round(decode.seconds, 3), "rest": round(rest, 3)}
+        other = time.perf_counter() - start - encode.seconds - decode.seconds
+        return {"encode": round(encode.seconds, 3), "decode": round(decode.seconds, 3), "rest": round(other, 3)}
 
     ours = masks.Sam2Masks(model, settings=settings)
-    ours._embed, ours._decode = encode, decode = Spent(ours._embed), Spent(ours._decode)
-    result["regiontok"] = told(lambda: ours.on_grid(image, geometry=GEOMETRY, grid=GRID), encode, decode)
+    ours._embed, ours._decode = encode, decode = Timed(ours._embed), Timed(ours._decode)
+    result["regiontok"] = measure(lambda: ours.on_grid(image, geometry=GEOMETRY, grid=GRID), encode, decode)
     theirs = masks.PackageMasks(official, settings=settings)
-    encode, decode = Spent(official.forward_image), Spent(official.sam_mask_decoder.forward)
+    encode, decode = Timed(official.forward_image), Timed(official.sam_mask_decoder.forward)
     official.forward_image, official.sam_mask_decoder.forward = encode, decode
-    result["sam2 package"] = told(lambda: theirs(image), encode, decode)
+    result["sam2 package"] = measure(lambda: theirs(image), encode, decode)
     pipeline = masks.PipelineMasks(model, settings=settings)
-    encode, decode = Spent(model.get_image_embeddings), Spent(model.forward)
+    encode, decode = Timed(model.get_image_embeddings), Timed(model.forward)
     model.get_image_embeddings, model.forward = encode, decode
-    result["transformers pipeline"] = told(lambda: pipeline(image), encode, decode)
+    result["transformers pipeline"] = measure(lambda: pipeline(image), encode, decode)
     return result
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Run the measurements, print and save the results."""
     settings = MaskSettings()
     figures = {"same smooth logits": compare(settings), "memory": peaks(settings)}
     figures["seconds per stage, random SAM 2.1 tiny, china.jpg, 64 points"] = stages()

@@ -1,4 +1,4 @@
-"""What do clustering and pooling need at their peak, beyond their input? Each is measured in a process of its own."""
+"""Peak memory of clustering and pooling beyond their input, each measured in a separate process."""
 
 import argparse
 import resource
@@ -16,12 +16,12 @@ CASES = ("clustering", "pool", "attention", "pool and backward", "attention and 
 
 
 def peak() -> int:
-    """Highest resident bytes of this process so far."""
+    """Return the peak resident memory of this process in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure(case: str) -> tuple[int, int]:
-    """Bytes of the input, and how far the peak rises above what is held before."""
+    """Return the bytes of the input, and by how many bytes a call raises the peak."""
     torch.manual_seed(0)
     backward = "backward" in case
     if case == "clustering":
@@ -50,7 +50,10 @@ def measure(case: str) -> tuple[int, int]:
 
 
 def held_peak() -> tuple[int, torch.Tensor]:
-    """The peak so far, and what to hold: else what the set-up gave back would hide as much of what comes."""
+    """Return the peak, and a tensor that keeps the memory in use at the peak.
+
+    Without the tensor, memory that the setup has freed would be reused and would not raise the peak.
+    """
     held = torch.ones(max(0, peak() - _resident()) // 4 + 1)
     return peak(), held
 
@@ -65,8 +68,8 @@ def main() -> None:
     figures = {}
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        size, rise = map(int, done.stdout.split())
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        size, rise = map(int, completed.stdout.split())
         figures[case] = {"input_MiB": round(size / 2**20, 1), "rise_MiB": round(rise / 2**20, 1)}
         figures[case]["rise over input"] = round(rise / size, 2)
     for suffix in ("", " and backward"):

@@ -1,8 +1,8 @@
-"""The interactive page: how large is its file, and what does one step of a slider cost in a browser?
+"""Size of the interactive page, and the time of a slider step in a browser.
 
-36 x 36 patches of dimension 1024, features smooth as an encoder's, on an image of 2000 x 3000. The browser is Chromium
-without a screen or a GPU. A step is the main thread's time from a new value of the slider to the end of its frame, all
-of script, style, layout and paint; the budget is a sixtieth of a second.
+The page has 36 x 36 patches of dimension 1024 and an image of 2000 x 3000. The browser is headless Chromium without a
+GPU. The time of a step is the time of the main thread from a new slider value to the end of the frame: script, style,
+layout and paint. It is compared with a frame of 1/60 s.
 """
 
 import shutil
@@ -39,15 +39,15 @@ SLIDE = """async steps => {
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Run the measurements, print and save the results."""
     features = smooth_features(36, 36, 1024, seed=0)[None]
     encoder = Encoder(lambda _: features, geometry=ImageGeometry.squash(576), patch_size=16, name="synthetic")
     image = Image.fromarray(load_sample_image("china.jpg")).resize((3000, 2000))
-    everything = MaskSet.from_masks(torch.ones(1, 2000, 3000, dtype=torch.bool))
+    full_mask = MaskSet.from_masks(torch.ones(1, 2000, 3000, dtype=torch.bool))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         start = time.perf_counter()
-        write_page(file, image, encoder, masks=everything)
+        write_page(file, image, encoder, masks=full_mask)
         figures: dict[str, Any] = {
             "megabytes": round(file.stat().st_size / 1e6, 2),
             "seconds to write": round(time.perf_counter() - start, 2),
@@ -62,7 +62,8 @@ def main() -> None:
             protocol.send("Performance.enable")
 
             def spent() -> dict[str, float]:
-                return {one["name"]: one["value"] for one in protocol.send("Performance.getMetrics")["metrics"]}
+                metrics = protocol.send("Performance.getMetrics")["metrics"]
+                return {metric["name"]: metric["value"] for metric in metrics}
 
             for name in ("outlines", "a region held, with its heat map"):
                 if name != "outlines":

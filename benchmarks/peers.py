@@ -1,4 +1,4 @@
-"""The same clustering rule by other means, each as its library's users would write it; and scikit-learn's own rule."""
+"""Centroid and Ward linkage with other libraries, and the most similar linkage of scikit-learn."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def _edges(rows: int, cols: int) -> Iterator[tuple[int, int]]:
 
 
 def dictionary_scan(features: np.ndarray, threshold: float) -> np.ndarray:
-    """The published algorithm: a dictionary of pairs, searched whole for its best before every merge."""
+    """Cluster with the published algorithm: a dictionary of pairs, fully searched before every merge."""
     rows, cols, dim = features.shape
     total = dict(enumerate(features.reshape(-1, dim)))
     members = {patch: [patch] for patch in total}
@@ -54,7 +54,7 @@ def dictionary_scan(features: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def scikit_image(features: np.ndarray, threshold: float) -> np.ndarray:
-    """``merge_hierarchical`` on a region adjacency graph, with callbacks for the rule."""
+    """Cluster with scikit-image's ``merge_hierarchical`` and callbacks for centroid linkage."""
     rows, cols, dim = features.shape
     flat = features.reshape(-1, dim)
     patches = np.arange(rows * cols).reshape(rows, cols)
@@ -82,14 +82,14 @@ def scikit_image(features: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def higra_tree(features: np.ndarray, threshold: float) -> np.ndarray:
-    """Higra's binary partition tree with a callback for the rule, cut before the first merge below the threshold."""
+    """Cluster with Higra's binary partition tree and a callback for centroid linkage, cut at the threshold."""
     rows, cols, dim = features.shape
     flat = features.reshape(-1, dim)
     patches = rows * cols
     grid = higra.get_4_adjacency_graph((rows, cols))
     source, target = grid.edge_list()
     total = list(flat) + [None] * (patches - 1)
-    square = [float(one @ one) for one in flat] + [0.0] * (patches - 1)
+    square = [float(patch @ patch) for patch in flat] + [0.0] * (patches - 1)
 
     def distance(x: int, y: int) -> float:
         return 1 - float(total[x] @ total[y]) / (square[x] * square[y]) ** 0.5
@@ -97,8 +97,8 @@ def higra_tree(features: np.ndarray, threshold: float) -> np.ndarray:
     def weigh(_graph, _edge, new, first, second, neighbours):
         total[new] = total[first] + total[second]
         square[new] = float(total[new] @ total[new])
-        for one in neighbours:
-            one.set_new_edge_weight(distance(new, one.neighbour_vertex()))
+        for neighbour in neighbours:
+            neighbour.set_new_edge_weight(distance(new, neighbour.neighbour_vertex()))
 
     weights = np.array([distance(x, y) for x, y in zip(source, target, strict=True)])
     tree, altitudes = higra.binary_partition_tree(grid, weigh, weights)
@@ -113,7 +113,7 @@ def higra_tree(features: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def scikit_learn(features: np.ndarray, threshold: float) -> np.ndarray:
-    """Connected average linkage on cosine: another rule (it averages edges, not features), the nearest that it has."""
+    """Cluster with scikit-learn's average linkage on cosine. It averages edges; centroid linkage averages features."""
     rows, cols, dim = features.shape
     model = AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage="average", distance_threshold=1 - threshold,
@@ -123,7 +123,7 @@ def scikit_learn(features: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def scikit_learn_ward(features: np.ndarray, count: int | None) -> np.ndarray:
-    """Connected Ward linkage on unit features ``(rows, cols, D)``, our rule; the whole tree where ``count`` is None."""
+    """Cluster unit features ``(rows, cols, D)`` with scikit-learn's Ward linkage; the full tree if count is None."""
     rows, cols, dim = features.shape
     model = AgglomerativeClustering(
         n_clusters=count or 1, linkage="ward", connectivity=grid_to_graph(rows, cols), compute_full_tree=count is None
@@ -132,6 +132,6 @@ def scikit_learn_ward(features: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def renumber(labels: np.ndarray) -> np.ndarray:
-    """Number labels by first appearance, row by row."""
+    """Return labels numbered by first appearance, row by row."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)

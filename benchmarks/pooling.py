@@ -1,4 +1,4 @@
-"""How far is `CrossAttnPool` from its floor, and from masked ``nn.MultiheadAttention``?"""
+"""Time of `CrossAttnPool`, compared with a lower bound and with masked ``nn.MultiheadAttention``."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ IMAGES, REGIONS, SIDE, DIM, HEADS = 16, 101, 24, 1024, 16
 
 
 def make() -> tuple[Tensor, Regions]:
-    """Random features, and regions that are Voronoi cells of 101 random points, as compact and uneven as masks are."""
+    """Return random features, and regions that are the Voronoi cells of 101 random points."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(IMAGES, SIDE, SIDE, DIM, generator=generator)
     axis = torch.arange(SIDE) + 0.5
@@ -27,7 +27,7 @@ def make() -> tuple[Tensor, Regions]:
 
 
 def ours_and_theirs(regions: Regions) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A pool and torch's attention with the same weights; both map features to tokens ``(R, dim)``."""
+    """Return a pool and torch's attention with the same weights, as functions from features to tokens ``(R, dim)``."""
     torch.manual_seed(0)
     attention = torch.nn.MultiheadAttention(DIM, HEADS, batch_first=True)
     pool = CrossAttnPool(DIM, HEADS)
@@ -46,12 +46,12 @@ def ours_and_theirs(regions: Regions) -> tuple[Callable[[Tensor], Tensor], Calla
 
 
 def main() -> None:
-    """Check, measure, print the ratios and save all figures."""
+    """Check, measure, print the ratios and save all results."""
     features, regions = make()
     ours, theirs = ours_and_theirs(regions)
     with torch.no_grad():
         if not torch.allclose(ours(features), theirs(features), rtol=1e-4, atol=1e-5):
-            raise SystemExit("pooling: regiontok and nn.MultiheadAttention disagree; no speed is told.")
+            raise SystemExit("pooling: regiontok and nn.MultiheadAttention disagree; nothing was timed.")
         projections = torch.nn.ModuleList(torch.nn.Linear(DIM, DIM) for _ in range(4))
         means = MeanPool()(features, regions).values
         forward = take_turns(
@@ -70,7 +70,7 @@ def main() -> None:
         return trained.grad
 
     if not torch.allclose(step(ours), step(theirs), rtol=1e-3, atol=1e-8):
-        raise SystemExit("pooling: the gradients of regiontok and nn.MultiheadAttention disagree; no speed is told.")
+        raise SystemExit("pooling: gradients of regiontok and nn.MultiheadAttention disagree; nothing was timed.")
     both = take_turns({"regiontok": lambda: step(ours), "nn.MultiheadAttention": lambda: step(theirs)}, rounds=9)
     figures = {
         "shape": {"images": IMAGES, "regions": REGIONS, "patches": SIDE**2, "dim": DIM, "heads": HEADS},

@@ -1,7 +1,7 @@
-"""How well do stores and the pipeline scale, beside the loop over single images, on the cores of this machine?
+"""Throughput and memory of stores and the pipeline.
 
-Images are 640 x 480 JPEG; the ViT-S has random weights, which cost what trained ones do. Runs are whole commands in a
-process of their own, whose imports and start are taken off by a run of few images.
+Images are 640 x 480 JPEG. The ViT-S has random weights, which do not change its time. Commands run in a separate
+process; a run of few images is subtracted, to exclude imports and startup.
 """
 
 import json
@@ -39,11 +39,11 @@ SIDE = "336"
 
 
 def make_images(folder: Path, count: int, *, size: tuple[int, int] = (640, 480), different: int = 200) -> Path:
-    """Images cut and turned out of a few; every file is its own, though pictures come again."""
+    """Write crops of sample images, the first ``different`` with random position and rotation; further files repeat."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     sources = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-    sources += [Image.fromarray(picture()) for picture in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    sources += [Image.fromarray(load()) for load in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     for number in range(min(count, different)):
         source = sources[number % len(sources)].convert("RGB")
         left, top = (int(generator.integers(0, side // 3)) for side in source.size)
@@ -57,7 +57,7 @@ def make_images(folder: Path, count: int, *, size: tuple[int, int] = (640, 480),
 
 
 def run(arguments: list[str], code: str = "") -> dict[str, float]:
-    """A command in a process of its own: its seconds and peak memory in MiB."""
+    """Run a command in a separate process; return its seconds and peak memory in MiB."""
     program = (
         "import json, re, sys, time, torch\n"
         "from regiontok.cli import main\n"
@@ -67,17 +67,17 @@ def run(arguments: list[str], code: str = "") -> dict[str, float]:
         "peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         "print(json.dumps({'code': code, 'seconds': time.perf_counter() - start, 'peak': peak}))\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program, json.dumps(arguments)],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
     )
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    if told["code"] != 0:
-        raise SystemExit(done.stderr)
-    return told
+    result: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
+    if result["code"] != 0:
+        raise SystemExit(completed.stderr)
+    return result
 
 
 RANDOM_WEIGHTS = (
@@ -87,9 +87,9 @@ RANDOM_WEIGHTS = (
 
 
 def per_image(folder: Path, options: list[str], target: str, count: int, few: int, *, rounds: int = 1) -> list[float]:
-    """Milliseconds per image of a command, its start taken off."""
+    """Return the milliseconds per image of a command, without startup, once per round."""
     out = folder.parent / "out"
-    found = []
+    results = []
     for _ in range(rounds):
         seconds = []
         for number in (few, count):
@@ -97,20 +97,20 @@ def per_image(folder: Path, options: list[str], target: str, count: int, few: in
             seconds.append(
                 run(["tokenize", str(folder / str(number)), *options, target, str(out)], RANDOM_WEIGHTS)["seconds"]
             )
-        found.append(1000 * (seconds[1] - seconds[0]) / (count - few))
+        results.append(1000 * (seconds[1] - seconds[0]) / (count - few))
     shutil.rmtree(out, ignore_errors=True)
-    return found
+    return results
 
 
 def throughput(folder: Path) -> dict[str, Any]:
-    """The pipeline beside the loop over single images, in turns."""
+    """Measure ``--store``, compared with ``--out`` (one file per image), and Ray, compared with one process."""
     make_images(folder / "images", IMAGES)
     for number in (20, 60, FEW, 600, IMAGES):
-        some = folder / str(number)
-        some.mkdir()
+        subset = folder / str(number)
+        subset.mkdir()
         for file in sorted((folder / "images").iterdir())[:number]:
-            os.link(file, some / file.name)
-    told: dict[str, Any] = {}
+            os.link(file, subset / file.name)
+    results: dict[str, Any] = {}
     for name, options, count, few, rounds in (
         ("pixels", [], IMAGES, FEW, 2),
         ("ViT-S", ["--encoder", VIT, "--img-size", SIDE], 600, 60, 1),
@@ -121,53 +121,53 @@ def throughput(folder: Path) -> dict[str, Any]:
             pictures = [] if "--pictures" in options else ["--no-pictures"]
             turns["loop"] += per_image(folder, [*options, *pictures], "--out", count, few)
             turns["store"] += per_image(folder, options, "--store", count, few)
-        told[name] = {kind: round(median(values), 2) for kind, values in turns.items()}
-        told[name] |= {"images": count, "loop_over_store": round(told[name]["loop"] / told[name]["store"], 2)}
-        print(f"{name:18}", told[name])
+        results[name] = {kind: round(median(values), 2) for kind, values in turns.items()}
+        results[name] |= {"images": count, "loop_over_store": round(results[name]["loop"] / results[name]["store"], 2)}
+        print(f"{name:18}", results[name])
     ray = per_image(folder, ["--engine", "ray", "--shard-size", "100"], "--store", IMAGES, FEW)
     here = per_image(folder, ["--shard-size", "100"], "--store", IMAGES, FEW)
-    told["ray"] = {"ray": round(ray[0], 2), "here": round(here[0], 2), "ray_over_here": round(ray[0] / here[0], 2)}
-    print("ray               ", told["ray"])
-    return told
+    results["ray"] = {"ray": round(ray[0], 2), "here": round(here[0], 2), "ray_over_here": round(ray[0] / here[0], 2)}
+    print("ray               ", results["ray"])
+    return results
 
 
 def shares(folder: Path) -> dict[str, Any]:
-    """What everything but reading and encoding costs, as a share of the encoder's time; one thread."""
-    told = {}
+    """Measure grouping, pooling and writing as a fraction of the time of the encoder, with one thread."""
+    results = {}
     torch.set_num_threads(1)
     images = [read_image(file) for file in sorted(make_images(folder / "images", 20).iterdir())]
     for name, options in (("pixels", {}), (VIT, {"img_size": int(SIDE), "pretrained": False})):
         encoder, regionizer = encoders.load(name, **options), Regionizer(pool="mean")
-        encode, rest = [], []
+        encode, other = [], []
         for start in range(0, len(images), 4):
-            some = images[start : start + 4]
-            pixels, valid = encoder.preprocess(some)
-            begun = time.perf_counter()
+            batch = images[start : start + 4]
+            pixels, valid = encoder.preprocess(batch)
+            begin = time.perf_counter()
             with torch.no_grad():
                 features = encoder.encode(pixels)
             encoded = time.perf_counter()
             regions = regionizer.group(regionizer.normalize(features), valid=valid)
             tokens = regionizer.pool(regionizer.normalize(features), regions)
-            table = tokens_table([str(n) for n in range(len(some))], tokens, sizes=[(480, 640)] * len(some))
+            table = tokens_table([str(n) for n in range(len(batch))], tokens, sizes=[(480, 640)] * len(batch))
             with StoreWriter(folder / "share", Manifest(kind="tokens"), overwrite=True) as writer:
                 writer.write(table)
-            encode.append(encoded - begun)
-            rest.append(time.perf_counter() - encoded)
-        told[name] = round(median(rest) / median(encode), 3)
+            encode.append(encoded - begin)
+            other.append(time.perf_counter() - encoded)
+        results[name] = round(median(other) / median(encode), 3)
     torch.set_num_threads(os.cpu_count() or 1)
-    print("all but reading and encoding, over encoding", told)
-    return told
+    print("grouping, pooling and writing, over encoding", results)
+    return results
 
 
 def masks_to_grid(folder: Path) -> dict[str, Any]:
-    """100 masks of 640 x 480 from a store to a grid of 24 x 24, beside decoding, resizing and pooling."""
+    """Measure 100 stored masks of 640 x 480 on a 24 x 24 grid, compared with decoding, resizing and pooling."""
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:480, :640]
     keys, sets = [], []
     for number in range(100):
-        middle, radius = generator.uniform(0, (480, 640), (100, 2)), generator.uniform(8, 90, 100)
+        center, radius = generator.uniform(0, (480, 640), (100, 2)), generator.uniform(8, 90, 100)
         wave = 1 + 0.2 * np.sin(generator.uniform(2, 9) * np.arctan2(y, x))
-        masks = [((y - a) ** 2 + (x - b) ** 2) * wave < r**2 for (a, b), r in zip(middle, radius, strict=True)]
+        masks = [((y - a) ** 2 + (x - b) ** 2) * wave < r**2 for (a, b), r in zip(center, radius, strict=True)]
         keys.append(f"{number}.jpg")
         sets.append(MaskSet.from_masks(np.stack(masks)))
     with StoreWriter(folder / "masks", Manifest(kind="masks")) as writer:
@@ -184,136 +184,140 @@ def masks_to_grid(folder: Path) -> dict[str, Any]:
         return torch.nn.functional.avg_pool2d(large, 16)[:, 0]
 
     torch.set_num_threads(1)
-    assert float((ours(keys[0]) - plain(keys[0])).abs().mean()) < 0.01  # noqa: S101  the same but for the interpolation
-    times = {
-        name: _each(work, keys if name == "ours" else keys[:10]) for name, work in (("ours", ours), ("plain", plain))
-    }
+    if float((ours(keys[0]) - plain(keys[0])).abs().mean()) > 0.01:  # the interpolation differs
+        raise SystemExit("scale: the masks on the grid disagree; nothing was timed.")
+    times = {"ours": _per_key(ours, keys), "plain": _per_key(plain, keys[:10])}
     torch.set_num_threads(os.cpu_count() or 1)
-    told = {name: round(value, 3) for name, value in times.items()} | {
-        "ratio": round(times["plain"] / times["ours"], 1)
-    }
-    print("masks of a store to the grid, ms per image", told)
-    return told
+    results = {name: round(value, 3) for name, value in times.items()}
+    results["ratio"] = round(times["plain"] / times["ours"], 1)
+    print("masks of a store to the grid, ms per image", results)
+    return results
 
 
-def _each(work: Callable[[str], Any], keys: list[str]) -> float:
-    """Milliseconds of each."""
-    work(keys[0])
-    begun = time.perf_counter()
+def _per_key(function: Callable[[str], Any], keys: list[str]) -> float:
+    """Return the mean milliseconds of a call."""
+    function(keys[0])
+    begin = time.perf_counter()
     for key in keys:
-        work(key)
-    return 1000 * (time.perf_counter() - begun) / len(keys)
+        function(key)
+    return 1000 * (time.perf_counter() - begin) / len(keys)
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Peak memory of a run by its number of images."""
+    """Measure the peak memory of runs with 1000 and 20000 images."""
     make_images(folder / "small", 20_000, size=(64, 48))
     (folder / "thousand").mkdir()
     for file in sorted((folder / "small").iterdir())[:1000]:
         os.link(file, folder / "thousand" / file.name)
     options = ["--img-size", "64", "--store"]
-    few = run(["tokenize", str(folder / "thousand"), *options, str(folder / "m1")])
-    many = run(["tokenize", str(folder / "small"), *options, str(folder / "m2")])
-    told = {"1000": round(few["peak"]), "20000": round(many["peak"]), "ratio": round(many["peak"] / few["peak"], 3)}
-    print("peak MiB by images", told)
-    return told
+    small_run = run(["tokenize", str(folder / "thousand"), *options, str(folder / "m1")])
+    large_run = run(["tokenize", str(folder / "small"), *options, str(folder / "m2")])
+    results = {
+        "1000": round(small_run["peak"]),
+        "20000": round(large_run["peak"]),
+        "ratio": round(large_run["peak"] / small_run["peak"], 3),
+    }
+    print("peak MiB by images", results)
+    return results
 
 
 def large(folder: Path) -> dict[str, Any]:
-    """A store of a million rows, and a run that finds all of 100 000 images done."""
+    """Measure a store of a million rows, and a run that resumes with all 100 000 images finished."""
     masks = MaskSet.from_labels(np.kron(np.arange(100).reshape(10, 10), np.ones((48, 64), np.int64)))
-    one = masks_table(["x"] * 50, [masks] * 50)
+    table = masks_table(["x"] * 50, [masks] * 50)
 
     def fill(name: str, count: int, key: str, manifest: Manifest) -> None:
         with StoreWriter(folder / name, manifest, shard_minutes=None) as writer:
             for start in range(0, count, 50):
                 keys = pa.array([key.format(number) for number in range(start, start + 50)])
-                writer.write(one.set_column(0, "key", keys))
+                writer.write(table.set_column(0, "key", keys))
 
     fill("million", 10**6, "train/{:09d}.jpg", Manifest(kind="masks"))
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     store = MaskStore(folder / "million")
-    opening = time.perf_counter() - begun
+    opening = time.perf_counter() - begin
     keys = np.random.default_rng(0).choice(list(store), 300)
     times = []
     for key in keys.tolist():
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         store[key]
-        times.append(1000 * (time.perf_counter() - begun))
+        times.append(1000 * (time.perf_counter() - begin))
     (folder / "touched").mkdir()
     for number in range(10**5):
         (folder / "touched" / f"{number:09d}.jpg").touch()
     roots = Roots([folder / "touched"]).describe()
-    made_by = {"generator": "felzenszwalb", "scale": 150.0, "sigma": 0.8, "min_size": 120, "longest_side": 480}
-    fill("done", 10**5, "{:09d}.jpg", Manifest(kind="masks", made_by=made_by, images=roots))
+    provenance = {"generator": "felzenszwalb", "scale": 150.0, "sigma": 0.8, "min_size": 120, "longest_side": 480}
+    fill("done", 10**5, "{:09d}.jpg", Manifest(kind="masks", provenance=provenance, images=roots))
     resumed = run(["masks", str(folder / "touched"), "--masks", "felzenszwalb", "--out", str(folder / "done")])
-    told = {
+    results = {
         "open_million_s": round(opening, 2),
         "random_access_ms": {"median": round(median(times), 2), "p99": round(float(np.quantile(times, 0.99)), 2)},
         "resume_100000_s": round(resumed["seconds"], 2),
     }
-    print(told)
-    return told
+    print(results)
+    return results
 
 
 _SAM = """
 import re, torch
 from PIL import Image
-from benchmarks.scale import stand_in
+from benchmarks.scale import synthetic_generator
 from regiontok.masks import MaskSettings, sam2
 import torchvision
-generate = stand_in()
+generate = synthetic_generator()
 image = Image.new("RGB", (640, 480))
 generate.steps = (MaskSettings(3, 0, 0),)
 generate([image])
-def peak():  # what getrusage tells has the parent's in it
+def peak():  # getrusage would include the parent process
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
-sam2._MOST_BYTES = LIMIT
+sam2._MAX_VALUE_BYTES = LIMIT
 generate.steps = (MaskSettings(96, 0, 0),)
 masks = generate([image])[0]
 print((peak() - before) / 1024, len(masks), int(masks.areas().sum()))
 """
 
 
-def stand_in() -> Sam2Masks:
-    """A generator whose decoder draws what stands where it is prompted, as SAM 2's does, at 256 x 256."""
+def synthetic_generator() -> Sam2Masks:
+    """Return a generator whose decoder draws discs near the prompts, at 256 x 256."""
     model: Any = Sam2Model(Sam2Config()).eval()
     model.get_image_embeddings = lambda _: [torch.zeros(1, 1)]
     generate = Sam2Masks(model, settings=MaskSettings(3, 0, 0))
     generator = torch.Generator().manual_seed(0)
-    middle, radius = torch.rand(150, 2, generator=generator) * 256, torch.rand(150, generator=generator) * 40 + 8
+    center, radius = torch.rand(150, 2, generator=generator) * 256, torch.rand(150, generator=generator) * 40 + 8
     y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
 
     def decode(_: Any, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = prompts / generate.input_side * 256
         noise = torch.Generator().manual_seed(int(points.sum()))
-        near = ((points[:, None] - middle) ** 2).sum(-1).sqrt() - radius
-        which = near.topk(3, largest=False).indices
-        size = radius[which] * (1 + 0.03 * torch.randn(len(points), 3, generator=noise))
-        away = ((x - middle[which][..., 0, None, None]) ** 2 + (y - middle[which][..., 1, None, None]) ** 2).sqrt()
-        return (size[..., None, None] - away)[None], torch.rand(1, len(points), 3, generator=noise)
+        gap = ((points[:, None] - center) ** 2).sum(-1).sqrt() - radius
+        nearest = gap.topk(3, largest=False).indices
+        size = radius[nearest] * (1 + 0.03 * torch.randn(len(points), 3, generator=noise))
+        center_x, center_y = center[nearest][..., None, None].unbind(2)
+        distance = ((x - center_x) ** 2 + (y - center_y) ** 2).sqrt()
+        return (size[..., None, None] - distance)[None], torch.rand(1, len(points), 3, generator=noise)
 
     generate._decode = decode  # type: ignore[method-assign]
     return generate
 
 
 def candidates(_: Path) -> dict[str, Any]:
-    """What SAM's candidates take at 96 points per side, beside holding all of them as before."""
-    told: dict[str, Any] = {}
-    same = set()
-    for name, most in (("thinned", sam2._MOST_BYTES), ("all", 2**50)):
-        done = subprocess.run(
-            [sys.executable, "-c", _SAM.replace("LIMIT", str(most))],
+    """Measure the memory of SAM's candidates at 96 points per side, with and without the limit on their bytes."""
+    results: dict[str, Any] = {}
+    masks = set()
+    for name, limit in (("thinned", sam2._MAX_VALUE_BYTES), ("all", 2**50)):
+        completed = subprocess.run(
+            [sys.executable, "-c", _SAM.replace("LIMIT", str(limit))],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        peak, *masks = done.stdout.split()
-        told[name] = round(float(peak))
-        same.add(tuple(masks))
-    assert len(same) == 1  # noqa: S101  the same masks
-    told["ratio"] = round(told["thinned"] / told["all"], 3)
-    print("MiB of candidates at 96 points per side", told)
-    return told
+        peak, *summary = completed.stdout.split()
+        results[name] = round(float(peak))
+        masks.add(tuple(summary))
+    if len(masks) > 1:
+        raise SystemExit("scale: the masks with and without the limit differ.")
+    results["ratio"] = round(results["thinned"] / results["all"], 3)
+    print("MiB of candidates at 96 points per side", results)
+    return results
 
 
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -327,7 +331,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def main(parts: Sequence[str] = ()) -> None:
-    """Measure and save; of some parts alone where they are named, beside what was saved of the others."""
+    """Measure the named parts, or all, and save them together with earlier results of the other parts."""
     figures: dict[str, Any] = {}
     if parts:
         figures = json.loads(save_path("scale").read_text(encoding="utf-8"))["figures"]

@@ -1,8 +1,8 @@
-"""Clustering against mask generation: milliseconds per image for each source of regions, on the same image.
+"""Time per image of each source of regions, including mask generation.
 
-The image is scikit-learn's ``china.jpg`` (427 x 640). Features are 24 x 24 x 1024, smooth as an encoder's; the encoder
-itself is left out, since every source needs it. Masks for the grid are Felzenszwalb's of the image, which are as many
-as SAM's. SAM 2.1 tiny has random weights, which cost the same time; the paper's cheap setting prompts it at 576 points.
+The image is scikit-learn's ``china.jpg`` (427 x 640). Features are 24 x 24 x 1024; the encoder is excluded, since every
+source needs it. Segmentation and combined use Felzenszwalb masks, which are about as many as those of SAM. SAM 2.1 tiny
+has random weights, which do not change its time, and 24 points per side.
 """
 
 import time
@@ -20,21 +20,21 @@ PAPER = "162 ms on an H100 (SAM 2 of unnamed size, 24 points per side)"
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Run the measurements, print and save the results."""
     image = Image.fromarray(load_sample_image("china.jpg"))
     geometry = ImageGeometry.letterbox(336)
     valid = geometry.place((image.height, image.width)).valid((24, 24))[None]
     features = smooth_features(24, 24, 1024, seed=0)[None]
     felzenszwalb = masks.FelzenszwalbMasks()
-    kept = felzenszwalb(image)[0].to_coco()
+    encoded = felzenszwalb(image)[0].to_coco()
     regionizers = {
         source: Regionizer(source=source, pool="mean", norm="none", geometry=geometry)
         for source in ("patch", "clustering", "segmentation", "combined")
     }
 
     def group(source: str) -> Any:
-        given = [kept] if source in ("segmentation", "combined") else None
-        return regionizers[source].group(features, masks=given, valid=valid)
+        image_masks = [encoded] if source in ("segmentation", "combined") else None
+        return regionizers[source].group(features, masks=image_masks, valid=valid)
 
     grouping = take_turns(
         {
@@ -45,19 +45,19 @@ def main() -> None:
         },
         rounds=40,
     )
-    making = take_turns({"Felzenszwalb": lambda: felzenszwalb(image)}, rounds=5)
+    generation = take_turns({"Felzenszwalb": lambda: felzenszwalb(image)}, rounds=5)
     torch.manual_seed(0)
-    generate = masks.load("sam2", model="tiny", pretrained=False)
+    generator = masks.load("sam2", model="tiny", pretrained=False)
     start = time.perf_counter()
-    generate.on_grid(image, geometry=geometry, grid=(24, 24))
+    generator.on_grid(image, geometry=geometry, grid=(24, 24))
     sam = 1000 * (time.perf_counter() - start)
     figures = {
-        "masks": len(kept),
+        "masks": len(encoded),
         "regions": {source: len(group(source)) for source in regionizers},
         "grouping": grouping,
-        "making masks": making | {"SAM 2.1 tiny, 24 points per side": {"once_ms": round(sam)}},
+        "making masks": generation | {"SAM 2.1 tiny, 24 points per side": {"once_ms": round(sam)}},
         "clustering: times faster than Felzenszwalb and its grid": round(
-            (making["Felzenszwalb"]["median_ms"] + grouping["segmentation, masks from RLE"]["median_ms"])
+            (generation["Felzenszwalb"]["median_ms"] + grouping["segmentation, masks from RLE"]["median_ms"])
             / grouping["clustering"]["median_ms"]
         ),
         "clustering: times faster than SAM 2.1 tiny": round(sam / grouping["clustering"]["median_ms"]),

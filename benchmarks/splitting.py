@@ -1,4 +1,4 @@
-"""How fast is the DBSCAN split of an image's masks beside a loop over scikit-learn's?"""
+"""Time of splitting masks by DBSCAN, compared with a loop over scikit-learn."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ MASKS, SIDE, DIM = 100, 24, 1024
 
 
 def make(*, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features ``(24, 24, 1024)`` that change slowly, and 100 round masks on their grid, some 36 patches each."""
+    """Return smooth features ``(24, 24, 1024)`` and 100 elliptical masks on their grid, of about 36 patches each."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, DIM, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bilinear")
@@ -27,7 +27,7 @@ def make(*, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def by_scikit_learn(features: Tensor, masks: Tensor) -> list[np.ndarray]:
-    """Labels of every mask's patches: those of scikit-learn for masks of at least 10 patches, else 0."""
+    """Return the labels of the patches of each mask; masks of fewer than 10 patches have label 0."""
     unit = torch.nn.functional.normalize(features.flatten(0, 1), dim=1).numpy()
     labels = []
     for mask in masks.flatten(1).numpy():
@@ -40,13 +40,13 @@ def by_scikit_learn(features: Tensor, masks: Tensor) -> list[np.ndarray]:
 
 
 def on_one_thread(features: Tensor, masks: Tensor) -> list[np.ndarray]:
-    """The same at scikit-learn's best: on so little data its threads cost more than they bring."""
+    """Return the same labels with one thread, which is faster on so little data."""
     with threadpool_limits(1):
         return by_scikit_learn(features, masks)
 
 
 def check(features: Tensor, masks: Tensor) -> int:
-    """The number of regions; stops where our parts are not scikit-learn's."""
+    """Return the number of regions; exit if they differ from scikit-learn's."""
     parts = split_regions(features[None], Regions.from_masks([masks])).masks()[0].flatten(1).numpy()
     expected = []
     for mask, labels in zip(masks.flatten(1).numpy(), by_scikit_learn(features, masks), strict=True):
@@ -55,24 +55,24 @@ def check(features: Tensor, masks: Tensor) -> int:
             if (labels == label).any():
                 expected.append(np.isin(np.arange(mask.size), patches[labels == label]))
     if not np.array_equal(parts, np.stack(expected)):
-        raise SystemExit("splitting: regiontok and scikit-learn disagree; no speed is told.")
+        raise SystemExit("splitting: regiontok and scikit-learn disagree; nothing was timed.")
     return len(parts)
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Run the measurements, print and save the results."""
     figures = {"shape": {"masks": MASKS, "grid": SIDE, "dim": DIM}}
     for name, noise in (("few parts", 0.2), ("many parts and noise", 0.35)):
         features, masks = make(noise=noise)
         regions = Regions.from_masks([masks])
         batch = features[None]
-        wanted = features.flatten(0, 1)
+        patches = features.flatten(0, 1)
         times = take_turns(
             {
                 "regiontok": lambda batch=batch, regions=regions: split_regions(batch, regions),
                 "scikit-learn": lambda features=features, masks=masks: by_scikit_learn(features, masks),
                 "scikit-learn, one thread": lambda features=features, masks=masks: on_one_thread(features, masks),
-                "floor: one matrix product of all patches": lambda wanted=wanted: wanted @ wanted.T,
+                "floor: one matrix product of all patches": lambda patches=patches: patches @ patches.T,
             },
             rounds=25,
         )

@@ -1,7 +1,7 @@
-"""What do a training step and a prefill cost with region tokens instead of patch tokens, the regions' making included?
+"""Time and memory of a training step and a prefill with region tokens and with patch tokens, including the Regionizer.
 
-On a CPU with a small randomly initialised LLaVA; where a CUDA device is at hand, with one of 7 billion weights, whose
-training step is that of LLaVA's first stage.
+Without a GPU the model is a small random LLaVA. With CUDA it has the size of LLaVA-1.5-7B, and the training step is
+that of LLaVA's first stage.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from regiontok import Regionizer
 from regiontok.adapters.huggingface import with_regions
 
 TOKENS = (576, 257, 124, 101)
-"""Patches of CLIP at 336, and the paper's regions of clustering (CLIP, RADIO) and of segmentation."""
+"""Patches of CLIP at 336, then the paper's mean counts: clustering with CLIP, with RADIO, and segmentation."""
 IMAGES, WORDS = 4, 64
 SMALL = {
     "hidden_size": 256,
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def build(device: str) -> Any:
-    """A stock LLaVA: small on a CPU, LLaVA-1.5-7B's sizes on a GPU."""
+    """Return a stock LLaVA: small on a CPU, of the size of LLaVA-1.5-7B on a GPU."""
     torch.manual_seed(0)
     large = device == "cuda"
     vision = {
@@ -61,24 +61,24 @@ def build(device: str) -> Any:
 
 
 def contestant(stock: Any, tokens: int) -> Any:
-    """A model with so many tokens per image."""
+    """Return the region version of a model with a number of tokens per image."""
     if tokens == TOKENS[0]:
         return with_regions(stock, Regionizer(source="patch", pool="mean", norm="none"))
     return with_regions(stock, Regionizer(dim=stock.config.vision_config.hidden_size, num_regions=tokens))
 
 
-def batch(device: str) -> dict[str, Tensor]:
-    """Images that change slowly, and prompts of 64 words; everything after the image is learnt."""
+def batch(device: str, tokens: int) -> dict[str, Tensor]:
+    """Return smooth images and prompts with ``tokens`` placeholders; all other tokens have labels."""
     side = 48
     coarse = smooth_features(side, side, 3 * IMAGES, seed=0).permute(2, 0, 1).reshape(IMAGES, 3, side, side)
     pixels = torch.nn.functional.interpolate(coarse, (336, 336), mode="bilinear").to(device)
-    ids = torch.randint(3, 900, (IMAGES, WORDS), generator=torch.Generator().manual_seed(0)).to(device)
-    ids[:, 1] = 999
+    words = torch.randint(3, 900, (IMAGES, WORDS), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([words[:, :1], torch.full((IMAGES, tokens), 999), words[:, 2:]], 1).to(device)
     return {"input_ids": ids, "pixel_values": pixels, "labels": ids.masked_fill(ids == 999, -100)}
 
 
-def works(model: Any, inputs: dict[str, Tensor]) -> dict[str, Callable[[], None]]:
-    """A training step and a prefill, each waiting for its device."""
+def tasks(model: Any, inputs: dict[str, Tensor]) -> dict[str, Callable[[], None]]:
+    """Return a training step and a prefill as functions that wait for the device."""
 
     def wait() -> None:
         if inputs["input_ids"].is_cuda:
@@ -99,11 +99,11 @@ def works(model: Any, inputs: dict[str, Tensor]) -> dict[str, Callable[[], None]
     return {"training step": step, "prefill": prefill}
 
 
-def rise(work: str, tokens: int) -> int:
-    """Bytes by which the peak rises, in a process of its own."""
-    inputs = batch("cpu")
-    run = works(contestant(build("cpu"), tokens), inputs)[work]
-    contestant(build("cpu"), 2).regionizer.group(torch.ones(1, 1, 2, 128))  # loads the compiled code
+def rise(task: str, tokens: int) -> int:
+    """Return by how many bytes the peak memory rises, in this process."""
+    inputs = batch("cpu", tokens)
+    run = tasks(contestant(build("cpu"), tokens), inputs)[task]
+    contestant(build("cpu"), 2).regionizer.group(torch.ones(1, 1, 2, 128))  # compiles
     before, held = held_peak()
     run()
     after = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -111,55 +111,55 @@ def rise(work: str, tokens: int) -> int:
     return after - before
 
 
-def peak(work: str, tokens: int, run: Callable[[], None]) -> float:
-    """MiB at the peak: beyond what is held on a CPU, allocated on a GPU."""
+def peak(task: str, tokens: int, run: Callable[[], None]) -> float:
+    """Return peak memory in MiB: the rise above the memory before on a CPU, allocated memory on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         run()
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    command = [sys.executable, "-m", "benchmarks.steps", "--rise", work, str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return round(int(done.stdout.split()[-1]) / 2**20, 1)
+    command = [sys.executable, "-m", "benchmarks.steps", "--rise", task, str(tokens)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return round(int(completed.stdout.split()[-1]) / 2**20, 1)
 
 
 def check(stock: Any, inputs: dict[str, Tensor]) -> None:
-    """Stop where patches through the adapter are not the stock model's."""
-    ids = inputs["input_ids"][:1]
-    written = torch.cat([ids[:, :1], ids[:, 1:2].expand(1, TOKENS[0]), ids[:, 2:]], 1)
+    """Exit if one region per patch differs from the stock model."""
+    sample = {name: inputs[name][:1] for name in ("input_ids", "pixel_values")}
     with torch.no_grad():
-        expected = stock(input_ids=written, pixel_values=inputs["pixel_values"][:1]).logits
-        found = contestant(stock, TOKENS[0])(input_ids=ids, pixel_values=inputs["pixel_values"][:1]).logits
-    if not torch.equal(expected, found):
-        raise SystemExit("steps: a region per patch is not the stock model; no speed is told.")
+        expected = stock(**sample).logits
+        logits = contestant(stock, TOKENS[0])(**sample).logits
+    if not torch.equal(expected, logits):
+        raise SystemExit("steps: one region per patch differs from the stock model; nothing was timed.")
 
 
 def main() -> None:
-    """Measure, print and save."""
+    """Run the measurements, print and save the results."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stock, inputs = build(device), batch(device)
-    check(stock, inputs)
+    stock, inputs = build(device), {tokens: batch(device, tokens) for tokens in TOKENS}
+    check(stock, inputs[TOKENS[0]])
     models = {tokens: contestant(stock, tokens) for tokens in TOKENS}
     weights = sum(parameter.numel() for parameter in stock.parameters())
     figures: dict[str, Any] = {"shape": {"images": IMAGES, "words": WORDS, "weights": weights, "device": device}}
-    for work in ("training step", "prefill"):
-        runs = {str(tokens): works(model, inputs)[work] for tokens, model in models.items()}
+    for task in ("training step", "prefill"):
+        runs = {str(tokens): tasks(model, inputs[tokens])[task] for tokens, model in models.items()}
         times = take_turns(runs, rounds=7)
-        figures[work] = {
+        figures[task] = {
             "times": times,
             "times faster than patches": {name: ratio(times, str(TOKENS[0]), name) for name in runs},
-            "samples per second": {name: round(1000 * IMAGES / one["median_ms"], 2) for name, one in times.items()},
+            "samples per second": {name: round(1000 * IMAGES / run["median_ms"], 2) for name, run in times.items()},
             "tokens per second": {
-                name: round(1000 * IMAGES * (int(name) + WORDS - 1) / one["median_ms"]) for name, one in times.items()
+                name: round(1000 * IMAGES * (int(name) + WORDS - 1) / run["median_ms"]) for name, run in times.items()
             },
-            "peak_MiB": {name: peak(work, int(name), run) for name, run in runs.items()},
+            "peak_MiB": {name: peak(task, int(name), run) for name, run in runs.items()},
         }
     with torch.no_grad():
-        features = {tokens: model.encode_patches(inputs["pixel_values"]).features for tokens, model in models.items()}
+        pixels = inputs[TOKENS[0]]["pixel_values"]
+        features = {tokens: model.encode_patches(pixels).features for tokens, model in models.items()}
         regions = {
             str(tokens): lambda model=model, tokens=tokens: model.regionizer(features[tokens])
             for tokens, model in models.items()
         }
-        encode = {"vision tower": lambda: models[TOKENS[0]].encode_patches(inputs["pixel_values"])}
+        encode = {"vision tower": lambda: models[TOKENS[0]].encode_patches(pixels)}
         figures["of which regions"] = take_turns(regions | encode, rounds=7)
     print(json.dumps(figures, indent=2))
     print(save("steps", figures))
@@ -167,9 +167,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rise", nargs=2)
-    told = parser.parse_args().rise
-    if told is None:
+    parser.add_argument("--rise", nargs=2, metavar=("TASK", "TOKENS"), help="used by the benchmark itself")
+    case = parser.parse_args().rise
+    if case is None:
         main()
     else:
-        print(rise(told[0], int(told[1])))
+        print(rise(case[0], int(case[1])))

@@ -1,4 +1,4 @@
-"""Taking turns, ratios, and results with the machine they come from."""
+"""Interleaved timing, and results with a record of the machine."""
 
 import contextlib
 import json
@@ -23,10 +23,12 @@ PACKAGES = (
 
 
 def take_turns(contestants: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, Any]:
-    """Time contestants in turns; in each turn a contestant is called once unmeasured, to find its own caches warm.
+    """Time contestants in turns, so that a busy machine slows all of them.
+
+    In each turn a contestant is first called without timing, to warm its caches.
 
     Returns:
-        Per contestant the median and quartiles of its milliseconds; calls below 20 ms are averages of five.
+        For each contestant, the median and quartiles in milliseconds. Calls below 20 ms are timed in groups of five.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     calls = {}
@@ -49,18 +51,18 @@ def _time(run: Callable[[], Any], calls: int) -> float:
 
 
 def ratio(measured: dict[str, Any], name: str, to: str) -> float:
-    """Median time of one contestant over another's."""
+    """Return the median time of a contestant divided by that of another."""
     return round(measured[name]["median_ms"] / measured[to]["median_ms"], 2)
 
 
 def save_path(question: str) -> Path:
-    """Where a question's figures of this machine are."""
+    """Return the file of the results of a benchmark on this machine."""
     slug = "".join(letter if letter.isalnum() else "-" for letter in f"{_machine()}--{_device()}".lower())
     return RESULTS / f"{question}--{slug}.json"
 
 
 def save(question: str, figures: dict[str, Any]) -> Path:
-    """Write a question's figures with the machine, versions and commit they come from."""
+    """Write the results of a benchmark with the machine, versions and commit; return the file."""
     result = {
         "question": question,
         "date": datetime.now(UTC).date().isoformat(),
@@ -112,5 +114,5 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    completed = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return completed.stdout.strip() or "unknown"

@@ -1,6 +1,6 @@
-"""The pictures of README and documentation, from trained features: ``python docs/pictures.py``.
+"""Draw the pictures of README and documentation from trained features: ``python docs/pictures.py``.
 
-Needs ``pip install -e '.[dev]'``, Debian's ``chromium`` for the page, and a network the first time, for the weights.
+It needs ``pip install -e '.[dev]'``, Debian's ``chromium`` for the page, and a network the first time, for weights.
 """
 
 import shutil
@@ -25,11 +25,11 @@ TOKENS = 64
 
 
 def draw_rules(image: Image.Image, folder: Path) -> None:
-    """An image's regions by Ward's rule and by the paper's, at as many tokens."""
+    """Draw the regions of an image by Ward and by centroid linkage, with the same number of tokens."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
     features, valid = encoder(image)
     regions = {}
-    for linkage, name in (("ward", "Ward's rule"), ("centroid", "the paper's rule")):
+    for linkage, name in (("ward", "Ward linkage"), ("centroid", "centroid linkage, the paper's")):
         regionizer = Regionizer(pool="mean", linkage=linkage, num_regions=TOKENS)
         regions[name] = regionizer(features, valid=valid).regions
     placement = encoder.geometry.place((image.height, image.width))
@@ -37,13 +37,13 @@ def draw_rules(image: Image.Image, folder: Path) -> None:
 
 
 def draw_comparison(folder: Path) -> None:
-    """What regions keep, over six images and two layers of the encoder."""
+    """Draw the scores of regions by number of tokens: means over six images, for two layers of the encoder."""
     for layer, name in ((real_features.LAYER, "block-10"), (-1, "last-block")):
         encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=layer, img_size=336, geometry="squash")
         rows = []
         for image in real_features.images().values():
             features, valid = encoder(image)
-            rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], counts=BUDGETS))
+            rows.append(compare_partitions(rms_normalize(features)[0], valid=valid[0], num_regions=BUDGETS))
         by_source: dict[str, list[Any]] = {}
         for row in mean_partitions(rows):
             by_source.setdefault(row.source, []).append(row.scores)
@@ -51,14 +51,14 @@ def draw_comparison(folder: Path) -> None:
 
 
 def draw_page(image: Image.Image, name: str, folder: Path) -> None:
-    """The interactive page, as Chromium shows it."""
+    """Take a screenshot of the interactive page in Chromium."""
     encoder = encoders.load(f"hf:{real_features.dinov2_small()}", layer=real_features.LAYER, img_size=518)
     encoder.name = "dinov2-small, block 10"
-    found = masks.load("felzenszwalb")(image)[0]
+    segments = masks.load("felzenszwalb")(image)[0]
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         file = Path(scratch) / "page.html"
-        write_page(file, image, encoder, title=name, masks=found, num_regions=TOKENS)
+        write_page(file, image, encoder, title=name, masks=segments, num_regions=TOKENS)
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1180, "height": 760})
         page.goto(file.as_uri())
@@ -71,7 +71,7 @@ def draw_page(image: Image.Image, name: str, folder: Path) -> None:
 
 
 def main(folder: Path = DOCS) -> None:
-    """Draw them all."""
+    """Draw all pictures into a folder."""
     images = real_features.images()
     draw_rules(images["coffee"], folder)
     draw_comparison(folder)

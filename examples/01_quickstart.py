@@ -1,6 +1,9 @@
-"""From an image to region tokens in a language model's width, and a picture of what each token stands for.
+"""
+Region tokens of an image
+=========================
 
-Run it with ``python examples/01_quickstart.py``; it needs no weights and no network.
+This program encodes an image, groups its patches into regions, pools one token per region, and projects the tokens to
+the width of a language model. It needs no weights and no network. Run it with ``python examples/01_quickstart.py``.
 """
 
 import torch
@@ -12,26 +15,36 @@ from regiontok.viewing import draw_regions
 
 image = Image.fromarray(load_sample_image("china.jpg"))
 
-# 1. A vision encoder: patch features, and which patches show the image rather than padding.
+# %%
+# Encode the image: patch features, and a mask of the patches that show the image. The others are padding.
+
 encoder = encoders.load("pixels")
 features, valid = encoder(image)
-print("features", tuple(features.shape), "of which", int(valid.sum()), "patches show the image")
+print("features", tuple(features.shape), "valid patches", int(valid.sum()))
 
-# 2. Regions and one token for each, by the paper's defaults: rms norm, clustering at 0.7, cross-attention.
+# %%
+# Make one token per region with the defaults of the paper: RMS norm, clustering at 0.7, cross-attention pooling.
+
 regionizer = Regionizer(source="clustering", dim=features.shape[-1])
 tokens = regionizer(features, valid=valid)
 print("tokens", tuple(tokens.values.shape))
 
-# 3. The same image at an exact budget.
-budget = Regionizer(source="clustering", dim=features.shape[-1], num_regions=64)
-print("with num_regions=64", tuple(budget(features, valid=valid).values.shape))
+# %%
+# Make exactly 64 tokens.
 
-# 4. Your language model's projector, and a padded batch for it.
+with_budget = Regionizer(source="clustering", dim=features.shape[-1], num_regions=64)
+print("tokens with num_regions=64", tuple(with_budget(features, valid=valid).values.shape))
+
+# %%
+# Apply the projector of a language model, and pad the tokens to a batch.
+
 projector = torch.nn.Sequential(torch.nn.Linear(48, 256), torch.nn.GELU(), torch.nn.Linear(256, 256))
 values, mask = tokens.map(projector).padded()
-print("for the language model", tuple(values.shape), "mask", tuple(mask.shape))
+print("projected tokens", tuple(values.shape), "mask", tuple(mask.shape))
 
-# 5. What the tokens stand for.
+# %%
+# Draw the regions on the image: outlines on the left, mean colours on the right.
+
 placement = encoder.geometry.place((image.height, image.width))
 draw_regions(image, tokens.regions, placement).save("quickstart.png")
-print("see quickstart.png")
+print("saved quickstart.png")

@@ -1,7 +1,11 @@
-"""Compare the sources of regions on an image: what they cut, how many tokens each gives, and a page to explore them.
+"""
+Four sources on one image
+=========================
 
-Run it with ``python examples/02_compare_sources.py``; it needs no weights and no network. With weights,
-``encoders.load("radio-384")`` and ``masks.load("sam2")`` are the paper's.
+Regions are single patches, segmentation masks, clusters of similar patches, or masks that are split by their
+features. This program prints the number of tokens of each source for two images, draws the regions side by side, and
+writes a page to explore them in a browser. The masks are colour segments, which need no weights; the paper uses
+``masks.load("sam2")``.
 """
 
 from PIL import Image
@@ -13,33 +17,41 @@ from regiontok.viewing import draw_sources, save_figure, write_page
 
 images = {name: Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")}
 
-# 1. Masks of both images, kept in a store that pycocotools, datasets and DuckDB read as well.
-generate = masks.load("felzenszwalb")
-made = zip(images, generate(list(images.values())), strict=True)
-write_masks("masks", made, made_by=generate.describe(), overwrite=True)
-store = MaskStore("masks")
-print(store, store.made_by)
+# %%
+# Generate masks and write them to a store, which pycocotools, datasets and DuckDB can also read.
 
-# 2. To the grid of an encoder: the same geometry for the image and its masks.
+generator = masks.load("felzenszwalb")
+mask_sets = generator(list(images.values()))
+write_masks("masks", zip(images, mask_sets, strict=True), provenance=generator.describe(), overwrite=True)
+store = MaskStore("masks")
+print(store, store.provenance)
+
+# %%
+# Downsample the masks to the patch grid of an encoder. Images and masks need the same geometry.
+
 encoder = encoders.load("pixels")
 downsampler = MaskDownsampler(encoder.grid, geometry=encoder.geometry)
 print("coverage", tuple(downsampler.coverage(store["china.jpg"]).shape))
 regions = downsampler([store[name] for name in images])
-print("regions", regions.counts.tolist(), "dropped", [tuple(one) for one in regions.dropped])
+print("regions", regions.counts.tolist(), "dropped", [tuple(indices) for indices in regions.dropped])
 
-# 3. Or all of it at once, for every source: features, and masks where they are needed, to tokens.
+# %%
+# A Regionizer does all of this, for every source.
+
 features, valid = encoder(list(images.values()))
 regions_of_china = {}
 for source in ("patch", "segmentation", "clustering", "combined"):
     regionizer = Regionizer(source=source, dim=48, geometry=encoder.geometry)
-    given = [store[name] for name in images] if source in ("segmentation", "combined") else None
-    tokens = regionizer(features, masks=given, valid=valid)
+    needs_masks = source in ("segmentation", "combined")
+    tokens = regionizer(features, masks=[store[name] for name in images] if needs_masks else None, valid=valid)
     print(f"{source:<13}", tokens.counts.tolist(), "tokens")
-    one = None if given is None else given[:1]
-    regions_of_china[source] = regionizer(features[:1], masks=one, valid=valid[:1]).regions
+    masks_of_china = [store["china.jpg"]] if needs_masks else None
+    regions_of_china[source] = regionizer(features[:1], masks=masks_of_china, valid=valid[:1]).regions
 
-# 4. Side by side, and as a page with a slider for the number of tokens.
+# %%
+# Draw the regions of one image side by side, and write a page with a slider for the number of tokens.
+
 image = images["china.jpg"]
 save_figure(draw_sources(image, regions_of_china, encoder.geometry.place((image.height, image.width))), "sources.png")
 write_page("china.html", image, encoder, title="china.jpg", masks=store["china.jpg"])
-print("see sources.png, and open china.html in a browser")
+print("saved sources.png and china.html (open it in a browser)")

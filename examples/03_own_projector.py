@@ -1,7 +1,10 @@
-"""Region tokens in a model of your own: anything that projects patch features can project regions.
+"""
+Region tokens in your own model
+===============================
 
-The model is a stand-in with a projector and a small transformer; what matters is where the `Regionizer` goes: between
-the frozen encoder and the projector, with padding for counts that differ between images.
+A ``Regionizer`` is placed between the frozen encoder and the projector. The number of regions differs between images,
+so the tokens are padded. The model here is a small classifier with a projector and a transformer layer. It is trained
+for a few steps, and the Regionizer is saved and loaded.
 """
 
 import torch
@@ -13,45 +16,52 @@ from regiontok import Regionizer, encoders
 
 
 class MyModel(nn.Module):
-    """Images to a score each: regions, projector, transformer, mean."""
+    """Score images: regions, projector, transformer layer, mean over tokens."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
-        self.regionizer = Regionizer(source="clustering", dim=dim, num_heads=4)  # its attention pool is trained too
+        self.regionizer = Regionizer(source="clustering", dim=dim, num_heads=4)  # has a trainable attention pool
         self.projector = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
-        self.language = nn.TransformerEncoderLayer(width, nhead=4, batch_first=True, dropout=0.0)
+        self.transformer = nn.TransformerEncoderLayer(width, nhead=4, batch_first=True, dropout=0.0)
         self.head = nn.Linear(width, 1)
 
     def forward(self, features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Scores ``(B,)`` of ``(B, rows, cols, dim)``."""
+        """Return scores ``(B,)`` for patch features ``(B, rows, cols, dim)``."""
         tokens = self.regionizer(features, valid=valid).map(self.projector)
-        values, there = tokens.padded()  # (B, most, width), and which of them are tokens
-        hidden = self.language(values, src_key_padding_mask=~there)
-        mean = (hidden * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        values, is_token = tokens.padded()  # (B, max_tokens, width) and (B, max_tokens)
+        hidden = self.transformer(values, src_key_padding_mask=~is_token)
+        mean = (hidden * is_token[..., None]).sum(1) / is_token.sum(1, keepdim=True)
         return self.head(mean)[:, 0]
 
 
+# %%
+# Encode two images. Real encoders are ``"clip-336"``, ``"radio-384"`` and others.
+
 images = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-encoder = encoders.load("pixels")  # or "clip-336", "radio-384" ...
+encoder = encoders.load("pixels")
 features, valid = encoder(images)
 
 torch.manual_seed(0)
 model = MyModel(features.shape[-1])
 print("tokens per image", model.regionizer(features, valid=valid).counts.tolist())
 
-# The two images are told apart; gradients reach the projector and the pool through the regions.
-wanted = torch.tensor([0.0, 1.0])
+# %%
+# Train the model to distinguish the two images. Gradients reach the projector and the attention pool.
+
+labels = torch.tensor([0.0, 1.0])
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 for step in range(21):
-    loss = nn.functional.binary_cross_entropy_with_logits(model(features, valid), wanted)
+    loss = nn.functional.binary_cross_entropy_with_logits(model(features, valid), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if step % 10 == 0:
         print(f"step {step:>2}  loss {loss.item():.3f}")
 
-# The options and weights of the regions travel by themselves, too.
+# %%
+# Save and load the options and weights of the Regionizer.
+
 model.regionizer.save_pretrained("my-regionizer")
-same = Regionizer.from_pretrained("my-regionizer")
-assert torch.equal(same(features, valid=valid).values, model.regionizer(features, valid=valid).values)  # noqa: S101
-print("saved in my-regionizer")
+loaded = Regionizer.from_pretrained("my-regionizer")
+assert torch.equal(loaded(features, valid=valid).values, model.regionizer(features, valid=valid).values)  # noqa: S101
+print("saved my-regionizer")

@@ -1,7 +1,11 @@
-"""Draw the paper's figures for images and a model of one's own; on the command line it is ``regiontok figures``.
+"""
+The figures of the paper
+========================
 
-Encoders are ``pixels``, which needs no weights, and timm's small ViT with random ones: name ``"clip-336"``,
-``"siglip2-378"``, ``"radio-384"`` for the paper's. The model is the one of ``05_train_tiny.py``.
+The figures of the paper for your own images and model. The encoders are ``pixels``, which needs no weights, and a
+small ViT of timm with random weights; the paper uses ``"clip-336"``, ``"siglip2-378"`` and ``"radio-384"``. The model
+is the one of ``05_train_tiny.py``, which is trained first if it is missing. The same figures are commands:
+``regiontok figures``.
 """
 
 import json
@@ -22,43 +26,49 @@ from regiontok.viewing import (
     draw_norms,
     draw_sources,
     save_figure,
-    see,
 )
 
+HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()  # a notebook has no file
 images = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-chosen = {
+all_encoders = {
     "pixels": encoders.load("pixels"),
     "random ViT": encoders.load("timm:vit_tiny_patch16_224", pretrained=False),
 }
 
-# Figures 1 and 2: norms before and after rms, features by PCA, and encoders side by side.
-seen = {name: [see(image, encoder) for image in images] for name, encoder in chosen.items()}
-save_figure(draw_norms({name: views[0] for name, views in seen.items()}), "norms.png")
-save_figure(draw_features(seen), "features.png")
-save_figure(draw_encoders(seen, threshold=0.7), "encoders.png")
+# %%
+# Figures 1 and 2: feature norms before and after RMS norm, PCA of features, and a comparison of encoders.
 
-# Regions from each source.
-encoder, view = chosen["pixels"], seen["pixels"][0]
-found = masks.load("felzenszwalb")(images[:1])
+encoded = {name: [encoder.encode_image(image) for image in images] for name, encoder in all_encoders.items()}
+save_figure(draw_norms({name: encoded_images[0] for name, encoded_images in encoded.items()}), "norms.png")
+save_figure(draw_features(encoded), "features.png")
+save_figure(draw_encoders(encoded, threshold=0.7), "encoders.png")
+
+# %%
+# The regions of each source.
+
+encoder, china = all_encoders["pixels"], encoded["pixels"][0]
+mask_sets = masks.load("felzenszwalb")(images[:1])
 regions = {}
 for source in ("patch", "segmentation", "clustering", "combined"):
     regionizer = Regionizer(source=source, pool="mean", geometry=encoder.geometry)
-    features = regionizer.normalize(view.features[None])
-    given = found if source in ("segmentation", "combined") else None
-    regions[source] = regionizer.group(features, masks=given, valid=view.valid[None])
-save_figure(draw_sources(images[0], regions, view.placement), "sources.png")
+    features = regionizer.normalize(china.features[None])
+    needs_masks = source in ("segmentation", "combined")
+    regions[source] = regionizer.group(features, masks=mask_sets if needs_masks else None, valid=china.valid[None])
+save_figure(draw_sources(images[0], regions, china.placement), "sources.png")
 
-# Figure 3: where an answer looks.
-model = runpy.run_path(str(Path(__file__).with_name("06_evaluate_focus.py")))["find_model"]()
+# %%
+# Figure 3: the attention of an answer to the regions of an image.
+
+model = runpy.run_path(str(HERE / "06_evaluate_focus.py"))["find_model"]()
 data = model.parents[3] / "data"
 assistant, store = Assistant.load(model), MaskStore(data / "masks")
-asked = json.loads((data / "test.json").read_text())[0]
-image = read_image(data / "images" / asked["image"])
-question = Question(asked["text"], [image], [store[asked["image"]]])
+entry = json.loads((data / "test.json").read_text())[0]
+image = read_image(data / "images" / entry["image"])
+question = Question(entry["text"], [image], [store[entry["image"]]])
 answer = assistant.answer([question], max_new_tokens=1)[0]
 attention = assistant.attend([question], [answer.tokens])
 panel = Attention(
     attention.regions, attention.weights[0].mean((0, 1)), assistant.geometry.place((image.height, image.width))
 )
 save_figure(draw_attention(image, {"segmentation": panel}, question=f"{question.text}? {answer.text}"), "attention.png")
-print("see norms.png, features.png, encoders.png, sources.png and attention.png")
+print("saved norms.png, features.png, encoders.png, sources.png and attention.png")

@@ -6,35 +6,38 @@
     tokens = regionizer(features)                  # features (B, rows, cols, 1024) of any vision encoder
     tokens.values, tokens.counts                   # (R, 1024), (B,)
 
-The way of the data, and where each step lives:
+The steps in the order of the data, and their modules:
 
-    encoders      images to patch features                                     regiontok.encoders.load
-    geometry      how an image, its masks and points lie on an encoder's input  ImageGeometry, Placement
-    normalize     root mean square, without a weight                           rms_normalize
-    clustering    merging neighbours, by three rules                           UnionFindClusterer, MergeTree
-    masks         images to masks, or annotated ones                           regiontok.masks.load
-    coco_format   COCO's masks as runs; mask_formats: SAM, label maps, arrays  MaskSet.from_coco
-    maskset       the masks of one image                                       MaskSet
-    downsample    masks brought to the patch grid                              MaskDownsampler
-    splitting     masks split by what is in them                               split_regions
-    regions       which patches belong to which region                         Regions
-    tokens        one vector per region                                        RegionTokens
-    ordering      the order of tokens                                          order_regions
-    pooling       one token per region                                         CrossAttnPool, MeanPool
-    config        every option, checked and saved                              RegionizerConfig
-    regionizer    all of it, saved and loaded                                  Regionizer
-    functional    clustering in one call                                       cluster_regions
-    token_files   tokens of an image in a file                                  save_tokens, load_tokens
-    store         masks or tokens of any number of images                      regiontok.store.MaskStore, TokenStore
-    pipeline      images to stores, on one machine or many                     regiontok.pipeline
-    presets       the paper's Table 1                                          regiontok.presets
-    viewing       pictures, the paper's figures, a page in the browser         regiontok.viewing
-    adapters      tokens in whole multimodal models                            regiontok.adapters
-    evaluation    questions, benchmarks, the focus metric                      regiontok.evaluation
+    encoders      patch features of images                           regiontok.encoders.load
+    geometry      placement of images and masks on the input         ImageGeometry, Placement
+    batch         the features of a batch, checked once              PatchBatch
+    normalize     root mean square, without a weight                 rms_normalize
+    clustering    merging of neighbouring patches                    UnionFindClusterer, MergeTree
+    masks         mask generators and annotation files               regiontok.masks.load
+    maskset       masks of one image; coco_format, mask_formats      MaskSet
+    tracks        masks of the objects of a video; track_files       TrackSet
+    downsample    masks on the patch grid                            MaskDownsampler
+    splitting     masks split by DBSCAN                              split_regions
+    regions       sets of patches                                    Regions
+    tokens        vectors of regions                                 RegionTokens
+    ordering      order of tokens                                    order_regions
+    pooling       one token per region                               CrossAttnPool, MeanPool
+    config        options; described in options                      RegionizerConfig
+    regionizer    all steps in one module                            Regionizer
+    streaming     clustering of clips that arrive in chunks          UnionFindClusterer.stream
+    videos        frames of video files                              read_video
+    functional    clustering in one call                             cluster_regions
+    placeholders  region tokens in prompts                           regiontok.placeholders
+    store         masks or tokens of many images                     regiontok.store; save_tokens, load_tokens
+    pipeline      images to stores, on one machine or a cluster      regiontok.pipeline
+    presets       Table 1 of the paper                               regiontok.presets
+    viewing       figures, and a page for the browser                regiontok.viewing
+    adapters      regions in multimodal models                       regiontok.adapters
+    evaluation    benchmarks and the focus metric                    regiontok.evaluation
 
-Everything that regiontok raises on purpose is a `RegiontokError` (regiontok.errors).
+All errors that regiontok raises deliberately are subclasses of `RegiontokError` (regiontok.errors).
 
-Names are imported when they are first used, so that the command line can print help without loading torch.
+Names are imported on first use, so that the command line can print help without loading torch.
 """
 
 import importlib
@@ -57,8 +60,10 @@ if TYPE_CHECKING:
     from regiontok.regionizer import Regionizer
     from regiontok.regions import Dropped, Regions
     from regiontok.splitting import split_regions
-    from regiontok.token_files import load_tokens, save_tokens
+    from regiontok.store.token_files import load_tokens, save_tokens
     from regiontok.tokens import RegionTokens
+    from regiontok.tracks import TrackSet
+    from regiontok.videos import read_video
 
 __all__ = [
     "CrossAttnPool",
@@ -74,6 +79,7 @@ __all__ = [
     "RegionizerConfig",
     "Regions",
     "RegiontokError",
+    "TrackSet",
     "UnionFindClusterer",
     "cluster_regions",
     "encoders",
@@ -81,6 +87,7 @@ __all__ = [
     "masks",
     "order_regions",
     "read_image",
+    "read_video",
     "rms_normalize",
     "save_tokens",
     "split_regions",
@@ -100,16 +107,18 @@ _MODULES = {
     "RegionizerConfig": "config",
     "Regions": "regions",
     "RegiontokError": "errors",
+    "TrackSet": "tracks",
     "UnionFindClusterer": "clustering",
     "cluster_regions": "functional",
-    "load_tokens": "token_files",
+    "load_tokens": "store.token_files",
     "order_regions": "ordering",
     "read_image": "images",
+    "read_video": "videos",
     "rms_normalize": "normalize",
-    "save_tokens": "token_files",
+    "save_tokens": "store.token_files",
     "split_regions": "splitting",
 }
-"""The module of each name but ``encoders`` and ``masks``, which are modules themselves."""
+"""The module of each name; ``encoders`` and ``masks`` are modules themselves."""
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,10 @@ from regiontok._interrupt import end_on_interrupt, ignore_interrupt
 
 
 def run() -> None:
-    """Run the command line as a process of its own, and end the process with its exit code.
+    """Run the command line and end the process with its exit code.
 
     After a signal the process ends without waiting for its threads: one that reads from a dead network drive would
-    keep it alive for ever. Everything that was finished is on disk by then.
+    keep it alive forever. All finished results are on disk by then.
     """
     end_on_interrupt()
     code = importlib.import_module("regiontok.cli").main()

@@ -1,8 +1,9 @@
-"""Small pictures of label maps for notebooks."""
+"""Label maps of regions as HTML, for notebooks."""
 
 import base64
 import colorsys
 import io
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,45 +12,49 @@ from PIL import Image
 if TYPE_CHECKING:
     from regiontok.regions import Regions
 
-_MOST_IMAGES = 4
-_SIDE = 160
-"""Longest side of a picture in pixels."""
+_MAX_IMAGES = 4
+_MAX_SIDE = 160
+"""Longest side of a label map in pixels, unless the grid is larger."""
+_MAX_FRAMES = 8
+"""Frames of a clip that are shown."""
 
 
 def label_maps(regions: "Regions") -> str:
-    """Return HTML with a label map of each image, a colour per region; of several regions the smallest is on top."""
-    shown = regions.split()[:_MOST_IMAGES]
-    left = len(regions.grids) - len(shown)
-    figures = "".join(_figure(one) for one in shown)
-    more = f"<div>and {left} more</div>" if left else ""
-    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:end">{figures}{more}</div>'
+    """Return HTML with a label map for each image and a colour for each region; the smallest region is drawn on top."""
+    images = regions.split()
+    figures = "".join(_figure(image) for image in images[:_MAX_IMAGES])
+    num_hidden = len(images) - _MAX_IMAGES
+    note = f"<div>and {num_hidden} more</div>" if num_hidden > 0 else ""
+    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:end">{figures}{note}</div>'
 
 
 def _figure(regions: "Regions") -> str:
-    rows, cols = regions.grids[0].tolist()
-    scale = max(1, _SIDE // max(rows, cols))
-    data = io.BytesIO()
-    pixels = _colours(regions, rows, cols).repeat(scale, 0).repeat(scale, 1)
-    Image.fromarray(pixels, "RGBA").save(data, "PNG")
-    picture = base64.b64encode(data.getvalue()).decode()
+    *frames, rows, cols = regions.grids[0].tolist()
+    scale = max(1, _MAX_SIDE // max(rows, cols))
+    png = io.BytesIO()
+    colours = _colours(regions, [*frames, rows, cols])
+    strip = np.concatenate(list(colours[:_MAX_FRAMES]), 1) if frames else colours
+    pixels = strip.repeat(scale, 0).repeat(scale, 1)
+    Image.fromarray(pixels, "RGBA").save(png, "PNG")
+    data = base64.b64encode(png.getvalue()).decode()
     noun = "region" + "s" * (len(regions) != 1)
-    told = f"{len(regions)} {noun} on {rows} × {cols} patches"
+    caption = f"{len(regions)} {noun} on {' × '.join(map(str, [*frames, rows, cols]))} patches"
     return (
-        f'<figure style="margin:0"><img alt="Label map of {told}" src="data:image/png;base64,{picture}">'
-        f"<figcaption><small>{told}</small></figcaption></figure>"
+        f'<figure style="margin:0"><img alt="Label map of {caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption><small>{caption}</small></figcaption></figure>"
     )
 
 
-def _colours(regions: "Regions", rows: int, cols: int) -> np.ndarray:
-    """Return ``(rows, cols, 4)`` uint8; patches in no region are transparent."""
+def _colours(regions: "Regions", grid: list[int]) -> np.ndarray:
+    """Return ``(rows, cols, 4)`` uint8, with frames for a clip; patches in no region are transparent."""
     largest_first = np.argsort(-regions.areas().cpu().numpy(), kind="stable")
-    place = np.empty(len(regions), np.int64)
-    place[largest_first] = np.arange(len(regions))
+    rank = np.empty(len(regions), np.int64)
+    rank[largest_first] = np.arange(len(regions))
     patch, region = regions.patch.cpu().numpy(), regions.region.cpu().numpy()
-    order = np.argsort(place[region], kind="stable")  # of a patch in several regions the last is drawn
-    label = np.full(rows * cols, -1)
+    order = np.argsort(rank[region], kind="stable")  # the last region of a patch is drawn
+    label = np.full(math.prod(grid), -1)
     label[patch[order]] = region[order]
     colours = np.zeros((len(regions) + 1, 4))
     for number in range(len(regions)):
         colours[number] = *colorsys.hsv_to_rgb(0.618034 * number % 1, 0.45 + 0.25 * (number % 2), 0.85), 1
-    return (255 * colours[label]).astype(np.uint8).reshape(rows, cols, 4)
+    return (255 * colours[label]).astype(np.uint8).reshape(*grid, 4)

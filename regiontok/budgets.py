@@ -1,4 +1,4 @@
-"""Budgets: how many regions an image gets, as a number or as a fraction of its patches."""
+"""Budgets: the number of regions of an image, absolute or as a fraction of its patches."""
 
 import math
 from collections.abc import Sequence
@@ -7,44 +7,32 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regiontok._checks import check_integer, check_number
 from regiontok.errors import ShapeError, ValueRangeError
+from regiontok.options import check_option
 
 Budget = int | Sequence[int] | np.ndarray | Tensor
 """A number of regions: one for all images, or one per image."""
 Keep = float | Sequence[float] | np.ndarray | Tensor
 """A fraction of the valid patches, in ``(0, 1]``: one for all images, or one per image."""
 
-_PRECISION = 1e-7
-"""Fractions have the precision of float32: ``0.1`` of 100 patches are 10, not the 11 of its rounded value."""
-
-
-def check_keep(keep: Any) -> float:
-    """Return a valid fraction of patches.
-
-    Raises:
-        DTypeError, ValueRangeError: Not a number in ``(0, 1]``.
-    """
-    value = check_number("keep", keep, low=0, high=1)
-    if value == 0:
-        raise ValueRangeError("keep must be above 0; got 0. For one region pass num_regions=1.")
-    return value
+_TOLERANCE = 1e-7
+"""Without this tolerance, a float32 ``0.1`` of 100 patches would be rounded up to 11."""
 
 
 def resolve_budget(
-    patches: Sequence[int], num_regions: Budget | None = None, keep: Keep | None = None
+    num_patches: Sequence[int], num_regions: Budget | None = None, keep: Keep | None = None
 ) -> list[int] | None:
-    """Return the number of regions of each image; None without a budget.
+    """Return the number of regions of each image, or None without a budget.
 
     Args:
-        patches: Number of valid patches of each image.
+        num_patches: Number of valid patches of each image.
         num_regions: Absolute budget; an image with fewer patches gets one region per patch.
         keep: Relative budget: this fraction of the patches, rounded up, at least 1.
 
     Raises:
-        ShapeError: Neither one budget nor one per image.
-        DTypeError, ValueRangeError: A budget that is not a positive integer, a fraction outside ``(0, 1]``, or both
-            kinds of budget.
+        ShapeError: The number of budgets is not the number of images.
+        DTypeError, ValueRangeError: A budget is not a positive integer, a fraction is outside ``(0, 1]``, or both
+            arguments are given.
 
     Example:
         >>> resolve_budget([576, 24], num_regions=64), resolve_budget([576, 24], keep=0.25)
@@ -53,21 +41,36 @@ def resolve_budget(
     if num_regions is not None and keep is not None:
         raise ValueRangeError(f"num_regions={num_regions} and keep={keep} are both budgets. Pass one of them.")
     if num_regions is not None:
-        budgets = _per_image("num_regions", num_regions, len(patches))
-        return [min(check_integer("num_regions", budget), most) for budget, most in zip(budgets, patches, strict=True)]
-    if keep is not None:
-        fractions = [check_keep(fraction) for fraction in _per_image("keep", keep, len(patches))]
+        budgets = _per_image("num_regions", num_regions, len(num_patches))
         return [
-            max(1, math.ceil(fraction * most * (1 - _PRECISION)))
-            for fraction, most in zip(fractions, patches, strict=True)
+            min(check_option("num_regions", budget), limit) for budget, limit in zip(budgets, num_patches, strict=True)
+        ]
+    if keep is not None:
+        fractions = [check_option("keep", fraction) for fraction in _per_image("keep", keep, len(num_patches))]
+        return [
+            max(1, math.ceil(fraction * count * (1 - _TOLERANCE)))
+            for fraction, count in zip(fractions, num_patches, strict=True)
         ]
     return None
 
 
-def _per_image(name: str, budget: Any, images: int) -> list[Any]:
+def is_per_image(budget: Any) -> bool:
+    """Return whether a budget has an entry per image, instead of one number for all.
+
+    Example:
+        >>> is_per_image([64, 32]), is_per_image(64), is_per_image(None)
+        (True, False, False)
+    """
+    return not isinstance(budget, str) and hasattr(budget, "__len__") and getattr(budget, "ndim", 1) != 0
+
+
+def _per_image(name: str, budget: Any, num_images: int) -> list[Any]:
     if isinstance(budget, Tensor | np.ndarray):
-        budget = budget.tolist()  # a number if there is no axis
-    several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * images
-    if len(several) != images:
-        raise ShapeError(f"{name} must be one number, or one per image, {images}; got {len(several)} of them.")
-    return several
+        budget = budget.tolist()  # tolist() of a 0-d tensor returns a number
+    budgets = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget] * num_images
+    if len(budgets) != num_images:
+        raise ShapeError(
+            f"{name} must be one number or a list of length {num_images} (one number per image); got length "
+            f"{len(budgets)}."
+        )
+    return budgets

@@ -1,7 +1,4 @@
-"""Values that options can take, and defaults that the command line shows.
-
-This module imports no torch, so that the command line can describe and check its options quickly.
-"""
+"""The values of options, and defaults that the command line shows. This module imports no torch."""
 
 from typing import Literal, get_args
 
@@ -18,18 +15,23 @@ PADDINGS = get_args(Padding)
 Linkage = Literal["centroid", "average", "ward"]
 LINKAGES = get_args(Linkage)
 MASK_WEIGHT = 0.5
-"""How much masks count beside features, where masks have a budget."""
+MOTION = 2
+"""Weight of masks relative to features, for masks with a budget."""
 Prompt = Literal["prompt"]
 PROMPT: Prompt = "prompt"
-"""As ``num_regions``: the number of placeholders in the prompt."""
+"""The value of ``num_regions`` that reads the budget from the placeholders of the prompt."""
+VIDEO_BUDGETS = (128, 256, 512)
+"""Numbers of regions of a clip at which ``compare`` compares."""
+PREDICTORS = ("sam2", "sam3", "sam2-package")
+"""Video predictors that propagate masks."""
 Order = Literal["raster", "centroid", "area", "score", "random"]
 ORDERS = get_args(Order)
-Method = Literal["exact", "two_step"]
-METHODS = get_args(Method)
-"""How `MaskDownsampler` measures which part of a patch a mask covers."""
-Uncovered = Literal["drop", "background", "single_patches", "cluster"]
-UNCOVERED = get_args(Uncovered)
-Overlap = Literal["keep", "smallest"]
+Downsampling = Literal["exact", "two_step"]
+DOWNSAMPLINGS = get_args(Downsampling)
+"""How `MaskDownsampler` computes the covered fraction of a patch."""
+Unassigned = Literal["drop", "background", "single_patches", "cluster"]
+UNASSIGNED = get_args(Unassigned)
+Overlap = Literal["keep", "assign_smallest"]
 OVERLAPS = get_args(Overlap)
 Noise = Literal["own_region", "single_patches", "drop"]
 NOISES = get_args(Noise)
@@ -46,15 +48,15 @@ BOX_NMS_THRESH = 0.7
 CROWDS = ("keep", "drop")
 """What to do with COCO annotations of crowds."""
 DUPLICATES = ("merge", "first")
-"""What to do with an image that a file of COCO annotations has under several ids."""
+"""What to do with an image that has several ids in a file of COCO annotations."""
 MATCHES = ("path", "name")
-"""How names in a file of annotations are matched with images: by the ends of paths, or by the last part alone."""
+"""How annotations are matched to images: one path must be a suffix of the other, or the file names must be equal."""
 
 TOKEN_DTYPES = ("float16", "float32")
 """Data types of tokens in a store."""
 BUDGETS = (32, 64, 100, 128)
 """Numbers of regions at which ``regiontok compare`` compares sources."""
 QUERIES = ("answer", "predicting")
-"""Which rows of attention the focus metric reads."""
+"""The rows of attention that the focus metric reads: of the answer, or of the tokens that predict it."""
 ANSWERS = ("generated", "right")
-"""Whose attention the focus metric measures: that of the generated answer or of the right one."""
+"""The answer whose attention the focus metric measures: the generated or the correct one."""

@@ -10,22 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regiontok._checks import check_choice, check_size
+from regiontok._checks import check_size
 from regiontok._kernels import polygons, rle
+from regiontok._values import check_choice
 from regiontok.choices import CROWDS
 from regiontok.errors import DTypeError, RegiontokError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.runs import Runs, describe, take, to_int64, to_numbers, whole_number
+from regiontok.runs import Runs, describe, select_masks, to_int64, to_numbers, whole_number
 
 _MOST_SIDE, _MOST_PIXELS = 2**20, 2**30
 """Limits of an image's size; a damaged RLE with a larger one would allocate too much memory."""
 
 
 def from_coco(masks: Sequence[Mapping[str, Any] | Sequence[Any]], size: Size | None, iscrowd: str) -> Runs:
-    """See `MaskSet.from_coco`."""
+    """Parse masks in COCO's forms; see `MaskSet.from_coco`."""
     check_choice("iscrowd", iscrowd, CROWDS)
     if isinstance(masks, Mapping | str | bytes) or not isinstance(masks, Sequence):
-        name_format(masks)
+        reject_foreign_formats(masks)
         raise DTypeError(
             f"masks must be a list with one COCO RLE, polygons or annotation per mask; got {describe(masks)}."
         )
@@ -40,7 +41,7 @@ def from_coco(masks: Sequence[Mapping[str, Any] | Sequence[Any]], size: Size | N
     if len(parts) == 2:
         order = np.argsort([annotation.place for annotation in encoded + drawn])
         runs = np.concatenate([part[0] for part in parts])
-        runs, offsets = take(runs, np.concatenate([parts[0][1], parts[0][1][-1] + parts[1][1][1:]]), order)
+        runs, offsets = select_masks(runs, np.concatenate([parts[0][1], parts[0][1][-1] + parts[1][1][1:]]), order)
     values = {}
     for name, key in (("ids", "id"), ("categories", "category_id")):
         integers = [whole_number(annotation.fields.get(key)) for annotation in annotations]
@@ -59,7 +60,7 @@ class _Annotation(NamedTuple):
         place: Index in the list.
         fields: The annotation; empty for a bare RLE or polygons.
         segmentation: The RLE, or the polygons.
-        is_rle: Whether it is an RLE.
+        is_rle: Whether the segmentation is an RLE.
     """
 
     place: int
@@ -69,7 +70,7 @@ class _Annotation(NamedTuple):
 
     @property
     def crowd(self) -> bool:
-        """Whether the annotation is of a crowd; 0 and 1 may also be text."""
+        """Whether the annotation marks a crowd; 0 and 1 may also be strings."""
         value = self.fields.get("iscrowd")
         if value is None:
             return False
@@ -101,7 +102,7 @@ def _parse(place: int, mask: Any) -> _Annotation:
             return _Annotation(place, mask, segmentation, False)
     elif isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
         return _Annotation(place, _NO_FIELDS, mask, False)
-    name_format(mask)
+    reject_foreign_formats(mask)
     name = _Annotation(place, mask if isinstance(mask, Mapping) else _NO_FIELDS, None, False).name
     raise DTypeError(
         f'{name} must be a COCO RLE, {{"size": [height, width], "counts": ...}}, a list of polygons, or an '
@@ -214,12 +215,12 @@ def _fill(masks: Sequence[_Annotation], size: Size) -> tuple[np.ndarray, np.ndar
     x, y = np.ascontiguousarray(fine[::2]), np.ascontiguousarray(fine[1::2])
     counts = np.empty(len(flat), np.int64)
     polygons.count_crossings(x, y, bounds, size[1], counts)
-    places = np.concatenate([[0], counts.cumsum()])
-    positions = np.empty(places[-1], np.int64)
-    polygons.crossings(x, y, bounds, size[1], size[0], places, positions)
+    starts = np.concatenate([[0], counts.cumsum()])
+    positions = np.empty(starts[-1], np.int64)
+    polygons.crossings(x, y, bounds, size[1], size[0], starts, positions)
     offsets = np.empty(len(masks) + 1, np.int64)
     runs = np.empty(len(positions) + 2 * len(masks), np.uint32)
-    polygons.union(positions, places, first, size[0] * size[1], offsets, runs)
+    polygons.union(positions, starts, first, size[0] * size[1], offsets, runs)
     return runs[: offsets[-1]], offsets
 
 
@@ -256,7 +257,7 @@ def _first_error(masks: Sequence[_Annotation], size: Size, problem: str) -> Regi
     return ValueRangeError(f"{masks[0].name}: {problem}.")
 
 
-def name_format(data: Any) -> None:
+def reject_foreign_formats(data: Any) -> None:
     """Reject data of tools whose format is not COCO's, by the name of the tool."""
     if isinstance(data, str | bytes) and data.lstrip()[:1] in ("<", b"<"):
         raise DTypeError(_EXPORT.format(tool="CVAT's XML"))
@@ -281,4 +282,4 @@ def name_format(data: Any) -> None:
         raise DTypeError(_EXPORT.format(tool="a task of Label Studio"))
 
 
-_EXPORT = "this is {tool}, not a COCO annotation. Export it as COCO, or see the recipe in docs/annotations.md."
+_EXPORT = "this is {tool}, not a COCO annotation. Export it as COCO, or see docs/annotations.md."

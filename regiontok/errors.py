@@ -1,15 +1,17 @@
-"""The errors regiontok raises on purpose.
+"""Exceptions and warnings of regiontok.
 
-All of them derive from `RegiontokError`; a bad argument is also an ordinary ``ValueError`` and a missing package an
-ordinary ``ImportError``, so callers need not know these names. A message says what was wanted, what came, what to do.
+Every exception that regiontok raises on purpose derives from `RegiontokError`. Errors about arguments are also
+``ValueError``, and errors about packages are also ``ImportError``, so callers can catch the standard classes.
+
+Each message states what was expected, what was received, and what to do.
 """
 
 
 class RegiontokError(Exception):
-    """Base of every error that regiontok raises on purpose.
+    """Base class of all exceptions that regiontok raises on purpose.
 
     Attributes:
-        kind: A stable word for the kind of fault, by which failures of images can be grouped; see `failure_kind`.
+        kind: A stable word for the kind of error, used to group failed images; see `failure_kind`.
     """
 
     kind = "value"
@@ -20,22 +22,22 @@ class ShapeError(RegiontokError, ValueError):
 
 
 class DTypeError(RegiontokError, ValueError):
-    """A tensor or object is of the wrong type."""
+    """A tensor or object has the wrong type."""
 
 
 class ValueRangeError(RegiontokError, ValueError):
-    """A number, name or combination of options lies outside what is allowed."""
+    """A number, name or combination of options is not allowed."""
 
 
 class UnknownOptionError(RegiontokError, ValueError, TypeError):
-    """An option of that name does not exist."""
+    """There is no option of this name."""
 
 
 class ImageError(RegiontokError, ValueError):
-    """A file or object is not an image that can be read as one RGB picture.
+    """A file or object cannot be read as a single RGB image.
 
     Args:
-        message: What is wrong.
+        message: The description of the error.
         kind: ``missing``, ``not_an_image``, ``damaged``, ``too_large``, ``unreadable`` or ``unsupported``.
     """
 
@@ -45,26 +47,26 @@ class ImageError(RegiontokError, ValueError):
 
 
 class CheckpointError(RegiontokError, ValueError):
-    """Weights or a saved folder cannot be found, reached or matched."""
+    """Weights or a saved folder cannot be found or read, or do not match the model."""
 
     kind = "data"
 
 
 class DataError(RegiontokError, ValueError):
-    """Data of the user cannot be found or read, or does not fit: annotations, questions, results, token files."""
+    """A file of the user cannot be found or read, or is invalid: annotations, questions, results or token files."""
 
     kind = "data"
 
 
 class StoreError(DataError):
-    """A store of masks or tokens cannot be found or read, is damaged, or was made with other options."""
+    """A store of masks or tokens cannot be found or read, is damaged, or was written with other options."""
 
 
 class MissingKeyError(DataError, KeyError):
-    """A store, or a file of annotations, has no image of this key."""
+    """A store or an annotation file has no image with this key."""
 
     kind = "no_annotation"
-    __str__ = Exception.__str__  # and not the quoted form of `KeyError`
+    __str__ = Exception.__str__  # `KeyError` would print the message in quotes
 
 
 class MissingDependencyError(RegiontokError, ImportError):
@@ -76,23 +78,23 @@ class BrokenDependencyError(RegiontokError, ImportError):
 
 
 class OutputError(RegiontokError, ValueError):
-    """A file cannot be written, or would replace what must stay."""
+    """An output cannot be written, or would overwrite a file that must be preserved."""
 
 
 class UntrainedWarning(UserWarning):
-    """A stock model gets options that only training makes up for."""
+    """A stock model is used with options that are only useful after training."""
 
 
 class AmbiguousShapeWarning(UserWarning):
-    """Features or masks have a valid shape that is more often a mistake."""
+    """Features or masks have a shape that is valid but usually a mistake."""
 
 
 def failure_kind(error: BaseException) -> str:
-    """Return a stable word for the kind of an error with which an image failed.
+    """Return a stable word for the kind of error that made an image fail.
 
-    ``missing``, ``not_an_image``, ``damaged``, ``too_large``, ``unreadable`` and ``unsupported`` are of the image;
-    ``no_annotation`` and ``data`` of its masks; ``value`` of the options; ``memory`` and ``io`` of the machine; and
-    ``internal`` is a fault of the program.
+    ``missing``, ``not_an_image``, ``damaged``, ``too_large``, ``unreadable`` and ``unsupported`` describe the image.
+    ``no_annotation`` and ``data`` describe its masks, and ``value`` the options. ``memory`` and ``io`` describe the
+    machine. ``internal`` is an error in the program.
 
     Example:
         >>> failure_kind(ImageError("a.jpg: there is no such file.", "missing"))

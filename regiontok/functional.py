@@ -1,6 +1,6 @@
-"""Functions for one call, beside the classes that keep their options."""
+"""Functions that do the work of a class in one call."""
 
-from regiontok._checks import Features, Valid
+from regiontok.batch import Features, Valid
 from regiontok.budgets import Budget, Keep
 from regiontok.choices import Linkage
 from regiontok.clustering import UnionFindClusterer
@@ -22,15 +22,15 @@ def cluster_regions(
 ) -> RegionTokens:
     """Merge similar neighbouring patches and return the mean of each region.
 
-    It needs no training. `Regionizer` has further sources, normalisation, trained pooling and saving.
+    This needs no training. Use `Regionizer` for other sources, normalisation, trained pooling and saving.
 
     Args:
         features: ``(B, rows, cols, dim)`` floating point, or a list of ``(rows, cols, dim)``.
         num_regions: Number of regions of an image, or one number per image.
-        keep: The same as a fraction of the valid patches.
-        threshold: Merge while the cosine of two regions is at least this; 0.7 if nothing else stops.
-        explained_variance: As few regions as keep this share of the squared deviation.
-        linkage: ``ward`` by default with a number of regions; see `UnionFindClusterer` for this and all others.
+        keep: Number of regions as a fraction of the valid patches.
+        threshold: Merge while the cosine of two regions is at least this; 0.7 if no other argument stops the merging.
+        explained_variance: As few regions as preserve this fraction of the squared deviation.
+        linkage: ``ward`` by default with a budget; see `UnionFindClusterer` for all arguments.
         connectivity: 4 or 8 neighbours.
         valid: ``(B, rows, cols)`` bool, or a list of ``(rows, cols)``: patches that may be in a region.
 
@@ -46,9 +46,9 @@ def cluster_regions(
         (torch.Size([128, 32]), [64, 64])
     """
     stops = {"num_regions": num_regions, "keep": keep, "threshold": threshold, "explained_variance": explained_variance}
-    named = [name for name, value in stops.items() if value is not None]
-    if len(named) > 1:
-        raise ValueRangeError(f"{' and '.join(named)} both say when to stop merging. Pass one of them.")
+    names = [name for name, value in stops.items() if value is not None]
+    if len(names) > 1:
+        raise ValueRangeError(f"{' and '.join(names)} both say when to stop merging. Pass one of them.")
     clusterer = UnionFindClusterer(
         linkage=linkage, threshold=threshold, explained_variance=explained_variance, connectivity=connectivity
     )

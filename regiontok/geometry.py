@@ -1,4 +1,4 @@
-"""The one recipe by which an encoder's images, and their masks and points, are placed on its input."""
+"""Placement of images, masks and points on the input of an encoder."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regiontok._checks import check_choice, check_size
+from regiontok._checks import check_size
+from regiontok._values import check_choice
+from regiontok.choices import GEOMETRIES
 from regiontok.errors import DTypeError, ShapeError
 
-_MODES = ("letterbox", "squash", "center_crop")
-_LEAST_SHARE = 0.07
-"""A patch shows the image if more than this share of it does: the paper's rule for masks (A.1), for images too."""
-_MOST_PIXELS = 2**26
-"""Images are padded before they are resized, as LLaVA does it, where that makes no larger picture than this."""
+_MIN_SHOWN = 0.07
+"""A patch is valid if the image covers more than this fraction of it: the paper's rule for masks (A.1)."""
+_MAX_PIXELS = 2**26
+"""Images are padded before resizing, as in LLaVA, unless the padded image would have more pixels than this."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -25,18 +26,18 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How images of any size are brought to one input size. It is saved with an encoder and knows no image.
+    """How images of any size are placed on an input of fixed size. It is saved with an encoder.
 
-    Use `letterbox`, `squash` or `center_crop`, then `place` an image. An image and its masks go through the same
-    placement, so they can never be preprocessed differently.
+    Create it with `letterbox`, `squash` or `center_crop`; `place` returns the placement of an image. An image and its
+    masks use the same placement, so they are always preprocessed alike.
 
     Attributes:
-        mode: ``letterbox`` pads to the input's aspect, then resizes; ``squash`` resizes both sides; ``center_crop``
-            resizes until the input is covered, then crops the middle.
-        size: Height and width of the encoder's input in pixels.
+        mode: ``letterbox`` pads to the aspect ratio of the input, then resizes; ``squash`` resizes both sides;
+            ``center_crop`` resizes until the input is covered, then crops the centre.
+        size: Height and width of the input in pixels.
 
     Raises:
-        DTypeError, ValueRangeError: An unknown mode, or a size that is not of whole positive numbers.
+        DTypeError, ValueRangeError: An unknown mode, or a size that is not two positive integers.
 
     Example:
         >>> placement = ImageGeometry.letterbox(336).place((480, 640))
@@ -46,34 +47,34 @@ class ImageGeometry:
         432
 
     Source:
-        Letterbox is LLaVA-1.5's ``pad`` (second stage and evaluation), center crop its first stage's.
+        Letterbox is ``pad`` of LLaVA-1.5 (second stage and evaluation); its first stage uses a centre crop.
     """
 
     mode: str
     size: Size
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, _MODES)
-        given = self.size if isinstance(self.size, Sequence | np.ndarray | Tensor) else (self.size, self.size)
-        object.__setattr__(self, "size", check_size("size", given))
+        check_choice("mode", self.mode, GEOMETRIES)
+        size = self.size if isinstance(self.size, Sequence | np.ndarray | Tensor) else (self.size, self.size)
+        object.__setattr__(self, "size", check_size("size", size))
 
     @classmethod
     def letterbox(cls, size: int | Size) -> "ImageGeometry":
-        """Pad to the input's aspect with the image in the middle, then resize: nothing is cut off or distorted."""
+        """Pad around the image to the aspect ratio of the input, then resize; nothing is cropped or distorted."""
         return cls("letterbox", size)  # type: ignore[arg-type]
 
     @classmethod
     def squash(cls, size: int | Size) -> "ImageGeometry":
-        """Resize both sides to the input: every patch shows the image, distorted."""
+        """Resize both sides to the input; every patch shows the image, which may be distorted."""
         return cls("squash", size)  # type: ignore[arg-type]
 
     @classmethod
     def center_crop(cls, size: int | Size) -> "ImageGeometry":
-        """Resize until the input is just covered, then crop the middle: the ends of the longer side are lost."""
+        """Resize until the input is covered, then crop the centre; the ends of the longer side are lost."""
         return cls("center_crop", size)  # type: ignore[arg-type]
 
     def place(self, image: Size) -> "Placement":
-        """The placement of an image of ``(height, width)`` pixels."""
+        """Return the placement of an image of ``(height, width)`` pixels."""
         height, width = check_size("an image's size", image)
         rows, cols = self.size
         canvas, pad, resized, crop = (height, width), (0, 0), self.size, (0, 0)
@@ -92,15 +93,15 @@ class ImageGeometry:
         return Placement((height, width), canvas, pad, resized, crop, self.size)
 
     def to_config(self) -> dict[str, Any]:
-        """Plain values for JSON; ``ImageGeometry(**config)`` makes it again."""
+        """Return values for JSON; ``ImageGeometry(**config)`` restores the geometry."""
         return {"mode": self.mode, "size": list(self.size)}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One image on an encoder's input: padded to ``canvas``, resized, cropped to ``input``; sizes are (height, width).
+    """The placement of one image: padded to ``canvas``, resized, cropped to ``input``. Sizes are (height, width).
 
-    Points are ``(x, y)`` in pixels from the top left corner of the top left pixel. A point of the image goes to
+    Points are ``(x, y)`` in pixels from the top left corner of the top left pixel. A point of the image is mapped to
     ``point * scale + offset`` on the input.
 
     Attributes:
@@ -108,8 +109,8 @@ class Placement:
         canvas: Size after padding.
         pad: Rows above and columns left of the image on the canvas.
         resized: Size after resizing the canvas.
-        crop: Rows and columns cut off at the top and left.
-        input: The encoder's input size.
+        crop: Rows cropped at the top and columns cropped at the left.
+        input: Size of the input.
     """
 
     image_size: Size
@@ -121,27 +122,27 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Input pixels per image pixel, vertically and horizontally."""
+        """Number of input pixels per image pixel, vertically and horizontally."""
         return self.resized[0] / self.canvas[0], self.resized[1] / self.canvas[1]
 
     @property
     def offset(self) -> tuple[float, float]:
-        """Where the image's top left corner lies on the input, in rows and columns; negative where cropped."""
+        """Row and column of the top left corner of the image on the input; negative if it is cropped."""
         scale = self.scale
         return self.pad[0] * scale[0] - self.crop[0], self.pad[1] * scale[1] - self.crop[1]
 
     def image(self, image: Image.Image, *, fill: tuple[int, int, int] | None = (0, 0, 0)) -> Image.Image:
-        """Place an RGB image, resized with Pillow's antialiased bicubic filter.
+        """Return an RGB image placed on the input, resized by Pillow with antialiased bicubic interpolation.
 
-        ``fill`` is the padding's colour; None extends the image's edge, so that padding makes no edge of its own.
+        ``fill`` is the colour of the padding; None repeats the border pixels, so that no edge appears.
 
         Raises:
             ShapeError: An image of another size.
         """
         if (image.height, image.width) != self.image_size:
             raise ShapeError(f"this placement is for images of {self.image_size}; got {(image.height, image.width)}.")
-        if max(math.prod(self.canvas), math.prod(self.resized)) > _MOST_PIXELS:
-            return self._image_of_long_image(image, fill)
+        if max(math.prod(self.canvas), math.prod(self.resized)) > _MAX_PIXELS:
+            return self._place_long_image(image, fill)
         if self.canvas != self.image_size:
             image = _pad(image, self.pad, self.canvas, fill)
         if self.resized != self.canvas:
@@ -152,14 +153,14 @@ class Placement:
         return image
 
     def mask(self, mask: Tensor | np.ndarray) -> Tensor:
-        """Place boolean masks ``(..., height, width)`` of the image by nearest pixel; padding is false.
+        """Return bool masks ``(..., height, width)`` placed on the input by nearest pixel; padding is false.
 
         Returns:
             ``(..., input height, input width)`` bool.
 
         Raises:
             ShapeError: Masks of another size.
-            DTypeError: Masks that are not boolean.
+            DTypeError: Masks that are not bool.
         """
         mask = torch.as_tensor(mask)
         if tuple(mask.shape[-2:]) != self.image_size:
@@ -174,29 +175,29 @@ class Placement:
         return mask[..., row[:, None], col] & row_inside[:, None] & col_inside
 
     def points(self, points: Tensor) -> Tensor:
-        """Move ``(..., 2)`` points ``(x, y)`` from the image to the input."""
+        """Map ``(..., 2)`` points ``(x, y)`` from the image to the input."""
         scale, offset = self._xy(points)
         return points * scale + offset
 
     def points_to_image(self, points: Tensor) -> Tensor:
-        """Move ``(..., 2)`` points ``(x, y)`` from the input back to the image."""
+        """Map ``(..., 2)`` points ``(x, y)`` from the input to the image."""
         scale, offset = self._xy(points)
         return (points - offset) / scale
 
     def valid(self, grid: Size) -> Tensor:
-        """``(rows, cols)`` bool: the patches of a grid of which more than 0.07 shows the image.
+        """Return the valid patches of a grid, ``(rows, cols)`` bool: the image covers more than 0.07 of each.
 
-        An image so narrow that it has no such patch has those that show the most of it.
+        If an image is too narrow for that, the patches that it covers most are valid.
         """
-        share = self._share(0, grid[0])[:, None] * self._share(1, grid[1])
-        return share > min(_LEAST_SHARE, share.max().item() / 2)
+        covered = self._covered(0, grid[0])[:, None] * self._covered(1, grid[1])
+        return covered > min(_MIN_SHOWN, covered.max().item() / 2)
 
     def patches(self, grid: Size, size: Size | None = None) -> np.ndarray:
-        """The patch of a grid that shows each pixel of the image, ``(height, width)``; -1 where none does.
+        """Return the patch that contains each pixel of the image, ``(height, width)``; -1 for pixels that are cropped.
 
         Args:
             grid: Rows and columns of patches.
-            size: As many pixels laid over the image instead of its own.
+            size: Height and width of the result; by default those of the image.
         """
         (rows, cols), (height, width) = grid, size or self.image_size
         x = (np.arange(width) + 0.5) * self.image_size[1] / width
@@ -206,8 +207,8 @@ class Placement:
         inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))
         return np.where(inside, row.clip(0, rows - 1)[:, None] * cols + col.clip(0, cols - 1), -1)
 
-    def _image_of_long_image(self, image: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
-        """Place an image whose canvas would be huge: resize its visible part alone, to whole pixels, then pad."""
+    def _place_long_image(self, image: Image.Image, fill: tuple[int, int, int] | None) -> Image.Image:
+        """Place an image whose canvas would be huge: resize only its visible part, to whole pixels, then pad."""
         scale, offset = np.array(self.scale), np.array(self.offset)
         start = np.clip(np.round(offset), 0, np.array(self.input) - 1).astype(int)
         end = np.clip(np.round(offset + np.array(self.image_size) * scale), start + 1, self.input).astype(int)
@@ -217,8 +218,8 @@ class Placement:
         image = image.resize(size, Image.Resampling.BICUBIC, box=(low[1], low[0], high[1], high[0]))
         return _pad(image, (int(start[0]), int(start[1])), self.input, fill)
 
-    def _share(self, axis: int, patches: int) -> Tensor:
-        """The part of each patch along an axis that the image lies on."""
+    def _covered(self, axis: int, patches: int) -> Tensor:
+        """Return the fraction of each patch that the image covers along an axis."""
         edges = torch.arange(patches + 1, dtype=torch.float64, device="cpu") * (self.input[axis] / patches)
         start = self.offset[axis]
         end = start + self.image_size[axis] * self.scale[axis]
@@ -226,7 +227,7 @@ class Placement:
         return overlap.clamp(min=0) / (self.input[axis] / patches)
 
     def _source(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The image's pixel for each input pixel along an axis, and which input pixels show the image."""
+        """Return the image pixel of each input pixel along an axis, and the input pixels that show the image."""
         center = torch.arange(self.input[axis], dtype=torch.float64, device="cpu") + 0.5
         source = ((center - self.offset[axis]) / self.scale[axis]).floor().long()
         inside = (source >= 0) & (source < self.image_size[axis])
@@ -241,7 +242,7 @@ class Placement:
 
 
 def _pad(image: Image.Image, pad: Size, canvas: Size, fill: tuple[int, int, int] | None) -> Image.Image:
-    """Put an image on a canvas, ``pad`` rows from the top and columns from the left; None extends its edge."""
+    """Pad an image to a canvas, ``pad`` rows at the top and columns at the left; None repeats the border pixels."""
     (top, left), (height, width) = pad, canvas
     if fill is not None:
         padded = Image.new("RGB", (width, height), fill)

@@ -16,14 +16,14 @@ from regiontok._kernels import rle
 from regiontok.coco_format import from_coco
 from regiontok.errors import AmbiguousShapeWarning, DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.runs import MOST_LABELS, Runs, describe, to_int64, to_numbers, to_numpy, whole_number
+from regiontok.runs import MAX_LABEL, Runs, describe, to_int64, to_numbers, to_numpy, whole_number
 
 _MOST_LAST, _LEAST_SIDE = 8, 64
 """Masks that are at most 8 pixels wide and are 64 or more are probably (height, width, masks)."""
 
 
 def from_sam(masks: Any, size: Size | None) -> Runs:
-    """See `MaskSet.from_sam`."""
+    """Parse masks of SAM's generators; see `MaskSet.from_sam`."""
     if isinstance(masks, Mapping) and "masks" in masks:
         segmentations, scores = masks["masks"], masks.get("scores")
         if not isinstance(segmentations, Sequence | np.ndarray | Tensor) or isinstance(segmentations, str | bytes):
@@ -65,7 +65,7 @@ def _check_image_size(encoded: Runs, size: Size | None) -> Runs:
 
 
 def from_labels(labels: Any, ignore: int | Sequence[int]) -> Runs:
-    """See `MaskSet.from_labels`; labels are the ``ids``."""
+    """Encode a label map, with labels as ``ids``; see `MaskSet.from_labels`."""
     array = _label_map(labels)
     ignored = _list_ignored(ignore)
     values, numbered = np.unique(array, return_inverse=True)
@@ -77,7 +77,7 @@ def from_labels(labels: Any, ignore: int | Sequence[int]) -> Runs:
     left_out = {-1, *to_int64("ignore", ignored).tolist()}
     if values[0] < -1 and int(values[0]) not in left_out:
         raise ValueRangeError(f"labels must be -1 (no mask) or from 0; got {values[0]}. Leave it out by ignore.")
-    if values[-1] > MOST_LABELS:
+    if values[-1] > MAX_LABEL:
         raise ValueRangeError(f"labels must be below 2**63; got {values[-1]}.")
     is_mask = ~np.isin(values.astype(np.int64), list(left_out))
     numbered = numbered.reshape(array.shape)
@@ -94,7 +94,7 @@ def from_labels(labels: Any, ignore: int | Sequence[int]) -> Runs:
 
 
 def from_masks(masks: Any) -> Runs:
-    """See `MaskSet.from_masks`."""
+    """Encode dense masks; see `MaskSet.from_masks`."""
     return _encode(as_bytes(masks))
 
 

@@ -1,4 +1,4 @@
-"""`MaskSet`: the masks of one image as a generator gives them, run-length encoded or already on the patch grid."""
+"""`MaskSet`: the masks of one image, run-length encoded or on the patch grid."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,39 +11,38 @@ from PIL import Image
 from torch import Tensor
 
 from regiontok import coco_format, mask_formats
-from regiontok._checks import check_choice, flatten_valid
 from regiontok._kernels import rle
+from regiontok._values import check_choice
+from regiontok.batch import flatten_valid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.runs import Runs, take, to_numbers
+from regiontok.runs import Runs, Scores, check_scores, select_masks, to_tensor
 
-Scores = Sequence[float] | np.ndarray | Tensor
-
-_MOST_AT_ONCE = 2**26
-"""Pixels of masks that are decoded together to be turned."""
+_MAX_DECODED = 2**26
+"""Number of pixels that are decoded at a time when masks are rotated."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
-    """The masks of one image and their scores; they may overlap, and there may be none.
+    """The masks of one image and their scores. Masks may overlap, and there may be none.
 
-    Masks of an image are kept as COCO's RLE, undecoded. Masks that are already on an encoder's grid are kept as the
-    share of each patch that they cover. Make one with `from_coco`, `from_sam`, `from_masks`, `from_labels` or
-    `on_grid`; the constructor trusts its arguments.
+    Masks in image pixels are stored as COCO's run-length encoding. Masks on the patch grid are stored as the covered
+    fraction of each patch. Create a set with `from_coco`, `from_sam`, `from_masks`, `from_labels` or `on_grid`; the
+    constructor does not check its arguments.
 
-    Masks are of the upright image, as `regiontok.read_image` reads it; `upright` turns those of stored pixels.
+    Masks refer to the upright image that `regiontok.read_image` returns; `upright` converts masks of stored pixels.
 
     Attributes:
-        size: Height and width of the masks in pixels, or the rows and columns of the grid they are on.
-        runs: ``(N,)`` uint32: lengths of all masks' runs, column by column, background first.
-        offsets: ``(M + 1,)`` int64: where each mask's runs begin, and the end.
-        scores: ``(M,)`` float32: predicted quality, NaN where there is none.
-        stability: ``(M,)`` float32: stability scores, NaN where there are none.
-        ids: ``(M,)`` int64: COCO's ids of annotations, or labels of a map; None where there are none.
-            ``Regions.mask_index`` leads back to them.
-        categories: ``(M,)`` int64: COCO's ids of categories; None where there are none.
-        coverage: ``(M, rows, cols)`` float32 in ``[0, 1]`` of masks on the grid; None for masks of an image.
-        valid: ``(rows, cols)`` bool of masks on the grid: which patches show the image; None where that is not known.
+        size: Height and width in pixels, or rows and columns of the grid.
+        runs: ``(N,)`` uint32: run lengths of all masks, column by column, background first.
+        offsets: ``(M + 1,)`` int64: index of the first run of each mask, and the number of runs.
+        scores: ``(M,)`` float32: predicted quality; NaN without a score.
+        stability: ``(M,)`` float32: stability scores; NaN without a score.
+        ids: ``(M,)`` int64: ids of COCO annotations or labels of a label map, indexed by ``Regions.mask_index``; or
+            None.
+        categories: ``(M,)`` int64: ids of COCO categories, or None.
+        coverage: ``(M, rows, cols)`` float32 in ``[0, 1]`` for masks on the grid; None for masks in image pixels.
+        valid: ``(rows, cols)`` bool for masks on the grid: patches that show the image; None if not known.
 
     Example:
         >>> masks = MaskSet.from_coco([{"size": [2, 3], "counts": [2, 3, 1]}], scores=[0.9])
@@ -68,17 +67,17 @@ class MaskSet:
 
     @classmethod
     def of(cls, masks: Any, *, size: Size | None = None) -> "MaskSet":
-        """Masks of one image in any form that is known: what the other constructors take, or a set already.
+        """Return the masks of one image from any supported form.
 
-        A list is COCO's or SAM's by its first entry; two dimensions of integers, or a Pillow image, are a label map. A
-        dict with ``image`` and ``annotations`` is SA-1B's.
+        A list is read as COCO or SAM masks according to its first entry. A two-dimensional array of integers and a
+        Pillow image are label maps. A dict with ``image`` and ``annotations`` is an SA-1B file.
 
         Args:
-            masks: The image's masks.
-            size: Its height and width, where there is no mask or only polygons.
+            masks: A form that another constructor accepts, or a `MaskSet`.
+            size: Height and width of the image, required if there is no mask or only polygons.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: None of these, or as the constructor says that is meant.
+            ShapeError, DTypeError, ValueRangeError: No supported form, or an error of the constructor for that form.
         """
         if isinstance(masks, MaskSet):
             return masks
@@ -96,10 +95,9 @@ class MaskSet:
         if isinstance(masks, Mapping | str | bytes) or not isinstance(masks, Sequence) or not masks:
             if isinstance(masks, Sequence) and not masks and size is None:
                 raise ShapeError(
-                    "an empty list does not tell the image's size. Pass sizes, or "
-                    "MaskSet.from_coco([], size=(height, width))."
+                    "an empty list has no image size. Pass sizes, or MaskSet.from_coco([], size=(height, width))."
                 )
-            return cls.from_coco(masks, size=size)  # type: ignore[arg-type]  # it says what is wrong
+            return cls.from_coco(masks, size=size)  # type: ignore[arg-type]  # raises the error
         first = masks[0]
         if isinstance(first, Tensor | np.ndarray):
             return cls.from_masks(masks)
@@ -107,8 +105,10 @@ class MaskSet:
             "predicted_iou" in first or isinstance(first.get("segmentation"), np.ndarray)
         ):
             return cls.from_sam(masks, size=size)
-        sized = any(isinstance(one, Mapping) and isinstance(one.get("segmentation", one), Mapping) for one in masks)
-        return cls.from_coco(masks, size=None if sized else size)
+        has_rle = any(
+            isinstance(mask, Mapping) and isinstance(mask.get("segmentation", mask), Mapping) for mask in masks
+        )
+        return cls.from_coco(masks, size=None if has_rle else size)
 
     @classmethod
     def from_coco(
@@ -120,27 +120,26 @@ class MaskSet:
         stability: Scores | None = None,
         iscrowd: str = "keep",
     ) -> "MaskSet":
-        """Masks as COCO has them, in any mix.
+        """Return masks in COCO's forms, which may be mixed.
 
-        Polygons are filled to the pixel as pycocotools fills them; several of one mask are joined, so that none of them
-        cuts a hole. Ids and categories of annotations are kept where all have one that is a whole number, and a
-        ``score`` where any has.
+        Polygons are rasterised exactly like in pycocotools. Several polygons of one mask are united, so they cannot cut
+        holes. Ids and categories are kept if all annotations have integer ones, scores if any annotation has one.
 
         Args:
-            masks: Per mask an RLE ``{"size": [height, width], "counts": ...}``, compressed (bytes or str) or not (a
-                list of run lengths); polygons ``[[x, y, x, y, ...], ...]``; or an annotation, a dict with one of these
-                under ``segmentation``.
-            size: The image's height and width: needed where no RLE tells it, and compared where one does.
-            scores: One per mask, in place of what annotations say.
-            stability: One per mask.
-            iscrowd: ``keep``, or ``drop`` to leave annotations of crowds out.
+            masks: For each mask an RLE ``{"size": [height, width], "counts": ...}``, compressed (bytes or str) or not
+                (a list of run lengths); polygons ``[[x, y, x, y, ...], ...]``; or an annotation, a dict with one of
+                these as ``segmentation``.
+            size: Height and width of the image. Required without an RLE; otherwise compared with it.
+            scores: One score per mask, instead of those of the annotations.
+            stability: One stability score per mask.
+            iscrowd: ``keep`` or ``drop``, for annotations of crowds.
 
         Raises:
-            DTypeError: No such masks; forms of CVAT and Label Studio are named.
-            ShapeError: Masks of several sizes or another than ``size``; neither RLE nor size; polygons of less than
-                three points; too few or many scores.
-            ValueRangeError: Counts that are cut short, negative, or do not add up to the size; a size or corners beyond
-                any image.
+            DTypeError: Not COCO masks; the formats of CVAT and Label Studio are recognised.
+            ShapeError: Masks of different sizes or not of ``size``; no RLE and no size; polygons with fewer than three
+                points; a wrong number of scores.
+            ValueRangeError: Truncated or negative counts, or counts that do not add up to the size; a size or
+                coordinates that are too large.
 
         Example:
             >>> triangle = {"id": 7, "category_id": 3, "segmentation": [[0, 0, 4, 0, 0, 4]]}
@@ -149,25 +148,25 @@ class MaskSet:
             (array([7]), array([6]))
 
         Source:
-            COCO's annotation format, and ``pycocotools`` for what it means.
+            COCO's annotation format, as implemented by ``pycocotools``.
         """
         return cls._of(coco_format.from_coco(masks, size, iscrowd), scores, stability)
 
     @classmethod
     def from_sam(cls, masks: Any, *, size: Size | None = None) -> "MaskSet":
-        """Masks as SAM's generators return them, with their scores.
+        """Return masks from SAM's generators, with their scores.
 
         Args:
             masks: The list of dicts of ``SAM2AutomaticMaskGenerator``, whose segmentations are bool or RLE; or the dict
                 with ``masks`` and ``scores`` of transformers' mask-generation pipeline.
-            size: The image's height and width, needed where there is no mask.
+            size: Height and width of the image, required without masks.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Not such masks, or no mask and no size.
+            ShapeError, DTypeError, ValueRangeError: Invalid masks, or neither masks nor a size.
 
         Example:
-            >>> made = [{"segmentation": np.ones((2, 3), bool), "predicted_iou": 0.9, "stability_score": 0.95}]
-            >>> MaskSet.from_sam(made).scores
+            >>> masks = [{"segmentation": np.ones((2, 3), bool), "predicted_iou": 0.9, "stability_score": 0.95}]
+            >>> MaskSet.from_sam(masks).scores
             array([0.9], dtype=float32)
         """
         return cls._of(mask_formats.from_sam(masks, size), None, None)
@@ -180,16 +179,16 @@ class MaskSet:
         scores: Scores | None = None,
         stability: Scores | None = None,
     ) -> "MaskSet":
-        """Encode dense masks.
+        """Return dense masks, run-length encoded.
 
         Args:
             masks: ``(M, height, width)`` or a list of ``(height, width)``: bool, or uint8 of 0 and 1 or of 0 and 255;
                 any strides and device.
-            scores: One per mask.
-            stability: One per mask.
+            scores: One score per mask.
+            stability: One stability score per mask.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Not such masks, or another number of scores.
+            ShapeError, DTypeError, ValueRangeError: Invalid masks, or a wrong number of scores.
         """
         return cls._of(mask_formats.from_masks(masks), scores, stability)
 
@@ -202,20 +201,18 @@ class MaskSet:
         scores: Scores | None = None,
         stability: Scores | None = None,
     ) -> "MaskSet":
-        """Masks from a label map: pixels of one label are one mask, in ascending order of labels; -1 is none.
-
-        ``ids`` tells each mask's label.
+        """Return one mask for each label of a label map, in ascending order. The labels become ``ids``; -1 is no mask.
 
         Args:
             labels: ``(height, width)`` of integers from -1, which need not be consecutive; or a Pillow image of
-                integers, a palette's by index.
-            ignore: Labels that are no mask either, such as ``(0, 255)``: background and void in VOC, where no label
-                can be -1. Empty by default, since 0 is a mask in some maps.
-            scores: One per mask.
-            stability: One per mask.
+                integers or palette indices.
+            ignore: Further labels without a mask, such as ``(0, 255)`` for background and void in VOC. Empty by
+                default, because 0 is a mask in some label maps.
+            scores: One score per mask.
+            stability: One stability score per mask.
 
         Raises:
-            ShapeError, DTypeError: Not such a map; one of colours is told how to become one.
+            ShapeError, DTypeError: Not a label map; for colours, the message explains how to convert them.
             ValueRangeError: A label below -1.
 
         Example:
@@ -233,45 +230,49 @@ class MaskSet:
         scores: Scores | None = None,
         stability: Scores | None = None,
     ) -> "MaskSet":
-        """Masks that are already on an encoder's grid, so that no geometry is applied to them.
+        """Return masks on the patch grid, to which no geometry is applied.
 
         Args:
-            coverage: ``(M, rows, cols)``: the share of each patch inside each mask, in ``[0, 1]``; or bool.
-            valid: ``(rows, cols)`` bool: which patches show the image, and not padding; None for all.
-            scores: One per mask.
-            stability: One per mask.
+            coverage: ``(M, rows, cols)``: the fraction of each patch that each mask covers, in ``[0, 1]``; or bool.
+            valid: ``(rows, cols)`` bool: patches that show the image and not padding; None for all.
+            scores: One score per mask.
+            stability: One stability score per mask.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Not such an array, or another number of scores.
+            ShapeError, DTypeError, ValueRangeError: Invalid arrays, or a wrong number of scores.
         """
-        coverage = _as_tensor("coverage", coverage)
-        valid = None if valid is None else _as_tensor("valid", valid)
+        coverage = to_tensor("coverage", coverage)
+        valid = None if valid is None else to_tensor("valid", valid)
         if coverage.ndim != 3 or 0 in coverage.shape[1:]:
             raise ShapeError(f"coverage must be (masks, rows, cols) with a grid; got {tuple(coverage.shape)}.")
         if coverage.dtype != torch.bool and not coverage.is_floating_point():
             raise DTypeError(f"coverage must be floating point or bool; got {coverage.dtype}.")
         coverage = coverage.float()
-        if len(coverage) and not ((coverage >= 0) & (coverage <= 1)).all():  # NaN is in no range
-            raise ValueRangeError("coverage must lie in [0, 1]; it is the share of a patch.")
+        if len(coverage) and not ((coverage >= 0) & (coverage <= 1)).all():
+            raise ValueRangeError("coverage must be in [0, 1]; it is a fraction of each patch.")
         if valid is not None:
-            flatten_valid([valid], torch.tensor([coverage.shape[1:]], device="cpu"))
-        nothing = np.empty(0, np.uint32), np.zeros(len(coverage) + 1, np.int64)
-        told = _check_scores(len(coverage), scores, stability)
+            flatten_valid([valid], [(coverage.shape[1], coverage.shape[2])])
+        no_runs = np.empty(0, np.uint32), np.zeros(len(coverage) + 1, np.int64)
+        checked = check_scores(len(coverage), scores, stability)
         size = (int(coverage.shape[1]), int(coverage.shape[2]))
-        return cls(size, *nothing, *told, coverage=coverage, valid=valid)
+        return cls(size, *no_runs, *checked, coverage=coverage, valid=valid)
 
     @classmethod
-    def _of(cls, made: Runs, scores: Scores | None, stability: Scores | None) -> "MaskSet":
-        values = made.values
+    def _of(cls, encoded: Runs, scores: Scores | None, stability: Scores | None) -> "MaskSet":
+        values = encoded.values
         scores = values.get("scores") if scores is None else scores
         stability = values.get("stability") if stability is None else stability
-        told = _check_scores(len(made.offsets) - 1, scores, stability)
         return cls(
-            made.size, made.runs, made.offsets, *told, ids=values.get("ids"), categories=values.get("categories")
+            encoded.size,
+            encoded.runs,
+            encoded.offsets,
+            *check_scores(len(encoded.offsets) - 1, scores, stability),
+            ids=values.get("ids"),
+            categories=values.get("categories"),
         )
 
     def __len__(self) -> int:
-        """The number of masks."""
+        """Return the number of masks."""
         return len(self.scores)
 
     def __repr__(self) -> str:
@@ -279,10 +280,10 @@ class MaskSet:
         return f"MaskSet({len(self)} mask{'s' * (len(self) != 1)} of {self.size[0]} x {self.size[1]} {unit})"
 
     def areas(self) -> np.ndarray:
-        """``(M,)`` int64: pixels in each mask.
+        """Return the number of pixels of each mask, ``(M,)`` int64.
 
         Raises:
-            ValueRangeError: Masks on the grid, whose pixels are not known.
+            ValueRangeError: Masks on the grid, which have no pixels.
         """
         self._need_pixels()
         total, area = np.empty((2, len(self)), np.int64)
@@ -290,10 +291,10 @@ class MaskSet:
         return area
 
     def masks(self) -> Tensor:
-        """Decode to ``(M, height, width)`` bool.
+        """Return the masks as ``(M, height, width)`` bool.
 
         Raises:
-            ValueRangeError: Masks on the grid, whose pixels are not known.
+            ValueRangeError: Masks on the grid, which have no pixels.
         """
         self._need_pixels()
         dense = np.zeros((len(self), *self.size), np.bool_)
@@ -301,33 +302,33 @@ class MaskSet:
         return torch.from_numpy(dense)
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO's compressed RLE, as pycocotools reads and writes it: ``size`` a list, ``counts`` bytes.
+        """Return COCO's compressed RLE, as in pycocotools: ``size`` is a list and ``counts`` are bytes.
 
         Raises:
-            ValueRangeError: Masks on the grid, whose pixels are not known.
+            ValueRangeError: Masks on the grid, which have no pixels.
         """
         self._need_pixels()
         text, bounds = np.empty(7 * len(self.runs), np.uint8), np.empty(len(self) + 1, np.int64)
         rle.compress(self.runs, self.offsets, text, bounds)
-        whole, ends = text[: bounds[-1]].tobytes(), bounds.tolist()
-        return [{"size": list(self.size), "counts": whole[start:end]} for start, end in itertools.pairwise(ends)]
+        counts, ends = text[: bounds[-1]].tobytes(), bounds.tolist()
+        return [{"size": list(self.size), "counts": counts[start:end]} for start, end in itertools.pairwise(ends)]
 
     def select(self, index: Sequence[int] | np.ndarray | Tensor) -> "MaskSet":
-        """The masks of ``index``, integers in any order or ``(M,)`` bool.
+        """Return the masks ``index``: integers in any order, or ``(M,)`` bool.
 
         Raises:
-            ValueRangeError: An index out of range, or bool of another length.
+            ValueRangeError: An index out of range, or bool of a wrong length.
         """
         try:
-            given = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-            if given.dtype == np.bool_ and given.shape != (len(self),):
-                raise IndexError(f"bool must have one entry per mask; got {given.shape}")
-            chosen = np.arange(len(self))[given if given.size else np.empty(0, np.int64)]
+            array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+            if array.dtype == np.bool_ and array.shape != (len(self),):
+                raise IndexError(f"bool must have one entry per mask; got {array.shape}")
+            chosen = np.arange(len(self))[array if array.size else np.empty(0, np.int64)]
             if chosen.ndim != 1:
                 raise IndexError("it must be a list of integers, or of bool")
         except IndexError as error:
             raise ValueRangeError(f"index must choose from {len(self)} masks: {error}.") from error
-        runs, offsets = take(self.runs, self.offsets, chosen)
+        runs, offsets = select_masks(self.runs, self.offsets, chosen)
         return replace(
             self,
             runs=runs,
@@ -340,17 +341,17 @@ class MaskSet:
         )
 
     def upright(self, orientation: int) -> "MaskSet":
-        """Masks made on an image's stored pixels, turned as its EXIF orientation turns the image.
+        """Return masks of the upright image, for masks that were made on the stored pixels of an image with EXIF data.
 
         Args:
-            orientation: EXIF's number from 1, upright already, to 8; ``image.getexif().get(0x0112, 1)``.
+            orientation: EXIF orientation, from 1 (upright) to 8: ``image.getexif().get(0x0112, 1)``.
 
         Raises:
-            ValueRangeError: Another number, or masks on the grid, whose pixels are not known.
+            ValueRangeError: Another number, or masks on the grid, which have no pixels.
 
         Example:
-            >>> lying = MaskSet.from_masks(np.array([[[True, False, False]]]))
-            >>> lying.upright(6).masks()[0].int()  # a camera held upright, its right side down
+            >>> stored = MaskSet.from_masks(np.array([[[True, False, False]]]))
+            >>> stored.upright(6).masks()[0].int()  # rotated by 90 degrees
             tensor([[1],
                     [0],
                     [0]], dtype=torch.int32)
@@ -359,49 +360,27 @@ class MaskSet:
         if orientation == 1:
             return self
         axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
-        step = max(1, _MOST_AT_ONCE // (self.size[0] * self.size[1]))
-        turned = []
-        for start in range(0, len(self), step):  # some at a time, for memory's sake
+        step = max(1, _MAX_DECODED // (self.size[0] * self.size[1]))
+        parts = []
+        for start in range(0, len(self), step):
             dense = self.select(range(start, min(start + step, len(self)))).masks()
             dense = dense.transpose(1, 2) if orientation >= 5 else dense
-            turned.append(type(self).from_masks(dense.flip(axes)))
+            parts.append(type(self).from_masks(dense.flip(axes)))
         size = self.size if orientation < 5 else self.size[::-1]
-        made = join(turned, size)
-        return replace(self, size=size, runs=made.runs, offsets=made.offsets)
+        rotated = join(parts, size)
+        return replace(self, size=size, runs=rotated.runs, offsets=rotated.offsets)
 
     def _need_pixels(self) -> None:
         if self.coverage is not None:
-            raise ValueRangeError("these masks are on the patch grid, and their pixels are not known.")
+            raise ValueRangeError("these masks are on the patch grid and have no pixels. Use masks in image pixels.")
 
 
 def join(
     parts: Sequence[MaskSet], size: Size, *, scores: Scores | None = None, stability: Scores | None = None
 ) -> MaskSet:
-    """Masks of one image of ``size`` from several sets of them; there may be none."""
+    """Return the masks of several sets of one image as one set; there may be no set."""
     begins = np.cumsum([0] + [len(part.runs) for part in parts])
     runs = np.concatenate([np.empty(0, np.uint32), *(part.runs for part in parts)])
     ends = [part.offsets[1:] + begin for part, begin in zip(parts, begins[:-1], strict=True)]
     offsets = np.concatenate([np.zeros(1, np.int64), *ends])
-    return MaskSet(size, runs, offsets, *_check_scores(len(offsets) - 1, scores, stability))
-
-
-def _as_tensor(name: str, value: Any) -> Tensor:
-    """An array as a tensor of its own, whatever its strides and order of bytes; a tensor as it is."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        kinds = {"b": np.bool_, "f": np.float32}
-        if value.dtype.kind not in "biuf":
-            raise DTypeError(f"{name} must be numbers; got an array of {value.dtype}.")
-        return torch.from_numpy(value.astype(kinds.get(value.dtype.kind, np.int64)))
-    raise DTypeError(f"{name} must be an array or a tensor; got {type(value).__name__}.")
-
-
-def _check_scores(count: int, scores: Scores | None, stability: Scores | None) -> tuple[np.ndarray, np.ndarray]:
-    checked = []
-    for name, given in (("scores", scores), ("stability", stability)):
-        array = np.full(count, np.nan, np.float32) if given is None else to_numbers(name, given)
-        if array.shape != (count,):
-            raise ShapeError(f"{name} must be ({count},), one per mask; got {array.shape}.")
-        checked.append(array)
-    return checked[0], checked[1]
+    return MaskSet(size, runs, offsets, *check_scores(len(offsets) - 1, scores, stability))

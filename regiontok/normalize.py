@@ -1,47 +1,66 @@
-"""Feature normalisation before grouping and pooling."""
+"""Normalisation of patch features before grouping and pooling."""
+
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from regiontok._checks import Features, check_floating
+from regiontok.batch import Features, PatchBatch, check_floating
+
+_EPS = 1e-6
+"""Added to the mean square, so that a zero vector stays zero."""
 
 
-def rms_normalize(features: Features, *, eps: float = 1e-6) -> Features:
-    """Divide every patch feature by its root mean square over the last axis; no learned weight.
+@overload
+def rms_normalize(features: PatchBatch) -> PatchBatch: ...
 
-    It takes away the high-norm outliers of some encoders, so that no single patch rules the mean of its region. The
-    cosine between two patches stays as it was; the one between two regions does not.
+
+@overload
+def rms_normalize(features: Tensor) -> Tensor: ...
+
+
+@overload
+def rms_normalize(features: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+
+def rms_normalize(features: Features) -> Features:
+    """Divide each patch feature by its root mean square over the last axis, without a learned weight.
+
+    Normalisation removes the high-norm outliers of some encoders, so that no patch dominates the mean of its region.
+    Cosines between patches do not change; cosines between regions do.
 
     Args:
-        features: ``(..., dim)``, or a list of such tensors.
-        eps: Added to the mean square, so that a zero vector stays zero.
+        features: ``(..., dim)``, a list of such tensors, or a `PatchBatch`.
 
     Returns:
-        The same kind, shapes and dtype; computed in float32 (float64 for float64). A vector that is not finite has no
-        gradient.
+        Features of the same kind, shapes and dtype; computed in float32 (float64 for float64). Vectors that are not
+        finite get no gradient.
 
     Raises:
-        DTypeError: Not floating point tensors.
+        DTypeError: ``features`` are not floating point tensors.
 
     Example:
         >>> rms_normalize(torch.tensor([[3.0, 4.0]]))
         tensor([[0.8485, 1.1314]])
 
     Source:
-        Supplement, Table 1 (norm: rms) and Figure 1. That it has no weight and comes before grouping is our reading.
+        Supplement, Table 1 (norm: rms) and Figure 1. We assume that it has no weight and is applied before grouping.
     """
-    if not isinstance(features, Tensor):
-        return [_rms(one, eps) for one in features]
-    return _rms(features, eps)
+    if isinstance(features, PatchBatch):
+        return features.with_values(_normalize(features.values))
+    if isinstance(features, Tensor):
+        return _normalize(features)
+    return [_normalize(image) for image in features]
 
 
-def _rms(features: Tensor, eps: float) -> Tensor:
+def _normalize(features: Tensor) -> Tensor:
     check_floating(features)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    scale = wide.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # so that no square leaves float32
+    scale = wide.detach().abs().amax(-1, keepdim=True).clamp(min=1)  # keeps the squares within float32
     if wide.requires_grad and torch.is_grad_enabled():
-        finite = scale.isfinite()
-        if torch.compiler.is_compiling() or not finite.all():  # such as padding: those vectors get no gradient
-            wide = torch.where(finite, wide, wide.detach())
+        is_finite = scale.isfinite()
+        if torch.compiler.is_compiling() or not is_finite.all():  # such vectors may be padding
+            wide = torch.where(is_finite, wide, wide.detach())
     scaled = wide / scale
-    return (scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps / scale.square())).to(features.dtype)
+    return (scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + _EPS / scale.square())).to(features.dtype)

@@ -1,23 +1,22 @@
-"""The order in which an image's regions become tokens."""
+"""The order of the tokens of an image."""
 
 import torch
 from torch import Tensor
 
-from regiontok._checks import check_choice
-from regiontok.choices import ORDERS
 from regiontok.errors import ValueRangeError
+from regiontok.options import check_option
 from regiontok.regions import Regions
 
 
 def order_regions(regions: Regions, order: str = "raster", *, generator: torch.Generator | None = None) -> Regions:
-    """Sort the regions of each image; images keep their places.
+    """Sort the regions of each image; the order of the images does not change.
 
     Args:
-        regions: The batch's regions.
-        order: ``raster`` by first patch in row-major order; ``centroid`` top to bottom, then left to right; ``area``
-            largest first; ``score`` highest first; ``random`` a fresh permutation per image. Regions that tie are in
-            raster order.
-        generator: Where ``random`` draws from, on the CPU; None for torch's global one.
+        regions: The regions of a batch.
+        order: ``raster`` sorts by first patch in row-major order; ``centroid`` by time for clips, then from top to
+            bottom, then from left to right; ``area`` largest first; ``score`` highest first; ``random`` permutes the
+            regions of each image. Ties are in raster order.
+        generator: Random generator on the CPU for ``random``; None for torch's global one.
 
     Raises:
         ValueRangeError: An unknown order, or ``score`` for regions without scores.
@@ -28,28 +27,28 @@ def order_regions(regions: Regions, order: str = "raster", *, generator: torch.G
         tensor([4, 1, 1])
 
     Source:
-        The paper tells a default order from a random one (Table 1) and leaves the default open; the rest is our choice.
+        The paper compares its default order with a random one (Table 1) but does not define it; the orders are our
+        choice.
     """
-    check_choice("order", order, ORDERS)
+    check_option("order", order)
     first_patch = regions.patch[regions.starts]
     if order == "raster":
         keys = [first_patch]
     elif order == "centroid":
-        row, col = regions.centroids().unbind(1)
-        keys = [first_patch, col, row]
+        keys = [first_patch, *reversed(regions.centroids().unbind(1))]
     elif order == "area":
         keys = [first_patch, -regions.areas()]
     elif order == "score":
         if (regions.score.isnan() & ~regions.fallback[regions.image]).any():
             raise ValueRangeError("order='score' needs a score for every region; some have none. Use another order.")
-        keys = [first_patch, -regions.score.nan_to_num()]  # a fallback region is alone in its image
+        keys = [first_patch, -regions.score.nan_to_num()]  # a fallback region is the only one of its image
     else:
         keys = [torch.rand(len(regions), generator=generator, device="cpu").to(regions.device)]
     return regions.select(_sort_by([*keys, regions.image]))
 
 
 def _sort_by(keys: list[Tensor]) -> Tensor:
-    """Indices that sort by the last key, then by the one before it, and so on (as ``numpy.lexsort``)."""
+    """Return indices that sort by the last key, then by the previous key, and so on, like ``numpy.lexsort``."""
     index = torch.arange(len(keys[0]), device=keys[0].device)
     for key in keys:
         index = index[torch.argsort(key[index], stable=True)]

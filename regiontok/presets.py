@@ -1,6 +1,6 @@
-"""The paper's encoders by name, and its Table 1 with the published figures.
+"""The encoders of the paper by name, and the rows of its Table 1 with the published figures.
 
-The name of a row has everything that distinguishes it from the other rows.
+Each row is named by its settings, such as ``radio-384/combined/rms/cross_attention/raster``.
 
     from regiontok import Regionizer, encoders
     from regiontok.presets import TABLE_1
@@ -10,15 +10,15 @@ The name of a row has everything that distinguishes it from the other rows.
     regionizer = Regionizer(**row.options, dim=1024, geometry=encoder.geometry)
     row.figures["pope"]                            # 84.76
 
-RADIO is C-RADIOv3 here, the paper's is RADIOv2.5, so figures of these rows are of another model. The paper leaves its
-default token order open; ``raster`` is ours.
+Rows of RADIO are not directly comparable: the paper used RADIOv2.5, but the encoder here is C-RADIOv3. The paper does
+not specify its default token order; ``raster`` is our choice.
 """
 
 from typing import Any, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """How a named encoder is made: its timm model, input side, and the features that are taken."""
+    """Settings of a named encoder: the timm model, the side of its input, and the layer of its features."""
 
     timm_model: str
     img_size: int
@@ -35,16 +35,16 @@ ENCODERS = {
     "dinov2-reg": Recipe("vit_large_patch14_reg4_dinov2.lvd142m", 518),
     "aimv2-448": Recipe("aimv2_large_patch14_448.apple_pt", 448),
 }
-"""The paper's encoders by name. RADIO is C-RADIOv3-L; the paper's RADIOv2.5 comes from its own hub, see `Encoder`."""
+"""The encoders of the paper by name. RADIO is C-RADIOv3-L; for the paper's RADIOv2.5 see the example of `Encoder`."""
 
 FIGURES = (
     "tokens", "focus", "pope", "ocrbench", "cv_bench", "mmstar", "mme_perception", "mme_cognition", "mmbench", "mm_vet",
 )  # fmt: skip
-"""Columns of Table 1; ``tokens`` is the mean number of tokens per image."""
+"""Columns of Table 1. ``tokens`` is the mean number of tokens per image."""
 
 
 class Row(NamedTuple):
-    """One row: its encoder, the options of its `Regionizer`, and its figures (None where the paper has none)."""
+    """A row of Table 1: encoder, options of the `Regionizer`, and published figures (None if not published)."""
 
     encoder: str
     options: dict[str, Any]
@@ -86,17 +86,17 @@ def _parse(line: str) -> tuple[str, Row]:
     encoder, source, norm, pool, order = name.split("/")
     options: dict[str, Any] = {"source": source, "norm": norm, "pool": pool, "order": order}
     if source == "patch":
-        options["padding"] = "keep"  # as LLaVA does: 576 tokens are all of them
+        options["padding"] = "keep"  # as in LLaVA: all 576 patches are tokens
     figures = {figure: None if value == "-" else float(value) for figure, value in zip(FIGURES, values, strict=True)}
     return name, Row(encoder, options, figures)
 
 
 TABLE_1: dict[str, Row] = dict(_parse(line) for line in _TABLE.strip().splitlines())
-"""All 26 rows by name, ``encoder/source/norm/pool/order``, in the paper's order."""
+"""All 26 rows by name, ``encoder/source/norm/pool/order``, in the order of the paper."""
 
 
 def paper_tokens(encoder: str, source: str, norm: str) -> float | None:
-    """The paper's mean number of tokens of an encoder, source and norm; None where Table 1 has none."""
+    """Return the mean number of tokens for an encoder, source and norm in Table 1, or None if not published."""
     counts = (
         row.figures["tokens"]
         for row in TABLE_1.values()

@@ -1,34 +1,26 @@
-"""`Regionizer`: the composition of the steps, saved and loaded. No maths lives here."""
+"""`Regionizer`: normalisation, grouping, ordering and pooling in one module that can be saved and loaded."""
 
-import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from regiontok._checks import (
-    Features,
-    Valid,
-    check_features,
-    check_finite,
-    check_grid,
-    check_integer,
-    check_sizes,
-    flatten_features,
-    flatten_valid,
-)
+from regiontok._checks import check_grid, check_sizes
+from regiontok._compile import uncompiled
 from regiontok._files import make_folder, read_json, write_bytes, write_json
+from regiontok._steps import make_clusterer, make_downsampler
+from regiontok._values import check_integer
+from regiontok.batch import Features, PatchBatch, Valid, flatten_valid
 from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.choices import MASK_SOURCES, PROMPT
-from regiontok.config import RegionizerConfig, check_options
+from regiontok.config import RegionizerConfig, check_names
 from regiontok.downsample import Masks
 from regiontok.errors import AmbiguousShapeWarning, CheckpointError, ShapeError, ValueRangeError
 from regiontok.geometry import Size
@@ -48,54 +40,33 @@ _P = ParamSpec("_P")
 
 
 def _takes_options_of(_: Callable[_P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
-    """Let type checkers and editors see the options of a config as the arguments of ``__init__``."""
+    """Declare the options of a config as the arguments of ``__init__``, for type checkers and editors."""
     return lambda function: function
-
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _one_step(function: _F) -> _F:
-    """Let ``torch.compile`` call a function as it is: grouping is a compiled loop of its own, with ragged results.
-
-    ``torch.compiler.disable`` imports the compiler, which takes longer than all else, so it waits until one is used.
-    """
-    disabled: Callable[..., Any] | None = None
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal disabled
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if disabled is None:
-            disabled = torch.compiler.disable(function)
-        return disabled(*args, **kwargs)
-
-    return cast(_F, call)
 
 
 class Regionizer(nn.Module):
     """Turn the patch features of a batch of images into region tokens.
 
-    Normalise the features, group patches into regions, bring the regions into an order, pool each into one token. Each
-    step is a method, to be called alone or replaced. Gradients flow through pooling and normalisation, not through the
-    grouping. For ``torch.compile`` a call is one opaque step, between the compiled graphs of a model around it.
+    Four steps: normalise the features, group patches into regions, order the regions, and pool each region into a
+    token. Each step is a method that can be called or overridden; `forward` passes a `PatchBatch` from step to step.
+    Gradients flow through normalisation and pooling, not through grouping. ``torch.compile`` runs a call uncompiled,
+    between the compiled graphs of the surrounding model.
 
     Args:
-        options: Those of `RegionizerConfig`, by name, such as ``source="clustering", dim=1024, num_regions=64``.
+        options: The options of `RegionizerConfig` by name, such as ``source="clustering", dim=1024, num_regions=64``.
 
     Raises:
-        UnknownOptionError: An option that it does not have.
-        DTypeError, ValueRangeError: An option, or a combination of them, that cannot be.
+        UnknownOptionError: An option that does not exist.
+        DTypeError, ValueRangeError: An invalid option or combination of options.
 
     Shape:
         features: ``(B, rows, cols, dim)`` or a list of ``(rows, cols, dim)``, floating point.
-        masks: A list with one entry per image: a `MaskSet`, ``(M, height, width)`` bool, a label map, or what else
-            `MaskDownsampler` takes.
-        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: which patches show the image; None for all, or
-            for what masks' geometry tells.
-        sizes: Each image's height and width, ``(B, 2)``. Masks of another size are refused; for the other sources they
-            tell, with ``geometry``, which patches show the image where ``valid`` does not.
+        masks: A list with one entry per image: a `MaskSet`, ``(M, height, width)`` bool, a label map, or another form
+            that `MaskDownsampler` accepts.
+        valid: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``: patches that show the image. By default all
+            patches, or those given by the geometry of the masks.
+        sizes: Height and width of each image, ``(B, 2)``. Masks of another size are rejected. For other sources they
+            give, with ``geometry``, the patches that show the image, unless ``valid`` is passed.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]]])
@@ -106,7 +77,7 @@ class Regionizer(nn.Module):
         tensor([[1.0000, 0.0500],
                 [0.0000, 1.0000]])
 
-        With masks of the image, here of 20 x 60 pixels:
+        With masks of an image of 20 x 60 pixels:
 
         >>> regionizer = Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.squash((16, 48)))
         >>> left = torch.arange(60) < 20
@@ -114,7 +85,7 @@ class Regionizer(nn.Module):
         tensor([[[ 0, -1, -1]]])
 
     Source:
-        The paper's system; see `RegionizerConfig` for what is the paper's and what is ours.
+        The paper's system; see `RegionizerConfig`.
     """
 
     if TYPE_CHECKING:
@@ -129,28 +100,28 @@ class Regionizer(nn.Module):
             num_regions: Budget | None = None,
             keep: Keep | None = None,
         ) -> RegionTokens:
-            """Call `forward`; torch's own annotation says Any."""
+            """Call `forward`; torch annotates the result as Any."""
 
     @_takes_options_of(RegionizerConfig)
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        check_options(options)
+        check_names(options)
         self.config = RegionizerConfig(**options)
-        self._clusterer, self._downsampler = self.config.clusterer(), self.config.downsampler()
+        self._clusterer, self._downsampler = make_clusterer(self.config), make_downsampler(self.config)
         self.pool: CrossAttnPool | MeanPool = MeanPool()
         if self.config.pool == "cross_attention" and self.config.dim is not None:  # the config requires dim for it
             self.pool = CrossAttnPool(self.config.dim, self.config.num_heads)
 
     def reset_parameters(self) -> None:
-        """Start anew: the pool as the mean."""
+        """Initialise the pool so that it returns the mean."""
         if isinstance(self.pool, CrossAttnPool):
             self.pool.reset_parameters()
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.to_dict().items())
 
-    @_one_step
+    @uncompiled
     def forward(
         self,
         features: Features,
@@ -161,44 +132,59 @@ class Regionizer(nn.Module):
         num_regions: Budget | None = None,
         keep: Keep | None = None,
     ) -> RegionTokens:
-        """Region tokens of a batch, ``(R, dim)`` values with their regions.
+        """Return the region tokens of a batch, with values ``(R, dim)``.
 
-        ``num_regions`` or ``keep`` is a budget of this batch, one number or one per image, in place of what the options
-        say.
+        Args:
+            features: See the class for shapes of this and the next three.
+            masks: Masks of each image, for the sources ``segmentation`` and ``combined``.
+            valid: Patches that show the image.
+            sizes: Height and width of each image.
+            num_regions: Budget of this batch, one number or one per image, which overrides the options.
+            keep: The same as a fraction of the valid patches.
 
         Raises:
-            ShapeError, DTypeError, ValueRangeError: Features, masks or ``valid`` that cannot be; see the steps. Tokens
-                that are not finite, but for autocast.
+            ShapeError, DTypeError, ValueRangeError: Invalid features, masks or ``valid``; see the steps. Tokens that
+                are not finite, except under autocast.
         """
-        features = self.normalize(features)
+        batch = self.normalize(PatchBatch.of(features))
         regions = self.order(
-            self.group(features, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions, keep=keep)
+            self.group(batch, masks=masks, valid=valid, sizes=sizes, num_regions=num_regions, keep=keep)
         )
-        tokens = self.pool(features, regions)
-        _check_tokens(tokens)
+        tokens = self.pool(batch, regions)
+        tokens.check_finite()
         return tokens
 
-    def normalize(self, features: Features) -> Features:
-        """Features, checked and normalised as ``norm`` says, in the same shape."""
-        check_features(features)
-        dim = features[0].shape[-1]
-        if self.config.dim not in (None, dim):
-            first = features.shape[1] if isinstance(features, Tensor) else features[0].shape[0]
-            hint = " Channels come last: features.permute(0, 2, 3, 1)." if first == self.config.dim else ""
-            raise ShapeError(f"features must have dim {self.config.dim} like this Regionizer; got {dim}.{hint}")
-        if self.config.dim is None and isinstance(features, Tensor):
-            _, rows, cols, _ = features.shape
-            if dim == cols and rows >= max(64, 4 * cols):
-                warnings.warn(
-                    f"features of {tuple(features.shape)} are read as {rows} x {cols} patches of dimension {dim}. If "
-                    "channels come first, pass features.permute(0, 2, 3, 1); else make this Regionizer with "
-                    f"dim={dim} to leave out this warning.",
-                    AmbiguousShapeWarning,
-                    stacklevel=3,
-                )
-        return rms_normalize(features) if self.config.norm == "rms" else features
+    @overload
+    def normalize(self, features: PatchBatch) -> PatchBatch: ...
 
-    @_one_step
+    @overload
+    def normalize(self, features: Tensor) -> Tensor: ...
+
+    @overload
+    def normalize(self, features: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+    def normalize(self, features: Features) -> Features:
+        """Return checked features, normalised if ``norm`` says so, in the same form."""
+        batch = PatchBatch.of(features)
+        self._check_dim(batch)
+        if self.config.norm == "rms":
+            batch = rms_normalize(batch)
+        return batch if isinstance(features, PatchBatch) else batch.unflatten()
+
+    def _check_dim(self, batch: PatchBatch) -> None:
+        dim, (rows, cols) = batch.values.shape[1], batch.shapes[0][-2:]
+        if self.config.dim not in (None, dim):
+            hint = " Channels come last: features.permute(0, 2, 3, 1)." if rows == self.config.dim else ""
+            raise ShapeError(f"features must have dim {self.config.dim} like this Regionizer; got {dim}.{hint}")
+        if self.config.dim is None and len(batch.shapes[0]) == 2 and dim == cols and rows >= max(64, 4 * cols):
+            warnings.warn(
+                f"features are read as {rows} x {cols} patches of dimension {dim}. If channels come first, pass "
+                f"features.permute(0, 2, 3, 1); else make this Regionizer with dim={dim} to leave out this warning.",
+                AmbiguousShapeWarning,
+                stacklevel=4,
+            )
+
+    @uncompiled
     def group(
         self,
         features: Features,
@@ -209,47 +195,47 @@ class Regionizer(nn.Module):
         num_regions: Budget | None = None,
         keep: Keep | None = None,
     ) -> Regions:
-        """`Regions` of features that are already normalised, in raster order."""
+        """Return the `Regions` of normalised features, in raster order; see `forward` for the arguments."""
         source = self.config.source
+        batch = PatchBatch.of(features)
         self.check_budget(num_regions, keep)
         if (masks is None) == (source in MASK_SOURCES):
             needs = "needs masks, one entry per image" if masks is None else "takes no masks"
             raise ValueRangeError(f"source={source!r} {needs}, as in regionizer(features, masks=[...]).")
         if masks is None and sizes is not None:
-            shown = self._shown(features, sizes)
+            shown = self._shown(batch, sizes)
             valid = shown if valid is None else valid
         if self.config.padding == "keep":
             valid = None
         if source == "clustering":
-            return self._clusterer(features, valid, num_regions=num_regions, keep=keep)
+            return self._clusterer(batch, valid, num_regions=num_regions, keep=keep)
         if masks is None:
-            return _single_patches(features, valid)
-        regions, valid = self._downsampler.with_valid(masks, features=features, valid=valid, sizes=sizes)
-        _check_used(features, regions)
+            return _single_patches(batch, valid)
+        regions, valid = self._downsampler.with_valid(masks, features=batch, valid=valid, sizes=sizes)
+        batch.check_finite(_used_patches(batch, regions))
         budgets = self._budgets(valid, num_regions, keep)
         if budgets is not None and source == "combined":
-            return self._clusterer(features, num_regions=budgets, masks=regions)
+            return self._clusterer(batch, num_regions=budgets, masks=regions)
         if budgets is not None:
-            merged = merge_masks(features, regions, budgets, mask_weight=self._clusterer.mask_weight)
-            return order_regions(merged, "raster")
-        if source == "combined":
+            regions = merge_masks(batch, regions, budgets, mask_weight=self._clusterer.mask_weight)
+        elif source == "combined":
             regions = split_regions(
-                features,
+                batch,
                 regions,
                 eps=self.config.eps,
                 min_samples=self.config.min_samples,
-                min_patches=self.config.split_min_patches,
+                split_min_patches=self.config.split_min_patches,
                 noise=self.config.noise,
                 valid=valid,
             )
         return order_regions(regions, "raster")
 
     def num_patches(self, grids: Sequence[Size], sizes: Sequence[Size] | None = None) -> list[int]:
-        """How many patches of images may be in a region: all of their grids, or those that show images of ``sizes``.
+        """Return the number of patches of each image that may be in a region.
 
         Args:
-            grids: Rows and columns per image.
-            sizes: Height and width of each image, which ``geometry`` places; where there is none, all patches count.
+            grids: Rows and columns of each image.
+            sizes: Height and width of each image, which ``geometry`` places. Without sizes or a geometry, all patches.
 
         Example:
             >>> Regionizer(pool="mean", geometry=ImageGeometry.letterbox(336)).num_patches([(24, 24)], [(100, 400)])
@@ -265,17 +251,16 @@ class Regionizer(nn.Module):
     def num_tokens(
         self, patches: Sequence[int] | Tensor, *, num_regions: Budget | None = None, keep: Keep | None = None
     ) -> list[int]:
-        """How many tokens images get, before there are features.
+        """Return the number of tokens of each image, before its features are known.
 
         Args:
-            patches: Per image, how many of its patches may be in a region: `num_patches` tells it, and where padding
-                is dropped `Encoder.num_patches`.
-            num_regions: As of a call.
-            keep: As of a call.
+            patches: Number of patches of each image that may be in a region, from `num_patches`, or from
+                `Encoder.num_patches` if padding is dropped.
+            num_regions: Budget, as in a call.
+            keep: Relative budget, as in a call.
 
         Raises:
-            ValueRangeError: Counts that depend on the features, as a threshold's or ``explained_variance``'s do, or on
-                masks.
+            ValueRangeError: Counts that depend on masks or, without a budget, on the features.
 
         Example:
             >>> encoder, regionizer = encoders.load("pixels"), Regionizer(dim=48, num_regions=64)
@@ -283,49 +268,49 @@ class Regionizer(nn.Module):
             [64, 48]
         """
         source = self.config.source
-        own = num_regions is None and keep is None
-        has_budget = not own or self.config.has_budget
-        if source in MASK_SOURCES and (source == "segmentation" or self.config.uncovered == "drop" or not has_budget):
-            raise ValueRangeError(f"source={source!r} makes tokens of masks, so counts are known only with them.")
+        has_budget = num_regions is not None or keep is not None or self.config.has_budget
+        if source in MASK_SOURCES and (source == "segmentation" or self.config.unassigned == "drop" or not has_budget):
+            raise ValueRangeError(f"the number of tokens of source={source!r} depends on the masks.")
         self.check_budget(num_regions, keep)
         if source == "patch":
-            given = patches.tolist() if isinstance(patches, Tensor) else patches
-            return [check_integer("patches", one) for one in given]
+            numbers = patches.tolist() if isinstance(patches, Tensor) else patches
+            return [check_integer("patches", number) for number in numbers]
         return self._clusterer.counts(patches, num_regions=num_regions, keep=keep)
 
     def _budgets(self, valid: Valid, num_regions: Budget | None, keep: Keep | None) -> list[int] | None:
-        """Return the budget of each image with masks; None for the paper's way without a budget."""
+        """Return the budget of each image with masks; None without a budget, as in the paper."""
         if num_regions is None and keep is None:
             if self.config.num_regions == PROMPT:
                 raise ValueRangeError("num_regions='prompt' needs a budget in every call. Pass num_regions or keep.")
             num_regions, keep = self.config.num_regions, self.config.keep
-        return resolve_budget([int(one.sum()) for one in valid], num_regions, keep)
+        return resolve_budget([int(shown.sum()) for shown in valid], num_regions, keep)
 
     def check_budget(self, num_regions: Budget | None, keep: Keep | None) -> None:
-        """Reject the budget of a call where the source has none."""
+        """Reject the budget of a call if the source has none."""
         source = self.config.source
         for name, value in (("num_regions", num_regions), ("keep", keep)):
             if value is not None and source == "patch":
-                raise ValueRangeError(f"{name} is not for source='patch', whose patches are its regions. Leave it out.")
+                raise ValueRangeError(
+                    f"{name} is not for source='patch', whose regions are single patches. Leave it out."
+                )
 
-    def _shown(self, features: Features, sizes: Sequence[Size]) -> list[Tensor]:
-        """Which patches show images of ``sizes``."""
+    def _shown(self, batch: PatchBatch, sizes: Sequence[Size]) -> list[Tensor]:
+        """Return the patches that show images of these sizes."""
         geometry = self._downsampler.geometry
         if geometry is None:
             raise ValueRangeError(
                 "sizes of images need the geometry that places them, as in geometry=encoder.geometry."
             )
-        grids = check_features(features).tolist()
-        checked = check_sizes("sizes", sizes, len(grids))
+        checked = check_sizes("sizes", sizes, len(batch))
         return [
-            geometry.place(size).valid((rows, cols)).to(features[0].device)
-            for size, (rows, cols) in zip(checked, grids, strict=True)
+            geometry.place(size).valid((shape[-2], shape[-1])).to(batch.device).expand(shape)
+            for size, shape in zip(checked, batch.shapes, strict=True)
         ]
 
     def order(self, regions: Regions) -> Regions:
-        """The same regions in the order of the tokens."""
+        """Return the regions in the order of the tokens."""
         name = self.config.order
-        return regions if name == "raster" else order_regions(regions, name)  # every source makes them in raster order
+        return regions if name == "raster" else order_regions(regions, name)  # `group` returns raster order
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the options and weights into a folder, as ``regionizer.json`` and ``regionizer.safetensors``.
@@ -341,7 +326,7 @@ class Regionizer(nn.Module):
 
     @classmethod
     def from_config(cls, config: RegionizerConfig | Mapping[str, Any]) -> "Regionizer":
-        """Return a new Regionizer with the options of a config, or of what ``config.to_dict()`` returned.
+        """Return a new Regionizer with the options of a config, or of the dictionary from ``config.to_dict()``.
 
         Raises:
             CheckpointError: An unknown option, or an invalid value.
@@ -349,7 +334,7 @@ class Regionizer(nn.Module):
         options = config if isinstance(config, RegionizerConfig) else RegionizerConfig.from_dict(config)
         try:
             return cls(**vars(options))
-        except ValueRangeError as error:  # heads that do not divide the dimension, say
+        except ValueRangeError as error:  # such as a number of heads that does not divide the dimension
             raise CheckpointError(f"the options of a Regionizer are damaged: {error}") from error
 
     @classmethod
@@ -365,7 +350,9 @@ class Regionizer(nn.Module):
                 raise CheckpointError(f"{folder} has no {name}. Give a folder that Regionizer.save_pretrained wrote.")
         config = read_json(folder / _CONFIG_FILE, CheckpointError)
         try:
-            state = {name: tensor.clone() for name, tensor in load_file(folder / _WEIGHTS_FILE).items()}  # off the file
+            state = {
+                name: tensor.clone() for name, tensor in load_file(folder / _WEIGHTS_FILE).items()
+            }  # detaches it from the file
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder / _WEIGHTS_FILE} is damaged: {error}") from error
         if not isinstance(config, dict):
@@ -374,7 +361,9 @@ class Regionizer(nn.Module):
             )
         saved_by = config.pop("regiontok", "unknown")
         try:
-            with torch.device("meta"):  # no memory for what a damaged config asks for, and weights keep their dtype
+            with torch.device(
+                "meta"
+            ):  # needs no memory for sizes from a damaged config, and keeps the dtype of the weights
                 regionizer = cls.from_config(config)
             regionizer.load_state_dict(state, assign=True)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -387,44 +376,21 @@ class Regionizer(nn.Module):
 Regionizer.__signature__ = inspect.signature(RegionizerConfig)  # type: ignore[attr-defined]  # for help and editors
 
 
-def _check_used(features: Features, regions: Regions) -> None:
-    """Refuse NaN and infinity in patches that are in a region."""
-    flat = flatten_features(features)
-    used = torch.zeros(len(flat.values), dtype=torch.bool, device=flat.values.device)
+def _used_patches(batch: PatchBatch, regions: Regions) -> Tensor:
+    """Return the patches that are in a region, ``(N,)`` bool."""
+    used = torch.zeros(len(batch.values), dtype=torch.bool, device=batch.device)
     used[regions.flat_patch] = True
-    sizes = flat.grids.prod(1).tolist()
-    shown = torch.where(used[:, None], flat.values.detach(), 0)
-    for image, (values, cols) in enumerate(zip(shown.split(sizes), flat.grids[:, 1].tolist(), strict=True)):
-        check_finite(values, image, cols)
+    return used
 
 
-def _check_tokens(tokens: RegionTokens) -> None:
-    """Refuse tokens that left the range of their dtype; under autocast that is for a gradient scaler to see."""
-    values = tokens.values.detach()
-    wide = torch.promote_types(values.dtype, torch.float32)
-    if values.sum(dtype=wide).isfinite() or torch.is_autocast_enabled(values.device.type):  # most often one pass is all
-        return
-    wrong = (~values.isfinite().all(1)).nonzero()
-    if len(wrong):
-        raise ValueRangeError(
-            f"{len(wrong)} of {len(values)} tokens are not finite, the first of image "
-            f"{int(tokens.regions.image[wrong[0]])}, though the features are: their sums leave {values.dtype}, or the "
-            "pool's weights are not finite. Take norm='rms' or a wider dtype."
-        )
-
-
-def _single_patches(features: Features, valid: Valid | None) -> Regions:
-    """Every (valid) patch a region of its own."""
-    flat = flatten_features(features)
-    flat_valid = flatten_valid(valid, flat.grids)
-    sizes = flat.grids.prod(1).tolist()
-    patch = torch.cat([torch.arange(size, device=flat.values.device) for size in sizes])
-    shown = flat.values
-    if flat_valid is not None:
-        flat_valid = flat_valid.to(patch.device)
-        patch = torch.where(flat_valid, patch, -1)
-        shown = torch.where(flat_valid[:, None], shown, 0)
-    for image, (values, cols) in enumerate(zip(shown.split(sizes), flat.grids[:, 1].tolist(), strict=True)):
-        check_finite(values, image, cols)
-    grids = flat.grids.tolist()
-    return Regions.from_labels([one.reshape(grid) for one, grid in zip(patch.split(sizes), grids, strict=True)])
+def _single_patches(batch: PatchBatch, valid: Valid | None) -> Regions:
+    """Return each valid patch as a region."""
+    is_valid = flatten_valid(valid, batch.shapes)
+    patch = torch.cat([torch.arange(size, device=batch.device) for size in batch.sizes])
+    if is_valid is not None:
+        is_valid = is_valid.to(batch.device)
+        patch = torch.where(is_valid, patch, -1)
+    batch.check_finite(is_valid)
+    return Regions.from_labels(
+        [labels.reshape(shape) for labels, shape in zip(batch.split(patch), batch.shapes, strict=True)]
+    )

@@ -1,5 +1,6 @@
-"""Which patches belong to which region, for a batch of images with different numbers of regions and grids."""
+"""The regions of a batch of images or clips, with different numbers of regions and grids."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -8,14 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regiontok._checks import flatten_valid
 from regiontok._html import label_maps
-from regiontok._region_checks import check_masks, check_selection, flatten_labels, image_numbers
+from regiontok._positions import first_and_last_frame, mean_positions, positions
+from regiontok._region_checks import check_masks, check_selection, choose_images, flatten_labels
+from regiontok.batch import flatten_valid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 
 
 class Dropped(NamedTuple):
-    """A mask that became no region: its image, its index among that image's masks, and why."""
+    """A mask without a region: its image, its index among the masks of that image, and the reason."""
 
     image: int
     mask_index: int
@@ -24,21 +26,25 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions of a batch of images: ragged, overlaps allowed, made of tensors only.
+    """The regions of a batch of images, as tensors. Regions may overlap, and images may have different numbers of them.
 
-    Memberships (which patch is in which region) are stored in the manner of CSR matrices: sorted by region, and by
-    patch within a region. Every region has at least one patch and every image at least one region. Make them with
-    `from_labels` or `from_masks`; the constructor trusts its arguments.
+    A clip is an image with a further axis, its frames: grids, labels and masks have this axis first. In a batch with
+    clips, an image is a clip of one frame.
+
+    A membership is a pair of a patch and a region that contains it. Memberships are stored like CSR matrices: sorted by
+    region, and by patch within a region. Every region has at least one patch and every image at least one region.
+    Create regions with `from_labels` or `from_masks`; the constructor does not check its arguments.
 
     Attributes:
-        patch: ``(M,)`` int64, per membership: the patch, counted row by row within its image.
-        region: ``(M,)`` int64, per membership: the region, counted over the batch; sorted.
-        image: ``(R,)`` int64, per region: its image; sorted.
-        mask_index: ``(R,)`` int64, per region: which of its image's masks it came from, -1 for none.
-        score: ``(R,)`` float32, per region: the score of its mask, NaN for none.
-        grids: ``(B, 2)`` int64, per image: rows and columns of patches; always on the CPU.
-        fallback: ``(B,)`` bool, per image: it had no region of its own and got one of all its valid patches.
-        dropped: The masks that became no region.
+        patch: ``(M,)`` int64, for each membership: the patch, numbered row by row within its image, frame by frame.
+        region: ``(M,)`` int64, for each membership: the region, numbered within the batch; sorted.
+        image: ``(R,)`` int64, for each region: its image; sorted.
+        mask_index: ``(R,)`` int64, for each region: the number of its mask within its image, -1 without a mask.
+        score: ``(R,)`` float32, for each region: the score of its mask, NaN without a score.
+        grids: ``(B, 2)`` int64, for each image: rows and columns of patches; ``(B, 3)`` for clips: frames, rows and
+            columns; always on the CPU.
+        fallback: ``(B,)`` bool, for each image: no mask became a region, so all valid patches are one region.
+        dropped: Masks that did not become a region.
 
     Example:
         >>> regions = Regions.from_labels(torch.tensor([[[0, 0, 1], [2, 2, 1]]]))
@@ -62,16 +68,16 @@ class Regions:
 
     @classmethod
     def from_labels(cls, labels: Tensor | Sequence[Tensor]) -> "Regions":
-        """Make regions from label maps: patches with the same label are one region, -1 is none.
+        """Create regions from label maps: patches with the same label are one region, and -1 is no region.
 
         Args:
-            labels: ``(B, rows, cols)`` of integers from -1, or a list of ``(rows, cols)``. Within an image, regions
-                are numbered by ascending label; labels need not be consecutive.
+            labels: ``(B, rows, cols)`` of integers from -1, or a list of ``(rows, cols)``; clips also have frames.
+                Within an image, regions are numbered by ascending label; labels need not be consecutive.
 
         Raises:
-            ShapeError: Not such a shape, or an image without any region.
-            DTypeError: Not integers.
-            ValueRangeError: A label below -1.
+            ShapeError: A label map has a wrong shape, or an image has no region.
+            DTypeError: ``labels`` do not have an integer dtype.
+            ValueRangeError: A label is below -1.
         """
         flat, grids = flatten_labels(labels)
         image_of_patch = torch.repeat_interleave(grids.prod(1)).to(flat.device)
@@ -106,49 +112,49 @@ class Regions:
         valid: Tensor | Sequence[Tensor] | None = None,
         mask_index: Sequence[Tensor] | None = None,
     ) -> "Regions":
-        """Make regions from masks on the patch grid, one region per mask; they may overlap.
+        """Create regions from masks on the patch grid, one region per mask. Masks may overlap.
 
-        A mask without a (valid) patch becomes no region and is named in ``dropped``. An image left without a region
-        gets one of all its valid patches and is marked in ``fallback``.
+        Masks without a valid patch are listed in ``dropped``. An image without a region gets one region that
+        contains all its valid patches, and is marked in ``fallback``.
 
         Args:
-            masks: One ``(masks_i, rows_i, cols_i)`` bool tensor per image; ``masks_i`` may be 0.
+            masks: One ``(masks_i, rows_i, cols_i)`` bool tensor per image; ``masks_i`` may be 0. Clips have frames.
             scores: One ``(masks_i,)`` tensor per image.
-            valid: Which patches may be in a region: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``.
-            mask_index: What to call each mask, one ``(masks_i,)`` int64 tensor per image; by default their numbers.
+            valid: Patches that may be in a region: ``(B, rows, cols)`` bool or a list of ``(rows, cols)``.
+            mask_index: Number of each mask, one ``(masks_i,)`` int64 tensor per image; by default its position.
 
         Raises:
-            ShapeError: No image, a wrong rank, an empty grid, or lists of different lengths.
-            DTypeError: Masks that are not bool.
+            ShapeError: There is no image, a mask has a wrong rank or an empty grid, or lists have different lengths.
+            DTypeError: ``masks`` are not bool tensors.
         """
         check_masks(masks, {"scores": scores, "mask_index": mask_index})
         device = masks[0].device
         grids = torch.tensor([mask.shape[1:] for mask in masks], device="cpu")
-        flat_valid = flatten_valid(valid, grids)
-        allowed = (
-            torch.ones(int(grids.prod(1).sum()), dtype=torch.bool, device="cpu") if flat_valid is None else flat_valid
-        )
-        allowed_per_image = allowed.to(device).split(grids.prod(1).tolist())
+        flat_valid = flatten_valid(valid, [tuple(mask.shape[1:]) for mask in masks])
+        if flat_valid is None:
+            flat_valid = torch.ones(int(grids.prod(1).sum()), dtype=torch.bool, device="cpu")
+        valid_per_image = flat_valid.to(device).split(grids.prod(1).tolist())
 
-        per_image = [mask.flatten(1) & ok for mask, ok in zip(masks, allowed_per_image, strict=True)]
-        names = [torch.arange(len(mask), device=device) for mask in masks] if mask_index is None else mask_index
+        per_image = [mask.flatten(1) & shown for mask, shown in zip(masks, valid_per_image, strict=True)]
+        numbers = [torch.arange(len(mask), device=device) for mask in masks] if mask_index is None else mask_index
         fallback = torch.stack([~mask.any() for mask in per_image])
-        kept = [mask.any(1).nonzero().squeeze(1) for mask in per_image]
+        chosen = [mask.any(1).nonzero().squeeze(1) for mask in per_image]
         dropped = tuple(
-            Dropped(image, index, "covers no patch" if flat_valid is None else "covers no valid patch")
+            Dropped(image, index, "covers no patch" if valid is None else "covers no valid patch")
             for image, mask in enumerate(per_image)
-            for index in names[image][~mask.any(1)].tolist()
+            for index in numbers[image][~mask.any(1)].tolist()
         )
         rows = [
-            ok[None] if len(index) == 0 else mask[index]
-            for mask, index, ok in zip(per_image, kept, allowed_per_image, strict=True)
+            shown[None] if len(index) == 0 else mask[index]
+            for mask, index, shown in zip(per_image, chosen, valid_per_image, strict=True)
         ]
         counts = torch.tensor([len(row) for row in rows], device="cpu")
         first_region = counts.cumsum(0) - counts
         members = [row.nonzero() for row in rows]
-        none = torch.full((1,), -1, device=device)
+        no_mask = torch.full((1,), -1, device=device)
         no_score = torch.full((1,), torch.nan, device=device)
-        given = [no_score.expand(len(mask)) for mask in masks] if scores is None else scores
+        if scores is None:
+            scores = [no_score.expand(len(mask)) for mask in masks]
         return cls(
             patch=torch.cat([member[:, 1] for member in members]),
             region=torch.cat(
@@ -156,12 +162,15 @@ class Regions:
             ),
             image=torch.repeat_interleave(counts).to(device),
             mask_index=torch.cat(
-                [name.to(device)[index] if len(index) else none for name, index in zip(names, kept, strict=True)]
+                [
+                    number.to(device)[index] if len(index) else no_mask
+                    for number, index in zip(numbers, chosen, strict=True)
+                ]
             ),
             score=torch.cat(
                 [
                     score.to(device, torch.float32)[index] if len(index) else no_score
-                    for score, index in zip(given, kept, strict=True)
+                    for score, index in zip(scores, chosen, strict=True)
                 ]
             ),
             grids=grids,
@@ -170,11 +179,12 @@ class Regions:
         )
 
     def __len__(self) -> int:
-        """The number of regions in the batch."""
+        """Return the number of regions in the batch."""
         return len(self.image)
 
     def __repr__(self) -> str:
-        images = f"{len(self.grids)} image" + "s" * (len(self.grids) != 1)
+        kind = "image" if self.grids.shape[1] == 2 else "clip"
+        images = f"{len(self.grids)} {kind}" + "s" * (len(self.grids) != 1)
         noun = "region" + "s" * (len(self) != 1)
         return f"Regions({len(self)} {noun} in {images})"
 
@@ -182,17 +192,18 @@ class Regions:
         """Return the regions of one image, or of several, as a batch of these images.
 
         Args:
-            images: Number of an image, a slice, or several numbers, in any order.
+            images: Number of an image, a slice, or several numbers in any order.
 
         Raises:
-            IndexError: An image that the batch does not have; `ValueRangeError` for no image at all.
+            IndexError: The batch does not have an image with this number.
+            ValueRangeError: The selection is empty.
 
         Example:
             >>> regions = Regions.from_labels(torch.tensor([[[0, 1]], [[0, 0]], [[1, 0]]]))
             >>> regions[1], regions[1:], [len(image) for image in regions]
             (Regions(1 region in 1 image), Regions(3 regions in 2 images), [2, 1, 2])
         """
-        chosen = image_numbers(images, len(self.grids))
+        chosen = choose_images(images, len(self.grids))
         parts = self.split()
         return parts[chosen[0]] if len(chosen) == 1 else Regions.cat([parts[image] for image in chosen])
 
@@ -227,7 +238,7 @@ class Regions:
         """Return the images of several batches as one batch.
 
         Raises:
-            ShapeError: No batch.
+            ShapeError: ``batches`` is empty.
 
         Example:
             >>> regions = Regions.from_labels(torch.tensor([[[0, 1]], [[0, 0]]]))
@@ -236,20 +247,20 @@ class Regions:
         """
         if not batches:
             raise ShapeError("cat needs at least one batch of regions; got none.")
-        regions = list(accumulate((len(one) for one in batches), initial=0))
-        images = list(accumulate((len(one.grids) for one in batches), initial=0))
+        regions = list(accumulate((len(batch) for batch in batches), initial=0))
+        images = list(accumulate((len(batch.grids) for batch in batches), initial=0))
         return Regions(
-            patch=torch.cat([one.patch for one in batches]),
-            region=torch.cat([one.region + first for one, first in zip(batches, regions, strict=False)]),
-            image=torch.cat([one.image + first for one, first in zip(batches, images, strict=False)]),
-            mask_index=torch.cat([one.mask_index for one in batches]),
-            score=torch.cat([one.score for one in batches]),
-            grids=torch.cat([one.grids for one in batches]),
-            fallback=torch.cat([one.fallback for one in batches]),
+            patch=torch.cat([batch.patch for batch in batches]),
+            region=torch.cat([batch.region + first for batch, first in zip(batches, regions, strict=False)]),
+            image=torch.cat([batch.image + first for batch, first in zip(batches, images, strict=False)]),
+            mask_index=torch.cat([batch.mask_index for batch in batches]),
+            score=torch.cat([batch.score for batch in batches]),
+            grids=torch.cat([batch.grids for batch in batches]),
+            fallback=torch.cat([batch.fallback for batch in batches]),
             dropped=tuple(
                 mask._replace(image=mask.image + first)
-                for one, first in zip(batches, images, strict=False)
-                for mask in one.dropped
+                for batch, first in zip(batches, images, strict=False)
+                for mask in batch.dropped
             ),
         )
 
@@ -259,49 +270,69 @@ class Regions:
 
     @property
     def device(self) -> torch.device:
-        """Device of the tensors."""
+        """The device of the tensors."""
         return self.patch.device
 
     @property
     def counts(self) -> Tensor:
-        """``(B,)`` int64: regions per image."""
+        """``(B,)`` int64: number of regions of each image."""
         return torch.bincount(self.image, minlength=len(self.grids))
 
     @property
     def starts(self) -> Tensor:
-        """``(R,)`` int64: the first membership of each region, as in a CSR matrix's row pointers."""
+        """``(R,)`` int64: the first membership of each region, like the row pointers of a CSR matrix."""
         areas = self.areas()
         return areas.cumsum(0) - areas
 
     @property
     def flat_patch(self) -> Tensor:
-        """``(M,)`` int64: per membership, its patch counted over the whole batch, to index features laid flat."""
+        """``(M,)`` int64: the patch of each membership, numbered within the batch, to index flattened features."""
         return self.patch + _offsets(self.grids, self.device)[self.image[self.region]]
 
     def areas(self) -> Tensor:
-        """``(R,)`` int64: patches per region."""
+        """Return the number of patches of each region, ``(R,)`` int64."""
         return torch.bincount(self.region, minlength=len(self))
 
     def centroids(self) -> Tensor:
-        """``(R, 2)`` float32: mean row and column of each region's patches; a patch lies at whole numbers."""
-        cols = self.grids[:, 1].to(self.device)[self.image[self.region]]
-        position = torch.stack([self.patch // cols, self.patch % cols], 1).float()
-        total = position.new_zeros(len(self), 2).index_add_(0, self.region, position)
-        return total / self.areas()[:, None]
+        """Return the mean row and column of each region, ``(R, 2)`` float32; for clips frame, row and column."""
+        return mean_positions(self, positions(self), None)
 
-    def labels(self) -> Tensor | list[Tensor]:
-        """Label maps: each patch's region counted within its image, -1 where it has none.
+    def tracks(self) -> Tensor:
+        """Return the centroids of each region of clips in its first and in its last frame, ``(R, 2, 3)`` float32.
 
-        Returns:
-            ``(B, rows, cols)`` int64, or a list of ``(rows, cols)`` where grids differ.
+        A centroid is a frame, a row and a column. It is the direction of motion that a single centroid does not show.
 
         Raises:
-            ValueRangeError: A patch lies in several regions; use `masks` instead.
+            ShapeError: The batch has no clips.
+
+        Example:
+            >>> regions = Regions.from_labels(torch.tensor([[[[0, 1, 1]], [[1, 0, 0]]]]))  # a clip of 2 frames
+            >>> regions.tracks()[0]
+            tensor([[0.0000, 0.0000, 0.0000],
+                    [1.0000, 0.0000, 1.5000]])
+        """
+        position = positions(self)
+        ends = first_and_last_frame(self, position)
+        return torch.stack([mean_positions(self, position, position[:, 0] == end[self.region]) for end in ends], 1)
+
+    def durations(self) -> Tensor:
+        """Return the number of frames from the first to the last one of each region of clips, ``(R,)`` int64."""
+        first, last = first_and_last_frame(self, positions(self))
+        return last - first + 1
+
+    def labels(self) -> Tensor | list[Tensor]:
+        """Return label maps: the region of each patch, numbered within its image, or -1.
+
+        Returns:
+            ``(B, rows, cols)`` int64, or a list of ``(rows, cols)`` if grids differ; clips also have frames.
+
+        Raises:
+            ValueRangeError: A patch is in several regions; use `masks` instead.
         """
         flat_patch = self.flat_patch
         size = int(self.grids.prod(1).sum())
         if len(flat_patch) and torch.bincount(flat_patch, minlength=size).max() > 1:
-            raise ValueRangeError("regions overlap, so one label per patch cannot tell them; use masks().")
+            raise ValueRangeError("regions overlap, so a patch may have several labels. Use masks().")
         flat = flat_patch.new_full((size,), -1)
         flat[flat_patch] = self._region_in_image()[self.region]
         grids = self.grids.tolist()
@@ -311,26 +342,28 @@ class Regions:
         return [part.reshape(*grid) for part, grid in zip(parts, grids, strict=True)]
 
     def masks(self) -> list[Tensor]:
-        """One ``(regions_i, rows_i, cols_i)`` bool tensor per image."""
+        """Return the masks of the regions of each image, ``(regions_i, rows_i, cols_i)`` bool; clips have frames."""
         counts = self.counts.tolist()
         members = torch.bincount(self.image[self.region], minlength=len(counts)).tolist()
         rows = self._region_in_image()[self.region].split(members)
         columns = self.patch.split(members)
         result = []
         for grid, count, row, column in zip(self.grids.tolist(), counts, rows, columns, strict=True):
-            mask = torch.zeros(count, grid[0] * grid[1], dtype=torch.bool, device=self.device)
+            mask = torch.zeros(count, math.prod(grid), dtype=torch.bool, device=self.device)
             mask[row, column] = True
             result.append(mask.reshape(count, *grid))
         return result
 
     def select(self, index: Tensor) -> "Regions":
-        """Keep the regions of ``index``, in its order; images stay together and keep at least one region each.
+        """Return selected regions, in the order of the index.
 
         Args:
-            index: ``(K,)`` integers into the batch's regions, or ``(R,)`` bool.
+            index: ``(K,)`` numbers of regions, or ``(R,)`` bool. The images must stay in order, with at least one
+                region each.
 
         Raises:
-            ValueRangeError: An index out of range or twice, images out of order, or an image left without a region.
+            ValueRangeError: A number is out of range or appears twice, the images are not in order, or an image has no
+                region.
         """
         index = check_selection(index, self.image, len(self.grids))
         areas = self.areas()[index]
@@ -347,11 +380,11 @@ class Regions:
         )
 
     def to(self, device: torch.device | str) -> "Regions":
-        """The same regions on another device."""
+        """Return the same regions on a different device."""
         if isinstance(device, torch.dtype):
-            raise DTypeError(f"regions hold numbers of patches, which have one dtype; got {device}. Convert tokens.")
-        moved = ("patch", "region", "image", "mask_index", "score", "fallback")
-        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
+            raise DTypeError(f"regions are integers and cannot be converted to {device}. Convert the tokens instead.")
+        names = ("patch", "region", "image", "mask_index", "score", "fallback")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def _region_in_image(self) -> Tensor:
         counts = self.counts
@@ -359,10 +392,10 @@ class Regions:
         return torch.arange(len(self), device=self.device) - first[self.image]
 
 
-torch.serialization.add_safe_globals([Regions, Dropped])  # torch.save writes only their tensors
+torch.serialization.add_safe_globals([Regions, Dropped])  # they contain only tensors
 
 
 def _offsets(grids: Tensor, device: torch.device) -> Tensor:
-    """``(B,)``: where each image's patches begin when the batch is laid flat."""
+    """Return the index of the first patch of each image within the batch, ``(B,)``."""
     sizes = grids.prod(1)
     return (sizes.cumsum(0) - sizes).to(device)

@@ -1,4 +1,7 @@
-"""Small randomly initialised models of the real classes, whose masks are many and different."""
+"""Small models of the real classes with random weights: LLaVA, SAM 2 and SAM 3, and regions added to any model.
+
+`tests.families` has a model of every family.
+"""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -8,31 +11,45 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
     Sam2Config,
     Sam2HieraDetConfig,
     Sam2MaskDecoderConfig,
     Sam2Model,
     Sam2PromptEncoderConfig,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     Sam2VisionConfig,
     Sam3TrackerConfig,
     Sam3TrackerMaskDecoderConfig,
     Sam3TrackerModel,
     Sam3TrackerPromptEncoderConfig,
+    Sam3TrackerVideoConfig,
+    Sam3TrackerVideoModel,
     Sam3VisionConfig,
     Sam3ViTConfig,
-    SiglipVisionConfig,
 )
 
+from regiontok import Regionizer
+from regiontok.adapters.huggingface import with_regions
 
-def _lively(model, seed):
-    """Weights that keep the size of what flows through, so that masks depend on image and point."""
+IDENTITY = {"source": "patch", "pool": "mean", "norm": "none", "padding": "keep"}
+"""Options with which every patch is a region, so that a region model computes what its stock model does."""
+
+
+def region_model(stock, **options):
+    """Add regions to a stock model, with a cross-attention pool that is not the mean as an untrained one is."""
+    settings = {"dim": with_regions(stock, Regionizer(**IDENTITY)).patch_dim, "num_heads": 4, "num_regions": 6}
+    torch.manual_seed(0)
+    model = with_regions(stock, Regionizer(**settings | options)).eval()
+    if model.regionizer.config.pool == "cross_attention":
+        torch.nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
+    return model
+
+
+def scaled(model, seed=0):
+    """Give a model random weights that keep the size of its activations, so that outputs depend on inputs."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -42,7 +59,7 @@ def _lively(model, seed):
 
 
 def tiny_sam2(seed=0):
-    """A `Sam2Model` of 128 x 128 pixels whose masks are 32 x 32."""
+    """Return a `Sam2Model` of 128 x 128 pixels with masks of 32 x 32."""
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
         image_size=[128, 128],
@@ -61,11 +78,36 @@ def tiny_sam2(seed=0):
     prompt = Sam2PromptEncoderConfig(hidden_size=32, image_size=128, mask_input_channels=4)
     decoder = Sam2MaskDecoderConfig(hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32)
     config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    return _lively(Sam2Model(config), seed)
+    return scaled(Sam2Model(config), seed)
+
+
+def tiny_sam2_video(seed=0):
+    """Return a ``Sam2VideoModel`` of 128 x 128 pixels."""
+    return scaled(Sam2VideoModel(Sam2VideoConfig(**_video_options(tiny_sam2().config, 128))), seed)
+
+
+def tiny_sam3_video(seed=0):
+    """Return a ``Sam3TrackerVideoModel`` of 112 x 112 pixels."""
+    return scaled(Sam3TrackerVideoModel(Sam3TrackerVideoConfig(**_video_options(tiny_sam3().config, 112))), seed)
+
+
+def _video_options(config, side):
+    """Return small options of a video model. Its memory has the dimension that the classes require, 64."""
+    vision = config.vision_config
+    vision.fpn_hidden_size = 128
+    return {
+        "vision_config": vision, "image_size": side,
+        "prompt_encoder_config": {"hidden_size": 128, "image_size": side, "mask_input_channels": 4},
+        "mask_decoder_config": {"hidden_size": 128, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 64},
+        "memory_attention_hidden_size": 128, "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 128,
+        "memory_attention_feed_forward_hidden_size": 64, "memory_attention_rope_feat_sizes": [8, 8],
+        "memory_encoder_output_channels": 64, "mask_downsampler_embed_dim": 128, "memory_fuser_embed_dim": 128,
+        "memory_fuser_intermediate_dim": 64, "memory_fuser_num_layers": 1,
+    }  # fmt: skip
 
 
 def tiny_sam3(seed=0):
-    """A `Sam3TrackerModel` of 112 x 112 pixels whose masks are 32 x 32."""
+    """Return a `Sam3TrackerModel` of 112 x 112 pixels with masks of 32 x 32."""
     backbone = Sam3ViTConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -82,21 +124,21 @@ def tiny_sam3(seed=0):
     prompt = Sam3TrackerPromptEncoderConfig(hidden_size=32, image_size=112, mask_input_channels=4)
     decoder = Sam3TrackerMaskDecoderConfig(hidden_size=32, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=32)
     config = Sam3TrackerConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    return _lively(Sam3TrackerModel(config), seed)
+    return scaled(Sam3TrackerModel(config), seed)
 
 
 IMAGE, PAD = 99, 0
-"""The placeholder and padding of the language models below, whose other tokens are 1 to 98."""
+"""Placeholder and padding of the language models; their words are 1 to 98."""
 
 
 def tiny_clip(**options):
-    """The config of a CLIP of 4 x 4 patches of 14 pixels, of dimension 32."""
+    """Return the config of a CLIP of dimension 32 with 4 x 4 patches of 14 pixels."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
     return CLIPVisionConfig(**(sizes | {"image_size": 56, "patch_size": 14} | options))
 
 
 def tiny_llava(vision=None, *, seed=0, **options):
-    """A stock LLaVA with a vision tower of 4 x 4 patches."""
+    """Return a stock LLaVA with a vision tower of 4 x 4 patches."""
     torch.manual_seed(seed)
     text = LlamaConfig(
         hidden_size=64,
@@ -110,42 +152,8 @@ def tiny_llava(vision=None, *, seed=0, **options):
     return LlavaForConditionalGeneration(config).eval()
 
 
-def tiny_onevision():
-    """A stock LLaVA-OneVision with tiles of 2 x 2 patches."""
-    torch.manual_seed(0)
-    sizes = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = SiglipVisionConfig(hidden_size=32, image_size=28, patch_size=14, **sizes)
-    text = Qwen2Config(
-        hidden_size=64, num_key_value_heads=2, vocab_size=100, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, **sizes
-    )
-    config = LlavaOnevisionConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE, video_token_id=98, image_grid_pinpoints=[[28, 28]]
-    )
-    return LlavaOnevisionForConditionalGeneration(config).eval()
-
-
-def tiny_qwen():
-    """A stock Qwen2.5-VL whose merged patches are 8 pixels wide, of dimension 64."""
-    torch.manual_seed(0)
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    text = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 100, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2,
-        "rope_parameters": rope,
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64, "patch_size": 4,
-        "window_size": 16, "fullatt_block_indexes": [1],
-    }  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=98, vision_start_token_id=97,
-        vision_end_token_id=96,
-    )  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
 def tiny_processor(**options):
-    """A LLaVA processor whose words are ``w1`` to ``w98``, and which writes 16 placeholders per image."""
+    """Return a LLaVA processor with the words ``w1`` to ``w98`` that writes 16 placeholders per image."""
     words = {"<pad>": PAD, "<image>": IMAGE} | {f"w{number}": number for number in range(1, IMAGE)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

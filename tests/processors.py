@@ -1,4 +1,4 @@
-"""The real processor of every family in `tests.families`, for its small model: made of a few words and small images."""
+"""The real processor of every family of `tests.families`, with a small vocabulary and small images."""
 
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -15,7 +15,7 @@ TEMPLATE = (
 
 
 def tokenizer(image, *, more=(), **attributes):
-    """Words ``w1`` to ``w40`` and what a processor writes besides, from 41 on; ``image`` is the placeholder."""
+    """Return a tokenizer of the words ``w1`` to ``w40`` and special tokens from 41 on; ``image`` is the placeholder."""
     special = [token for token in more if token != image]
     words = {"<pad>": PAD, image: IMAGE} | {f"w{number}": number for number in range(1, 41)}
     words |= {token: 41 + number for number, token in enumerate(special)}
@@ -61,7 +61,7 @@ def _onevision():
 def _native(
     kind, images, videos, image="<|image_pad|>", video="<|video_pad|>", start="<|vision_start|>", end="<|vision_end|>"
 ):
-    sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    sizes = {"patch_size": 4, "merge_size": 2} | ({} if "Llama" in kind else {"temporal_patch_size": 2})
     sizes["size"] = {
         "shortest_edge": 8 * 8 * (2 if "Glm" in images else 1),
         "longest_edge": 32 * 32 * (2 if "Glm" in images else 1),
@@ -149,10 +149,28 @@ def _paligemma():
     )
 
 
+def _next_video():
+    images = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size=SIDE, image_grid_pinpoints=PINPOINTS
+    )
+    return transformers.LlavaNextVideoProcessor(
+        transformers.LlavaNextVideoVideoProcessor(), images, tokenizer("<image>", more=["<video>"]), patch_size=14,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def _video_llava():
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=SIDE)
+    words = tokenizer("<image>", more=["<video>"])
+    return transformers.VideoLlavaProcessor(images, transformers.VideoLlavaVideoProcessor(), words, patch_size=14)
+
+
 PROCESSORS = {
     "LLaVA-1.5": tiny_processor,
     "LLaVA-NeXT": _next,
     "LLaVA-OneVision": _onevision,
+    "LLaVA-NeXT-Video": _next_video,
+    "VideoLLaVA": _video_llava,
     "Qwen2-VL": lambda: _native("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "Qwen2.5-VL": lambda: _native("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
     "Qwen3-VL": lambda: _native("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
@@ -170,15 +188,16 @@ PROCESSORS = {
     "SmolVLM": lambda: _idefics("SmolVLM"),
     "Gemma 3": _gemma3,
     "Gemma 4": _gemma4,
+    "VideoLlama3": lambda: _native("VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor"),
     "PaliGemma": _paligemma,
     "FastVLM": _fast,
     "VipLlava": tiny_processor,
 }  # fmt: skip
-"""Each makes a new one."""
+"""Functions that return a new processor, by family."""
 
 
 def placeholder(name, processor):
-    """What a prompt holds for an image."""
+    """Return the text of an image in a prompt."""
     if name == "Aya Vision":
         return "<image>"
     start, end = {"Qwen": ("<|vision_start|>", "<|vision_end|>"), "GLM-": ("<|begin_of_image|>", "<|end_of_image|>")}.get(name[:4], ("", ""))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the fast paths. Each follows its definition and shares no code with the package."""
+"""Slow reference implementations of the fast paths. Each follows its definition and shares no code with the package."""
 
 import math
 from fractions import Fraction
@@ -8,7 +8,7 @@ import torch
 
 
 def neighbours(rows, cols, connectivity):
-    """Pairs of neighbouring patches in the order of their creation: row by row; right, below, below left, below right."""
+    """Yield pairs of neighbouring patches in their order: row by row; right, below, below left, below right."""
     steps = [(0, 1), (1, 0)] + ([(1, -1), (1, 1)] if connectivity == 8 else [])
     for row in range(rows):
         for col in range(cols):
@@ -25,20 +25,20 @@ def cosine(x, y):
 
 
 def unit_length(features):
-    """Features ``(..., D)`` at unit length in float64; a zero vector stays zero."""
+    """Scale features ``(..., D)`` to unit length in float64; a zero vector stays zero."""
     features = np.asarray(features, np.float64)
     norm = np.sqrt((features * features).sum(-1, keepdims=True))
     return features / np.where(norm == 0, 1, norm)
 
 
 def pair_score(linkage, x, y, m, n):
-    """How good it is to merge regions with sums ``x`` and ``y`` of ``m`` and ``n`` patches: the highest merges first.
+    """Return the score of merging regions with sums ``x`` and ``y`` of ``m`` and ``n`` patches; the highest merges first.
 
-    Exact fractions of float64 dot products, so that what ties is what is equal.
+    Scores are exact fractions of float64 dot products, so that only equal scores tie.
     """
     if linkage == "centroid":
         return cosine(x, y)
-    dot, square_x, square_y = (Fraction(float(np.dot(one, other))) for one, other in ((x, y), (x, x), (y, y)))
+    dot, square_x, square_y = (Fraction(float(np.dot(left, right))) for left, right in ((x, y), (x, x), (y, y)))
     if linkage == "average":
         return Fraction(1) if square_x == square_y == 0 else dot / (m * n)
     return -Fraction(m * n, m + n) * (square_x / m**2 - 2 * dot / (m * n) + square_y / n**2)
@@ -47,7 +47,7 @@ def pair_score(linkage, x, y, m, n):
 def merge_by_scanning(
     features, *, linkage="centroid", threshold=-math.inf, num_regions=1, connectivity=4, valid=None, allowed=math.inf
 ):
-    """The plain dictionary scan: labels ``(rows, cols)`` and the merges' scores; features ``(rows, cols, D)``.
+    """Merge by scanning a dictionary: return labels ``(rows, cols)`` and scores of merges for ``(rows, cols, D)``.
 
     Sums and scores are in float64 or exact. A pair's key holds its two regions by first patch; its value is (score,
     moment of creation). With ``allowed`` merging stops before the scores' sum falls below its negative.
@@ -81,11 +81,11 @@ def merge_by_scanning(
     labels = np.full(rows * cols, -1)
     for number, first in enumerate(sorted(members)):
         labels[list(members[first])] = number
-    return labels.reshape(rows, cols), [float(one) for one in scores]
+    return labels.reshape(rows, cols), [float(score) for score in scores]
 
 
 def regret(features, merges, *, linkage, connectivity=4, valid=None):
-    """By how much each of ``merges (M, 2)`` is worse than the best pair of its moment, in float64."""
+    """Return by how much each of ``merges (M, 2)`` is worse than the best pair at that time, in float64."""
     rows, cols, dim = features.shape
     vectors = (features if linkage == "centroid" else unit_length(features)).reshape(-1, dim).astype(np.float64)
     valid = np.ones(rows * cols, bool) if valid is None else np.asarray(valid).reshape(-1)
@@ -110,13 +110,15 @@ def regret(features, merges, *, linkage, connectivity=4, valid=None):
 
 
 def squared_error(features, labels):
-    """Squared distance of unit features ``(rows, cols, D)`` to their regions' means, summed; -1 is in no region."""
+    """Sum the squared distances of unit features ``(rows, cols, D)`` to the means of their regions; -1 is no region."""
     vectors, labels = unit_length(features).reshape(-1, features.shape[-1]), np.asarray(labels).reshape(-1)
-    return sum(((part - part.mean(0)) ** 2).sum() for part in (vectors[labels == one] for one in set(labels) - {-1}))
+    return sum(
+        ((part - part.mean(0)) ** 2).sum() for part in (vectors[labels == label] for label in set(labels) - {-1})
+    )
 
 
 def islands(valid, connectivity):
-    """The number of connected groups of true cells, by flood fill."""
+    """Count the connected groups of true cells by flood fill."""
     todo = {(row, col) for row, col in np.argwhere(np.asarray(valid))}
     count = 0
     while todo:
@@ -135,7 +137,7 @@ def islands(valid, connectivity):
 
 
 def attend(pool, features, masks):
-    """Cross-attention pooling by its definition, head by head and region by region, in float64.
+    """Pool by cross-attention as it is defined, head by head and region by region, in float64.
 
     Args:
         pool: A ``CrossAttnPool``; its weights are read.
@@ -162,12 +164,12 @@ def attend(pool, features, masks):
 
 
 def mean_pool(features, masks):
-    """Mean feature per region in float64; shapes as in `attend`."""
+    """Return the mean feature of each region in float64, with the shapes of `attend`."""
     return torch.stack([features.double()[mask].mean(0) for mask in masks])
 
 
 def coverage(mask, placement, grid, *, size=None):
-    """The share of each patch inside one mask ``(height, width)``, pixel by pixel from the definition."""
+    """Return the fraction of each patch that a mask ``(height, width)`` covers, pixel by pixel."""
     height, width = mask.shape
     image = size or placement.image_size
 
@@ -186,11 +188,11 @@ def coverage(mask, placement, grid, *, size=None):
 
 
 def automatic_masks(logits, scores, *, stability, quality, overlap, offset):
-    """Kept candidates, best first, by SAM 2's rules at the logits' own resolution: their indices."""
+    """Return the indices of the candidates that SAM 2's rules select at the resolution of the logits, best first."""
     kept = {}
-    for index, (one, score) in enumerate(zip(logits, scores, strict=True)):
-        inner, outer = (one > offset).sum(), (one > -offset).sum()
-        rows, cols = np.nonzero((one > 0).any(1))[0], np.nonzero((one > 0).any(0))[0]
+    for index, (mask, score) in enumerate(zip(logits, scores, strict=True)):
+        inner, outer = (mask > offset).sum(), (mask > -offset).sum()
+        rows, cols = np.nonzero((mask > 0).any(1))[0], np.nonzero((mask > 0).any(0))[0]
         if score > quality and outer and inner / outer >= stability and len(rows):
             kept[index] = (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1)
     best = []

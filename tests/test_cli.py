@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from regiontok import Regionizer, __version__, encoders, load_tokens, masks, read_image
-from regiontok.cli import main
+from regiontok.cli import env, main
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def read(path):
         return file.get_tensor("tokens"), file.get_tensor("labels"), json.loads(file.metadata()["config"])
 
 
-def test_tokenize_writes_what_the_library_gives(images, tmp_path, capsys):
+def test_tokenize_writes_the_tokens_of_the_library(images, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["tokenize", str(images / "a.png"), "--threshold", "0.6", "--order", "area", "--out", str(out)]) == 0
     tokens, labels, config = read(out / "a.regions.safetensors")
@@ -60,17 +60,17 @@ def test_tokenize_writes_what_the_library_gives(images, tmp_path, capsys):
     assert row.split()[1:3] == ["384", str(len(expected))]
 
 
-def test_a_budget_is_exact_and_images_of_one_name_are_not_written_over(images, tmp_path, capsys):
+def test_a_budget_is_exact_and_images_with_the_same_name_have_different_files(images, tmp_path, capsys):
     paths = [str(images / name) for name in ("a.png", "b.jpg", "other/a.jpg")]
-    assert main(["tokenize", *paths, "--tokens", "64", "--out", str(tmp_path / "out")]) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{name}.regions.{kind}" for name in ("a", "a-2", "b") for kind in ("png", "safetensors")
-    )
-    assert all(len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) == 64 for name in ("a", "a-2", "b"))
+    assert main(["tokenize", *paths, "--num-regions", "64", "--out", str(tmp_path / "out")]) == 0
+    names = ("images/a", "images/b", "other/a")  # keys of images in two folders start with the folder
+    files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")]
+    assert sorted(files) == sorted(f"{name}.regions.{kind}" for name in names for kind in ("png", "safetensors"))
+    assert all(len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) == 64 for name in names)
     assert capsys.readouterr().err.count("image/s") > 0  # the progress bar
 
 
-def test_no_image_is_written_over(images):
+def test_no_image_is_overwritten(images):
     shutil.copy(images / "a.png", images / "a.regions.png")
     before = {path: path.read_bytes() for path in images.glob("*.*")}
     assert main(["tokenize", *map(str, before), "--out", str(images)]) == 0
@@ -80,16 +80,16 @@ def test_no_image_is_written_over(images):
     }  # fmt: skip
 
 
-def test_a_image_that_breaks_the_decoder_does_not_stop_the_rest(images, tmp_path, monkeypatch, capsys):
+def test_a_failed_drawing_is_a_failed_image(images, tmp_path, monkeypatch, capsys):
     def draw(*_):
         raise MemoryError
 
-    monkeypatch.setattr("regiontok.cli.tokenize.draw_regions", draw)
+    monkeypatch.setattr("regiontok.cli.write_files.draw_regions", draw)
     assert main(["tokenize", str(images / "b.jpg"), "--out", str(tmp_path / "out")]) == 1
     assert "b.jpg: not enough memory" in capsys.readouterr().err
 
 
-def test_all_images_of_a_folder_are_taken_but_not_our_own_pictures(images, tmp_path):
+def test_a_folder_is_tokenized_without_the_drawings_of_an_earlier_run(images, tmp_path):
     for _ in range(2):
         assert main(["tokenize", str(images), "--out", str(images)]) == 0
     written = {path.relative_to(images).as_posix() for path in images.rglob("*") if ".regions." in path.name}
@@ -102,35 +102,38 @@ def test_patch_source_keeps_padding_when_asked(images, tmp_path):
     assert len(read(tmp_path / "a.regions.safetensors")[0]) == 576
 
 
-def test_one_bad_image_does_not_stop_the_rest_is_named_and_told_by_the_exit_code(images, tmp_path, capsys):
+def test_damaged_and_missing_images_are_reported_and_the_others_written(images, tmp_path, capsys):
     (images / "broken.jpg").write_bytes((images / "b.jpg").read_bytes()[:2000])
     arguments = [str(images / name) for name in ("broken.jpg", "a.png", "nowhere.png", "b.jpg")]
     assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
-    assert "broken.jpg: damaged or cut short" in captured.err
+    assert "broken.jpg: damaged or truncated" in captured.err
     assert "nowhere.png: there is no such file" in captured.err
     assert "2 of 4 images failed" in captured.err
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a.regions", "b.regions"}
 
 
-def test_a_narrow_image_keeps_all_its_patches_under_a_larger_budget(images, tmp_path):
+def test_an_image_with_fewer_patches_than_the_budget_has_a_token_per_patch(images, tmp_path):
     Image.new("RGB", (400, 100)).save(images / "wide.png")
-    arguments = [str(images / "wide.png"), str(images / "other" / "a.jpg"), "--tokens", "300"]
+    arguments = [str(images / "wide.png"), str(images / "other" / "a.jpg"), "--num-regions", "300"]
     assert main(["tokenize", *arguments, "--out", str(tmp_path / "out")]) == 0
-    assert [len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) for name in ("wide", "a")] == [144, 300]
+    assert [len(read(tmp_path / "out" / f"{name}.regions.safetensors")[0]) for name in ("images/wide", "other/a")] == [
+        144,
+        300,
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        (["--tokens", "50"], {"num_regions": 50}),
-        (["--tokens", "50", "--linkage", "centroid"], {"num_regions": 50, "linkage": "centroid"}),
+        (["--num-regions", "50"], {"num_regions": 50}),
+        (["--num-regions", "50", "--linkage", "centroid"], {"num_regions": 50, "linkage": "centroid"}),
         (["--keep", "0.25"], {"keep": 0.25}),
         (["--explained-variance", "0.5"], {"explained_variance": 0.5}),
         (["--linkage", "average"], {"linkage": "average"}),
     ],
 )
-def test_how_many_and_by_which_rule(images, tmp_path, arguments, options):
+def test_budgets_and_linkages_reach_the_regionizer(images, tmp_path, arguments, options):
     assert main(["tokenize", str(images / "a.png"), *arguments, "--out", str(tmp_path)]) == 0
     features, valid = encoders.load("pixels")(read_image(images / "a.png"))
     expected = Regionizer(pool="mean", **options)(features, valid=valid).regions.labels()[0]
@@ -141,8 +144,8 @@ def test_how_many_and_by_which_rule(images, tmp_path, arguments, options):
     ("source", "options"),
     [("combined", {"num_regions": 9, "mask_weight": float("inf")}), ("segmentation", {"keep": 0.02})],
 )
-def test_masks_at_a_budget(images, tmp_path, source, options):
-    names = {"num_regions": "--tokens", "keep": "--keep", "mask_weight": "--mask-weight"}
+def test_budgets_with_masks(images, tmp_path, source, options):
+    names = {"num_regions": "--num-regions", "keep": "--keep", "mask_weight": "--mask-weight"}
     arguments = [part for name, value in options.items() for part in (names[name], str(value))]
     given = ["--source", source, "--masks", "felzenszwalb", *arguments, "--out", str(tmp_path)]
     assert main(["tokenize", str(images / "a.png"), *given]) == 0
@@ -160,52 +163,62 @@ def test_masks_at_a_budget(images, tmp_path, source, options):
     ("arguments", "message"),
     [
         (["--encoder", "clip"], "there is no encoder 'clip'"),
-        (["--threshold", "7"], r"threshold must be in [-1, 1]; got 7.0"),
-        (["--tokens", "0"], "--tokens must be at least 1; got 0"),
-        (
-            ["--linkage", "ward"],
-            "--linkage ward has no threshold. Say how many by --tokens, --keep or --explained-variance.",
-        ),
-        (["--linkage", "ward", "--threshold", "0.5"], "--linkage ward has no threshold."),
+        (["--threshold", "7"], "--threshold must be in [-1, 1]; got 7.0"),
+        (["--num-regions", "0"], "--num-regions must be at least 1; got 0"),
+        (["--linkage", "ward"], "--linkage ward needs --num-regions, --keep or --explained-variance. Add one of them."),
+        (["--linkage", "ward", "--threshold", "0.5"], "--linkage ward needs --num-regions, --keep or"),
         (
             ["--linkage", "average", "--explained-variance", "0.5"],
-            "--explained-variance is for --linkage ward; got average",
+            "--explained-variance requires --linkage ward, whose scores add up to the variance; got --linkage average",
         ),
         (["--keep", "0"], "--keep must be above 0; got 0"),
-        (["--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep. Leave it out."),
-        (["--source", "combined", "--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep."),
+        (["--mask-weight", "1"], "--mask-weight requires masks with --num-regions or --keep. Leave it out."),
+        (["--source", "combined", "--mask-weight", "1"], "--mask-weight requires masks with --num-regions or --keep."),
         (
-            ["--source", "combined", "--tokens", "9", "--mask-weight", "-1"],
+            ["--source", "combined", "--num-regions", "9", "--mask-weight", "-1"],
             "--mask-weight must be at least 0; got -1.0",
         ),
-        (["--source", "combined", "--tokens", "9", "--eps", "0.5"], "--eps is for splitting masks without --tokens."),
+        (
+            ["--source", "combined", "--num-regions", "9", "--eps", "0.5"],
+            "--eps requires the source combined without --num-regions and --keep.",
+        ),
         (["--keep", "1.5"], "--keep must be in [0, 1]; got 1.5"),
         (["--explained-variance", "1.5"], "--explained-variance must be in [0, 1]; got 1.5"),
-        (["--source", "patch", "--linkage", "average"], "--linkage is for --source clustering"),
+        (["--source", "patch", "--linkage", "average"], "--linkage requires the source clustering"),
         (
             ["--source", "patch", "--threshold", "0.5"],
-            "--threshold is for --source clustering, or for --uncovered cluster",
+            "--threshold requires the source clustering or --unassigned cluster",
         ),
-        (["--source", "patch", "--tokens", "9"], "--tokens is for --source clustering"),
+        (["--source", "patch", "--num-regions", "9"], "--num-regions requires the source clustering, segmentation or"),
+        (["--order", "score"], "--order score needs a score for every region: --source segmentation or 'combined'"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--weights", "w.safetensors"], "encoder 'pixels' takes no weights"),
-        (["--out", "images/a.png"], "images/a.png must be a folder that can be made (File exists)"),
+        (["--out", "images/a.png"], "images/a.png must be a folder, but cannot be created (File exists)"),
     ],
 )
-def test_commands_that_cannot_run_say_why(images, monkeypatch, capsys, arguments, message):
+def test_invalid_options_are_explained(images, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(images.parent)
     assert main(["tokenize", "images/a.png", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_threshold_and_tokens_exclude_each_other(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-regions", "9", "--threshold", "0.5"], "not allowed with"),
+        (["--batch-size", "0"], "argument --batch-size: it must be at least 1; got 0"),
+        (["--img-size", "9", "0"], "argument --img-size: it must be at least 1; got 0"),
+        (["--limit", "x"], "argument --limit: invalid positive value: 'x'"),
+    ],
+)
+def test_invalid_values_are_rejected_by_the_parser(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        main(["tokenize", "a.png", "--tokens", "9", "--threshold", "0.5"])
+        main(["tokenize", "a.png", *arguments])
     assert stop.value.code == 2
-    assert "not allowed with" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_demo_draws_a_real_image_and_says_what_clustering_took(tmp_path):
+def test_demo_draws_an_image_and_prints_the_time_of_clustering(tmp_path):
     command = [sys.executable, "-m", "regiontok", "demo", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "384 patches -> 95 regions" in done.stdout
@@ -215,7 +228,9 @@ def test_demo_draws_a_real_image_and_says_what_clustering_took(tmp_path):
         assert np.asarray(picture).std() > 20
 
 
-def test_env_prints_versions_and_what_runs_where(capsys, monkeypatch):
+def test_env_prints_versions_and_the_compiler(capsys, monkeypatch):
+    chosen = {package: extras for package, extras in env._read_extras().items() if "" in extras or "viz" in extras}
+    monkeypatch.setattr(env, "_read_extras", lambda: chosen)  # importing all takes twenty seconds
     assert main(["env"]) == 0
     printed = capsys.readouterr().out
     assert f"regiontok      {__version__}" in printed

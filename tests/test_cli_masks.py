@@ -45,9 +45,9 @@ def read(path):
 
 
 @pytest.mark.parametrize("source", ["segmentation", "combined"])
-def test_tokenize_with_masks_writes_what_the_library_gives(images, source):
+def test_tokenize_with_masks_writes_the_tokens_of_the_library(images, source):
     assert main(["tokenize", "images/a.png", "--source", source, "--masks", "felzenszwalb", "--norm", "none"]) == 0
-    tensors, config = read("regiontok-out/images/a.regions.safetensors")
+    tensors, config = read("regiontok-out/a.regions.safetensors")
     with Image.open(images / "a.png") as image:
         encoder = encoders.load("pixels")
         features, valid = encoder(image)
@@ -63,17 +63,17 @@ def test_tokenize_with_masks_writes_what_the_library_gives(images, source):
     assert config["dropped"] == [
         {"mask_index": one.mask_index, "reason": one.reason} for one in expected.regions.dropped
     ]
-    with Image.open("regiontok-out/images/a.regions.png") as picture:
+    with Image.open("regiontok-out/a.regions.png") as picture:
         assert picture.size == (2 * 160 + 16, 107)
 
 
-def test_masks_of_a_real_model_are_kept_and_read_back(images, sam, capsys):
-    assert main(["masks", "images", "--out", "m", "--batch", "2", *sam]) == 0
+def test_masks_of_a_model_are_stored_and_read(images, sam, capsys):
+    assert main(["masks", "images", "--out", "m", "--batch-size", "2", *sam]) == 0
     assert "3 images, " in capsys.readouterr().out
     store = MaskStore("m")
     assert list(store) == ["a.png", "b.jpg", "inner/c.png"]
-    assert store.made_by["generator"] == "sam2"
-    assert store.made_by["settings"][0]["points_per_side"] == 3
+    assert store.provenance["generator"] == "sam2"
+    assert store.provenance["settings"][0]["points_per_side"] == 3
     generate = Sam2Masks(tiny_sam2(2), settings=masks.MaskSettings(3, 0, 0, 1))
     _, expected = generate([read_image(images / name) for name in ("a.png", "b.jpg")])  # the batch it was in
     assert store["b.jpg"].size == (160, 107)
@@ -85,53 +85,53 @@ def test_masks_of_a_real_model_are_kept_and_read_back(images, sam, capsys):
         assert main(["tokenize", "images/b.jpg", "--source", "segmentation", "--out", out, "--masks", *chosen]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header[3:] == ["read", "encode", "masks", "normalize", "group", "pool", "write", "ms"]
-    (file, _), (direct, _) = (read(f"{out}/images/b.regions.safetensors") for out in ("file", "direct"))
+    (file, _), (direct, _) = (read(f"{out}/b.regions.safetensors") for out in ("file", "direct"))
     assert abs(len(file["tokens"]) - len(direct["tokens"])) <= 3
     covered = [tensors["masks"].float().mean(0) for tensors in (file, direct)]
     assert (covered[0] - covered[1]).abs().mean() < 0.1
 
 
-def test_every_option_of_masks_reaches_the_regions(images):
-    options = ["--coverage", "0.5", "--uncovered", "background", "--overlap", "smallest", "--order", "area"]
+def test_all_options_of_masks_reach_the_regionizer(images):
+    options = ["--min-coverage", "0.5", "--unassigned", "background", "--overlap", "assign_smallest", "--order", "area"]
     options += ["--downsampling", "two_step"]
     combined = ["--eps", "0.3", "--min-samples", "2", "--split-min-patches", "4", "--noise", "drop"]
     base = ["tokenize", "images/a.png", "--masks", "felzenszwalb", "--source"]
     assert main([*base, "combined", *options, *combined]) == 0
-    config = read("regiontok-out/images/a.regions.safetensors")[1]["regionizer"]
+    config = read("regiontok-out/a.regions.safetensors")[1]["regionizer"]
     given = {
-        "coverage": 0.5, "downsampling": "two_step", "uncovered": "background", "overlap": "smallest", "order": "area",
+        "min_coverage": 0.5, "downsampling": "two_step", "unassigned": "background", "overlap": "assign_smallest", "order": "area",
         "eps": 0.3, "min_samples": 2, "split_min_patches": 4, "noise": "drop",
     }  # fmt: skip
     assert {name: config[name] for name in given} == given
-    assert main([*base, "segmentation", "--uncovered", "cluster", "--threshold", "0.4", "--out", "o"]) == 0
-    assert read("o/images/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
+    assert main([*base, "segmentation", "--unassigned", "cluster", "--threshold", "0.4", "--out", "o"]) == 0
+    assert read("o/a.regions.safetensors")[1]["regionizer"]["threshold"] == 0.4
 
 
-def test_what_became_of_masks_is_told(images, capsys):
+def test_masks_without_a_region_are_reported(images, capsys):
     masks_of_a = np.zeros((2, 107, 160), bool)
     masks_of_a[0, 0, 0] = True
     write_masks("m", [("a.png", MaskSet.from_masks(masks_of_a))])
     assert main(["tokenize", "images/a.png", "--source", "segmentation", "--masks", "m"]) == 0
     printed = capsys.readouterr().out
     assert "images/a.png: 1 mask became no region: covers no patch by more than 0.07" in printed
-    assert "images/a.png: 1 mask became no region: covers nothing of what the encoder sees" in printed
+    assert "images/a.png: 1 mask became no region: is outside the part of the image that the encoder sees" in printed
     assert "images/a.png: no mask is left; one region of the whole image" in printed
-    assert read("regiontok-out/images/a.regions.safetensors")[1]["fallback"] is True
+    assert read("regiontok-out/a.regions.safetensors")[1]["fallback"] is True
 
 
-def test_images_whose_masks_are_missing_or_of_another_size_fail_alone(images, capsys):
+def test_images_without_masks_or_with_masks_of_another_size_fail(images, capsys):
     assert main(["masks", "images/a.png", "images/b.jpg", "--masks", "felzenszwalb", "--out", "m"]) == 0
     shutil.copy(images / "inner" / "c.png", images / "a.png")
     arguments = [f"images/{name}" for name in ("a.png", "b.jpg", "inner/c.png")]
     assert main(["tokenize", *arguments, "--root", "images", "--source", "segmentation", "--masks", "m"]) == 1
     told = capsys.readouterr().err
-    assert "images/a.png: masks in m are of an image of 107 x 160; this one is of 60 x 60. Make them again." in told
-    assert "images/inner/c.png: m has no masks of 'inner/c.png'. Its keys are such as 'a.png'." in told
+    assert "images/a.png: masks in m are for an image of 107 x 160; this one has 60 x 60. Make the masks again." in told
+    assert "images/inner/c.png: m has no masks of 'inner/c.png'. Its keys look like 'a.png'." in told
     assert "2 of 3 images failed" in told
-    assert read("regiontok-out/images/b.regions.safetensors")
+    assert read("regiontok-out/b.regions.safetensors")
 
 
-def test_one_image_of_a_batch_that_fails_leaves_the_others(images, monkeypatch, capsys):
+def test_a_failed_image_does_not_affect_the_others_of_its_batch(images, monkeypatch, capsys):
     (images / "broken.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
     generate = FelzenszwalbMasks.__call__
 
@@ -144,12 +144,12 @@ def test_one_image_of_a_batch_that_fails_leaves_the_others(images, monkeypatch, 
     assert main(["masks", "images", "--masks", "felzenszwalb", "--out", "m"]) == 1
     told = capsys.readouterr().err
     assert "b.jpg: this image cannot be segmented" in told
-    assert "broken.jpg: damaged or cut short" in told
+    assert "broken.jpg: damaged or truncated" in told
     assert "2 of 4 images failed" in told
     assert list(MaskStore("m")) == ["a.png", "inner/c.png"]
 
 
-def test_a_store_and_images_are_not_lost(images, capsys):
+def test_existing_rows_and_images_are_not_overwritten(images, capsys):
     base = ["--masks", "felzenszwalb", "--out"]
     assert main(["masks", "images/a.png", "images", *base, "m"]) == 0
     assert len(MaskStore("m")) == 3
@@ -158,20 +158,20 @@ def test_a_store_and_images_are_not_lost(images, capsys):
     assert "broken.png: not an image" in capsys.readouterr().err
     assert len(MaskStore("m")) == 3
     before = (images / "a.png").read_bytes()
-    for out, told in (("images/a.png", "images/a.png is a file, and a store is a folder"), ("images", "images is a folder of other things")):  # fmt: skip
+    for out, told in (("images/a.png", "images/a.png is a file, but a store is a folder"), ("images", "images is not a store")):  # fmt: skip
         assert main(["masks", "images/a.png", *base, out]) == 2
         assert told in capsys.readouterr().err
     assert (images / "a.png").read_bytes() == before
 
 
-def test_a_mosaic_of_images(images, sam):
+def test_masks_of_a_mosaic_of_images(images, sam):
     assert main(["masks", "images", "--out", "m", "--mosaic", "2", *sam]) == 0
     store = MaskStore("m")
-    assert store.made_by["mosaic"] == 2
+    assert store.provenance["mosaic"] == 2
     assert [store[key].size for key in store] == [(107, 160), (160, 107), (60, 60)]
 
 
-def test_count_prints_the_distribution_beside_the_papers_and_draws_it(images, capsys, monkeypatch):
+def test_count_prints_and_draws_the_distribution_next_to_the_papers_mean(images, capsys, monkeypatch):
     assert main(["count", "images", "--masks", "felzenszwalb", "--out", "counts.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Tokens per image: 3 images, pixels, norm rms"
@@ -186,8 +186,8 @@ def test_count_prints_the_distribution_beside_the_papers_and_draws_it(images, ca
     assert capsys.readouterr().out.splitlines()[2].split()[-1] == "576"
 
 
-def test_budgets_reach_sources_of_masks(images, capsys):
-    command = ["count", "images/a.png", "--masks", "felzenszwalb", "--tokens", "12", "--mask-weight", "inf"]
+def test_budgets_reach_sources_with_masks(images, capsys):
+    command = ["count", "images/a.png", "--masks", "felzenszwalb", "--num-regions", "12", "--mask-weight", "inf"]
     assert main([*command, "--out", "counts.png"]) == 0
     counts = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[2:6]}
     assert (counts["clustering"], counts["combined"], counts["patch"]) == ("12", "12", "408")
@@ -200,18 +200,18 @@ def test_budgets_reach_sources_of_masks(images, capsys):
 
 
 def test_compare_measures_masks_with_and_without_a_budget(images, capsys):
-    command = ["compare", "images/a.png", "--masks", "felzenszwalb", "--tokens", "8", "20"]
+    command = ["compare", "images/a.png", "--masks", "felzenszwalb", "--num-regions", "8", "20"]
     assert main([*command, "--mask-weight", "0", "--out", "c.png"]) == 0
     table = [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
     assert table.count("combined") == table.count("segmentation") == 2
     assert table.count("combined (no budget)") == table.count("segmentation (no budget)") == 1
     told = json.loads(Path("c.png.json").read_text(encoding="utf-8"))
     assert told["mask_weight"] == 0
-    scores = {(row["source"], row["tokens"]): row["regions"] for row in told["mean"]}
+    scores = {(row["source"], row["budget"]): row["num_regions"] for row in told["mean"]}
     assert scores["combined", 8] == scores["ward", 8] == 8
 
 
-def test_count_tells_lost_masks_and_does_not_count_its_own_pictures(images, capsys, monkeypatch):
+def test_count_reports_lost_masks_and_ignores_its_own_figures(images, capsys, monkeypatch):
     nothing = [
         (name, MaskSet.from_masks(np.zeros((2, *size), bool)))
         for name, size in (("a.png", (107, 160)), ("b.jpg", (160, 107)), ("inner/c.png", (60, 60)))
@@ -222,10 +222,10 @@ def test_count_tells_lost_masks_and_does_not_count_its_own_pictures(images, caps
         assert main(["count", "images", "--masks", "m", "--out", "images/counts.png"]) == 0
         printed = capsys.readouterr().out
         assert "Tokens per image: 3 images" in printed
-        assert "segmentation: 6 masks became no region; 3 images were left without any" in printed
+        assert "segmentation: 6 masks became no region; 3 images had no mask left" in printed
 
 
-def test_count_leaves_out_images_that_fail_and_sources_without_masks(images, capsys):
+def test_count_skips_failed_images_and_sources_without_masks(images, capsys):
     (images / "broken.png").write_bytes(b"no image")
     assert main(["count", "images"]) == 1
     captured = capsys.readouterr()
@@ -237,38 +237,36 @@ def test_count_leaves_out_images_that_fail_and_sources_without_masks(images, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tokenize", "a.png", "--source", "segmentation"], "SAM weights 'facebook/sam2.1-hiera-large' cannot be reached"),
-        (["tokenize", "a.png", "--masks", "m"], "--masks is for --source segmentation and combined"),
-        (["tokenize", "a.png", "--uncovered", "background"], "--uncovered is for --source segmentation and combined"),
-        (["tokenize", "a.png", "--points-per-side", "9"], "--points-per-side is for --source segmentation and combined"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--eps", "0.5"], "--eps is for --source combined"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--ladder"], "--ladder is for SAM's masks"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--threshold", "0.5"], "--threshold is for --source clustering, or for --uncovered cluster"),
+        (["tokenize", "a.png", "--source", "segmentation"], "cannot load SAM weights 'facebook/sam2.1-hiera-large'"),
+        (["tokenize", "a.png", "--masks", "m"], "--masks requires --source segmentation or combined; got clustering"),
+        (["tokenize", "a.png", "--unassigned", "background"], "--unassigned requires the source segmentation or combined"),
+        (["tokenize", "a.png", "--points-per-side", "9"], "--points-per-side requires masks of sam2, sam3, .*; got no masks"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--eps", "0.5"], "--eps requires the source combined"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--ladder"], "--ladder requires masks of sam2, .*; got felzenszwalb"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "felzenszwalb", "--threshold", "0.5"], "--threshold requires the source clustering or --unassigned cluster"),
         (["tokenize", "a.png", "--source", "segmentation", "--masks", "sam9"], "--masks must be one of sam2, .*there is no sam9"),
-        (["tokenize", "a.png", "--source", "segmentation", "--masks", "a.png"], "a.png is not a whole Parquet file"),
-        (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder is for making masks, not for a store of them"),
-        (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of the ladder"),
-        (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "padding='keep' is not for source='combined'"),
-        (["masks", "a.png", "--out", "m", "--masks", "felzenszwalb", "--mosaic", "2"], "--mosaic is for SAM's masks"),
-        (["tokenize", "a.png", "--masks", "sam2"], "--masks is for --source segmentation and combined"),
-        (["masks", "a.png", "--out", "m", "--batch", "0"], "--batch must be at least 1; got 0"),
-        (["masks", "a.png", "--out", "m", "--masks", "sam9"], "name must be one of 'sam2'"),
+        (["tokenize", "a.png", "--source", "segmentation", "--masks", "a.png"], "there is no store of masks in a.png"),
+        (["tokenize", "a.png", "--source", "combined", "--masks", "a.png", "--ladder"], "--ladder requires masks of sam2, .*; got a store"),
+        (["tokenize", "a.png", "--source", "combined", "--ladder", "--points-per-side", "9"], "--points-per-side is set by every step of --ladder"),
+        (["tokenize", "a.png", "--source", "combined", "--masks", "felzenszwalb", "--padding", "keep"], "--padding keep is not for --source combined"),
+        (["masks", "a.png", "--out", "m", "--masks", "felzenszwalb", "--mosaic", "2"], "--mosaic requires masks of sam2, sam3; got felzenszwalb"),
+        (["tokenize", "a.png", "--masks", "sam2"], "--masks requires --source segmentation or combined"),
         (["masks", "empty", "--out", "m", "--masks", "felzenszwalb"], "empty: there is no image in it"),
-        (["masks", "a.png", "--out", "a.png/m", "--masks", "felzenszwalb"], "a.png/m must be a folder that can be made"),
-        (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold is for the source clustering"),
-        (["count", "a.png", "--sources", "patch", "--tokens", "9"], "--tokens is for the source clustering"),
-        (["count", "a.png", "--tokens", "9", "--mask-weight", "1"], "--mask-weight is for masks with --tokens or --keep"),
-        (["count", "a.png", "--masks", "felzenszwalb", "--tokens", "9", "--mask-weight", "-1"], "--mask-weight must be at least 0; got -1.0"),
-        (["compare", "a.png", "--mask-weight", "1"], "--mask-weight is for masks"),
+        (["masks", "a.png", "--out", "a.png/m", "--masks", "felzenszwalb"], "a.png/m must be a folder"),
+        (["count", "a.png", "--sources", "patch", "--threshold", "0.2"], "--threshold requires the source clustering"),
+        (["count", "a.png", "--sources", "patch", "--num-regions", "9"], "--num-regions requires the source clustering"),
+        (["count", "a.png", "--num-regions", "9", "--mask-weight", "1"], "--mask-weight requires masks with --num-regions or --keep"),
+        (["count", "a.png", "--masks", "felzenszwalb", "--num-regions", "9", "--mask-weight", "-1"], "--mask-weight must be at least 0; got -1.0"),
+        (["compare", "a.png", "--mask-weight", "1"], "--mask-weight requires masks"),
         (["count", "a.png", "--out", "c.xyz"], "c.xyz: a figure must be one of .*png"),
-        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic is for sam2 and sam3"),
-        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--ladder"], "--ladder is for sam2, sam3 and sam2-package"),
+        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--mosaic", "2"], "--mosaic requires masks of sam2, sam3; got sam2-pipeline"),
+        (["masks", "a.png", "--out", "m", "--masks", "sam2-pipeline", "--ladder"], "--ladder requires masks of sam2, sam3, sam2-package"),
         (["count", "a.png", "--sources", "combined"], "--sources combined needs --masks"),
-        (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks and its options are for the sources segmentation and combined"),
+        (["count", "a.png", "--sources", "patch", "--masks", "felzenszwalb"], "--masks requires the source segmentation or combined"),
         (["count", "a.png", "--out", "no/c.png"], "no/c.png cannot be written: there is no folder no"),
     ],
 )  # fmt: skip
-def test_commands_that_cannot_run_say_why(images, capsys, arguments, message):
+def test_invalid_options_are_explained(images, capsys, arguments, message):
     shutil.copy(images / "a.png", "a.png")
     (images.parent / "empty").mkdir()
     assert main(arguments) == 2

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, UnionFindClusterer
-from regiontok.downsample import _cover_on_device
+from regiontok._coverage import _cover_on_device
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests import references
-from tests.conftest import assert_close, smooth_features
+from tests.conftest import assert_close, for_each, smooth_features
 
 SQUARE = ImageGeometry.squash(64)
 
@@ -85,7 +85,7 @@ def test_masks_on_a_gpu_give_the_same_regions():
     assert_close(downsampler.coverage(masks.cuda()).cpu(), downsampler.coverage(masks))
 
 
-@pytest.mark.parametrize("height", [300, 1200, 7000])
+@for_each(height=[300, 1200, 7000])
 def test_tall_images_have_more_pixels_per_patch_than_a_byte_counts(height):
     masks = np.ones((2, height, 3), bool)
     masks[1, : height // 3] = False
@@ -112,7 +112,7 @@ def test_the_papers_two_steps(case):
     grid = (placement.input[0] // 2, placement.input[1] // 2)
     placed = placement.mask(masks).float()
     expected = torch.nn.functional.avg_pool2d(placed, 2)
-    downsampler = MaskDownsampler(grid, geometry=geometry, method="two_step")
+    downsampler = MaskDownsampler(grid, geometry=geometry, downsampling="two_step")
     assert_close(downsampler.coverage(masks), expected)
     assert_close(downsampler.coverage(MaskSet.from_masks(masks)), expected)
 
@@ -120,7 +120,8 @@ def test_the_papers_two_steps(case):
 def test_both_methods_agree_where_the_image_has_the_inputs_size():
     masks = np.random.default_rng(0).random((3, 64, 64)) < 0.3
     exact, steps = (
-        MaskDownsampler((8, 8), geometry=SQUARE, method=method).coverage(masks) for method in ("exact", "two_step")
+        MaskDownsampler((8, 8), geometry=SQUARE, downsampling=method).coverage(masks)
+        for method in ("exact", "two_step")
     )
     assert_close(exact, steps)
 
@@ -128,7 +129,7 @@ def test_both_methods_agree_where_the_image_has_the_inputs_size():
 def test_two_steps_stretch_masks_too():
     masks = np.zeros((1, 2, 2), bool)
     masks[0, 0, 0] = True
-    downsampler = MaskDownsampler((2, 2), geometry=SQUARE, method="two_step", rescale=True)
+    downsampler = MaskDownsampler((2, 2), geometry=SQUARE, downsampling="two_step", rescale=True)
     assert downsampler.coverage(masks, size=(30, 50)).tolist() == [[[1, 0], [0, 0]]]
 
 
@@ -155,9 +156,9 @@ def test_masks_that_keep_no_patch_are_named_with_the_reason():
     regions = MaskDownsampler((4, 4), geometry=ImageGeometry.center_crop(16))([masks])
     assert regions.mask_index.tolist() == [0]
     assert [(one.mask_index, one.reason) for one in regions.dropped] == [
-        (1, "covers nothing of what the encoder sees"),
+        (1, "is outside the part of the image that the encoder sees"),
         (2, "covers no patch by more than 0.07"),
-        (3, "covers nothing of what the encoder sees"),
+        (3, "is outside the part of the image that the encoder sees"),
     ]
     assert not regions.fallback.any()
 
@@ -190,7 +191,7 @@ def test_images_of_any_size_and_masks_of_any_form_in_one_batch():
 
 
 @pytest.mark.parametrize(
-    ("uncovered", "expected"),
+    ("unassigned", "expected"),
     [
         ("drop", [["#...", "#..."]]),
         ("background", [["#...", "#..."], [".##.", ".##."]]),
@@ -198,12 +199,12 @@ def test_images_of_any_size_and_masks_of_any_form_in_one_batch():
         ("cluster", [["#...", "#..."], [".#..", ".#.."], ["..#.", "..#."]]),
     ],
 )
-def test_uncovered_patches(uncovered, expected):
+def test_uncovered_patches(unassigned, expected):
     """The last column is padding, and stays in no region."""
     masks = mask_of("#...", "#...")[None]
     valid = mask_of("###.", "###.")[None]
     features = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).expand(1, 2, 4, 2)
-    downsampler = MaskDownsampler((2, 4), uncovered=uncovered)
+    downsampler = MaskDownsampler((2, 4), unassigned=unassigned)
     regions = downsampler([MaskSet.on_grid(masks, scores=[0.5])], features=features, valid=valid)
     assert regions.masks()[0].tolist() == [mask_of(*rows).tolist() for rows in expected]
     assert regions.mask_index.tolist() == [0] + [-1] * (len(expected) - 1)
@@ -212,12 +213,12 @@ def test_uncovered_patches(uncovered, expected):
     assert not regions.dropped
 
 
-@pytest.mark.parametrize(("uncovered", "count"), [("background", 1), ("single_patches", 6), ("cluster", 1)])
-def test_a_image_without_masks_is_all_uncovered(uncovered, count):
+@pytest.mark.parametrize(("unassigned", "count"), [("background", 1), ("single_patches", 6), ("cluster", 1)])
+def test_a_image_without_masks_is_all_uncovered(unassigned, count):
     features = torch.ones(2, 3, 3, 4)
     valid = mask_of("###", "###", "...").expand(2, 3, 3)
     nothing, everything = MaskSet.on_grid(torch.zeros(0, 3, 3)), MaskSet.on_grid(torch.ones(1, 3, 3))
-    downsampler = MaskDownsampler((3, 3), uncovered=uncovered)
+    downsampler = MaskDownsampler((3, 3), unassigned=unassigned)
     regions = downsampler([nothing, everything], features=features, valid=valid)
     assert regions.counts.tolist() == [count, 1]
     assert regions.mask_index.tolist() == [-1] * count + [0]
@@ -228,18 +229,18 @@ def test_a_image_without_masks_is_all_uncovered(uncovered, count):
 def test_letterbox_padding_is_never_a_region_of_uncovered_patches():
     image = np.zeros((1, 40, 80), bool)
     image[0, :, :40] = True
-    for uncovered in ("background", "single_patches", "cluster"):
-        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
+    for unassigned in ("background", "single_patches", "cluster"):
+        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), unassigned=unassigned)
         regions = downsampler([image], features=torch.ones(1, 4, 4, 3))
         covered = regions.masks()[0].any(0)
         assert torch.equal(covered, mask_of("....", "####", "####", "...."))
 
 
 @given(cases(), st.sampled_from(["background", "single_patches", "cluster"]), st.booleans())
-def test_every_shown_patch_is_in_a_region_when_uncovered_ones_are_kept(case, uncovered, smallest):
+def test_every_shown_patch_is_in_a_region_when_uncovered_ones_are_kept(case, unassigned, smallest):
     geometry, grid, masks = case
-    overlap = "smallest" if smallest else "keep"
-    downsampler = MaskDownsampler(grid, geometry=geometry, uncovered=uncovered, overlap=overlap)
+    overlap = "assign_smallest" if smallest else "keep"
+    downsampler = MaskDownsampler(grid, geometry=geometry, unassigned=unassigned, overlap=overlap)
     regions = downsampler([masks], features=smooth_features(*grid, 3))
     shown = geometry.place(masks.shape[1:]).valid(grid)
     covered = regions.masks()[0].int().sum(0)
@@ -252,18 +253,18 @@ def test_in_an_overlap_the_smallest_mask_keeps_the_patch_and_the_first_of_equals
     masks = torch.stack(
         [mask_of("####", "####"), mask_of("##..", "...."), mask_of(".##.", "...."), mask_of("##..", "....")]
     )
-    regions = MaskDownsampler((2, 4), overlap="smallest")([MaskSet.on_grid(masks)])
+    regions = MaskDownsampler((2, 4), overlap="assign_smallest")([MaskSet.on_grid(masks)])
     assert regions.labels().tolist() == [[[1, 1, 2, 0], [0, 0, 0, 0]]]
     assert regions.mask_index.tolist() == [0, 1, 2]
     assert [(one.mask_index, one.reason) for one in regions.dropped] == [
-        (3, "each of its patches lies in a smaller mask, or is not valid")
+        (3, "each of its patches is in a smaller mask or not valid")
     ]
 
 
 def test_the_size_of_the_image_tells_the_padding_of_masks_on_the_grid():
     masks = MaskSet.on_grid(torch.zeros(1, 4, 4).index_fill_(1, torch.tensor([1]), 1.0))
-    for uncovered, areas in (("drop", [4]), ("background", [4, 4])):
-        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), uncovered=uncovered)
+    for unassigned, areas in (("drop", [4]), ("background", [4, 4])):
+        downsampler = MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64), unassigned=unassigned)
         assert downsampler([masks], sizes=[(20, 40)]).areas().tolist() == areas
     nothing = MaskSet.on_grid(torch.zeros(0, 4, 4))
     assert MaskDownsampler((4, 4), geometry=ImageGeometry.letterbox(64))([nothing], sizes=[(20, 40)]).areas() == 8
@@ -272,17 +273,23 @@ def test_the_size_of_the_image_tells_the_padding_of_masks_on_the_grid():
 def test_only_valid_patches_count_for_the_smallest():
     three, four = mask_of("#..#", "#..."), mask_of("####", "....")  # of the four only two are valid
     valid = mask_of("#..#", "####")[None]
-    regions = MaskDownsampler((2, 4), overlap="smallest")([MaskSet.on_grid(torch.stack([three, four]))], valid=valid)
+    regions = MaskDownsampler((2, 4), overlap="assign_smallest")(
+        [MaskSet.on_grid(torch.stack([three, four]))], valid=valid
+    )
     assert regions.labels().tolist() == [[[1, -1, -1, 1], [0, -1, -1, -1]]]
 
 
-@pytest.mark.parametrize("uncovered", ["drop", "background", "cluster"])
-@pytest.mark.parametrize(
-    "valid",
-    [torch.ones(2, 4, 4, dtype=torch.bool), torch.ones(1, 4, 5, dtype=torch.bool), torch.ones(1, 4, 4), [np.ones((4, 4), bool)]],
-)  # fmt: skip
-def test_a_bad_valid_is_refused_by_name(uncovered, valid):
-    downsampler = MaskDownsampler((4, 4), geometry=SQUARE, uncovered=uncovered)
+@for_each(
+    unassigned=["drop", "background", "cluster"],
+    valid=[
+        torch.ones(2, 4, 4, dtype=torch.bool),
+        torch.ones(1, 4, 5, dtype=torch.bool),
+        torch.ones(1, 4, 4),
+        [np.ones((4, 4), bool)],
+    ],
+)
+def test_a_bad_valid_is_refused_by_name(unassigned, valid):
+    downsampler = MaskDownsampler((4, 4), geometry=SQUARE, unassigned=unassigned)
     with pytest.raises((ShapeError, DTypeError), match="valid"):
         downsampler([ONE], features=torch.ones(1, 4, 4, 2), valid=valid)
 
@@ -292,7 +299,7 @@ def test_bool_made_of_bytes_of_255_counts_as_bool():
     masks[:, :3] = 255
     downsampler = MaskDownsampler((2, 1), geometry=ImageGeometry.squash(12))
     for method in ("exact", "two_step"):
-        downsampler = MaskDownsampler((2, 1), geometry=ImageGeometry.squash(12), method=method)
+        downsampler = MaskDownsampler((2, 1), geometry=ImageGeometry.squash(12), downsampling=method)
         assert downsampler.coverage(masks.view(bool)).tolist() == [[[0.5], [0.0]]]
     assert MaskSet.from_masks(masks.view(bool)).areas().tolist() == [36]
 
@@ -320,10 +327,10 @@ def test_valid_tells_which_patches_show_each_image():
 def test_masks_are_not_changed():
     masks = np.random.default_rng(0).random((2, 9, 9)) < 0.5
     before = masks.copy()
-    MaskDownsampler((3, 3), geometry=SQUARE, overlap="smallest", uncovered="background")([masks])
+    MaskDownsampler((3, 3), geometry=SQUARE, overlap="assign_smallest", unassigned="background")([masks])
     assert np.array_equal(masks, before)
     on_grid = MaskSet.on_grid(torch.ones(2, 3, 3))
-    MaskDownsampler((3, 3), overlap="smallest")([on_grid])
+    MaskDownsampler((3, 3), overlap="assign_smallest")([on_grid])
     assert (on_grid.coverage == 1).all()
 
 
@@ -338,9 +345,9 @@ ONE = np.ones((1, 9, 9), bool)
         ([ONE, np.full((9, 9), -3)], {}, ValueRangeError, r"masks\[1\]: labels must be -1 \(no mask\) or from 0; got -3"),
         ([ONE[0]], {}, ShapeError, r"masks\[0\]: masks must be .* A single mask is masks\[None\]"),
         ([ONE, ONE.astype(float)], {}, DTypeError, r"masks\[1\]: masks must be bool or uint8; got float64"),
-        ([[]], {}, ShapeError, r"masks\[0\]: an empty list does not tell the image's size"),
+        ([[]], {}, ShapeError, r"masks\[0\]: an empty list has no image size"),
         ([], {}, ShapeError, "at least one image"),
-        (ONE, {}, DTypeError, r"must be a list with one entry per image; got ndarray. Wrap it: \[masks\]"),
+        (ONE, {}, DTypeError, r"must be a list with one entry per image; got ndarray. Pass \[masks\] for one image"),
         ([ONE], {"sizes": []}, ShapeError, "sizes must have one entry per image, 1; got 0"),
         ([ONE], {"sizes": [9]}, ShapeError, r"sizes\[0\] must be \(height, width\); got 9"),
         ([ONE], {"sizes": [(9.7, 9.2)]}, DTypeError, r"sizes\[0\] must be a whole number; got 9.7"),
@@ -348,7 +355,7 @@ ONE = np.ones((1, 9, 9), bool)
         ([ONE], {"sizes": [(9, 8)]}, ShapeError, r"masks\[0\]: masks must be of their image's size \(9, 8\); got \(9, 9\). Resize them"),
         ([ONE], {"features": torch.ones(2, 4, 4, 3)}, ShapeError, "one entry per image, 2 in features; got 1"),
         ([ONE], {"features": torch.ones(1, 4, 5, 3)}, ShapeError, r"features\[0\] must have this downsampler's grid \(4, 4\); got \(4, 5\)"),
-        ([MaskSet.on_grid(torch.ones(1, 3, 3))], {}, ShapeError, r"masks\[0\]: masks on the grid must be on \(4, 4\); these are on \(3, 3\)"),
+        ([MaskSet.on_grid(torch.ones(1, 3, 3))], {}, ShapeError, r"masks\[0\]: masks on the grid must have \(4, 4\) patches; got \(3, 3\)"),
         ([ONE], {"valid": torch.zeros(1, 4, 4, dtype=torch.bool)}, ValueRangeError, "image 0 has no valid patch"),
     ],
 )  # fmt: skip
@@ -368,10 +375,10 @@ def test_an_empty_list_of_rle_is_no_masks_where_the_size_is_told():
         ({"grid": 4}, ShapeError, r"grid must be \(rows, cols\); got 4"),
         ({"grid": (4, 0)}, ValueRangeError, "grid must be at least 1"),
         ({"geometry": 336}, DTypeError, "geometry must be an ImageGeometry"),
-        ({"threshold": 1.5}, ValueRangeError, r"threshold must be in \[0, 1\]"),
-        ({"method": "nearest"}, ValueRangeError, "method must be one of 'exact', 'two_step'"),
-        ({"uncovered": "keep"}, ValueRangeError, "uncovered must be one of"),
-        ({"overlap": "drop"}, ValueRangeError, "overlap must be one of 'keep', 'smallest'"),
+        ({"min_coverage": 1.5}, ValueRangeError, r"min_coverage must be in \[0, 1\]"),
+        ({"downsampling": "nearest"}, ValueRangeError, "downsampling must be one of 'exact', 'two_step'"),
+        ({"unassigned": "keep"}, ValueRangeError, "unassigned must be one of"),
+        ({"overlap": "drop"}, ValueRangeError, "overlap must be one of 'keep', 'assign_smallest'"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):
@@ -384,7 +391,7 @@ def test_bad_options_are_refused(options, error, message):
     [
         ({"grid": (4, 4)}, "masks of an image need the geometry"),
         ({"geometry": SQUARE}, "a downsampler without a grid needs the features"),
-        ({"grid": (4, 4), "geometry": SQUARE, "uncovered": "cluster"}, "uncovered='cluster' needs the features"),
+        ({"grid": (4, 4), "geometry": SQUARE, "unassigned": "cluster"}, "unassigned='cluster' needs the features"),
     ],
 )
 def test_what_is_missing_is_named(options, message):
@@ -394,7 +401,7 @@ def test_what_is_missing_is_named(options, message):
 
 def test_two_steps_need_a_grid_that_divides_the_input():
     with pytest.raises(ShapeError, match="needs a grid that divides the input"):
-        MaskDownsampler((3, 3), geometry=SQUARE, method="two_step")([ONE])
+        MaskDownsampler((3, 3), geometry=SQUARE, downsampling="two_step")([ONE])
 
 
 def test_coverage_alone_needs_a_grid():
@@ -411,7 +418,7 @@ def test_its_clusterer_can_be_chosen():
     nothing = [MaskSet.on_grid(torch.zeros(0, 1, 2))]
     for threshold, count in ((0.5, 1), (0.99, 2)):
         clusterer = UnionFindClusterer(threshold=threshold)
-        assert len(MaskDownsampler(uncovered="cluster", clusterer=clusterer)(nothing, features=features)) == count
+        assert len(MaskDownsampler(unassigned="cluster", clusterer=clusterer)(nothing, features=features)) == count
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -425,7 +432,7 @@ def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
     downsampler = MaskDownsampler((4, 4), geometry=geometry)
     with pytest.raises(
         ShapeError,
-        match=r"masks\[0\] are of .* pixels, which lie in rows 0 to 3 .* valid shows the image in rows 1 to 2",
+        match=r"masks\[0\] have .* pixels, which occupy rows 0 to 3 .* valid shows the image in rows 1 to 2",
     ):
         downsampler([wrong], valid=valid)
     with pytest.raises(
@@ -441,7 +448,7 @@ def test_masks_that_lie_elsewhere_than_valid_are_refused(turned):
     assert len(downsampler([right], valid=top, sizes=[(30, 60)])) == 3
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_each(seed=range(20))
 def test_patches_that_are_left_out_do_not_look_like_another_size(seed):
     """``valid`` may be cut or thinned at will: only where an image could lie so does it tell of another size."""
     geometry = ImageGeometry.letterbox(96)

@@ -21,6 +21,7 @@ from regiontok.errors import (
     ShapeError,
     ValueRangeError,
 )
+from tests.conftest import for_each
 
 # Warnings of the libraries themselves, on import or construction
 pytestmark = [
@@ -43,8 +44,8 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_the_papers_encoders_have_the_papers_grids(name):
+@for_each(name=ENCODERS)
+def test_named_encoders_have_the_grids_of_the_paper(name):
     encoder = load(name, pretrained=False, device="meta")
     features, valid = encoder([wide, tall])
     assert features.shape == (2, *GRIDS[name])
@@ -64,7 +65,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), SMALL)
-def test_small_models_run_in_full(name, options, shape):
+def test_small_models_run(name, options, shape):
     encoder = load(name, pretrained=False, **options)
     features, valid = encoder([wide, tall, wide])
     assert features.shape == (3, *shape)
@@ -76,18 +77,14 @@ def test_small_models_run_in_full(name, options, shape):
     assert torch.equal(valid[0], encoder.geometry.place((100, 200)).valid(encoder.grid))
 
 
-def test_open_clips_siglip_has_the_papers_grid_on_the_meta_device():
-    assert load("open_clip:ViT-SO400M-14-SigLIP2-378", pretrained=False, device="meta")(wide).features.shape == (
-        1,
-        27,
-        27,
-        1152,
-    )
+def test_siglip_of_open_clip_has_the_grid_of_the_paper():
+    with torch.device("meta"):  # without random weights, which take seconds
+        encoder = load("open_clip:ViT-SO400M-14-SigLIP2-378", pretrained=False, device="meta")
+    assert encoder(wide).features.shape == (1, 27, 27, 1152)
 
 
-@pytest.mark.parametrize("layer", [-1, -2, 3])
-@pytest.mark.parametrize("final_norm", [True, False])
-def test_the_layer_and_the_norm_are_the_ones_asked_for(layer, final_norm):
+@for_each(layer=[-1, -2, 3], final_norm=[True, False])
+def test_layer_and_final_norm_select_the_features(layer, final_norm):
     encoder = load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64, layer=layer, final_norm=final_norm)
     model, seen = encoder.model.model, []
     model.blocks[layer].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
@@ -121,7 +118,7 @@ def vision_folder(folder, family):
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_models_of_transformers_are_read_from_a_folder(tmp_path, family):
+def test_transformers_models_are_loaded_from_a_folder(tmp_path, family):
     model = vision_folder(tmp_path, family)
     encoder = load(f"hf:{tmp_path}")
     features, valid = encoder([wide, tall])
@@ -140,15 +137,15 @@ def test_models_of_transformers_are_read_from_a_folder(tmp_path, family):
         assert torch.equal(bare.flatten(1, 2), states[index][:, -16:])
 
 
-def test_models_of_transformers_take_other_sizes_where_they_can(tmp_path):
+def test_transformers_models_support_other_sizes(tmp_path):
     vision_folder(tmp_path, "Dinov2")
     assert load(f"hf:{tmp_path}", img_size=84).grid == (6, 6)
     assert load(f"hf:{tmp_path}", img_size=84)(wide).features.shape == (1, 6, 6, 32)
     assert load(f"hf:{tmp_path}", pretrained=False)(wide).features.shape == (1, 4, 4, 32)
 
 
-def test_folders_of_transformers_that_cannot_be_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="(?s)encoder 'hf:.*nothing'.*could not be had as a vision model"):
+def test_invalid_transformers_folders_are_errors(tmp_path):
+    with pytest.raises(CheckpointError, match="(?s)encoder 'hf:.*nothing'.*cannot load a vision model"):
         load(f"hf:{tmp_path / 'nothing'}")
     vision_folder(tmp_path, "Dinov2")
     for options, message in (
@@ -163,24 +160,26 @@ def test_folders_of_transformers_that_cannot_be_are_named(tmp_path):
     save_file(
         {f"teacher.{name}": one for name, one in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(CheckpointError, match="lack .* of the model's, or have them in another shape, the first '"):
+    with pytest.raises(
+        CheckpointError, match="weights of the model are missing in .* or have another shape, such as '"
+    ):
         load(f"hf:{tmp_path}")
     (tmp_path / "model.safetensors").write_bytes(b"12345678abc")
-    with pytest.raises(CheckpointError, match="could not be had as a vision model"):
+    with pytest.raises(CheckpointError, match="cannot load a vision model"):
         load(f"hf:{tmp_path}")
     assert load(f"hf:{tmp_path}", pretrained=False).grid == (4, 4)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match="with its image processor"):
+    with pytest.raises(CheckpointError, match="vision model and image processor"):
         load(f"hf:{tmp_path}")
 
 
-def test_clip_takes_llavas_layer():
+def test_clip_uses_the_layer_of_llava():
     clip, dino = (load(name, pretrained=False, device="meta").model for name in ("clip-336", "dinov2"))
     assert (clip.layer, clip.final_norm) == (-2, False)
     assert (dino.layer, dino.final_norm) == (-1, True)
 
 
-def test_pixels_are_normalised_as_the_model_was_trained_and_padded_with_its_mean():
+def test_pixels_are_normalised_and_padded_with_the_mean():
     encoder = load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64)
     config = timm.data.resolve_model_data_config(encoder.model.model)
     pixels, _ = encoder.preprocess(wide)
@@ -213,12 +212,12 @@ def test_weights_of_open_clip_come_from_a_safetensors_file(tmp_path):
     ("content", "message"),
     [
         (None, "there is no file"),
-        (b"not safetensors", "is not a whole safetensors file"),
-        ({"other": torch.zeros(2)}, "lacks 150 of the model's 150 tensors, the first 'cls_token'"),
-        ({"cls_token": torch.zeros(2, 2)}, "is of another model.*size mismatch for cls_token"),
+        (b"not safetensors", "is not a valid safetensors file"),
+        ({"other": torch.zeros(2)}, "150 of the model's 150 tensors are missing in .*, such as 'cls_token'"),
+        ({"cls_token": torch.zeros(2, 2)}, "does not match the model.*size mismatch for cls_token"),
     ],
 )
-def test_bad_weights_are_refused(tmp_path, content, message):
+def test_invalid_weights_are_errors(tmp_path, content, message):
     file = tmp_path / "weights.safetensors"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -229,7 +228,7 @@ def test_bad_weights_are_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("name", ["clip-336", "timm:vit_tiny_patch16_224.augreg_in21k", "open_clip:ViT-B-32/openai"])
-def test_weights_that_cannot_be_reached_say_what_else_to_do(name, monkeypatch, tmp_path):
+def test_missing_weights_suggest_alternatives(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"(?s)encoder '{name}'.*weights='FILE.safetensors'.*'pixels'"):
@@ -240,7 +239,7 @@ def test_weights_that_cannot_be_reached_say_what_else_to_do(name, monkeypatch, t
     ("name", "options", "message"),
     [
         ("pixels", {"device": "abacus"}, "device abacus cannot be used here"),
-        ("open_clip:ViT-B-32", {"pretrained": False, "layer": 99}, "ViT-B-32 cannot give layer=99"),
+        ("open_clip:ViT-B-32", {"pretrained": False, "layer": 99}, "ViT-B-32 does not support layer=99"),
         ("clip", {}, "there is no encoder 'clip'. Name one of clip-336, siglip2-378, .*pixels, timm:MODEL"),
         ("timm:", {}, "there is no encoder 'timm:'"),
         ("timm:vit_tiny_patch16_999", {}, "has no model 'vit_tiny_patch16_999'. Similar: vit_tiny"),
@@ -254,7 +253,7 @@ def test_weights_that_cannot_be_reached_say_what_else_to_do(name, monkeypatch, t
         ("timm:vit_tiny_patch16_224", {"pretrained": False, "layer": 12}, "layer must be from -12 to 11"),
     ],
 )
-def test_bad_names_and_options_are_refused(name, options, message):
+def test_invalid_names_and_options_are_errors(name, options, message):
     with pytest.raises(ValueRangeError, match=message):
         load(name, **options)
 
@@ -283,9 +282,9 @@ def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
     assert builtins.__import__  # the module is restored by monkeypatch
 
 
-def test_models_that_cannot_are_told_of(monkeypatch):
+def test_unsupported_models_are_errors(monkeypatch):
     encoder = load("timm:hiera_tiny_224", pretrained=False)
-    with pytest.raises(ValueRangeError, match="cannot give layer=-1, final_norm=True: .*Try others"):
+    with pytest.raises(ValueRangeError, match="does not support layer=-1, final_norm=True: .*Use others"):
         encoder(wide)
     monkeypatch.delattr("timm.models.vision_transformer.VisionTransformer.forward_intermediates")
     with pytest.raises(ValueRangeError, match="'vit_tiny_patch16_224' has no forward_intermediates"):
@@ -293,16 +292,15 @@ def test_models_that_cannot_are_told_of(monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, b"nonsense"])
-def test_bad_weights_for_open_clip_are_refused(tmp_path, content):
+def test_invalid_weights_for_open_clip_are_errors(tmp_path, content):
     if content:
         (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="weights for encoder 'open_clip:ViT-B-32'.*(no file|not a whole)"):
+    with pytest.raises(CheckpointError, match="weights for encoder 'open_clip:ViT-B-32'.*(no file|not a valid)"):
         load("open_clip:ViT-B-32", weights=tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("geometry", ["letterbox", "squash", "center_crop"])
-@pytest.mark.parametrize("size", [(640, 480), (300, 1000), (384, 256)])
-def test_a_plain_image_is_one_region_whatever_padding_it_has(geometry, size):
+@for_each(geometry=["letterbox", "squash", "center_crop"], size=[(640, 480), (300, 1000), (384, 256)])
+def test_a_plain_image_is_one_region_with_any_padding(geometry, size):
     features, valid = load("pixels", geometry=geometry)(Image.new("RGB", size, (255, 250, 240)))
     assert len(UnionFindClusterer()(features, valid)) == 1
 
@@ -329,9 +327,9 @@ def test_any_callable_is_an_encoder_and_prefix_tokens_are_removed():
         (lambda _: (1, 2), "tuple"),
     ],
 )
-def test_models_that_return_something_else_are_named(output, got):
+def test_invalid_model_outputs_are_errors(output, got):
     with pytest.raises(
-        ShapeError, match=rf"'mine' must return \(1, 16 or a few more, dim\).* 4 x 4 patches; got {got}. Check"
+        ShapeError, match=rf"'mine' must return \(1, 16 \+ prefix tokens, dim\).* 4 x 4 patches; got {got}. Check"
     ):
         plain(output, name="mine")(wide)
 
@@ -341,13 +339,13 @@ def test_models_that_return_something_else_are_named(output, got):
     [
         ({"patch_size": 15}, ShapeError, "must divide the input's sides; got 15 for 64 x 64. Try 60 x 60"),
         ({"patch_size": 0}, ValueRangeError, "patch_size must be at least 1"),
-        ({"std": (1.0, 0.0, 1.0)}, ValueRangeError, "std without a zero"),
-        ({"mean": (0.5, 0.5)}, ValueRangeError, "mean and std must be 3 numbers each"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueRangeError, "and std no zero"),
+        ({"mean": (0.5, 0.5)}, ValueRangeError, "mean and std must have 3 numbers each"),
         ({"fill": "black"}, ValueRangeError, "fill must be one of 'mean', 'edge'"),
-        ({"geometry": "letterbox"}, DTypeError, "geometry must be an ImageGeometry; got 'letterbox'. Make one"),
+        ({"geometry": "letterbox"}, DTypeError, "geometry must be an ImageGeometry; got 'letterbox'. Use one"),
     ],
 )
-def test_bad_frames_are_refused(options, error, message):
+def test_invalid_encoder_options_are_errors(options, error, message):
     with pytest.raises(error, match=message):
         plain(lambda pixels: pixels, **options)
 
@@ -355,12 +353,12 @@ def test_bad_frames_are_refused(options, error, message):
 @pytest.mark.parametrize(
     ("images", "error"), [([], ImageError), (["a.jpg"], ImageError), (np.zeros((3, 4, 4)), ImageError), (7, DTypeError)]
 )
-def test_what_is_not_a_image_is_refused(images, error):
+def test_invalid_images_are_errors(images, error):
     with pytest.raises(error, match=r"image|a\.jpg"):
         load("pixels")(images)
 
 
-def test_paths_and_arrays_are_images_too(tmp_path, china):
+def test_paths_and_arrays_are_images(tmp_path, china):
     encoder = load("pixels")
     expected = encoder(china).features
     china.save(tmp_path / "china.png")
@@ -374,7 +372,7 @@ def test_paths_and_arrays_are_images_too(tmp_path, china):
 
 
 @pytest.mark.parametrize("name", ["pixels", "timm:vit_tiny_patch16_224", "timm:resnet18"])
-def test_an_input_may_be_a_rectangle(name, china):
+def test_inputs_may_be_rectangular(name, china):
     encoder = load(name, pretrained=False, img_size=(96, 224))
     features, valid = encoder(china)
     patch = encoder.patch_size
@@ -384,13 +382,13 @@ def test_an_input_may_be_a_rectangle(name, china):
     assert square.options["img_size"] == 96
 
 
-def test_a_model_that_takes_no_rectangle_is_named():
+def test_models_without_rectangular_inputs_are_errors():
     for name in ("efficientformer_l1", "mvitv2_tiny"):  # one when it is run, one when it is made
-        with pytest.raises(ValueRangeError, match=f"timm model '{name}' cannot take images of 256 x 448"):
+        with pytest.raises(ValueRangeError, match=f"timm model '{name}' does not support images of 256 x 448"):
             load(f"timm:{name}", pretrained=False, img_size=(256, 448), final_norm=False)
 
 
-def test_the_pixel_descriptor_cuts_ordinary_images_into_50_to_300_regions(china):
+def test_pixel_descriptors_give_50_to_300_regions(china):
     data = importlib.import_module("skimage.data")
     images = [china, *(Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket"))]
     features, valid = load("pixels")(images)
@@ -399,7 +397,7 @@ def test_the_pixel_descriptor_cuts_ordinary_images_into_50_to_300_regions(china)
     assert ((counts >= 50) & (counts <= 300)).all(), counts
 
 
-def test_the_pixel_descriptors_cosine_tells_like_from_unlike():
+def test_cosines_of_pixel_descriptors_measure_similarity():
     halves = Image.new("RGB", (384, 384), (40, 120, 40))
     halves.paste((60, 90, 220), (0, 0, 384, 192))
     features = load("pixels")(halves).features[0]
@@ -416,11 +414,11 @@ def test_pixels_on_cuda_equal_those_on_the_cpu(china):
     assert valid.device.type == "cuda"
 
 
-def test_every_public_name_of_the_module_is_there():
+def test_all_public_names_exist():
     assert all(hasattr(encoders, name) for name in encoders.__all__)
 
 
-def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
+def test_pixels_do_not_depend_on_the_dtype_of_the_weights(china):
     """Mean and deviation in half precision would shift every image."""
     encoder = encoders.load("timm:vit_tiny_patch16_224", pretrained=False, img_size=64)
     expected, _ = encoder.preprocess(china)
@@ -428,12 +426,12 @@ def test_pixels_are_the_same_whatever_the_dtype_of_the_weights(china):
         assert torch.equal(encoder.to(dtype).preprocess(china)[0], expected)
 
 
-def test_an_input_beyond_this_machines_memory_is_refused():
-    with pytest.raises(ValueRangeError, match=r"img_size must fit into memory; got 100000 x 100000 pixels, which take"):
+def test_inputs_larger_than_memory_are_errors():
+    with pytest.raises(ValueRangeError, match=r"img_size must fit into memory; got 100000 x 100000 pixels, which need"):
         encoders.load("pixels", img_size=100_000)
 
 
-def test_encoders_of_other_packages_are_found_by_name(monkeypatch):
+def test_registered_encoders_are_loaded_by_name(monkeypatch):
     monkeypatch.setattr(encoders, "_REGISTERED", {})
     asked = []
 
@@ -447,5 +445,5 @@ def test_encoders_of_other_packages_are_found_by_name(monkeypatch):
     assert (asked[0].size, asked[0].layer, encoder.geometry) == ((96, 96), 3, ImageGeometry.squash(96))
     assert encoder.describe()["encoder_options"]["layer"] == 3
     for name in ("ours", "pixels", "clip-336", "timm:ours"):
-        with pytest.raises(ValueRangeError, match="exists, or the name has a colon"):
+        with pytest.raises(ValueRangeError, match="is already registered, or the name contains a colon"):
             encoders.register(name, build)

@@ -3,14 +3,20 @@ import torch
 
 from regiontok import MeanPool, UnionFindClusterer, cluster_regions
 from regiontok.errors import ValueRangeError
-from tests.conftest import smooth_features
+from tests.conftest import for_each, smooth_features
 
 FEATURES = smooth_features(8, 9, 16, batch=2)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"num_regions": 7}, {"num_regions": [3, 9]}, {"keep": 0.25}, {"threshold": 0.5}, {"explained_variance": 0.8}, {}],
+@for_each(
+    options=[
+        {"num_regions": 7},
+        {"num_regions": [3, 9]},
+        {"keep": 0.25},
+        {"threshold": 0.5},
+        {"explained_variance": 0.8},
+        {},
+    ]
 )
 def test_it_is_the_clusterer_and_the_mean(options):
     call = {name: value for name, value in options.items() if name in ("num_regions", "keep")}

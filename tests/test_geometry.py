@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from regiontok import ImageGeometry
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
+from tests.conftest import for_each
 
 MODES = ("letterbox", "squash", "center_crop")
 sides = st.integers(1, 300)
@@ -56,7 +57,7 @@ def test_a_mask_of_the_whole_image_covers_the_patches_that_show_it(placement):
         assert (share[valid] > 0).all() or share.sum() == 0 or min(placement.image_size) * min(placement.scale) < 1.5
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (333, 500), (100, 1000), (1000, 7), (336, 336), (20, 30)])
+@for_each(shape=[(480, 640), (640, 480), (333, 500), (100, 1000), (1000, 7), (336, 336), (20, 30)])
 def test_letterbox_is_llavas_expand_to_square(shape):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
@@ -68,7 +69,7 @@ def test_letterbox_is_llavas_expand_to_square(shape):
     np.testing.assert_array_equal(placed, expected)
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (333, 500), (336, 336), (20, 30)])
+@for_each(shape=[(480, 640), (640, 480), (333, 500), (336, 336), (20, 30)])
 def test_center_crop_is_clips_short_side_resize_and_crop(shape):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
@@ -96,21 +97,18 @@ def test_patches_that_show_a_sliver_of_the_image_are_not_valid():
     assert placement.valid((24, 24)).any(1).tolist() == [False] * 4 + [True] * 16 + [False] * 4
 
 
-@pytest.mark.parametrize("image", [(1, 1000), (1000, 1), (1, 1), (2, 3)])
-@pytest.mark.parametrize("mode", MODES)
+@for_each(image=[(1, 1000), (1000, 1), (1, 1), (2, 3)], mode=MODES)
 def test_the_smallest_and_thinnest_images_have_valid_patches(image, mode):
     assert ImageGeometry(mode, 336).place(image).valid((24, 24)).any()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(30, 400), (400, 30), (99, 500), (64, 64)])
-@pytest.mark.parametrize("fill", [(9, 9, 9), None])
+@for_each(mode=MODES, shape=[(30, 400), (400, 30), (99, 500), (64, 64)], fill=[(9, 9, 9), None])
 def test_images_too_long_for_a_canvas_are_placed_alike_without_one(mode, shape, fill, monkeypatch):
     ramp = np.linspace(0, 255, shape[0])[:, None] / 2 + np.linspace(0, 255, shape[1]) / 2
     image = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
     placement = ImageGeometry(mode, 96).place(shape)
     expected = np.asarray(placement.image(image, fill=fill)).astype(int)
-    monkeypatch.setattr("regiontok.geometry._MOST_PIXELS", 0)
+    monkeypatch.setattr("regiontok.geometry._MAX_PIXELS", 0)
     placed = np.asarray(placement.image(image, fill=fill)).astype(int)
     assert placed.shape == expected.shape
     shown = placement.mask(np.ones(shape, bool)).numpy()
@@ -119,9 +117,7 @@ def test_images_too_long_for_a_canvas_are_placed_alike_without_one(mode, shape, 
     assert fill is None or (placed[outer] == fill).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [63, 64])
-@pytest.mark.parametrize("shape", [(1, 9000), (9000, 1), (2, 9001), (3, 20000)])
+@for_each(mode=MODES, size=[63, 64], shape=[(1, 9000), (9000, 1), (2, 9001), (3, 20000)])
 def test_the_thinnest_long_images_can_be_placed(mode, size, shape):
     image = Image.new("RGB", shape[::-1], (10, 200, 30))
     placed = np.asarray(ImageGeometry(mode, size).place(shape).image(image, fill=(10, 200, 30)))
@@ -177,7 +173,7 @@ def test_bad_input_is_refused(call, error, message):
 square = ImageGeometry.squash(8).place((4, 4))
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32])
+@for_each(kind=[np.uint8, np.int16, np.uint16, np.int32])
 def test_small_integers_do_not_wrap(kind):
     assert ImageGeometry.letterbox(336).place((kind(200), kind(250))) == ImageGeometry.letterbox(336).place((200, 250))
     assert ImageGeometry.squash(kind(16)).size == (16, 16)

@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer
 from regiontok.errors import AmbiguousShapeWarning, DTypeError, RegiontokError, ShapeError, ValueRangeError
+from tests.conftest import for_each
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
 
@@ -77,7 +78,7 @@ def test_ids_follow_masks_wherever_they_go():
     tiny = {"id": 99, "category_id": 9, "segmentation": {"size": [6, 8], "counts": [47, 1]}}
     masks = MaskSet.from_coco([tiny, *annotations])
     geometry = ImageGeometry.squash((6, 8))
-    regions = MaskDownsampler((3, 4), geometry=geometry, threshold=0.5)([masks])
+    regions = MaskDownsampler((3, 4), geometry=geometry, min_coverage=0.5)([masks])
     assert masks.ids[regions.mask_index].tolist() == [10, 20, 30]
     assert masks.ids[[one.mask_index for one in regions.dropped]].tolist() == [99]
     some = MaskSet.from_coco([annotations[0], {"segmentation": RLE}])
@@ -121,7 +122,7 @@ def test_polygons_need_a_size():
         MaskSet.from_coco([SQUARE], size=(6, 8), iscrowd="both")
 
 
-@pytest.mark.parametrize("size", [[2**31, 1], [1, 2**31], [2**20 + 1, 1], [2**16, 2**16]], ids=str)
+@for_each(size=[[2**31, 1], [1, 2**31], [2**20 + 1, 1], [2**16, 2**16]])
 def test_a_size_of_no_image_is_refused_before_memory_is_asked_for(size):
     for masks, given in (
         ([{"size": size, "counts": [size[0] * size[1]]}], None),
@@ -165,7 +166,7 @@ def sam_records(form, dense):
     return made
 
 
-@pytest.mark.parametrize("form", ["binary_mask", "coco_rle", "uncompressed_rle"])
+@for_each(form=["binary_mask", "coco_rle", "uncompressed_rle"])
 def test_sams_own_output_is_taken(form):
     dense = np.random.default_rng(0).random((3, 6, 8)) < 0.5
     records = sam_records(form, dense)
@@ -180,14 +181,13 @@ def test_sams_own_output_is_taken(form):
         MaskSet.from_sam([records[0], {"area": 3}])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
+@for_each(
+    kind=[
         np.stack,
         list,
         lambda some: [torch.from_numpy(one) for one in some],
         lambda some: torch.from_numpy(np.stack(some)),
-    ],
+    ]
 )
 def test_the_pipelines_output_is_taken(kind):
     dense = np.random.default_rng(1).random((3, 6, 8)) < 0.5
@@ -206,8 +206,7 @@ def test_the_pipelines_output_is_taken(kind):
 # Label maps
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int64])
-@pytest.mark.parametrize("ignore", [(), (0, 255), [0], (-1, 3)])
+@for_each(dtype=[np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int64], ignore=[(), (0, 255), [0], (-1, 3)])
 def test_ignored_labels_are_no_masks(dtype, ignore):
     labels = np.random.default_rng(2).choice(np.array([0, 3, 7, 255 if dtype != np.int16 else 300], dtype), (9, 11))
     masks = MaskSet.from_labels(labels, ignore=ignore)
@@ -231,7 +230,7 @@ def test_nothing_but_ignored_labels_is_no_mask():
         MaskSet.from_labels(two, ignore=["void"])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "I", "I;16"])
+@for_each(mode=["L", "P", "1", "I", "I;16"])
 def test_pictures_of_any_integer_mode_are_label_maps(mode, tmp_path):
     labels = np.random.default_rng(3).integers(0, 2 if mode == "1" else 6, (7, 9))
     if mode == "P":
@@ -316,7 +315,7 @@ def test_masks_on_the_grid_may_be_arrays():
     assert torch.equal(masks.valid, torch.from_numpy(valid))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@for_each(orientation=range(1, 9))
 def test_masks_of_stored_pixels_turn_as_the_image_does(orientation):
     stored = np.random.default_rng(6).random((2, 4, 7)) < 0.5
     masks = MaskSet.from_masks(stored, scores=[0.5, 0.25]).upright(orientation)
@@ -389,19 +388,19 @@ def test_pictures_without_colours_are_not_told_of_colours():
         MaskSet.from_labels(np.ones((1, 4, 4), int))
 
 
-@pytest.mark.parametrize("crowd", [0, 0.0, False, "0", None, np.int64(0), np.False_])
+@for_each(crowd=[0, 0.0, False, "0", None, np.int64(0), np.False_])
 def test_crowds_of_tables_are_numbers_and_not_truth_values(crowd):
     annotation = {"segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
     assert len(MaskSet.from_coco([annotation], size=(4, 4), iscrowd="drop")) == 1
 
 
-@pytest.mark.parametrize("crowd", [1, 1.0, True, "1", np.int64(1)])
+@for_each(crowd=[1, 1.0, True, "1", np.int64(1)])
 def test_crowds_are_dropped(crowd):
     annotation = {"segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
     assert len(MaskSet.from_coco([annotation], size=(4, 4), iscrowd="drop")) == 0
 
 
-@pytest.mark.parametrize("crowd", ["no", "false", "", 2, np.array([0, 1]), [0]])
+@for_each(crowd=["no", "false", "", 2, np.array([0, 1]), [0]])
 def test_other_values_of_iscrowd_are_named(crowd):
     annotation = {"id": 7, "segmentation": [[0, 0, 4, 0, 0, 4]], "iscrowd": crowd}
     with pytest.raises(DTypeError, match=r"mask 0 \(annotation 7\): iscrowd must be 0 or 1"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from regiontok import MaskDownsampler, MaskSet, Regionizer, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
-from tests.conftest import smooth_features
+from tests.conftest import for_each, smooth_features
 
 WEIGHTS = [0.0, 0.3, 1.0, float("inf")]
 
@@ -92,9 +92,9 @@ def cases(draw):
 
 @settings(max_examples=60)
 @given(cases(), st.sampled_from(["drop", "background", "single_patches"]), st.sampled_from([4, 8]))
-def test_combined_equals_the_reference(case, uncovered, connectivity):
+def test_combined_equals_the_reference(case, unassigned, connectivity):
     features, masks, budget, weight = case
-    regions = MaskDownsampler(uncovered=uncovered)([MaskSet.on_grid(masks)], features=features)
+    regions = MaskDownsampler(unassigned=unassigned)([MaskSet.on_grid(masks)], features=features)
     clusterer = UnionFindClusterer(num_regions=budget, mask_weight=weight, connectivity=connectivity)
     found = clusterer(features, masks=regions)
     expected = reference(features[0], regions, 0, budget, weight, connectivity == 8)
@@ -106,7 +106,7 @@ def test_combined_equals_the_reference(case, uncovered, connectivity):
         "norm": "none",
         "connectivity": connectivity,
         "mask_weight": weight,
-        "uncovered": uncovered,
+        "unassigned": unassigned,
     }
     whole = Regionizer(source="combined", num_regions=budget, **options)(features, masks=[MaskSet.on_grid(masks)])
     assert torch.equal(whole.regions.labels(), found.labels())
@@ -190,7 +190,7 @@ def test_patches_that_are_nearly_alike_keep_their_order():
     features = (1 + 1e-5 * noise).float()
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, :2] = True
-    regions = MaskDownsampler(uncovered="background")([MaskSet.on_grid(masks)], features=features)
+    regions = MaskDownsampler(unassigned="background")([MaskSet.on_grid(masks)], features=features)
     found = UnionFindClusterer(num_regions=5, mask_weight=1e-5)(features, masks=regions)
     exact = features.reshape(-1, 8).double().numpy()
     exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
@@ -204,7 +204,7 @@ def test_patches_that_are_nearly_alike_keep_their_order():
         ({"mask_weight": float("nan")}, ValueRangeError, "mask_weight must be at least 0; got nan"),
         ({"mask_weight": "much"}, DTypeError, "mask_weight must be a number; got 'much'"),
         ({"num_regions": 4, "order": "score"}, ValueRangeError, "order='score' is not for a budget"),
-        ({"explained_variance": 0.5}, ValueRangeError, "explained_variance is for source='clustering'"),
+        ({"explained_variance": 0.5}, ValueRangeError, "explained_variance requires source='clustering'"),
     ],
 )
 def test_options_that_cannot_be_are_rejected(options, error, message):
@@ -215,11 +215,11 @@ def test_options_that_cannot_be_are_rejected(options, error, message):
 def test_masks_that_do_not_fit_are_rejected():
     features = smooth_features(6, 8, 16)
     regions = MaskDownsampler()([MaskSet.on_grid(halves(6, 6))], features=smooth_features(6, 6, 16))
-    with pytest.raises(ShapeError, match="masks must have the features' grids"):
+    with pytest.raises(ShapeError, match="masks must have the grids of features"):
         UnionFindClusterer(num_regions=3)(features, masks=regions)
     fitting = MaskDownsampler()([MaskSet.on_grid(halves())], features=features)
     for clusterer in (UnionFindClusterer(), UnionFindClusterer(num_regions=3, linkage="average")):
-        with pytest.raises(ValueRangeError, match="masks are for linkage='ward' with a budget"):
+        with pytest.raises(ValueRangeError, match="masks require linkage='ward' and a budget"):
             clusterer(features, masks=fitting)
 
 
@@ -233,6 +233,8 @@ def test_a_fraction_of_a_tree_is_that_of_a_call():
     assert len(tree.cut(keep=1)) == 98
     with pytest.raises(ValueRangeError, match="explained_variance is not for a tree with masks"):
         tree.cut(explained_variance=0.5)
+    with pytest.raises(ValueRangeError, match="curve needs linkage='ward' without masks.*got a tree with masks"):
+        tree.curve()
     with pytest.raises(
         DTypeError, match="masks must be Regions on the grid, as MaskDownsampler returns them; got list"
     ):
@@ -245,7 +247,7 @@ def test_linkages_of_masks_with_a_budget():
         Regionizer(source="combined", linkage="average", num_regions=5, pool="mean")
 
 
-@pytest.mark.parametrize("weight", [3e2, 3e4, 3e6, 1e200])
+@for_each(weight=[3e2, 3e4, 3e6, 1e200])
 def test_a_large_weight_leaves_the_features_their_digits(weight):
     """Within masks it groups as an infinite weight does."""
     features = smooth_features(16, 16, 32)

@@ -3,10 +3,10 @@ import torch
 
 from regiontok import rms_normalize
 from regiontok.errors import DTypeError
-from tests.conftest import TOLERANCES, assert_close, smooth_features
+from tests.conftest import TOLERANCES, assert_close, for_each, smooth_features
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@for_each(dtype=TOLERANCES)
 def test_it_divides_by_the_root_mean_square(dtype):
     features = (5 * smooth_features(3, 4, 33)).to(dtype)
     expected = features.double() / features.double().pow(2).mean(-1, keepdim=True).add(1e-6).sqrt()

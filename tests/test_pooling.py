@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from regiontok import CrossAttnPool, MeanPool, Regionizer, Regions, UnionFindClusterer
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
-from tests.conftest import TOLERANCES, assert_close, random_labels, smooth_features
+from tests.conftest import TOLERANCES, assert_close, for_each, random_labels, smooth_features
 from tests.references import attend, mean_pool
 
 
@@ -41,9 +41,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("fold", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@for_each(case=CASES, fold=[True, False], dtype=[torch.float64, torch.float32])
 def test_attention_equals_its_definition_whichever_way_it_is_computed(case, fold, dtype, monkeypatch):
     regions = CASES[case]()
     features = smooth_features(6, 7, 32, batch=2).to(dtype)
@@ -107,8 +105,7 @@ def test_the_mean_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda values: MeanPool()(values, regions).values, features)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@for_each(case=CASES, dtype=TOLERANCES)
 def test_the_mean_equals_its_definition_in_every_dtype(case, dtype):
     regions = CASES[case]()
     features = smooth_features(6, 7, 33, batch=2).to(dtype)
@@ -125,7 +122,7 @@ def test_means_weighted_by_area_give_the_mean_of_the_image(seed):
     assert_close((MeanPool()(features, regions).values * weights).sum(0), features.mean((0, 1, 2)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@for_each(case=CASES)
 def test_an_untrained_pool_is_the_mean(case):
     regions = CASES[case]()
     features = smooth_features(6, 7, 32, batch=2)
@@ -156,14 +153,13 @@ def test_blocks_of_few_regions_give_the_same(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_pools_compile_with_changing_shapes():
+    """`MeanPool` is compiled in tests/contracts, and the pool of a Regionizer with AOTAutograd in test_regionizer.py."""
     pool = trained(32, 4)
-    compiled = torch.compile(copy.deepcopy(pool), backend="aot_eager", dynamic=True)
-    mean = torch.compile(MeanPool(), backend="aot_eager", dynamic=True)
-    for seed, count in enumerate((3, 9, 17)):
+    compiled = torch.compile(copy.deepcopy(pool), backend="eager", dynamic=True)
+    for seed, count in enumerate((3, 17)):  # few regions are pooled in another way than many
         features = smooth_features(6, 7, 32, batch=2, seed=seed)
         regions = overlapping(6, 7, count, seed=seed)
         assert_close(compiled(features, regions).values, pool(features, regions).values)
-        assert_close(mean(features, regions).values, MeanPool()(features, regions).values)
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -218,8 +214,8 @@ def test_bad_options_are_refused(arguments, error, message):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (torch.zeros(1, 2, 3, 16), r"got 1 and 2 images"),
-        (torch.zeros(2, 3, 2, 16), r"got \(3, 2\) and \(2, 3\) for image 0"),
+        (torch.zeros(1, 2, 3, 16), "regions must have as many images as features, 1; got 2"),
+        (torch.zeros(2, 3, 2, 16), r"grids of features, \(3, 2\) for image 0; got \(2, 3\)"),
         (torch.zeros(2, 2, 3, 8), "features must have dim 16 like this pool; got 8"),
     ],
 )

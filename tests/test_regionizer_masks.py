@@ -18,7 +18,7 @@ from regiontok import (
 )
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.masks import FelzenszwalbMasks
-from tests.conftest import smooth_features
+from tests.conftest import for_each, smooth_features
 
 GEOMETRY = ImageGeometry.letterbox(96)
 features = smooth_features(6, 6, 32, batch=2, noise=0.7)
@@ -40,28 +40,32 @@ MASKS = [image_masks(5), image_masks(3, 80, 120)]
 valid = torch.stack([GEOMETRY.place(one.size).valid((6, 6)) for one in MASKS])
 
 
-@pytest.mark.parametrize("uncovered", ["drop", "background", "single_patches", "cluster"])
-@pytest.mark.parametrize("overlap", ["keep", "smallest"])
-@pytest.mark.parametrize("downsampling", ["exact", "two_step"])
-@pytest.mark.parametrize("source", ["segmentation", "combined"])
-def test_it_is_the_composition_of_its_steps(source, uncovered, overlap, downsampling):
-    options = {"uncovered": uncovered, "overlap": overlap}
+@for_each(
+    unassigned=["drop", "background", "single_patches", "cluster"],
+    overlap=["keep", "assign_smallest"],
+    downsampling=["exact", "two_step"],
+    source=["segmentation", "combined"],
+)
+def test_it_is_the_composition_of_its_steps(source, unassigned, overlap, downsampling):
+    options = {"unassigned": unassigned, "overlap": overlap}
     regionizer = Regionizer(
-        source=source, pool="mean", geometry=GEOMETRY, threshold=0.5, coverage=0.2, downsampling=downsampling, eps=0.9,
+        source=source, pool="mean", geometry=GEOMETRY, threshold=0.5, min_coverage=0.2, downsampling=downsampling, eps=0.9,
         min_samples=2, split_min_patches=4, noise="single_patches", order="area", **options,
     )  # fmt: skip
     normalized = rms_normalize(features)
     downsampler = MaskDownsampler(
         (6, 6),
         geometry=GEOMETRY,
-        threshold=0.2,
-        method=downsampling,
+        min_coverage=0.2,
+        downsampling=downsampling,
         clusterer=UnionFindClusterer(threshold=0.5),
         **options,
     )
     regions = downsampler(MASKS, features=normalized)
     if source == "combined":
-        regions = split_regions(normalized, regions, eps=0.9, min_samples=2, min_patches=4, noise="single_patches")
+        regions = split_regions(
+            normalized, regions, eps=0.9, min_samples=2, split_min_patches=4, noise="single_patches"
+        )
     expected = MeanPool()(normalized, order_regions(order_regions(regions), "area"))
     tokens = regionizer(features, masks=MASKS, valid=valid)
     assert torch.equal(tokens.values, expected.values)
@@ -72,11 +76,11 @@ def test_it_is_the_composition_of_its_steps(source, uncovered, overlap, downsamp
 def test_defaults_are_the_papers():
     config = Regionizer(source="combined", dim=64).config.to_dict()
     wanted = {
-        "coverage": 0.07,
+        "min_coverage": 0.07,
         "eps": 0.7,
         "min_samples": 3,
         "split_min_patches": 10,
-        "uncovered": "drop",
+        "unassigned": "drop",
         "overlap": "keep",
         "noise": "own_region",
     }
@@ -115,10 +119,10 @@ def test_gradients_reach_features_and_pool():
 
 def test_options_are_saved_and_loaded(tmp_path):
     options = {
-        "coverage": 0.3,
+        "min_coverage": 0.3,
         "downsampling": "two_step",
-        "uncovered": "background",
-        "overlap": "smallest",
+        "unassigned": "background",
+        "overlap": "assign_smallest",
         "eps": 0.5,
         "min_samples": 2,
         "split_min_patches": 7,
@@ -208,9 +212,9 @@ def test_masks_are_given_where_they_are_used(options, given, message):
     ("options", "message"),
     [
         ({"padding": "keep"}, "padding='keep' is not for source='segmentation'"),
-        ({"explained_variance": 0.9}, "explained_variance is for source='clustering'"),
-        ({"order": "score", "uncovered": "background"}, "order='score' needs a score for every region"),
-        ({"coverage": 2}, r"coverage must be in \[0, 1\]"),
+        ({"explained_variance": 0.9}, "explained_variance requires source='clustering'"),
+        ({"order": "score", "unassigned": "background"}, "order='score' needs a score for every region"),
+        ({"min_coverage": 2}, r"min_coverage must be in \[0, 1\]"),
         ({"downsampling": "nearest"}, "downsampling must be one of"),
         ({"eps": -1}, "eps must be in"),
         ({"noise": "x"}, "noise must be one of"),

@@ -14,7 +14,7 @@ from PIL import Image
 from regiontok import Regions, RegionTokens
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.regions import Dropped
-from tests.conftest import random_labels
+from tests.conftest import for_each, random_labels
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6)
 
@@ -109,7 +109,7 @@ def test_selecting_regions_selects_their_masks(batch, random):
     assert torch.equal(regions.select(keep).image, regions.image[keep])
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@for_each(dtype=[torch.uint8, torch.int16, torch.int32])
 def test_an_index_of_any_integers_is_an_index(dtype):
     regions = Regions.from_labels(torch.tensor([[[0, 1, 2]]]))
     assert regions.select(torch.tensor([2, 0], dtype=dtype)).patch.tolist() == [2, 0]
@@ -138,7 +138,7 @@ def test_scores_and_indices_follow_their_masks():
 def test_overlapping_regions_have_masks_but_no_labels():
     regions = Regions.from_masks([torch.ones(2, 2, 2, dtype=torch.bool)])
     assert regions.masks()[0].all()
-    with pytest.raises(ValueRangeError, match=r"regions overlap.*use masks\(\)"):
+    with pytest.raises(ValueRangeError, match=r"regions overlap.*Use masks\(\)"):
         regions.labels()
 
 
@@ -197,9 +197,9 @@ def test_padding_keeps_gradients():
         (torch.tensor(3), ShapeError, r"image 0 has \(\)"),
         (torch.zeros(3, 4, dtype=torch.int64), ShapeError, r"image 0 has \(4,\)"),
         ([torch.zeros(0, 4, dtype=torch.int64)], ShapeError, r"image 0 has \(0, 4\)"),
-        ([[0, 1]], DTypeError, "got list for image 0. Arrays go through torch.from_numpy"),
+        ([[0, 1]], DTypeError, "got list for image 0. Convert arrays with torch.from_numpy"),
         (torch.zeros(1, 2, 2), DTypeError, "must be integers; image 0 has torch.float32"),
-        (torch.zeros(1, 2, 2, dtype=torch.bool), DTypeError, "Masks go to Regions.from_masks"),
+        (torch.zeros(1, 2, 2, dtype=torch.bool), DTypeError, "Pass masks to Regions.from_masks"),
         (torch.full((1, 2, 2), -2), ValueRangeError, "got -2"),
         (torch.full((1, 2, 2), 2**40), ValueRangeError, "got 1099511627776"),
         (torch.stack([torch.zeros(2, 2).long(), -torch.ones(2, 2).long()]), ShapeError, "every label of image 1 is -1"),
@@ -226,7 +226,7 @@ some = torch.ones(2, 3, 3, dtype=torch.bool)
             [some],
             {"scores": [torch.ones(3)]},
             ShapeError,
-            r"scores\[0\] must be a \(2,\) tensor, one per mask; got \(3,\)",
+            r"scores\[0\] must be a \(2,\) tensor, one value per mask; got \(3,\)",
         ),
         ([some], {"scores": [[0.5, 0.5]]}, ShapeError, "got list"),
         ([some], {"valid": torch.zeros(1, 3, 3).bool()}, ValueRangeError, "image 0 has no valid patch"),
@@ -240,9 +240,9 @@ def test_bad_masks_are_refused(masks, options, error, message):
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        (torch.tensor([0, 4]), ValueRangeError, "must lie in 0 to 3; got 0 to 4"),
-        (torch.tensor([-1, 2]), ValueRangeError, "must lie in 0 to 3; got -1 to 2"),
-        (torch.tensor([0, 0, 2]), ValueRangeError, "names a region twice"),
+        (torch.tensor([0, 4]), ValueRangeError, "must be in 0 to 3; got 0 to 4"),
+        (torch.tensor([-1, 2]), ValueRangeError, "must be in 0 to 3; got -1 to 2"),
+        (torch.tensor([0, 0, 2]), ValueRangeError, "contains a region twice"),
         (torch.tensor([2, 0]), ValueRangeError, "keep the images in order"),
         (torch.tensor([0, 1]), ValueRangeError, "leaves image 1 without a region"),
         (torch.tensor([True, False]), ShapeError, r"a bool index must be \(4,\)"),
@@ -258,7 +258,7 @@ def test_bad_selections_are_refused(index, error, message):
 
 def test_tokens_that_do_not_match_their_regions_are_refused():
     regions = Regions.from_labels(torch.tensor([[[0, 1]]]))
-    with pytest.raises(ShapeError, match=r"values must be \(2, dim\), a row per region; got \(3, 4\)"):
+    with pytest.raises(ShapeError, match=r"values must be \(2, dim\), one row per region; got \(3, 4\)"):
         RegionTokens(torch.zeros(3, 4), regions)
 
 
@@ -269,7 +269,7 @@ def test_a_dtype_converts_values_and_no_index():
         assert torch.equal(other.regions.patch, tokens.regions.patch)
         assert other.regions.patch.dtype == torch.int64
         assert other.split()[0].shape == (3, 4)
-    with pytest.raises(DTypeError, match="regions hold numbers of patches, which have one dtype"):
+    with pytest.raises(DTypeError, match="regions are integers and cannot be converted"):
         tokens.regions.to(torch.bfloat16)
 
 

@@ -7,7 +7,7 @@ from sklearn.cluster import DBSCAN
 
 from regiontok import Regions, split_regions
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
-from tests.conftest import smooth_features
+from tests.conftest import for_each, smooth_features
 
 
 def random_masks(rows, cols, count, generator):
@@ -19,10 +19,10 @@ def random_masks(rows, cols, count, generator):
     return torch.from_numpy(masks)
 
 
-def split_by_sklearn(features, mask, eps, min_samples, min_patches):
+def split_by_sklearn(features, mask, eps, min_samples, split_min_patches):
     """One mask's parts and its noise, as lists of patches."""
     patches = mask.flatten().nonzero().squeeze(1)
-    if len(patches) < min_patches:
+    if len(patches) < split_min_patches:
         return [patches.tolist()], []
     unit = torch.nn.functional.normalize(features.flatten(0, 1)[patches], dim=1)
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(unit.numpy())
@@ -42,11 +42,11 @@ def members(regions):
     st.sampled_from([1, 3, 6]),
     st.sampled_from([1, 10]),
 )
-def test_parts_equal_scikit_learns_mask_by_mask(seed, rows, cols, noise, eps, min_samples, min_patches):
+def test_parts_equal_scikit_learns_mask_by_mask(seed, rows, cols, noise, eps, min_samples, split_min_patches):
     generator = np.random.default_rng(seed)
     features = smooth_features(rows, cols, 16, seed=seed % 2**31, batch=2, noise=noise)
     masks = [random_masks(rows, cols, generator.integers(1, 6), generator) for _ in range(2)]
-    options = {"eps": eps, "min_samples": min_samples, "min_patches": min_patches}
+    options = {"eps": eps, "min_samples": min_samples, "split_min_patches": split_min_patches}
     scores = [torch.rand(len(one)) for one in masks]
     given_regions = Regions.from_masks(masks, scores=scores)
     per_noise = {
@@ -57,7 +57,7 @@ def test_parts_equal_scikit_learns_mask_by_mask(seed, rows, cols, noise, eps, mi
     for image, of_image in enumerate(masks):
         left = 0
         for number, mask in enumerate(of_image):
-            parts, rest = split_by_sklearn(features[image], mask, eps, min_samples, min_patches)
+            parts, rest = split_by_sklearn(features[image], mask, eps, min_samples, split_min_patches)
             own += parts + [rest] * bool(rest)
             single += parts + [[patch] for patch in rest]
             drop += parts
@@ -95,10 +95,10 @@ def test_a_single_pair_at_eps(patches):
     features = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])[:patches].reshape(1, 1, patches, 2)
     regions = Regions.from_masks([torch.ones(1, 1, patches, dtype=torch.bool)])
     for eps, parts in ((2**0.5, 1), (2**0.5 - 1e-7, patches)):
-        assert len(split_regions(features, regions, eps=eps, min_samples=1, min_patches=1)) == parts
+        assert len(split_regions(features, regions, eps=eps, min_samples=1, split_min_patches=1)) == parts
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e18, 3e37])
+@for_each(scale=[1e-30, 1e-3, 1e18, 3e37])
 def test_the_length_of_features_does_not_matter(scale):
     features = smooth_features(6, 6, 8, noise=0.8)
     regions = Regions.from_masks([torch.ones(1, 6, 6, dtype=torch.bool)])
@@ -107,7 +107,7 @@ def test_the_length_of_features_does_not_matter(scale):
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
+@for_each(seed=range(8))
 def test_autocast_changes_no_label(seed):
     features = smooth_features(12, 12, 64, seed=seed, noise=0.6)
     regions = Regions.from_masks([torch.ones(1, 12, 12, dtype=torch.bool)])
@@ -116,7 +116,7 @@ def test_autocast_changes_no_label(seed):
         assert members(split_regions(features, regions)) == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@for_each(dtype=[torch.float64, torch.float16, torch.bfloat16])
 def test_any_floating_point(dtype):
     features = smooth_features(6, 6, 8, noise=0.8).to(dtype)
     regions = Regions.from_masks([torch.ones(1, 6, 6, dtype=torch.bool)])
@@ -135,7 +135,7 @@ def test_only_masks_are_split_and_only_those_of_enough_patches():
     masks = torch.zeros(3, 4, 5, dtype=torch.bool)
     masks[0, :2], masks[1, 0, :4], masks[2, 1, :5] = True, True, True
     regions = Regions.from_masks([masks], mask_index=[torch.tensor([-1, 0, 1])])
-    split = split_regions(features, regions, min_patches=5, noise="single_patches")
+    split = split_regions(features, regions, split_min_patches=5, noise="single_patches")
     assert split.areas().tolist() == [10, 4, 1, 1, 1, 1, 1]
     assert split.mask_index.tolist() == [-1, 0, 1, 1, 1, 1, 1]
 
@@ -153,7 +153,7 @@ def test_an_image_of_noise_alone_gets_one_region_of_its_valid_patches():
     valid[:, :, 3] = False
     masks = [torch.ones(1, 3, 4, dtype=torch.bool)] * 2
     regions = Regions.from_masks(masks, valid=valid)
-    split = split_regions(features, regions, min_patches=2, noise="drop", valid=valid)
+    split = split_regions(features, regions, split_min_patches=2, noise="drop", valid=valid)
     assert split.areas().tolist() == [9, 9]
     assert split.mask_index.tolist() == [-1, -1]
     assert split.score.isnan().all()
@@ -191,13 +191,13 @@ MASK = Regions.from_masks([torch.ones(1, 3, 4, dtype=torch.bool)])
 @pytest.mark.parametrize(
     ("features", "options", "error", "message"),
     [
-        (torch.ones(1, 4, 3, 2), {}, ShapeError, r"features must have the regions' grids, \[\[3, 4\]\]; got \[\[4, 3\]\]"),
+        (torch.ones(1, 4, 3, 2), {}, ShapeError, r"regions must have the grids of features, \(4, 3\) for image 0; got \(3, 4\)"),
         (torch.ones(1, 3, 4, 2, dtype=torch.int64), {}, DTypeError, "features must be floating point"),
         (torch.full((1, 3, 4, 2), torch.inf), {}, ValueRangeError, "image 0 has NaN or infinity in 12 of its patches"),
-        (torch.ones(1, 3, 4, 2), {"eps": 0}, ValueRangeError, "eps must be in"),
+        (torch.ones(1, 3, 4, 2), {"eps": 0}, ValueRangeError, "eps must be above 0"),
         (torch.ones(1, 3, 4, 2), {"eps": "a"}, DTypeError, "eps must be a number"),
         (torch.ones(1, 3, 4, 2), {"min_samples": 0}, ValueRangeError, "min_samples must be at least 1"),
-        (torch.ones(1, 3, 4, 2), {"min_patches": 2.5}, DTypeError, "min_patches must be a whole number"),
+        (torch.ones(1, 3, 4, 2), {"split_min_patches": 2.5}, DTypeError, "split_min_patches must be a whole number"),
         (torch.ones(1, 3, 4, 2), {"noise": "keep"}, ValueRangeError, "noise must be one of"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The recipe's second stage on stock checkpoints: a family of each mechanism, and real processors."""
+"""Stage 2 of the recipe on stock checkpoints: a family of each mechanism, with real processors."""
 
 import json
 import sys
@@ -45,8 +45,8 @@ def data(tmp_path_factory):
         image = generator.integers(0, 255, (100, 100, 3), dtype=np.uint8)
         Image.fromarray(image).save(folder / f"{number}.png")
         turns = [("human", "<image>\nw5 w6"), ("gpt", f"w{7 + number} w9"), ("human", "w8"), ("gpt", "w10")]
-        told = [{"from": role, "value": value} for role, value in turns]
-        entries.append({"id": number, "image": f"{number}.png", "conversations": told[: 2 + 2 * (number % 2)]})
+        conversation = [{"from": role, "value": value} for role, value in turns]
+        entries.append({"id": number, "image": f"{number}.png", "conversations": conversation[: 2 + 2 * (number % 2)]})
     (folder / "questions.json").write_text(json.dumps(entries))
     half = np.zeros((2, 100, 100), bool)
     half[0, :, :50], half[1, :, 50:] = True, True
@@ -55,46 +55,48 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", MECHANISMS, ids=lambda name: name.replace(" ", "-"))
-def test_a_stock_checkpoint_is_tuned_on_regions_and_answers(name, data, tmp_path):
+def test_a_stock_checkpoint_is_fine_tuned_and_answers(name, data, tmp_path):
     stock(name, tmp_path / "stock")
-    heads = ["--heads", "4", "--batch", "6", "--workers", "0", "--learning-rate", "0.01", "--max-steps", "3"]
-    given = [str(tmp_path / "stock"), "--data", str(data / "questions.json"), "--images", str(data), *heads]
-    amount = ["--tokens", "9"] if name != "LLaVA-1.5" else ["--lora", "4", "--tokens", "5"]
-    trainer = checkpoint.main([*given, *amount, "--out", str(tmp_path / "out")])
-    losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+    arguments = [str(tmp_path / "stock"), "--data", str(data / "questions.json"), "--images", str(data), "--heads", "4"]
+    arguments += ["--batch-size", "6", "--workers", "0", "--learning-rate", "0.01", "--max-steps", "3"]
+    arguments += ["--num-regions", "9"] if name != "LLaVA-1.5" else ["--lora", "4", "--num-regions", "5"]
+    trainer = checkpoint.main([*arguments, "--out", str(tmp_path / "out")])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     assistant = Assistant.load(tmp_path / "out" / "model")
     assert assistant.model.regionizer.pool.out.weight.any()
-    (told,) = assistant.answer([Question("w5 w6", [Image.open(data / "0.png")])], max_new_tokens=2)
-    assert 1 <= told.counts[0] <= 9
+    (answer,) = assistant.answer([Question("w5 w6", [Image.open(data / "0.png")])], max_new_tokens=2)
+    assert 1 <= answer.counts[0] <= 9
 
 
 @pytest.mark.parametrize("name", ["LLaVA-NeXT", "Qwen3-VL", "InternVL"])
-def test_masks_of_a_store_are_learnt_from(name, data, tmp_path):
+def test_a_stock_checkpoint_is_fine_tuned_on_stored_masks(name, data, tmp_path):
     stock(name, tmp_path / "stock")
-    given = [str(tmp_path / "stock"), "--data", str(data / "questions.json"), "--images", str(data), "--heads", "4"]
-    more = ["--masks", str(data / "masks"), "--batch", "2", "--workers", "0", "--max-steps", "1"]
-    checkpoint.main([*given, *more, "--out", str(tmp_path / "out")])
-    assert Assistant.load(tmp_path / "out" / "model").by_masks
+    arguments = [str(tmp_path / "stock"), "--data", str(data / "questions.json"), "--images", str(data), "--heads", "4"]
+    arguments += ["--masks", str(data / "masks"), "--batch-size", "2", "--workers", "0", "--max-steps", "1"]
+    checkpoint.main([*arguments, "--out", str(tmp_path / "out")])
+    assert Assistant.load(tmp_path / "out" / "model").needs_masks
 
 
-def test_answers_alone_are_learnt(data, tmp_path):
+def test_only_answers_have_labels(data, tmp_path):
     processor = stock("LLaVA-1.5", tmp_path)
     answers = checkpoint.Answers(data / "questions.json", data)
     assert len(answers) == 6
     model = with_regions(CASES["LLaVA-1.5"].make(), Regionizer(pool="mean"))
     batch = checkpoint.ProcessorCollator(model, processor)([answers[0], answers[2]])
     for row, words in enumerate((["w7", "w9"], ["w10"])):
-        kept = batch["labels"][row][batch["labels"][row] != -100].tolist()
-        assert processor.tokenizer.convert_ids_to_tokens(kept) == words
+        labels = batch["labels"][row][batch["labels"][row] != -100].tolist()
+        assert processor.tokenizer.convert_ids_to_tokens(labels) == words
     assert (batch["input_ids"] == IMAGE).sum() == 32
     assert torch.equal(batch["labels"] == IMAGE, torch.zeros_like(batch["labels"], dtype=torch.bool))
 
 
-def test_a_processor_that_writes_answers_itself_is_refused(data, tmp_path):
+def test_processors_that_move_the_answer_are_rejected(data, tmp_path):
     processor = stock("PaliGemma", tmp_path)
     model = with_regions(CASES["PaliGemma"].make(), Regionizer(pool="mean"))
     answers = checkpoint.Answers(data / "questions.json", data)
-    with pytest.raises(SystemExit, match="PaliGemmaProcessor writes prompts in a way of its own"):
+    with pytest.raises(
+        SystemExit, match="prompts must end with the answer; PaliGemmaProcessor writes them differently"
+    ):
         checkpoint.ProcessorCollator(model, processor)([answers[0]])

@@ -1,4 +1,4 @@
-"""A region LLaVA from its parts, what each stage trains of it, and how one stage's weights get into the next."""
+"""Build a LLaVA with regions, select the weights that a stage trains, and load the weights of the previous stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +30,17 @@ def build(
     tower: Any = None,
     **encoder_options: Any,
 ) -> tuple[RegionLlavaForConditionalGeneration, Any]:
-    """A region LLaVA with a new projector, and its tokenizer.
+    """Return a region LLaVA with a new projector, and its tokenizer.
 
     Args:
-        encoder: Of `regiontok.encoders.load`.
-        language_model: A causal language model of transformers, by name or folder.
-        regions: Options of the `Regionizer`, but for ``dim``.
-        geometry: How images are placed, and masks with them; None for what ``regions`` says.
-        pretrained: Fetch the encoder's weights.
-        dtype: Of all weights.
-        tower: What stands in the place of the encoder, which is not loaded then: a `StoredTower`.
-        encoder_options: Further options of ``load``, such as ``img_size``.
+        encoder: Name of an encoder for `regiontok.encoders.load`.
+        language_model: Name or folder of a causal language model of transformers.
+        regions: Options of the `Regionizer`, without ``dim``.
+        geometry: Geometry mode for images and masks; None for the ``geometry`` of ``regions``.
+        pretrained: Load the pretrained weights of the encoder.
+        dtype: Data type of all weights.
+        tower: Vision tower that replaces the encoder, such as a `StoredTower`. The encoder is not loaded.
+        encoder_options: Further options of `regiontok.encoders.load`, such as ``img_size``.
     """
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     if "<image>" not in tokenizer.get_vocab():
@@ -77,12 +77,12 @@ def build(
 
 
 def image_processor(tower: EncoderTower, geometry: str) -> EncoderImageProcessor:
-    """What places images as the tower's encoder wants them."""
+    """Return an image processor for the encoder of the vision tower."""
     return EncoderImageProcessor.of(tower.encoder, ImageGeometry(geometry, tower.encoder.geometry.size))
 
 
 def processor_of(model: Any, tokenizer: Any, geometry: str, chat_template: str) -> LlavaProcessor:
-    """A processor for the trained model, as transformers loads it with ``AutoProcessor``."""
+    """Return a processor for the trained model, which ``AutoProcessor`` can load after saving."""
     tower = model.model.vision_tower
     return LlavaProcessor(
         image_processor(tower, geometry),
@@ -93,46 +93,45 @@ def processor_of(model: Any, tokenizer: Any, geometry: str, chat_template: str) 
     )
 
 
-def freeze_but(model: torch.nn.Module, trained: Sequence[str]) -> None:
-    """Train only the weights whose names begin so."""
+def freeze_except(model: torch.nn.Module, trained: Sequence[str]) -> None:
+    """Freeze all weights except those whose names start with one of the prefixes."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(trained)))
 
 
 def trained_names(model: torch.nn.Module) -> list[str]:
-    """Names of the weights that are trained, and of the Regionizer's state."""
+    """Return the names of trained weights and of all weights and buffers of the Regionizer."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return [name for name in model.state_dict() if name in trained or name.startswith("model.regionizer.")]
 
 
-def widen_trained(model: torch.nn.Module) -> None:
-    """Hold what is trained in float32, whose steps bfloat16 would round away; what is frozen stays as it is."""
+def cast_trained(model: torch.nn.Module) -> None:
+    """Cast trained weights to float32, because small updates are lost in bfloat16. Frozen weights keep their type."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def load_stage(model: torch.nn.Module, folder: str | Path) -> None:
-    """Load what ``RegionTrainer.save_stage`` wrote into a model of the same parts.
+    """Load the weights that ``RegionTrainer.save_stage`` wrote.
 
     Raises:
-        CheckpointError: No such file, or one of another encoder, pool or language model.
+        CheckpointError: The file does not exist, or is for another encoder, pool or language model.
     """
     file = Path(folder) / STAGE_FILE
     if not file.is_file():
-        raise CheckpointError(f"there is no {file}. Give the folder in which stage 1 was saved.")
-    state, own = load_file(file), model.state_dict()
-    for name, tensor in state.items():
-        if name not in own:
-            raise CheckpointError(f"{file} holds {name}, which this model has not: its regions are pooled otherwise.")
-        if tensor.shape != own[name].shape:
+        raise CheckpointError(f"there is no {file}. Pass the folder in which stage 1 was saved.")
+    saved, current = load_file(file), model.state_dict()
+    for name, tensor in saved.items():
+        if name not in current:
+            raise CheckpointError(f"{file} holds {name}, which this model does not have: its pool is different.")
+        if tensor.shape != current[name].shape:
             raise CheckpointError(
-                f"{file}: {name} must be {tuple(own[name].shape)} for this model; it is {tuple(tensor.shape)}, of "
-                "another encoder's width or language model."
+                f"{file}: {name} must be {tuple(current[name].shape)} for this model; got {tuple(tensor.shape)}. The "
+                "encoder or language model is different."
             )
-    lacking = sorted(
-        name for name in own if name.startswith(("model.regionizer.", "model.multi_modal_")) and name not in state
-    )
-    if lacking:
-        raise CheckpointError(f"{file} lacks {lacking[0]}: its regions were pooled otherwise.")
-    model.load_state_dict(state, strict=False)
+    required = ("model.regionizer.", "model.multi_modal_")
+    missing = sorted(name for name in current if name.startswith(required) and name not in saved)
+    if missing:
+        raise CheckpointError(f"{file} has no {missing[0]}, which this model needs: its pool is different.")
+    model.load_state_dict(saved, strict=False)

@@ -1,7 +1,8 @@
-"""Stage 2 on a stock checkpoint of any family: instruction tuning with region tokens, through its own processor.
+"""Fine-tune a stock checkpoint of any supported family on instructions (stage 2), with region tokens.
 
-python checkpoint.py Qwen/Qwen2.5-VL-3B-Instruct --data questions.json --images images --tokens 128 --lora 16 --out out
-python checkpoint.py llava-hf/llava-v1.6-mistral-7b-hf --data questions.json --images images --masks masks --out out
+Examples:
+    python checkpoint.py Qwen/Qwen2.5-VL-3B-Instruct --data questions.json --images images --num-regions 128 --lora 16
+    python checkpoint.py llava-hf/llava-v1.6-mistral-7b-hf --data questions.json --images images --masks masks
 """
 
 import argparse
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conversations import IMAGE, StoredMasks, read_turns
+from conversations import StoredMasks, read_turns
 from peft import LoraConfig, get_peft_model
+from templates import IMAGE
 from torch.utils.data import Dataset
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
@@ -21,12 +23,12 @@ from regiontok.adapters.huggingface import geometry_of, load_model, process, reg
 from regiontok.images import read_image
 from regiontok.store import MaskStore
 
-_VISION = ("vision_tower", "visual.", "vision_model")
-"""In names of weights that stay as they are."""
+_FROZEN = ("vision_tower", "visual.", "vision_model")
+"""Weights with one of these strings in their name are not trained."""
 
 
 class Answers(Dataset[dict[str, Any]]):
-    """One sample per answer of LLaVA's JSON: the conversation up to it, of which only this answer is learnt."""
+    """Answers of a LLaVA JSON file: each sample is a conversation up to one answer, and only this answer is learnt."""
 
     def __init__(self, file: str | Path, images: str | Path) -> None:
         self.images = Path(images)
@@ -34,8 +36,8 @@ class Answers(Dataset[dict[str, Any]]):
         for entry in json.loads(Path(file).read_text(encoding="utf-8")):
             turns, files = read_turns(entry)
             for last in range(1, len(turns) + 1):
-                held = sum(asked.count(IMAGE) for asked, _ in turns[:last])
-                self.samples.append((turns[:last], files[:held]))
+                num_images = sum(question.count(IMAGE) for question, _ in turns[:last])
+                self.samples.append((turns[:last], files[:num_images]))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -46,12 +48,12 @@ class Answers(Dataset[dict[str, Any]]):
 
 
 class ProcessorCollator:
-    """Samples as a batch: the processor writes prompts by its chat template, and answers get their labels.
+    """Join samples to a batch. The processor writes prompts with its chat template, and only answers have labels.
 
     Args:
-        model: The region model, which says what it takes.
-        processor: The checkpoint's.
-        masks: Of images by their files' names, for a model of masks.
+        model: The region model.
+        processor: The processor of the checkpoint.
+        masks: Masks of images by file name, for a model that needs masks.
     """
 
     def __init__(self, model: Any, processor: Any, masks: StoredMasks | None = None) -> None:
@@ -61,75 +63,80 @@ class ProcessorCollator:
         processor.tokenizer.padding_side = "right"
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the model's ``forward`` takes."""
+        """Return inputs for ``forward`` of the model."""
         tokenizer = self.processor.tokenizer
         texts, answers = [], []
         for sample in samples:
             messages: list[dict[str, Any]] = []
-            for asked, told in sample["turns"]:
-                parts = [{"type": "image"}] * asked.count(IMAGE)
-                words = {"type": "text", "text": asked.replace(IMAGE, "").strip()}
-                messages.append({"role": "user", "content": [*parts, words]})
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": told}]})
+            for question, answer in sample["turns"]:
+                image_parts = [{"type": "image"}] * question.count(IMAGE)
+                text_part = {"type": "text", "text": question.replace(IMAGE, "").strip()}
+                messages.append({"role": "user", "content": [*image_parts, text_part]})
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             prompt = self.processor.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             texts.append(f"{prompt}{sample['turns'][-1][1]}{tokenizer.eos_token or ''}")
-            before = len(tokenizer(prompt)["input_ids"])
-            answers.append(tokenizer(texts[-1])["input_ids"][before:])
+            prompt_length = len(tokenizer(prompt)["input_ids"])
+            answers.append(tokenizer(texts[-1])["input_ids"][prompt_length:])
         images = [sample["images"] for sample in samples]
         batch = process(self.model, self.processor, texts, images)
         labels = torch.full_like(batch["input_ids"], -100)
         for row, answer in enumerate(answers):
             end = int(batch["attention_mask"][row].nonzero().max()) + 1
-            found = batch["input_ids"][row, end - len(answer) : end]
-            if found.tolist() != answer:
+            last_ids = batch["input_ids"][row, end - len(answer) : end]
+            if last_ids.tolist() != answer:
                 raise SystemExit(
-                    f"{type(self.processor).__name__} writes prompts in a way of its own, that do not end with "
-                    "the answer; this script cannot train on them."
+                    f"prompts must end with the answer; {type(self.processor).__name__} writes them differently. This "
+                    "script does not support it."
                 )
-            labels[row, end - len(answer) : end] = found
+            labels[row, end - len(answer) : end] = last_ids
         batch["labels"] = labels
         if self.masks is not None and any(images):
-            files = [(file, image) for one in samples for file, image in zip(one["files"], one["images"], strict=True)]
-            batch["masks"] = [self.masks(file, image) for file, image in files]
+            batch["masks"] = [
+                self.masks(file, image)
+                for sample in samples
+                for file, image in zip(sample["files"], sample["images"], strict=True)
+            ]
         return batch
 
 
-def with_learning_regions(model: Any, processor: Any, options: argparse.Namespace) -> Any:
-    """The model with regions that are trained on: clusters to a budget, or a store's masks; its pool learns."""
-    given: dict[str, Any] = {"dim": model.patch_dim, "norm": options.norm, "num_heads": options.heads}
+def with_trainable_regions(model: Any, processor: Any, options: argparse.Namespace) -> Any:
+    """Return the model with a trainable Regionizer: clustering to a budget, or masks of a store."""
+    regions: dict[str, Any] = {"dim": model.patch_dim, "norm": options.norm, "num_heads": options.heads}
     if not options.masks:
-        given["num_regions"] = options.tokens
+        regions["num_regions"] = options.num_regions
     else:
-        given["source"] = "segmentation"
-        if not model.places_images:
-            given["geometry"] = geometry_of(processor)
-    return with_regions(model, Regionizer(**given)).train()
+        regions["source"] = "segmentation"
+        if not model.knows_tile_layout:
+            regions["geometry"] = geometry_of(processor)
+    return with_regions(model, Regionizer(**regions)).train()
 
 
 def main(arguments: Sequence[str] | None = None) -> Trainer:
-    """Train, and save the model with its processor."""
-    options = parser().parse_args(arguments)
+    """Train the model, and save it with its processor."""
+    options = make_parser().parse_args(arguments)
     processor = AutoProcessor.from_pretrained(options.checkpoint)
-    model = regional = with_learning_regions(load_model(options.checkpoint, dtype=options.dtype), processor, options)
+    region_model = with_trainable_regions(load_model(options.checkpoint, dtype=options.dtype), processor, options)
+    model = region_model
     if not options.masks:
         processor = region_processor(processor, model)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(not any(part in name for part in _VISION) and weight.is_floating_point())
+        weight.requires_grad_(not any(part in name for part in _FROZEN) and weight.is_floating_point())
     if options.lora:
-        kept = [
-            "regionizer.pool",
-            *(["multi_modal_projector"] if hasattr(model.model, "multi_modal_projector") else []),
-        ]
-        targets = r".*(language_model|text_model).*\.(q|k|v|o|gate|up|down)_proj"
-        settings = LoraConfig(r=options.lora, lora_alpha=2 * options.lora, target_modules=targets, modules_to_save=kept)
-        model = get_peft_model(model, settings)
+        has_projector = hasattr(model.model, "multi_modal_projector")
+        config = LoraConfig(
+            r=options.lora,
+            lora_alpha=2 * options.lora,
+            target_modules=r".*(language_model|text_model).*\.(q|k|v|o|gate|up|down)_proj",
+            modules_to_save=["regionizer.pool", *["multi_modal_projector"] * has_projector],
+        )
+        model = get_peft_model(model, config)
     dataset = Answers(options.data, options.images)
     masks = StoredMasks(MaskStore(options.masks)) if options.masks else None
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(options.out),
-            per_device_train_batch_size=options.batch,
+            per_device_train_batch_size=options.batch_size,
             gradient_accumulation_steps=options.accumulate,
             learning_rate=options.learning_rate,
             max_steps=options.max_steps,
@@ -144,38 +151,42 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=dataset,
-        data_collator=ProcessorCollator(regional, processor, masks),
+        data_collator=ProcessorCollator(region_model, processor, masks),
     )
     print(f"{len(dataset)} answers, {trainer.get_num_trainable_parameters():,} weights trained, {options.out}")
     trainer.train()
-    whole = trainer.model.merge_and_unload() if options.lora else trainer.model
+    full_model = trainer.model.merge_and_unload() if options.lora else trainer.model
     if trainer.args.should_save:
-        whole.save_pretrained(options.out / "model")
+        full_model.save_pretrained(options.out / "model")
         processor.save_pretrained(options.out / "model")
     return trainer
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options."""
-    own = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
         prog="checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    own.add_argument("checkpoint", help="a stock model, by folder or name on the hub")
-    own.add_argument("--data", required=True, help="LLaVA's JSON")
-    own.add_argument("--images", required=True, help="the folder its images are named from")
-    own.add_argument("--tokens", type=int, default=128, help="per image, by clustering; default: %(default)s")
-    own.add_argument("--masks", metavar="STORE", help="regions of a store's masks instead")
-    own.add_argument("--norm", choices=("none", "rms"), default="none", help="default: as the checkpoint was trained")
-    own.add_argument("--heads", type=int, default=16, help="of the pool; default: %(default)s")
-    own.add_argument("--lora", type=int, metavar="RANK", help="train the language model by LoRA of this rank")
-    own.add_argument("--batch", type=int, default=8, help="per device; default: %(default)s")
-    own.add_argument("--accumulate", type=int, default=1)
-    own.add_argument("--learning-rate", type=float, default=2e-5)
-    own.add_argument("--max-steps", type=int, default=-1, help="default: one epoch")
-    own.add_argument("--workers", type=int, default=4)
-    own.add_argument("--dtype", default="auto")
-    own.add_argument("--out", type=Path, default=Path("train-checkpoint"))
-    return own
+    parser.add_argument("checkpoint", help="folder or hub name of a stock model")
+    parser.add_argument("--data", required=True, help="conversations in the JSON format of LLaVA")
+    parser.add_argument("--images", required=True, help="folder of the images of --data")
+    parser.add_argument(
+        "--num-regions", type=int, default=128, help="regions per image, from clustering; default: %(default)s"
+    )
+    parser.add_argument("--masks", metavar="STORE", help="use the masks of this store instead of clustering")
+    parser.add_argument(
+        "--norm", choices=("none", "rms"), default="none", help="default: none, as in the training of stock checkpoints"
+    )
+    parser.add_argument("--heads", type=int, default=16, help="attention heads of the pool; default: %(default)s")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train the language model with LoRA of this rank")
+    parser.add_argument("--batch-size", type=int, default=8, help="batch size per device; default: %(default)s")
+    parser.add_argument("--accumulate", type=int, default=1, help="gradient accumulation steps; default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=2e-5, help="peak learning rate; default: %(default)s")
+    parser.add_argument("--max-steps", type=int, default=-1, help="maximum number of steps; default: one epoch")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images; default: %(default)s")
+    parser.add_argument("--dtype", default="auto", help="data type of the model; default: that of the checkpoint")
+    parser.add_argument("--out", type=Path, default=Path("train-checkpoint"), help="default: %(default)s")
+    return parser
 
 
 if __name__ == "__main__":

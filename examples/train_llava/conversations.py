@@ -1,4 +1,4 @@
-"""Data in LLaVA's JSON form: conversations about images, as samples and batches."""
+"""Conversations about images in the JSON format of LLaVA, as samples and batches."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from stored import as_batch
+from templates import IMAGE, Template
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -17,93 +18,16 @@ from regiontok.adapters.huggingface import EncoderImageProcessor
 from regiontok.errors import RegiontokError
 from regiontok.store import MaskStore
 
-IMAGE = "<image>"
-
 
 class DataError(ValueError):
-    """A sample that cannot be trained on; the message names it."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """How the turns of a conversation become one text.
-
-    Attributes:
-        system: What stands first.
-        question: A question, ``{}`` is it.
-        answer: An answer, up to its end.
-        end: What ends an answer, and is learnt with it; ``{eos}`` is the tokenizer's own end.
-        only_image: Leave all of a question out but its image, as stage 1 does.
-    """
-
-    system: str
-    question: str
-    answer: str
-    end: str
-    only_image: bool = False
-
-    def write(self, turns: Sequence[tuple[str, str]], eos: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text of questions and answers, and where its answers stand."""
-        end = self.end.replace("{eos}", eos)
-        text, spans = self.system, []
-        for question, answer in turns:
-            images = IMAGE * question.count(IMAGE)
-            text += images if self.only_image else self.question.format(question)
-            text += self.answer
-            start = len(text)
-            text += answer + end * bool(answer)
-            if answer:
-                spans.append((start, len(text)))
-        return text, spans
-
-    def jinja(self, eos: str) -> str:
-        """The same as a chat template of transformers: a prompt ends before the space that an answer begins with."""
-        before, after = (self.question.format("\0") + "\0").split("\0")[:2]
-        opened = self.answer.rstrip()
-        system, asked, ask, space, end = (
-            json.dumps(text)
-            for text in (
-                self.system,
-                before,
-                after + opened,
-                self.answer[len(opened) :],
-                self.end.replace("{eos}", eos),
-            )
-        )
-        parts = "{% if message['content'] is string %}{{ message['content'] }}{% else %}PARTS{% endif %}"
-        words = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-        images = "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-        said = parts.replace("PARTS", words)
-        return (
-            "{% if messages[0]['role'] != 'system' %}{{ " + system + " }}{% endif %}{% for message in messages %}"
-            "{% if message['role'] == 'system' and loop.first %}" + said + "{{ ' ' }}"
-            "{% elif message['role'] == 'user' %}{{ " + asked + " }}" + parts.replace("PARTS", images + words)
-            + "{{ " + ask + " }}"
-            "{% elif message['role'] == 'assistant' %}{{ " + space + " }}" + said + "{{ " + end + " }}"
-            "{% else %}{{ raise_exception('roles must be system (first), user and assistant') }}{% endif %}{% endfor %}"
-        )  # fmt: skip
-
-
-TEMPLATES = {
-    "plain": Template("", "{}", "", "\n", only_image=True),
-    "vicuna_v1": Template(
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. ",
-        "USER: {} ",
-        "ASSISTANT: ",
-        "{eos}",
-    ),
-    "bare": Template("<bos> ", "{} ", "", " "),
-    "bare_caption": Template("<bos> ", "{} ", " ", " ", only_image=True),
-}
-"""``plain`` and ``vicuna_v1`` are LLaVA-1.5's; the others are for toy languages without roles."""
+    """An invalid sample or data file. The message names it."""
 
 
 def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Questions with their answers, and the image files, of one entry; a question's images are put before its words.
+    """Return pairs of question and answer, and the image files of an entry. Images are moved before the question.
 
     Raises:
-        DataError: A role that is unknown or out of turn, no answer, or images that are not those of the questions.
+        DataError: A role is unknown or out of turn, an answer is missing, or images and placeholders differ in number.
     """
     name = name_of(entry)
     turns: list[tuple[str, str]] = []
@@ -122,26 +46,26 @@ def read_turns(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
         if role == "human":
             question = value
         elif IMAGE in value:
-            raise DataError(f"sample {name}: turn {number} is an answer and holds {IMAGE}, which stands for an image.")
+            raise DataError(f"sample {name}: turn {number} is an answer; only questions may hold {IMAGE}.")
         else:
             turns.append((str(question), value))
             question = None
     if not turns or question is not None:
         raise DataError(f"sample {name}: it must end with an answer, from 'gpt'.")
     files = files_of(entry)
-    held = sum(asked.count(IMAGE) for asked, _ in turns)
-    if held != len(files):
-        raise DataError(f"sample {name}: its questions hold {held} {IMAGE} and it names {len(files)} images.")
-    return [(_image_first(asked), told) for asked, told in turns], files
+    num_images = sum(question.count(IMAGE) for question, _ in turns)
+    if num_images != len(files):
+        raise DataError(f"sample {name}: its questions hold {num_images} {IMAGE} and it names {len(files)} images.")
+    return [(_image_first(question), answer) for question, answer in turns], files
 
 
 def name_of(entry: dict[str, Any]) -> str:
-    """What to call an entry in messages."""
+    """Return the name of an entry for messages."""
     return str(entry.get("id", "without an id"))
 
 
 def files_of(entry: dict[str, Any]) -> list[str]:
-    """The image files of an entry, which may name one, several or none."""
+    """Return the image files of an entry: one, several or none."""
     files = entry.get("image") or []
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(file, str) and file for file in files):
@@ -150,22 +74,22 @@ def files_of(entry: dict[str, Any]) -> list[str]:
 
 
 def _image_first(question: str) -> str:
-    """LLaVA's order: images before the words, whatever the file has."""
+    """Move the images of a question before its text, like LLaVA."""
     count = question.count(IMAGE)
-    words = question.replace(IMAGE, "").strip()
-    return "\n".join([IMAGE] * count + [words] * bool(words)) if count else question
+    text = question.replace(IMAGE, "").strip()
+    return "\n".join([IMAGE] * count + [text] * bool(text)) if count else question
 
 
 def read_entries(file: str | Path) -> list[dict[str, Any]]:
     """Return the entries of a LLaVA JSON file.
 
     Raises:
-        DataError: It cannot be read, is no JSON, or holds something else than a list of objects.
+        DataError: The file is not readable, not JSON, or not a list of objects.
     """
     try:
         entries = json.loads(Path(file).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}.") from error
+        raise DataError(f"cannot read {file} as JSON: {error}.") from error
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{file} must hold a list of samples.")
     for number, entry in enumerate(entries):
@@ -178,18 +102,18 @@ class Conversations(Dataset[dict[str, Any]]):
     """Samples of a LLaVA JSON file.
 
     Args:
-        file: A list of entries with ``id``, ``image`` (a file or several, or none) and ``conversations``.
-        images: The folder that image files are named from.
-        tokenizer: One with a placeholder token ``<image>``.
-        template: Writes the prompts.
-        image_processor: Places the images.
-        masks: `StoredMasks` or `GeneratedMasks`, for sources of masks.
-        features: What a store has in the place of pixels; images are not read then.
-        visual_tokens: How many tokens an image will have, as far as that is known from the number of its masks.
-        max_length: Tokens of a sample, with those of its images as far as they are known.
-        on_bad_image: ``error``, or ``skip``: the next sample is taken instead, and the file named in ``skipped``.
-        on_too_long: The same for samples beyond ``max_length``.
-        skipped: A file to which names of samples that were skipped are added.
+        file: A list of entries with ``id``, ``image`` (one file, several files or none) and ``conversations``.
+        images: Folder of the image files.
+        tokenizer: Tokenizer with a placeholder token ``<image>``.
+        template: Prompt template.
+        image_processor: Image processor of the encoder.
+        masks: `StoredMasks` or `GeneratedMasks`, for sources that need masks.
+        features: `StoredFeatures` that replace pixels. Images are not read.
+        visual_tokens: Minimum number of tokens of an image.
+        max_length: Maximum number of tokens of a sample, including the ``visual_tokens`` of its images.
+        on_bad_image: ``error``, or ``skip`` to use the next sample if an image cannot be read.
+        on_too_long: ``error``, or ``skip`` to use the next sample if a sample is longer than ``max_length``.
+        skipped: File to which the names of skipped samples are appended.
     """
 
     def __init__(
@@ -233,13 +157,13 @@ class Conversations(Dataset[dict[str, Any]]):
                 if self.skipped is not None:
                     with self.skipped.open("a", encoding="utf-8") as file:
                         file.write(f"{error}\n")
-        raise DataError("every sample was skipped.")
+        raise DataError("all samples were skipped.")
 
     def sample(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """One entry as ids, labels, and what its images need."""
+        """Return token ids, labels, pixels, image sizes and masks of an entry."""
         turns, files = read_turns(entry)
         name = name_of(entry)
-        pixels, sizes, found = [], [], []
+        pixels, sizes, mask_sets = [], [], []
         for file in files:
             try:
                 image = None
@@ -252,43 +176,42 @@ class Conversations(Dataset[dict[str, Any]]):
                     pixels.append(features[None])
                     sizes.append(size)
                 if self.masks is not None:
-                    found.append(self.masks(file, image))
+                    mask_sets.append(self.masks(file, image))
             except RegiontokError as error:
-                kind = SkippedError if self.on_bad_image == "skip" else DataError
-                raise kind(f"sample {name}: {error}") from error
+                error_type = SkippedError if self.on_bad_image == "skip" else DataError
+                raise error_type(f"sample {name}: {error}") from error
         text, spans = self.template.write(turns, self.tokenizer.eos_token)
         encoded = self.tokenizer(text, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         start, end = torch.tensor(encoded["offset_mapping"]).unbind(1)
-        learnt = torch.zeros(len(ids), dtype=torch.bool)
+        is_answer = torch.zeros(len(ids), dtype=torch.bool)
         for first, last in spans:
-            learnt |= (start < last) & (end > first) & (end > start)
-        known = [len(one) for one in found] or [self._known(file) for file in files]
-        length = len(ids) + sum(self.visual_tokens(one) - 1 for one in known)
+            is_answer |= (start < last) & (end > first) & (end > start)
+        counts = [len(masks) for masks in mask_sets] or [self._count(file) for file in files]
+        length = len(ids) + sum(self.visual_tokens(count) - 1 for count in counts)
         if length > self.max_length:
-            kind = SkippedError if self.on_too_long == "skip" else DataError
-            raise kind(
-                f"sample {name}: it has {length} tokens with those of its images; at most {self.max_length} fit."
+            error_type = SkippedError if self.on_too_long == "skip" else DataError
+            raise error_type(
+                f"sample {name}: it has {length} tokens including its images; at most {self.max_length} fit."
             )
-        sample: dict[str, Any] = {"name": name, "input_ids": ids, "labels": torch.where(learnt, ids, -100)}
+        sample: dict[str, Any] = {"name": name, "input_ids": ids, "labels": torch.where(is_answer, ids, -100)}
         if pixels:
             sample["pixel_values"] = as_batch(pixels)
         sample["image_sizes"] = sizes
-        sample["masks"] = found
+        sample["masks"] = mask_sets
         return sample
 
     def lengths(self) -> list[int]:
-        """About how long each sample is, with the tokens of its images as far as they are known; negative for text."""
-        result = []
+        """Return the approximate length of each sample: words plus `visual_tokens`; negative without images."""
+        lengths = []
         for entry in self.entries:
-            words = sum(len(asked.split()) + len(answer.split()) for asked, answer in read_turns(entry)[0])
-            files = files_of(entry)
-            known = [self._known(file) for file in files]
-            result.append(words + sum(self.visual_tokens(one) for one in known) if files else -words)
-        return result
+            turns, files = read_turns(entry)
+            words = sum(len(question.split()) + len(answer.split()) for question, answer in turns)
+            lengths.append(words + sum(self.visual_tokens(self._count(file)) for file in files) if files else -words)
+        return lengths
 
-    def _known(self, file: str) -> int | None:
-        """How many tokens or masks an image has, where that is known before it is encoded."""
+    def _count(self, file: str) -> int | None:
+        """Return the number of masks or stored tokens of an image; None if it is unknown before encoding."""
         source = self.masks or self.features
         count: int | None = None if source is None else source.count(file)
         return count
@@ -296,42 +219,40 @@ class Conversations(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """How many tokens an image will have, as far as that is known before it is encoded.
+    """Minimum number of tokens of an image, computed before encoding.
 
     Attributes:
-        source: Of the Regionizer.
-        patches: Patches of an image.
+        source: Source of the Regionizer, or ``stored`` for stored tokens.
+        patches: Number of patches of an image.
     """
 
     source: str
     patches: int
 
-    def __call__(self, masks: int | None) -> int:
-        """All patches; the masks, where there are so many; or at least one."""
-        if self.source == "patch":
-            return self.patches
-        return max(1, masks or 1)
+    def __call__(self, count: int | None) -> int:
+        """Return the number of tokens, from the number of masks or stored tokens if it is known."""
+        return self.patches if self.source == "patch" else max(1, count or 1)
 
 
 class SkippedError(Exception):
-    """A sample that is left out, by option."""
+    """A sample is skipped, as selected by ``on_bad_image`` or ``on_too_long``."""
 
 
 @dataclass
 class Collator:
-    """Samples to one batch, padded on the right; what is of images is in the order of the images."""
+    """Join samples to a batch, padded on the right. Pixels, sizes and masks are lists over all images of the batch."""
 
     padding_id: int
-    by_masks: bool
+    needs_masks: bool
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Join samples."""
+        """Return the batch of these samples."""
         pad = torch.nn.utils.rnn.pad_sequence
         ids = [sample["input_ids"] for sample in samples]
         batch: dict[str, Any] = {
             "names": [sample["name"] for sample in samples],
             "input_ids": pad(ids, batch_first=True, padding_value=self.padding_id),
-            "attention_mask": pad([torch.ones_like(one) for one in ids], batch_first=True),
+            "attention_mask": pad([torch.ones_like(sample_ids) for sample_ids in ids], batch_first=True),
             "labels": pad([sample["labels"] for sample in samples], batch_first=True, padding_value=-100),
         }
         pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
@@ -339,18 +260,20 @@ class Collator:
             batch["pixel_values"] = as_batch(pixels)
             batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
             batch["num_images"] = [len(sample["image_sizes"]) for sample in samples]
-            if self.by_masks:
-                batch["masks"] = [one for sample in samples for one in sample["masks"]]
+            if self.needs_masks:
+                batch["masks"] = [masks for sample in samples for masks in sample["masks"]]
         return batch
 
 
 class ByModalityAndLength(Sampler[int]):
-    """Batches of like length, of images or of text alone, in random order; the same for the same seed and epoch.
+    """Sampler for batches of similar length, either with images or of text only, in random order.
+
+    The order depends only on the seed and the epoch.
 
     Args:
-        lengths: Of `Conversations.lengths`.
-        batch_size: Samples of a step over all processes.
-        seed: Of the order.
+        lengths: Lengths from `Conversations.lengths`.
+        batch_size: Samples per optimizer step, over all processes and accumulation steps.
+        seed: Seed of the random order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -360,7 +283,7 @@ class ByModalityAndLength(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw another order."""
+        """Set the epoch, which changes the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -369,51 +292,51 @@ class ByModalityAndLength(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         batches: list[Tensor] = []
-        rest: list[Tensor] = []
-        for kind in ((self.lengths > 0).nonzero(), (self.lengths <= 0).nonzero()):
-            index = kind.flatten()[torch.randperm(len(kind), generator=generator)]
-            for group in index.split(50 * self.batch_size):  # sorted in groups, so that batches differ between epochs
+        incomplete: list[Tensor] = []
+        for modality in ((self.lengths > 0).nonzero(), (self.lengths <= 0).nonzero()):
+            samples = modality.flatten()[torch.randperm(len(modality), generator=generator)]
+            for group in samples.split(50 * self.batch_size):  # sort within random groups, so that epochs differ
                 ordered = group[self.lengths[group].abs().argsort(descending=True, stable=True)]
                 for batch in ordered.split(self.batch_size):
-                    (batches if len(batch) == self.batch_size else rest).append(batch)
+                    (batches if len(batch) == self.batch_size else incomplete).append(batch)
         order = torch.randperm(len(batches), generator=generator).tolist()
-        yield from torch.cat([*(batches[one] for one in order), *rest]).tolist()
+        yield from torch.cat([*(batches[index] for index in order), *incomplete]).tolist()
 
 
 @dataclass
 class StoredMasks:
-    """Masks of images from a store that ``regiontok masks`` wrote.
+    """Masks of images from a store written by ``regiontok masks``.
 
     Attributes:
-        store: With keys below the folder of images.
-        missing: Makes masks of images that the store has not; without it they are an error.
+        store: Store whose keys are paths relative to the image folder.
+        missing: Generator for images without stored masks; None to raise an error for them.
     """
 
     store: MaskStore
     missing: "GeneratedMasks | None" = None
 
     def __call__(self, file: str, image: Any) -> MaskSet:
-        """Those of one image by its file's name."""
+        """Return the masks of an image by its file name."""
         if self.missing is not None and file not in self.store:
             return self.missing(file, image)
         return self.store[file]
 
     def count(self, file: str) -> int | None:
-        """How many it has; None where it has none, which is told when it is read."""
+        """Return the number of masks of an image; None if it is not in the store."""
         return self.store.count(file) if file in self.store else None
 
 
 class GeneratedMasks:
-    """Masks of images made as they are read, by a generator of `regiontok.masks` on this process's device."""
+    """Masks generated while images are read, by a generator of `regiontok.masks` on the device of this process."""
 
     def __init__(self, name: str) -> None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         self.generator = masks.load(name, **({} if name == "felzenszwalb" else {"device": device}))
 
     def __call__(self, file: str, image: Any) -> MaskSet:
-        """Those of one image."""
+        """Return the masks of an image."""
         return self.generator([image])[0]
 
     def count(self, file: str) -> int | None:
-        """Not known before they are made."""
+        """Return None, because the number of masks is unknown before they are generated."""
         return None

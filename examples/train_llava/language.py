@@ -1,8 +1,8 @@
-"""A toy language model: it learns its language from text alone, and stands in for a pretrained one.
+"""A toy language model, trained on text only. It replaces the pretrained language model of LLaVA.
 
-Its text begins with what a scene holds, in words that no image will ever give (``red-circle-at-x3``), shuffled and
-with filler, and goes on with a caption or with questions and answers. So before it sees an image it knows how to answer
-from what stands before, which is what a language model brings to LLaVA.
+Each text starts with the objects of a scene, in words that are used nowhere else (``red-circle-at-x3``), shuffled and
+mixed with filler words. A caption or questions with answers follow. So the model can already answer questions about its
+context before it is trained on images, like a pretrained language model.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ STEPS, BATCH = 3000, 16
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word."""
-    compound = [f"{colour}-{shape}-at-x{place}" for colour in COLOURS for shape in SHAPES for place in range(6)]
-    vocabulary = ["<pad>", "<bos>", "<eos>", "<image>", *words(), *compound]
+    """Return a tokenizer with one token per word."""
+    objects = [f"{colour}-{shape}-at-x{x}" for colour in COLOURS for shape in SHAPES for x in range(6)]
+    vocabulary = ["<pad>", "<bos>", "<eos>", "<image>", *words(), *objects]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
@@ -30,7 +30,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class ToyTexts(Dataset[dict[str, torch.Tensor]]):
-    """Texts made as they are asked for; the same for the same number."""
+    """Random texts, generated on access. The same index always gives the same text."""
 
     def __init__(self, tokenizer: Any, count: int, seed: int = 0) -> None:
         self.tokenizer, self.count, self.seed = tokenizer, count, seed
@@ -41,26 +41,26 @@ class ToyTexts(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = np.random.default_rng([self.seed, index])
         things = draw_things(generator)
-        seen = [f"{one.colour}-{one.shape}-at-x{int(6 * one.x / SIDE)}" for one in things]
-        seen += generator.choice(FILLER, generator.integers(1, 10)).tolist()
-        generator.shuffle(seen)
-        text = ["<bos>", *seen]
-        learnt = [False] * len(text)
+        context = [f"{thing.colour}-{thing.shape}-at-x{int(6 * thing.x / SIDE)}" for thing in things]
+        context += generator.choice(FILLER, generator.integers(1, 10)).tolist()
+        generator.shuffle(context)
+        text = ["<bos>", *context]
+        is_target = [False] * len(text)
         if generator.random() < 0.25:
             caption = caption_of(things).split()
             text += caption
-            learnt += [True] * len(caption)
+            is_target += [True] * len(caption)
         else:
             for question in questions_of(things, generator):
-                asked = question.text.split()
-                text += [*asked, question.answer]
-                learnt += [False] * len(asked) + [True]
+                question_words = question.text.split()
+                text += [*question_words, question.answer]
+                is_target += [False] * len(question_words) + [True]
         ids = torch.tensor(self.tokenizer.convert_tokens_to_ids(text))
-        return {"input_ids": ids, "labels": torch.where(torch.tensor(learnt), ids, -100)}
+        return {"input_ids": ids, "labels": torch.where(torch.tensor(is_target), ids, -100)}
 
 
 def learn_language(folder: Path, *, steps: int = STEPS, seed: int = 42) -> Path:
-    """Stage 0: train the toy model on text, unless the folder has it already."""
+    """Train the toy language model on text (stage 0) and return its folder. Do nothing if the model exists."""
     if (folder / "model.safetensors").is_file():
         return folder
     tokenizer = toy_tokenizer()
@@ -79,10 +79,11 @@ def learn_language(folder: Path, *, steps: int = STEPS, seed: int = 42) -> Path:
     )
 
     def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        fill = {"input_ids": tokenizer.pad_token_id, "labels": -100}
+        padding = {"input_ids": tokenizer.pad_token_id, "labels": -100}
+        pad = torch.nn.utils.rnn.pad_sequence
         return {
-            name: torch.nn.utils.rnn.pad_sequence([one[name] for one in samples], batch_first=True, padding_value=value)
-            for name, value in fill.items()
+            name: pad([sample[name] for sample in samples], batch_first=True, padding_value=value)
+            for name, value in padding.items()
         }
 
     trainer = Trainer(
@@ -114,4 +115,4 @@ TOY_TRAINING: dict[str, Any] = {
     "use_cpu": True,
     "dataloader_pin_memory": False,
 }
-"""Settings of all toy training, in every stage."""
+"""Training arguments of all toy stages."""

@@ -1,33 +1,34 @@
-"""The whole recipe on a laptop: toy scenes, a toy language model, the real adapter and trainer."""
+"""Train and measure a grid of toy models on a laptop: the adapter and trainer of the recipe, on toy scenes.
+
+Run ``python tiny.py`` for all models in the README. It writes a table and a figure to ``results``.
+"""
 
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from hashlib import blake2b
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from building import build, image_processor
-from conversations import TEMPLATES, StoredMasks
+from conversations import StoredMasks
 from language import TOY_TRAINING, learn_language
 from recipe import ALIGN, INSTRUCT, Stage
-from safetensors.torch import load_file, save_file
-from scenes import KINDS, SIDE, write_scenes
+from scenes import KINDS, write_scenes
+from templates import TEMPLATES
 from torch import Tensor
-from tqdm import tqdm
+from toy_encoder import GRID, PIXELS, ToyEncoder, find_encoder, store_features, use_stored_features
 from train import run_stage
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 
-from regiontok import ImageGeometry, Regions, encoders, read_image
+from regiontok import ImageGeometry, Regions, read_image
 from regiontok.choices import MASK_SOURCES, SOURCES
 from regiontok.evaluation.focus import FocusMeter, answer_attention, target_regions
 from regiontok.evaluation.partition import grid_regions
@@ -35,68 +36,31 @@ from regiontok.store import MaskStore
 
 TRAIN, TEST = 2000, 300
 BATCH = 16
-STEPS = {"patch": (200, 800)}
-"""Steps of both stages where they are not those of `OTHERS`: patches cost the most."""
-OTHERS = (300, 800)
+STEPS = (300, 800)
+"""Steps of the two stages."""
+PATCH_STEPS = (200, 800)
+"""Steps for the source ``patch``, whose steps take the most time."""
 CONTROLS = ("blind", "no_position")
-"""All features zero, so that only the number of tokens is left; the eight numbers of position zero."""
+"""Ablations: all features are zero, or the eight position features are zero."""
 FOLDER = Path("train-llava-tiny")
 RESULTS = Path(__file__).parent / "results"
 
 
-class ToyEncoder(NamedTuple):
-    """An encoder of toy scenes: what its rows are called, what `regiontok.encoders.load` takes, and its input side."""
-
-    label: str
-    name: str
-    options: dict[str, Any]
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """How scenes, and their masks, are placed."""
-        return ImageGeometry.squash(self.options["img_size"])
-
-
-PIXELS = ToyEncoder("pixels", "pixels", {"img_size": SIDE})
-GRID = 12
-"""Patches per side of every encoder."""
-
-
-def toy_encoder(name: str, layer: int | None = None) -> ToyEncoder:
-    """``pixels``, ``dinov2-small``, or a folder of a vision transformer of transformers, on 12 x 12 patches."""
-    if name == "pixels":
-        return PIXELS
-    folder, real_layer = Path(name), None
-    if name == "dinov2-small":
-        sys.path.append(str(Path(__file__).parent.parent))
-        import real_features  # noqa: PLC0415  it wants packages that pixels does not
-
-        folder, real_layer = real_features.dinov2_small(), real_features.LAYER
-        layer = real_layer if layer is None else layer
-    if not folder.is_dir():
-        raise SystemExit(f"--encoder must be pixels, dinov2-small or a folder; got {name}.")
-    patch = AutoConfig.from_pretrained(folder).patch_size
-    options = {"img_size": GRID * patch} | ({} if layer is None else {"layer": layer})
-    default = real_layer if name == "dinov2-small" else None
-    label = folder.name if layer == default else f"{folder.name}-layer{layer}"
-    return ToyEncoder(label, f"hf:{folder}", options)
-
-
-def toy(stage: Stage, steps: int, template: str) -> Stage:
-    """A stage of the recipe with the toy's numbers."""
-    return stage.but(
+def toy_stage(stage: Stage, steps: int, template: str) -> Stage:
+    """Return a stage of the recipe with the hyperparameters of the toy models."""
+    return stage.replace(
         batch_size=BATCH,
         learning_rate=TOY_TRAINING["learning_rate"],
         warmup=TOY_TRAINING["warmup_steps"],
         max_steps=steps,
         geometry="squash",
         template=template,
-        more=tuple(TOY_TRAINING.items()),
+        extra_arguments=tuple(TOY_TRAINING.items()),
     )
 
 
 def prepare(folder: Path, *, train: int = TRAIN, test: int = TEST, language_steps: int | None = None) -> None:
-    """Scenes and language, made once."""
+    """Write the scenes and train the language model, unless they exist."""
     if not (folder / "data" / "test.json").is_file():
         write_scenes(folder / "data", train=train, test=test)
     learn_language(folder / "language", **({} if language_steps is None else {"steps": language_steps}))
@@ -112,25 +76,33 @@ def train_one(
     regions: dict[str, Any] | None = None,
     control: str | None = None,
     steps: tuple[int, int] | None = None,
-    most_questions: int | None = None,
+    max_questions: int | None = None,
 ) -> dict[str, Any]:
-    """Train one row through both stages, and measure it.
+    """Train a row in both stages, and return its results.
 
-    The source may also be ``grid``, which ignores the image; ``regions`` are further options of the Regionizer, such as
-    ``num_regions`` and ``linkage``. With ``stored`` features of scenes are looked up, and not computed at every step.
+    Args:
+        row: Encoder, source, norm, pool and order, joined by ``/``. The source ``grid`` makes rectangular regions.
+        folder: Folder for scenes, language model and runs.
+        encoder: The encoder of ``row``.
+        stored: Use features that are computed once, not at every step.
+        seed: Seed of weights and training.
+        regions: Further options of the Regionizer, such as ``num_regions`` and ``linkage``.
+        control: One of `CONTROLS`; None for the unchanged features.
+        steps: Steps of the two stages; by default `STEPS` or `PATCH_STEPS`.
+        max_questions: Number of test questions; None for all.
     """
     parts = row.split("/")
     if len(parts) != 5 or parts[0] != encoder.label or parts[1] not in (*SOURCES, "grid"):
-        raise SystemExit(f"a toy row is {encoder.label}/SOURCE/NORM/POOL/ORDER; got {row!r}.")
+        raise SystemExit(f"a toy row must be {encoder.label}/SOURCE/NORM/POOL/ORDER; got {row!r}.")
     _, source, norm, pool, order = parts
     prepare(folder)
     set_seed(seed)
-    more = dict(regions or {})
-    options = {"norm": norm, "pool": pool, "order": order, "num_heads": 8, "geometry": encoder.geometry, **more}
+    regions = dict(regions or {})
+    options = {"norm": norm, "pool": pool, "order": order, "num_heads": 8, "geometry": encoder.geometry, **regions}
     options["source"] = "clustering" if source == "grid" else source
     model, tokenizer = build(encoder.name, folder / "language", options, **encoder.options)
     if source == "grid":
-        cells = grid_regions(torch.ones(GRID, GRID, dtype=torch.bool), more["num_regions"]).labels()
+        cells = grid_regions(torch.ones(GRID, GRID, dtype=torch.bool), regions["num_regions"]).labels()
         model.regionizer.group = lambda features, **_: Regions.from_labels(cells.expand(len(features), -1, -1))
     if stored or encoder != PIXELS:
         use_stored_features(model.model.vision_tower.encoder, folder, encoder)
@@ -138,9 +110,11 @@ def train_one(
         add_control(model, control)
     standardize(model, folder / "data")
     data, masks = folder / "data", StoredMasks(MaskStore(folder / "data" / "masks"))
-    steps = steps or STEPS.get(source, OTHERS)
+    steps = steps or (PATCH_STEPS if source == "patch" else STEPS)
     seconds = {}
-    out = folder / "runs" / "-".join([*row.split("/"), *map(str, more.values()), str(seed), *filter(None, [control])])
+    out = (
+        folder / "runs" / "-".join([*row.split("/"), *map(str, regions.values()), str(seed), *filter(None, [control])])
+    )
     for base, count, file, template in (
         (ALIGN, steps[0], "captions.json", "bare_caption"),
         (INSTRUCT, steps[1], "questions.json", "bare"),
@@ -149,7 +123,7 @@ def train_one(
         run_stage(
             model,
             tokenizer,
-            toy(base, count, template),
+            toy_stage(base, count, template),
             data=data / file,
             images=data / "images",
             masks=masks,
@@ -159,8 +133,8 @@ def train_one(
             group=False,
         )
         seconds[base.name] = time.perf_counter() - start
-    measured = measure(model, tokenizer, data, masks, geometry=encoder.geometry, most=most_questions)
-    result = {"row": row, "seed": seed, "control": control, "regions": more, "steps": steps} | measured
+    measured = measure(model, tokenizer, data, masks, geometry=encoder.geometry, max_questions=max_questions)
+    result = {"row": row, "seed": seed, "control": control, "regions": regions, "steps": steps} | measured
     result["seconds_per_step"] = {
         name: round(seconds[name] / count, 4) for name, count in zip(seconds, steps, strict=True)
     }
@@ -170,14 +144,14 @@ def train_one(
 
 
 @torch.no_grad()
-def standardize(model: Any, data: Path, images: int = 64) -> None:
-    """Start the new projector as if features had mean 0 and deviation 1, so that the faint ones, position, are seen.
+def standardize(model: Any, data: Path, num_images: int = 64) -> None:
+    """Initialise the projector for features with mean 0 and standard deviation 1.
 
-    ``pixels`` weighs its numbers for likeness; what a projector needs is all of them.
+    Without this, it would learn slowly from features of small scale, such as the position features of ``pixels``.
     """
-    entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:images]
-    some = [read_image(data / "images" / entry["image"]) for entry in entries]
-    pixels = image_processor(model.model.vision_tower, "squash")(some)["pixel_values"]
+    entries = json.loads((data / "captions.json").read_text(encoding="utf-8"))[:num_images]
+    images = [read_image(data / "images" / entry["image"]) for entry in entries]
+    pixels = image_processor(model.model.vision_tower, "squash")(images)["pixel_values"]
     features = model.regionizer.normalize(model.encode_patches(pixels).features).flatten(0, 2)
     deviation = features.std(0)
     layer = model.model.multi_modal_projector.linear_1
@@ -186,7 +160,7 @@ def standardize(model: Any, data: Path, images: int = 64) -> None:
 
 
 def add_control(model: Any, name: str) -> None:
-    """Take features away, as a check of what the answers rest on."""
+    """Set features to zero, to check that answers depend on them; see `CONTROLS`."""
 
     def hook(_: Any, __: Any, output: Any) -> Any:
         features = output.last_hidden_state.clone()
@@ -198,44 +172,6 @@ def add_control(model: Any, name: str) -> None:
 
 
 @torch.no_grad()
-def store_features(folder: Path, encoder: ToyEncoder) -> Path:
-    """Features of all scenes, computed once, by the digest of their pixels."""
-    made_of = blake2b(repr(encoder).encode(), digest_size=4).hexdigest()  # two folders may have one name
-    file = folder / f"{encoder.label}-{made_of}.safetensors"
-    if file.is_file():
-        return file
-    loaded = encoders.load(encoder.name, geometry="squash", **encoder.options)
-    digests, features = [], []
-    told = [json.loads((folder / "data" / f"{name}.json").read_text(encoding="utf-8")) for name in ("captions", "test")]
-    images = [folder / "data" / "images" / name for name in sorted({one["image"] for some in told for one in some})]
-    for start in tqdm(range(0, len(images), 32), desc=encoder.label):
-        pixels, _ = loaded.preprocess([read_image(image) for image in images[start : start + 32]])
-        digests += [_digest(one) for one in pixels]
-        features.append(loaded.encode(pixels))
-    part = file.with_suffix(".part")
-    save_file({"digests": torch.stack(digests), "features": torch.cat(features)}, part)
-    part.replace(file)
-    return file
-
-
-def use_stored_features(encoder: Any, folder: Path, toy: ToyEncoder) -> None:
-    """Let an encoder look the features of scenes up; an image that is none of them is encoded."""
-    stored = load_file(store_features(folder, toy))
-    place = {digest.numpy().tobytes(): number for number, digest in enumerate(stored["digests"])}
-    encode = encoder.encode
-
-    def look_up(pixels: Tensor) -> Tensor:
-        numbers = [place.get(_digest(one).numpy().tobytes()) for one in pixels]
-        return encode(pixels) if None in numbers else stored["features"][numbers]
-
-    encoder.encode = look_up
-
-
-def _digest(pixels: Tensor) -> Tensor:
-    return torch.frombuffer(bytearray(blake2b(pixels.numpy().tobytes(), digest_size=16).digest()), dtype=torch.uint8)
-
-
-@torch.no_grad()
 def measure(
     model: Any,
     tokenizer: Any,
@@ -243,48 +179,59 @@ def measure(
     masks: Any,
     *,
     geometry: ImageGeometry = PIXELS.geometry,
-    most: int | None = None,
+    max_questions: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy per kind of question beside the most frequent answer's, tokens per image, and focus."""
+    """Return accuracies of the model and of the most frequent answer, tokens per image, and focus."""
     model.eval()
-    questions = json.loads((data / "test.json").read_text(encoding="utf-8"))[:most]
-    place = image_processor(model.model.vision_tower, "squash")
-    right: dict[str, list[bool]] = defaultdict(list)
+    questions = json.loads((data / "test.json").read_text(encoding="utf-8"))[:max_questions]
+    preprocess = image_processor(model.model.vision_tower, "squash")
+    is_right: dict[str, list[bool]] = defaultdict(list)
     counts: list[int] = []
     meter = FocusMeter()
     tokenizer.padding_side = "left"
-    by_masks = model.regionizer.config.source in MASK_SOURCES
+    needs_masks = model.regionizer.config.source in MASK_SOURCES
     for start in range(0, len(questions), 64):
         batch = questions[start : start + 64]
-        images = [read_image(data / "images" / one["image"]) for one in batch]
-        found = [masks(one["image"], image) for one, image in zip(batch, images, strict=True)]
-        given: dict[str, Any] = {"pixel_values": place(images)["pixel_values"]}
-        if by_masks:
-            given["masks"] = found
-        texts = [TEMPLATES["bare"].write([(f"<image>\n{one['text']}", "")], "")[0].strip() for one in batch]
+        images = [read_image(data / "images" / question["image"]) for question in batch]
+        mask_sets = [masks(question["image"], image) for question, image in zip(batch, images, strict=True)]
+        image_inputs: dict[str, Any] = {"pixel_values": preprocess(images)["pixel_values"]}
+        if needs_masks:
+            image_inputs["masks"] = mask_sets
+        turns = [(f"<image>\n{question['text']}", "") for question in batch]
+        texts = [TEMPLATES["bare"].write([turn], "")[0].strip() for turn in turns]
         prompts = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        made = model.generate(**prompts, **given, max_new_tokens=1, do_sample=False)[:, -1]
-        for one, token in zip(batch, made.tolist(), strict=True):
-            right[one["kind"]].append(tokenizer.convert_ids_to_tokens(token) == one["answer"])
-        answered = {name: _append(value, made if name == "input_ids" else None) for name, value in prompts.items()}
-        answer = torch.zeros_like(answered["input_ids"], dtype=torch.bool)
-        answer[:, -1] = True
-        attention = answer_attention(model, answer, **answered, **given)
-        objects = [one.select(list(question["about"])) for one, question in zip(found, batch, strict=True)]
+        answers = model.generate(**prompts, **image_inputs, max_new_tokens=1, do_sample=False)[:, -1]
+        for question, token in zip(batch, answers.tolist(), strict=True):
+            is_right[question["kind"]].append(tokenizer.convert_ids_to_tokens(token) == question["answer"])
+        answered = {name: _append(value, answers if name == "input_ids" else None) for name, value in prompts.items()}
+        is_answer = torch.zeros_like(answered["input_ids"], dtype=torch.bool)
+        is_answer[:, -1] = True
+        attention = answer_attention(model, is_answer, **answered, **image_inputs)
+        objects = [
+            mask_set.select(list(question["about"])) for mask_set, question in zip(mask_sets, batch, strict=True)
+        ]
         meter.add(attention, target_regions(attention.regions, objects, geometry=geometry))
         counts += attention.regions.counts.tolist()
-    answers = {kind: Counter(one["answer"] for one in questions if one["kind"] == kind) for kind in KINDS}
-    every = [one for kind in right.values() for one in kind]
-    majority = {kind: round(100 * max(some.values()) / some.total(), 1) for kind, some in answers.items() if some}
-    overall = sum(max(some.values()) for some in answers.values() if some) / len(questions)
+    is_right["all"] = [right for kind in KINDS for right in is_right[kind]]
     return {
         "questions": len(questions),
         "tokens_per_image": round(float(np.mean(counts)), 1),
-        "accuracy": {kind: round(100 * float(np.mean(right[kind])), 1) for kind in KINDS if right[kind]}
-        | {"all": round(100 * float(np.mean(every)), 1)},
-        "majority": majority | {"all": round(100 * overall, 1)},
+        "accuracy": {
+            kind: round(100 * float(np.mean(is_right[kind])), 1) for kind in (*KINDS, "all") if is_right[kind]
+        },
+        "majority": _majority_accuracy(questions),
         "focus": meter.result().to_dict(),
     }
+
+
+def _majority_accuracy(questions: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the accuracy of the most frequent answer to each kind of question, in percent."""
+    counters: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        counters[question["kind"]][question["answer"]] += 1
+    majority = {kind: max(counters[kind].values()) / counters[kind].total() for kind in KINDS if kind in counters}
+    majority["all"] = sum(max(counter.values()) for counter in counters.values()) / len(questions)
+    return {kind: round(100 * accuracy, 1) for kind, accuracy in majority.items()}
 
 
 def _append(ids: Tensor, new: Tensor | None) -> Tensor:
@@ -292,7 +239,7 @@ def _append(ids: Tensor, new: Tensor | None) -> Tensor:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
+    """Return the results as a Markdown table."""
     head = [
         "source",
         "norm",
@@ -309,12 +256,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "s/step 2",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for one in results:
-        _, source, norm, pool, order = one["row"].split("/")
-        share = f"{100 * one['focus']['focus']:.1f} (share {100 * one['focus']['share']:.0f})"
-        cells = [source, norm, pool, order, one["control"] or "", one["seed"], one["tokens_per_image"]]
-        cells += [one["accuracy"].get(kind, "-") for kind in (*KINDS, "all")]
-        cells += [share, f"{100 * one['focus']['chance']:.0f}", *one["seconds_per_step"].values()]
+    for result in results:
+        _, source, norm, pool, order = result["row"].split("/")
+        focus = f"{100 * result['focus']['focus']:.1f} (share {100 * result['focus']['share']:.0f})"
+        cells = [source, norm, pool, order, result["control"] or "", result["seed"], result["tokens_per_image"]]
+        cells += [result["accuracy"].get(kind, "-") for kind in (*KINDS, "all")]
+        cells += [focus, f"{100 * result['focus']['chance']:.0f}", *result["seconds_per_step"].values()]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     majority = results[0]["majority"]
     cells = ["*most frequent answer*", *[""] * 6, *(majority.get(kind, "-") for kind in (*KINDS, "all")), *[""] * 4]
@@ -322,22 +269,22 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """Accuracy against tokens per image, and per kind of question."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  only the grid draws
+def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """Plot accuracy against tokens per image, and per kind of question."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  training does not need matplotlib
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     colours = dict(zip(SOURCES, ("#4c8bf5", "#e8710a", "#2f9e6e", "#b05cc8"), strict=True))
-    plain = [one for one in results if not one["control"]] or list(results)
-    for one in plain:
-        source = one["row"].split("/")[1]
-        marker = "o" if "/mean/" in one["row"] else "^"
-        left.plot(one["tokens_per_image"], one["accuracy"]["all"], marker, color=colours[source])
-    for source in dict.fromkeys(one["row"].split("/")[1] for one in plain):
+    results_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in [result for result in results if not result["control"]] or results:
+        source = result["row"].split("/")[1]
+        results_of[source].append(result)
+        marker = "o" if "/mean/" in result["row"] else "^"
+        left.plot(result["tokens_per_image"], result["accuracy"]["all"], marker, color=colours[source])
+    for source, source_results in results_of.items():
         left.plot([], [], "s", color=colours[source], label=source)
-        mine = [one for one in plain if one["row"].split("/")[1] == source]
-        means = [np.mean([one["accuracy"].get(kind, np.nan) for one in mine]) for kind in KINDS]
+        means = [np.mean([result["accuracy"].get(kind, np.nan) for result in source_results]) for kind in KINDS]
         right.plot(KINDS, means, "o-", color=colours[source])
     majority = [results[0]["majority"].get(kind, np.nan) for kind in KINDS]
     right.plot(KINDS, majority, "x:", color=GREY, label="most frequent answer")
@@ -346,16 +293,16 @@ def picture(results: Sequence[dict[str, Any]], file: Path) -> None:
     )
     right.set(ylabel="right answers, %", ylim=(0, 102))
     for axes in (left, right):
-        colour_axes(axes)
+        style_axes(axes)
     figure.savefig(file, transparent=True, dpi=150)
 
 
 GREY = "#808080"
-"""Is seen on a light page and on a dark one."""
+"""Colour that is visible on light and dark pages."""
 
 
-def colour_axes(axes: Any) -> None:
-    """Axes, text and legend in grey on no ground."""
+def style_axes(axes: Any) -> None:
+    """Make axes, text and legend grey on a transparent background."""
     axes.tick_params(which="both", colors=GREY)
     axes.xaxis.label.set_color(GREY)
     axes.yaxis.label.set_color(GREY)
@@ -366,31 +313,33 @@ def colour_axes(axes: Any) -> None:
 
 
 def share_cores(jobs: int) -> None:
-    """Give each of so many processes its part of the cores."""
+    """Limit the threads of this process, one of ``jobs`` processes, to its share of the cores."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the grid."""
-    own = argparse.ArgumentParser(
+    """Run the grid, and write its table and figure."""
+    parser = argparse.ArgumentParser(
         prog="tiny.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    own.add_argument("--encoder", default="pixels", help="pixels, dinov2-small, or a folder of transformers")
-    own.add_argument("--layer", type=int, help="of such an encoder, counted from 0; default: the last")
-    own.add_argument("--out", type=Path, default=FOLDER, help="default: %(default)s")
-    own.add_argument(
+    parser.add_argument("--encoder", default="pixels", help="pixels, dinov2-small, or a folder of transformers")
+    parser.add_argument("--layer", type=int, help="layer index of an encoder folder; default: the last")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for data and runs; default: %(default)s")
+    parser.add_argument(
         "--sources", nargs="*", default=["patch", "segmentation", "clustering", "combined"], choices=SOURCES
     )
-    own.add_argument("--pools", nargs="*", default=["mean", "cross_attention"], choices=["mean", "cross_attention"])
-    own.add_argument("--orders", nargs="*", default=["raster", "random"], choices=["raster", "random"])
-    own.add_argument("--norms", nargs="*", default=["rms"], choices=["rms", "none"])
-    own.add_argument("--seeds", nargs="*", type=int, default=[42])
-    own.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=CONTROLS, help="on segmentation")
-    own.add_argument("--jobs", type=int, default=2, help="runs at a time, which share the cores; default: %(default)s")
-    own.add_argument("--results", type=Path, default=RESULTS, help="where the table goes; default: %(default)s")
-    options = own.parse_args(arguments)
+    parser.add_argument("--pools", nargs="*", default=["mean", "cross_attention"], choices=["mean", "cross_attention"])
+    parser.add_argument("--orders", nargs="*", default=["raster", "random"], choices=["raster", "random"])
+    parser.add_argument("--norms", nargs="*", default=["rms"], choices=["rms", "none"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[42])
+    parser.add_argument("--controls", nargs="*", default=list(CONTROLS), choices=CONTROLS, help="ablations")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="parallel runs, which share the cores; default: %(default)s"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results; default: %(default)s")
+    options = parser.parse_args(arguments)
     prepare(options.out)
-    encoder = toy_encoder(options.encoder, options.layer)
+    encoder = find_encoder(options.encoder, options.layer)
     if encoder != PIXELS:
         store_features(options.out, encoder)
     runs: list[tuple[str, int, str | None]] = [
@@ -406,18 +355,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ProcessPoolExecutor(
         options.jobs, get_context("spawn"), initializer=share_cores, initargs=(options.jobs,)
     ) as pool:
-        waiting = [
+        futures = [
             pool.submit(train_one, row, options.out, encoder=encoder, seed=seed, control=control)
             for row, seed, control in runs
         ]
-        for one in waiting:
-            results.append(one.result())
+        for future in futures:
+            results.append(future.result())
             print(table(results[-1:]).splitlines()[2], flush=True)
     name = "tiny" if encoder == PIXELS else f"tiny-{encoder.label}"
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (options.results / f"{name}.md").write_text(table(results), encoding="utf-8")
-    picture(results, options.results / f"{name}.png")
+    plot(results, options.results / f"{name}.png")
     print(f"\n{table(results)}\nSaved in {options.results}")
 
 

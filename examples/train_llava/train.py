@@ -1,4 +1,4 @@
-"""Train a LLaVA on region tokens, by LLaVA-1.5's two stages; the README beside this file has the commands."""
+"""Train a LLaVA on region tokens, in the two stages of LLaVA-1.5. The README in this folder shows the commands."""
 
 import argparse
 import json
@@ -9,10 +9,11 @@ from typing import Any
 
 import recipe
 import torch
-from building import STAGE_FILE, build, freeze_but, image_processor, load_stage, processor_of, widen_trained
-from conversations import TEMPLATES, Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
+from building import STAGE_FILE, build, cast_trained, freeze_except, image_processor, load_stage, processor_of
+from conversations import Collator, Conversations, GeneratedMasks, StoredMasks, VisualTokens
 from peft import LoraConfig, get_peft_model
 from stored import StoredFeatures
+from templates import TEMPLATES
 from trainer import RegionTrainer
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -25,50 +26,53 @@ STAGES = {"align": recipe.ALIGN, "instruct": recipe.INSTRUCT}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    options = parser().parse_args(arguments)
+    """Run the command line and train."""
+    options = make_parser().parse_args(arguments)
     if options.rows:
         recipe.print_rows()
         return
     if options.tiny:
-        import tiny  # noqa: PLC0415  it imports this module
+        import tiny  # noqa: PLC0415  tiny imports this module
 
         row = options.row or "pixels/clustering/rms/cross_attention/raster"
         print(tiny.table([tiny.train_one(row, Path(options.out or tiny.FOLDER), seed=options.seed)]))
         return
     for name in ("row", "stage", "language_model", "data", "images"):
         if getattr(options, name) is None:
-            raise SystemExit(f"--{name.replace('_', '-')} is needed; see --help.")
+            raise SystemExit(f"--{name.replace('_', '-')} is required; see --help.")
     if options.lora and options.stage != "instruct":
-        raise SystemExit("--lora is for --stage instruct: the first trains no language model.")
+        raise SystemExit("--lora is for --stage instruct: --stage align does not train the language model.")
     row, stage, out = recipe.row(options.row), STAGES[options.stage], Path(options.out or "train-llava")
     from_stage = Path(options.from_stage or out / "align")
     if options.stage == "instruct" and not (from_stage / STAGE_FILE).is_file():
         raise SystemExit(
-            f"there is no {from_stage / STAGE_FILE}. Train --stage align first, or name it by --from-stage."
+            f"there is no {from_stage / STAGE_FILE}. Train --stage align first, or pass its folder as --from-stage."
         )
     mask_source = None
     if not (options.features and options.masks is None):
-        mask_source = _masks(options.masks, row.options["source"], options.workers, options.missing)
+        mask_source = _load_masks(options.masks, row.options["source"], options.workers, options.missing)
     training = {"bf16": torch.cuda.is_available(), "activation_checkpointing": True}
     training |= {"dataloader_num_workers": options.workers, "save_steps": options.save_steps}
     training |= json.loads(Path(options.config).read_text(encoding="utf-8")) if options.config else {}
-    narrow = torch.cuda.is_available() and "fsdp" not in training and (options.stage == "align" or options.lora)
+    # FSDP needs one data type for all weights.
+    use_bfloat16 = torch.cuda.is_available() and "fsdp" not in training and (options.stage == "align" or options.lora)
     features = None
     if options.features:
         if options.stage != "align":
-            raise SystemExit("--features is for --stage align: the second saves the whole model, with its encoder.")
+            raise SystemExit(
+                "--features is for --stage align: --stage instruct saves the whole model with its encoder."
+            )
         if isinstance(mask_source, GeneratedMasks) or options.missing:
-            raise SystemExit("--features leaves images unread, and masks are to be made of them. Store the masks too.")
+            raise SystemExit("--features does not read images, so masks cannot be generated. Pass a store as --masks.")
         features = StoredFeatures(TokenStore(options.features), row, stage.geometry)
-        if features.tokens:
+        if features.is_tokens:
             mask_source = None
     model, tokenizer = build(
         row.encoder,
         options.language_model,
         dict(row.options),
         geometry=stage.geometry,
-        dtype=torch.bfloat16 if narrow else None,  # of what is frozen; FSDP wants one dtype
+        dtype=torch.bfloat16 if use_bfloat16 else None,
         tower=None if features is None else features.tower(row.encoder),
     )
     if options.stage == "instruct":
@@ -76,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     run_stage(
         model,
         tokenizer,
-        stage if options.max_steps is None else stage.but(max_steps=options.max_steps),
+        stage if options.max_steps is None else stage.replace(max_steps=options.max_steps),
         data=options.data,
         images=options.images,
         masks=mask_source,
@@ -110,9 +114,9 @@ def run_stage(
     callbacks: Sequence[Any] = (),
     features: StoredFeatures | None = None,
 ) -> RegionTrainer:
-    """Train one stage and save it: what it trained, and after the second the whole model.
+    """Train one stage and save the trained weights. After stage ``instruct``, save the whole model too.
 
-    With ``features`` what a store has stands in the place of the images and the encoder.
+    ``features`` replace images and encoder by stored features.
     """
     out.mkdir(parents=True, exist_ok=True)
     skipped = out / "skipped.txt"
@@ -122,7 +126,7 @@ def run_stage(
     tower, source = model.model.vision_tower, model.regionizer.config.source
     if features is not None:
         features.attach(model)
-        source = "stored" if features.tokens else source
+        source = "stored" if features.is_tokens else source
     rows, cols = tower.encoder.grid if features is None else features.grid
     dataset = Conversations(
         data,
@@ -138,46 +142,46 @@ def run_stage(
         on_too_long=on_too_long,
         skipped=skipped,
     )
-    freeze_but(model, stage.trained)
+    freeze_except(model, stage.trained)
     if lora:
         model = _with_lora(model, lora)
-    widen_trained(model)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"Stage {stage.name}: {len(dataset)} samples, {trained:,} weights trained, {out}")
-    settings = stage.arguments(str(out), per_device=per_device, processes=processes, **(training or {}))
+    cast_trained(model)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"Stage {stage.name}: {len(dataset)} samples, {num_trained:,} trained weights, {out}")
+    settings = stage.training_arguments(str(out), per_device=per_device, processes=processes, **(training or {}))
     trainer = RegionTrainer(
         model=model,
         args=TrainingArguments(**settings),
         train_dataset=dataset,
-        data_collator=Collator(tokenizer.pad_token_id, by_masks=source in MASK_SOURCES),
+        data_collator=Collator(tokenizer.pad_token_id, needs_masks=source in MASK_SOURCES),
         lengths=dataset.lengths() if group else None,
         max_length=stage.max_length,
         skipped=skipped if on_too_long == "skip" else None,
         callbacks=list(callbacks),
     )
-    last = get_last_checkpoint(str(out)) if resume else None
-    if resume and last is None:
-        print(f"There is no checkpoint in {out} yet; training starts anew.")
-    trainer.train(resume_from_checkpoint=last)
+    last_checkpoint = get_last_checkpoint(str(out)) if resume else None
+    if resume and last_checkpoint is None:
+        print(f"There is no checkpoint in {out}; training starts from the beginning.")
+    trainer.train(resume_from_checkpoint=last_checkpoint)
     if lora:
         trainer.save_model(str(out / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
     else:
         trainer.save_stage(out)
     if stage.name == "instruct":
-        trainer.save_whole(out / "model")
+        trainer.save_full_model(out / "model")
         if trainer.args.should_save:
             template = TEMPLATES[stage.template].jinja(tokenizer.eos_token)
             processor_of(trainer.model, tokenizer, stage.geometry, template).save_pretrained(out / "model")
     if skipped.is_file():
-        lines = sorted(set(skipped.read_text(encoding="utf-8").split("\n")))
-        print(f"{len(lines)} samples were skipped or too long; {skipped} names them. The first: {lines[0]}")
+        lines = sorted(set(skipped.read_text(encoding="utf-8").splitlines()))
+        print(f"{len(lines)} samples were skipped or too long; see {skipped}. The first: {lines[0]}")
     return trainer
 
 
 def _with_lora(model: Any, rank: int) -> Any:
-    """LoRA of the language model's layers; the projector and the region pool are trained whole, at the same rate."""
-    pooled = model.regionizer.config.pool == "cross_attention"
+    """Add LoRA to the language model. Projector and pool are trained fully, at the same learning rate."""
+    has_pool_weights = model.regionizer.config.pool == "cross_attention"
     return get_peft_model(
         model,
         LoraConfig(
@@ -185,64 +189,73 @@ def _with_lora(model: Any, rank: int) -> Any:
             lora_alpha=2 * rank,
             lora_dropout=0.05,
             target_modules=r".*language_model.*_proj",
-            modules_to_save=["multi_modal_projector", *["regionizer.pool"] * pooled],
+            modules_to_save=["multi_modal_projector", *["regionizer.pool"] * has_pool_weights],
         ),
     )
 
 
-def _masks(
-    named: str | None, source: str, workers: int, missing: str | None = None
+def _load_masks(
+    name: str | None, source: str, workers: int, missing: str | None = None
 ) -> StoredMasks | GeneratedMasks | None:
-    """Where masks come from: a store of them, or a generator."""
+    """Return masks from a store or a generator; None for a source without masks."""
     if source not in MASK_SOURCES:
-        if named:
-            raise SystemExit(f"--masks is for rows of masks; this one is of {source}.")
+        if name:
+            raise SystemExit(f"--masks is for sources that need masks; the source of this row is {source}.")
         return None
-    if named is None:
-        raise SystemExit(f"a row of {source} needs --masks: a store that `regiontok masks` wrote, or a generator.")
-    if named not in masks.GENERATORS:
-        return StoredMasks(MaskStore(named), None if missing is None else _masks(missing, source, workers))
+    if name is None:
+        raise SystemExit(f"source {source} needs --masks: a store written by `regiontok masks`, or a generator.")
+    if name not in masks.GENERATORS:
+        return StoredMasks(MaskStore(name), None if missing is None else _load_masks(missing, source, workers))
     if missing is not None:
-        raise SystemExit("--missing is for --masks STORE, which may lack some.")
-    if named != "felzenszwalb" and workers:
-        raise SystemExit(f"--masks {named} makes masks on the training's device; that needs --workers 0.")
-    return GeneratedMasks(named)
+        raise SystemExit("--missing needs --masks STORE, a store that lacks the masks of some images.")
+    if name != "felzenszwalb" and workers:
+        raise SystemExit(f"--masks {name} generates masks on the device of the training, and needs --workers 0.")
+    return GeneratedMasks(name)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options."""
-    own = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    own.add_argument("--rows", action="store_true", help="list the rows of the paper's Table 1, and stop")
-    own.add_argument("--row", help="which row: encoder/source/norm/pool/order")
-    own.add_argument(
-        "--stage", choices=STAGES, help="align trains projector and regions, instruct the language model too"
+    parser.add_argument("--rows", action="store_true", help="print the rows of Table 1 of the paper, and exit")
+    parser.add_argument("--row", help="row of Table 1: encoder/source/norm/pool/order")
+    parser.add_argument(
+        "--stage", choices=STAGES, help="align trains projector and pool; instruct also trains the language model"
     )
-    own.add_argument("--language-model", help="a causal language model of transformers, by name or folder")
-    own.add_argument("--data", help="LLaVA's JSON")
-    own.add_argument("--images", help="the folder its images are named from")
-    own.add_argument("--masks", metavar="STORE|GENERATOR", help="for rows of masks")
-    own.add_argument("--missing", metavar="GENERATOR", choices=masks.GENERATORS, help="masks that the store has not")
-    own.add_argument(
+    parser.add_argument("--language-model", help="name or folder of a causal language model of transformers")
+    parser.add_argument("--data", help="conversations in the JSON format of LLaVA")
+    parser.add_argument("--images", help="folder of the images of --data")
+    parser.add_argument("--masks", metavar="STORE|GENERATOR", help="masks, for sources that need them")
+    parser.add_argument(
+        "--missing", metavar="GENERATOR", choices=masks.GENERATORS, help="generator for images without stored masks"
+    )
+    parser.add_argument(
         "--features",
         metavar="STORE",
-        help="of stage align: features or tokens that `regiontok tokenize --store` wrote, in place of the encoder",
+        help="for stage align: features or tokens from `regiontok tokenize --store`, which replace the encoder",
     )
-    own.add_argument("--out", help="default: train-llava, or train-llava-tiny with --tiny")
-    own.add_argument("--from-stage", help="the folder of stage align; default: the one in --out")
-    own.add_argument("--per-device-batch", type=int, default=16, help="the rest is accumulated; default: %(default)s")
-    own.add_argument("--config", help="a JSON file of further TrainingArguments, as those in configs/")
-    own.add_argument("--lora", type=int, metavar="RANK", help="train the language model by LoRA of this rank")
-    own.add_argument("--max-steps", type=int, help="stop there; default: one epoch")
-    own.add_argument("--save-steps", type=int, default=1000, help="between checkpoints; default: %(default)s")
-    own.add_argument("--workers", type=int, default=4, help="that read images; default: %(default)s")
-    own.add_argument("--bad-image", default="error", choices=("error", "skip"), help="a file that cannot be read")
-    own.add_argument("--too-long", default="error", choices=("error", "skip"), help="a sample beyond 2048 tokens")
-    own.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    own.add_argument("--seed", type=int, default=42, help="of --tiny; default: %(default)s")
-    own.add_argument("--tiny", action="store_true", help="train on toy scenes, with a toy language, in minutes")
-    return own
+    parser.add_argument("--out", help="default: train-llava, or train-llava-tiny with --tiny")
+    parser.add_argument("--from-stage", help="folder of stage align; default: align in --out")
+    parser.add_argument(
+        "--per-device-batch",
+        type=int,
+        default=16,
+        help="batch size per device, without accumulation; default: %(default)s",
+    )
+    parser.add_argument("--config", help="JSON file with further TrainingArguments, such as those in configs/")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train the language model with LoRA of this rank")
+    parser.add_argument("--max-steps", type=int, help="maximum number of steps; default: one epoch")
+    parser.add_argument("--save-steps", type=int, default=1000, help="steps between checkpoints; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images; default: %(default)s")
+    parser.add_argument("--bad-image", default="error", choices=("error", "skip"), help="action for unreadable images")
+    parser.add_argument(
+        "--too-long", default="error", choices=("error", "skip"), help="action for samples with more than 2048 tokens"
+    )
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in --out")
+    parser.add_argument("--seed", type=int, default=42, help="random seed of --tiny; default: %(default)s")
+    parser.add_argument("--tiny", action="store_true", help="train on toy scenes with a toy language model, in minutes")
+    return parser
 
 
 if __name__ == "__main__":

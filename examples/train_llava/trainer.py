@@ -1,4 +1,4 @@
-"""transformers' Trainer, with batches grouped by modality and length, and files of what is trained."""
+"""A transformers Trainer that groups batches by modality and length, and saves only trained weights."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from regiontok.errors import RegiontokError
 
 
 class RegionTrainer(Trainer):
-    """Train a region model.
+    """Trainer for a region model.
 
     Args:
-        lengths: Of ``Conversations.lengths``, to group batches by; None for plain random order.
-        max_length: Tokens of a sample, with those of its images: counted here, where their number is known.
-        skipped: A file for the names of samples that are longer; None stops at the first.
-        args: Those of ``Trainer``.
-        kwargs: Those of ``Trainer``.
+        lengths: Lengths from ``Conversations.lengths``, to group samples of similar length; None for random order.
+        max_length: Maximum number of tokens of a sample, checked here because some sources give the number of region
+            tokens only after encoding.
+        skipped: File to which the names of longer samples are written; None to stop at the first.
+        args: Arguments of ``Trainer``.
+        kwargs: Arguments of ``Trainer``.
     """
 
     def __init__(
@@ -35,54 +36,61 @@ class RegionTrainer(Trainer):
         self.lengths = lengths
         self.max_length = max_length
         self.skipped = skipped
-        self._writes = "checkpoint"
+        self._save_mode = "checkpoint"
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The loss; errors of masks and images name their samples, and samples that are too long are told."""
-        names, held = inputs.pop("names", []), inputs.pop("num_images", None)
+        """Return the loss.
+
+        Raises:
+            DataError: Masks or images are invalid (the message names the samples of the batch), or a sample is longer
+                than ``max_length``.
+        """
+        names, num_images = inputs.pop("names", []), inputs.pop("num_images", None)
         try:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         except RegiontokError as error:
             raise DataError(f"in the batch of samples {', '.join(names)}: {error}") from error
-        self._check_lengths(names, held, inputs, outputs)
+        self._check_lengths(names, num_images, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def save_stage(self, folder: Path) -> None:
-        """Write what was trained, for the next stage; gathered first where it is in shards."""
-        self._writes = "stage"
+        """Save the trained weights for the next stage. Sharded weights are gathered first."""
+        self._save_mode = "stage"
         self.save_model(str(folder))
-        self._writes = "checkpoint"
+        self._save_mode = "checkpoint"
 
-    def save_whole(self, folder: Path) -> None:
-        """Write the whole model, to be loaded by its class."""
-        self._writes = "model"
+    def save_full_model(self, folder: Path) -> None:
+        """Save the whole model, to be loaded with ``from_pretrained``."""
+        self._save_mode = "model"
         self.save_model(str(folder))
-        self._writes = "checkpoint"
+        self._save_mode = "checkpoint"
 
-    def _check_lengths(self, names: list[str], held: list[int] | None, inputs: dict[str, Any], outputs: Any) -> None:
-        if held is None:
+    def _check_lengths(
+        self, names: list[str], num_images: list[int] | None, inputs: dict[str, Any], outputs: Any
+    ) -> None:
+        if num_images is None:
             return
         counts = iter(outputs["image_outputs"].regions.counts.tolist())
-        text = inputs["attention_mask"].sum(1).tolist()
-        for name, words, images in zip(names, text, held, strict=True):
-            length = words - images + sum(next(counts) for _ in range(images))
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for name, prompt_length, images in zip(names, lengths, num_images, strict=True):
+            length = prompt_length - images + sum(next(counts) for _ in range(images))
             if length > self.max_length:
-                told = f"sample {name}: it has {length} tokens with its regions; at most {self.max_length} fit"
+                message = f"sample {name}: it has {length} tokens with its regions; at most {self.max_length} fit"
                 if self.skipped is None:
-                    raise DataError(f"{told}.")
+                    raise DataError(f"{message}.")
                 with self.skipped.open("a", encoding="utf-8") as file:
-                    file.write(f"{told}, and it was trained on as it is.\n")
+                    file.write(f"{message}. Training used the full sample.\n")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return ByModalityAndLength(self.lengths, step, self.args.seed)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByModalityAndLength(self.lengths, batch_size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write only what is trained, under the names that resuming looks for.
+        """Save only trained weights, under the names that resuming expects.
 
-        transformers' own way writes LLaVA's weights under older names, which its own resuming does not find.
+        By default, transformers saves the weights of LLaVA under older names, which its own resuming does not find.
         """
         if not self.args.should_save:
             return
@@ -92,11 +100,12 @@ class RegionTrainer(Trainer):
             super()._save(str(folder), state_dict)
             return
         state = model.state_dict() if state_dict is None else state_dict
-        if self._writes == "model":
+        if self._save_mode == "model":
             model.save_pretrained(folder, state_dict=state)
             return
-        kept = {name: state[name] for name in trained_names(model)}
-        if self._writes == "stage":
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / STAGE_FILE)
+        trained = {name: state[name] for name in trained_names(model)}
+        if self._save_mode == "stage":
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
+            save_file(weights, folder / STAGE_FILE)
         else:
-            model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+            model.save_pretrained(folder, state_dict=trained, save_original_format=False)

@@ -1,8 +1,8 @@
-"""Compiled loops. Private and trusting: the public functions check their arguments before they call in here.
+"""Compiled loops. They do not check their arguments; the public functions do.
 
-Arrays are passed one by one, and rows as a matrix and a number: tuples of arrays and views of rows cost numba atomic
-counts of references, about as much as the dot products themselves. Tests for -1 are written ``< 0``, which also tells
-the compiler that an index needs no wrapping around.
+Arrays are separate arguments, and a row is passed as a matrix and an index: for tuples of arrays and views of rows
+numba counts references atomically, which takes as long as the dot products. Comparisons with -1 are written ``< 0``, so
+that the compiler can omit the handling of negative indices.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ _REASSOCIATE = {"reassoc", "contract", "nsz"}
 
 
 def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = False) -> Any:
-    """Compile a serial loop on its first call, without the GIL, and keep it on disk where a folder can be written.
+    """Compile a serial loop on its first call, without the GIL, and cache it on disk if a folder is writable.
 
     Args:
         function: The loop.
-        reassociate: Let sums be reordered so that they use SIMD. Only for dot products: it must not touch a
-            comparison, and (unlike numba's ``fastmath=True``) it keeps NaN and infinity as they are.
+        reassociate: Allow sums to be reordered, so that they use SIMD. Use it only for dot products, because it may
+            change comparisons. Unlike numba's ``fastmath=True`` it preserves NaN and infinity.
     """
     if function is None:
         return lambda function: compiled(function, reassociate=reassociate)
@@ -28,7 +28,7 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
         kernel = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder for its cache; compile in memory
         return numba.njit(**options)(function)
-    cache = getattr(kernel, "_cache", None)  # none where NUMBA_DISABLE_JIT leaves the loop as it is
+    cache = getattr(kernel, "_cache", None)  # missing with NUMBA_DISABLE_JIT
     if cache is not None:
         cache.load_overload = _or_none(cache.load_overload)
         cache.save_overload = _or_none(cache.save_overload)
@@ -36,19 +36,19 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
 
 
 def cache_folder(kernel: Any) -> str | None:
-    """Return the folder of a compiled loop's cache; None if there is none, and the loop is compiled in memory."""
+    """Return the cache folder of a compiled loop; None if it is compiled in memory."""
     cache = getattr(kernel, "_cache", None)
     folder = getattr(cache, "cache_path", None)
     return None if folder is None else str(folder)
 
 
 def _or_none(access: Callable[..., Any]) -> Callable[..., Any]:
-    """An access to the cache that fails as if nothing were there: a full disk or a damaged file costs only time."""
+    """Return a cache access that ignores errors, so that a full disk or a damaged file costs only time."""
 
     def attempt(*args: Any) -> Any:
         try:
             return access(*args)
-        except Exception:  # unpickling damaged bytes raises all kinds
+        except Exception:  # unpickling damaged bytes raises many exception types
             return None
 
     return attempt

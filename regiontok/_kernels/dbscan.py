@@ -1,20 +1,27 @@
-"""DBSCAN of every region of one image, over one graph of which patches are near each other."""
+"""DBSCAN of the regions of one image on a common neighbour graph of its patches."""
 
 import numpy as np
 
 from regiontok._kernels import compiled
 
 UNSURE = 2
-"""Marks a pair whose distance is too close to eps to be told in float32."""
+"""Marks a pair whose distance is too close to eps for float32."""
 
 
 @compiled
-def find_near(products, length, reach, most, margin, near):
-    """Mark in ``near (P, P)`` the pairs whose directions are at a squared distance of at most ``most``.
+def find_near(products, length, reach, limit, margin, near):
+    """Mark in ``near (P, P)`` the pairs whose unit vectors have a squared distance of at most ``limit``.
 
-    ``products (P, P)`` and ``length (P,)`` are those of the vectors; a zero vector stays one. A row is compared with
-    the earlier ones whose ``reach`` is up to it. Returns how many pairs are within ``margin`` of ``most``, marked
-    `UNSURE`.
+    Args:
+        products: ``(P, P)``: dot products of the vectors.
+        length: ``(P,)``: norms of the vectors; a zero vector stays zero.
+        reach: ``(P,)``: each row is compared with the earlier rows whose ``reach`` is not smaller than its index.
+        limit: Greatest squared distance.
+        margin: Pairs this close to ``limit`` are marked `UNSURE`.
+        near: ``(P, P)`` uint8, written.
+
+    Returns:
+        The number of pairs that are marked `UNSURE`.
     """
     unsure = 0
     inverse = np.empty(len(length), np.float32)
@@ -25,7 +32,7 @@ def find_near(products, length, reach, most, margin, near):
             if reach[j] < i:
                 continue
             squares = (1.0 if inverse[i] > 0 else 0.0) + (1.0 if inverse[j] > 0 else 0.0)
-            beyond = squares - 2 * products[i, j] * inverse[i] * inverse[j] - most
+            beyond = squares - 2 * products[i, j] * inverse[i] * inverse[j] - limit
             near[i, j] = beyond <= 0
             if abs(beyond) < margin:
                 near[i, j] = UNSURE
@@ -35,10 +42,10 @@ def find_near(products, length, reach, most, margin, near):
 
 @compiled
 def split(near, patch, starts, splits, min_samples, label):
-    """Label the memberships of each region ``starts[i]:starts[i + 1]``; -1 is noise; regions not to be split stay 0.
+    """Label the memberships of each region ``starts[i]:starts[i + 1]``; noise is -1, regions that are not split are 0.
 
-    Clusters are numbered by their first core patch, and a patch on the border of several is in the lowest, as in
-    scikit-learn. ``near (P, P)`` is read where the row is the later patch; members of a region ascend.
+    Clusters are numbered by their first core patch. A border patch of several clusters belongs to the first of them, as
+    in scikit-learn. ``near (P, P)`` is read with the later patch as its row; the members of a region are sorted.
     """
     longest = 0
     for region in range(len(starts) - 1):
@@ -51,7 +58,7 @@ def split(near, patch, starts, splits, min_samples, label):
         if not splits[region]:
             continue
         for i in range(size):
-            neighbours = 1  # itself
+            neighbours = 1  # the patch
             for j in range(i):
                 neighbours += near[patch[first + i], patch[first + j]]
             for j in range(i + 1, size):

@@ -1,4 +1,4 @@
-"""A heap of edges with four children per node: the highest score first, then the smallest stamp."""
+"""A heap of edges with four children per node, ordered by descending score, then by ascending stamp."""
 
 from regiontok._kernels import compiled
 
@@ -10,7 +10,7 @@ def _before(score_x, stamp_x, score_y, stamp_y):
 
 @compiled
 def lift(heap_score, heap_stamp, heap_edge, position, i, score, stamp, edge):
-    """Put an entry at ``i`` or above."""
+    """Insert an entry at ``i`` or at one of its ancestors."""
     while i > 0:
         parent = (i - 1) >> 2
         if not _before(score, stamp, heap_score[parent], heap_stamp[parent]):
@@ -28,7 +28,7 @@ def lift(heap_score, heap_stamp, heap_edge, position, i, score, stamp, edge):
 
 @compiled
 def sink(heap_score, heap_stamp, heap_edge, position, size, i, score, stamp, edge):
-    """Put an entry at ``i`` or below."""
+    """Insert an entry at ``i`` or at one of its descendants."""
     while True:
         child = 4 * i + 1
         if child >= size:

@@ -1,17 +1,17 @@
-"""Label maps of merges, and memberships of label maps."""
+"""Label maps from merges, and memberships from label maps."""
 
 from regiontok._kernels import compiled
 
 
 @compiled
 def collect(labels, regions, first, areas, patch, region):
-    """List the memberships of one image by region, and by patch within a region (a counting sort).
+    """List the memberships of one image sorted by region, then by patch, with a counting sort.
 
     Args:
         labels: ``(P,)``, from ``0`` to ``regions - 1``, or -1.
-        regions: Their number.
-        first: The batch's number of the image's first region.
-        areas: ``(regions + 1,)`` int64, scratch.
+        regions: Number of regions.
+        first: Number of the first region of the image within the batch.
+        areas: ``(regions + 1,)`` int64, temporary.
         patch: ``(members,)`` int64, written.
         region: ``(members,)`` int64, written.
     """
@@ -24,17 +24,17 @@ def collect(labels, regions, first, areas, patch, region):
     for index in range(len(labels)):
         number = labels[index]
         if number >= 0:
-            place = areas[number]
-            patch[place] = index
-            region[place] = first + number
-            areas[number] = place + 1
+            member = areas[number]
+            patch[member] = index
+            region[member] = first + number
+            areas[number] = member + 1
 
 
 @compiled
 def label(valid, pairs, count, labels):
-    """Number regions by first patch after the first ``count`` merges; write ``labels (P,)``, -1 where not valid.
+    """Write ``labels (P,)`` after the first ``count`` merges, numbered by first patch; -1 for invalid patches.
 
-    Returns the number of regions. A region's parent is always smaller, so one forward pass resolves every chain.
+    The parent of a region has a smaller number, so one forward pass resolves all chains. Return the number of regions.
     """
     for patch in range(len(labels)):
         labels[patch] = patch

@@ -1,4 +1,4 @@
-"""What decides over a candidate mask, read from its logits in one pass."""
+"""Area, stability and bounding box of candidate masks in one pass over the logits."""
 
 import numpy as np
 
@@ -7,9 +7,14 @@ from regiontok._kernels import compiled
 
 @compiled
 def measure(logits, offset, areas, boxes):
-    """Pixels above ``offset`` and ``-offset``, and the box of those above 0, of every ``(N, h, w)`` candidate.
+    """Measure candidate masks ``(N, h, w)``.
 
-    ``areas (N, 2)`` int64; ``boxes (N, 4)`` int64 as left, top, right, bottom, the last two one beyond; 0 where empty.
+    Args:
+        logits: ``(N, h, w)`` float32.
+        offset: Distance from 0 for the stability.
+        areas: ``(N, 2)`` int64, written: number of pixels above ``offset`` and above ``-offset``.
+        boxes: ``(N, 4)`` int64, written: left, top, right and bottom of the pixels above 0; right and bottom are
+            exclusive. All 0 for an empty mask.
     """
     count, height, width = logits.shape
     column = np.empty(width, np.uint8)

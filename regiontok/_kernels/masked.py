@@ -1,4 +1,4 @@
-"""Loops behind `regiontok.masked`: merging of groups of patches, such as masks."""
+"""Loops of `regiontok.masked`, which merge groups of patches, such as masks."""
 
 import numpy as np
 
@@ -23,15 +23,15 @@ def add_up(values, rows, groups, sums):
 
 @compiled
 def join(sums, members, touching, target, first, second, scores):
-    """Merge groups by Ward's rule until ``target`` are left; groups that touch first.
+    """Merge groups by Ward's criterion until ``target`` are left; groups that touch merge first.
 
     Args:
         sums: ``(G, D)`` float64: sums of features; changed.
-        members: ``(G,)`` int64: how many features each is the sum of; changed.
+        members: ``(G,)`` int64: number of features in each sum; changed.
         touching: ``(G, G)`` bool, symmetric; changed.
         target: Number of groups at which to stop, at least 1.
-        first: ``(G,)`` int64, written: the group that each merge keeps, the smaller number.
-        second: ``(G,)`` int64, written: the group that it ends.
+        first: ``(G,)`` int64, written: the group that remains after each merge, the smaller number.
+        second: ``(G,)`` int64, written: the group that is merged into it.
         scores: ``(G,)`` float64, written: the growth of the squared error.
 
     Returns:
@@ -77,7 +77,7 @@ def join(sums, members, touching, target, first, second, scores):
 
 @compiled
 def _comes_first(cost, touching, a, b, c, d):
-    """Return whether the pair ``a, b`` merges before ``c, d``: pairs that touch first, then by cost; inf is no pair."""
+    """Return whether ``a, b`` merges before ``c, d``: touching pairs first, then lower cost; infinite is no pair."""
     if cost[a, b] == np.inf or cost[c, d] == np.inf:
         return cost[a, b] < cost[c, d]
     if touching[a, b] != touching[c, d]:
@@ -96,7 +96,7 @@ def _best_of_row(cost, touching, a):
 
 @compiled(reassociate=True)
 def _growth(sums, members, a, b):
-    """Growth of the squared error by a merge of two groups."""
+    """Return the growth of the squared error by merging two groups."""
     m, n = np.float64(members[a]), np.float64(members[b])
     per_m, per_n = 1 / m, 1 / n
     total = 0.0

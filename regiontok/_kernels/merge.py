@@ -1,27 +1,29 @@
-"""Greedy merging of the best pair of neighbouring regions: the loop behind `UnionFindClusterer`.
+"""Greedy merging of the best pair of neighbouring regions: the loop of `UnionFindClusterer`.
 
 The state of one image:
 
-- a region is named by its first patch in row-major order, so that disjoint sets need no ranks: the smaller name wins;
-- a region's *total* is the sum of its features. A patch alone is read from ``features``, times its ``factor``, which
-  makes it unit length where the rule wants that; a row of ``sums``, its ``slot``, is used from the first merge on. So
-  features are neither copied nor changed;
-- a pair of neighbours is an *edge* of two half-edges, ``2e`` and ``2e + 1``, each in the ring (a circular doubly linked
-  list) of one region and pointing to the other, so that an edge leaves or changes its region in constant time. The
-  numbers from ``rings`` on are the rings' own nodes, one per region;
-- an edge's *score* is the rule: the three differ in it alone (see ``_score``), and the highest merges first;
-- a heap with four children per node has at most one entry per edge. When an edge's score falls its entry stays and is
-  outdated; that shows when it surfaces, and then it sinks to its place. An edge whose score rises is lifted at once. So
-  a top that is up to date is the best pair.
+- A region is named by its first patch in row-major order. Disjoint sets need no ranks: the smaller name is the parent.
+- The sum of the features of a region of two or more patches is a row of ``sums``, its ``slot``. A single patch is read
+  from ``features`` and multiplied by its ``factor``, which scales it to unit length if the linkage requires it. So
+  features are neither copied nor changed.
+- A pair of neighbours is an *edge* of two half-edges, ``2e`` and ``2e + 1``. Each is in the ring (a circular doubly
+  linked list) of one region and points to the other region, so an edge is removed or moved in constant time. Numbers
+  from ``rings`` on are the head nodes of the rings, one per region.
+- The *score* of an edge is the linkage: the three linkages differ only in ``_score``. The highest score merges first.
+- A heap with four children per node has at most one entry per edge. When the score of an edge falls, its entry becomes
+  outdated; it is moved down when it reaches the top. When the score rises, the entry is moved up at once. So an entry
+  at the top that is up to date is the best pair.
 
-``stamp`` breaks ties: pairs created first come first, and the pairs of one merge in the order of their other regions.
+``stamp`` breaks ties: edges that were created first precede others, and the edges of one merge are sorted by their
+other regions.
 """
 
 import numpy as np
 
 from regiontok._kernels import compiled
 from regiontok._kernels.heap import lift, sink
-from regiontok._kernels.vectors import add_row, add_two, dot_product, dot_two, square_and_dot_two
+from regiontok._kernels.neighbours import score_graph, score_grid
+from regiontok._kernels.vectors import add_row, add_two, dot_product, dot_two
 
 _NONE = -1
 _SHARED = -2
@@ -29,25 +31,24 @@ _GONE = -np.inf  # below every threshold
 
 CENTROID, AVERAGE, WARD = 0, 1, 2
 SMALLEST = 2.0**-126
-"""Squares below have lost digits: float32 holds none smaller in full."""
+"""The smallest normal float32: smaller squares have lost digits."""
 _ALIKE = 5e-3
-"""Mean growth of the first pairs below which patches are so alike that float32 dot products lose their differences."""
+"""Below this mean growth of the initial pairs, float32 dot products lose the differences between patches."""
 _ROUNDING = 1e-4
-"""How far sums of growths may be off, as a share of the whole deviation."""
+"""Tolerance of sums of growths, as a fraction of the whole deviation."""
 
 _APART = 2.0**32
-"""What it costs to merge across parts: more than any growth of the squared error."""
+"""Cost of a merge across parts, larger than any growth of the squared error."""
 UNSEEN, SAFE, CENTRED = 0, 1, 2
-"""What is known of an image's features: nothing; that their squares fit float32; that they are unit vectors less their
-mean, scaled."""
+"""State of the features: not examined; squares fit float32; unit vectors minus their mean, scaled."""
 OUT_OF_RANGE, TOO_ALIKE = -1, -2
 
 
 @compiled
 def _score(linkage, dot, square_x, square_y, members_x, members_y):
-    """How good it is to merge two regions: cosine of their means, mean cosine of their patches, or Ward's cost negated.
+    """Return the score of a pair: cosine of means, mean cosine of patches, or the negative growth of Ward's criterion.
 
-    Products of sizes come before the one division, so that costs which are equal as fractions are equal here.
+    Products of sizes are computed before the only division, so that costs which are equal as fractions are equal.
     """
     if linkage == WARD:
         m, n = np.float64(members_x), np.float64(members_y)
@@ -63,14 +64,14 @@ def _score(linkage, dot, square_x, square_y, members_x, members_y):
 
 
 @compiled
-def allowance(kept, deviation):
-    """The squared error that merging may cost where a share of the deviation is to be kept."""
-    return (1 - kept + _ROUNDING) * deviation
+def allowance(explained_variance, deviation):
+    """Return the squared error that merging may add if a fraction of the deviation must be preserved."""
+    return (1 - explained_variance + _ROUNDING) * deviation
 
 
 @compiled
 def _total_deviation(features, valid, factor, square, members):
-    """Squared deviation of an image's patches from their mean, summed in float64."""
+    """Return the squared deviation of the patches from their mean, summed in float64."""
     total = np.zeros(features.shape[1], np.float64)
     squares = 0.0
     for patch in range(len(valid)):
@@ -83,7 +84,7 @@ def _total_deviation(features, valid, factor, square, members):
 
 @compiled
 def _link(following, previous, half, ring):
-    """Put a half-edge into a ring. No branches here and below: with them numba would count references again."""
+    """Insert a half-edge into a ring. Branches here would make numba count references."""
     after = following[ring]
     following[half] = after
     previous[half] = ring
@@ -93,111 +94,88 @@ def _link(following, previous, half, ring):
 
 @compiled
 def _unlink(following, previous, half):
-    """Take a half-edge out of its ring."""
+    """Remove a half-edge from its ring."""
     following[previous[half]] = following[half]
     previous[following[half]] = previous[half]
 
 
 @compiled
-def _score_grid(features, valid, cols, diagonal, target, dot, square):
-    """Score every pair of neighbouring valid patches, row by row: right, below, below left, below right.
-
-    Returns the number of edges.
-    """
-    patches = len(valid)
-    edges = 0
-    for patch in range(patches):
-        square[patch] = 0.0
-        if not valid[patch]:
-            continue
-        col = patch % cols
-        below = patch + cols
-        right = col + 1 < cols and valid[patch + 1]
-        down = below < patches and valid[below]
-        start = edges
-        if right:
-            target[2 * edges] = patch + 1
-            edges += 1
-        if down:
-            target[2 * edges] = below
-            edges += 1
-        if right and down:
-            square[patch], dot[start], dot[start + 1] = square_and_dot_two(features, patch, patch + 1, below)
-        else:
-            square[patch] = dot_product(features, patch, features, patch)
-            if edges > start:
-                dot[start] = dot_product(features, patch, features, target[2 * start])
-        if diagonal and below < patches:
-            if col > 0 and valid[below - 1]:
-                target[2 * edges] = below - 1
-                dot[edges] = dot_product(features, patch, features, below - 1)
-                edges += 1
-            if col + 1 < cols and valid[below + 1]:
-                target[2 * edges] = below + 1
-                dot[edges] = dot_product(features, patch, features, below + 1)
-                edges += 1
-        for edge in range(start, edges):
-            target[2 * edge + 1] = patch
-    return edges
-
-
-@compiled
-def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, known, share, weight, piece, pairs, scores):
-    """Merge the regions of one image until the best pair is below ``threshold`` or ``least`` regions are left.
+def merge(
+    features, valid, cols, frame, next_patch, graph, sizes, diagonal, linkage, threshold, target_count,
+    explained_variance, state, share, weight, piece, pairs, scores,
+):  # fmt: skip
+    """Merge the regions of one image or clip until the best score is below ``threshold``, or ``target_count`` are left.
 
     Args:
         features: ``(P, D)`` float32, C-contiguous.
-        valid: ``(P,)`` bool; other patches are in no region.
+        valid: ``(P,)`` bool; invalid patches are in no region.
         cols: Columns of the grid.
-        diagonal: Whether patches that touch at a corner are neighbours.
+        frame: Patches of a frame of a clip; ``P`` for an image.
+        next_patch: ``(P,)`` int32: the neighbour of each patch in the next frame, -1 for none; not read for an image.
+        graph: ``(E, 2)`` int32: the pairs of neighbours, the smaller one first, instead of those of a grid; empty for a
+            grid.
+        sizes: ``(P,)`` int32: the numbers of patches of regions that are continued from before, 1 for patches. Their
+            features are the sums of their patches, scaled as the linkage requires. Empty for a grid.
+        diagonal: Whether patches that share only a corner are neighbours.
         linkage: ``CENTROID``, ``AVERAGE`` or ``WARD``.
         threshold: Least score at which a pair merges.
-        least: Number of regions at which to stop.
-        kept: For ``WARD``: stop before less than this share of the squared deviation is kept; below 0 to not look.
-        known: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
-        share: ``(P, S)`` float32: for ``WARD``, small whole numbers beside the unit features of each patch, such as
+        target_count: Number of regions at which merging stops.
+        explained_variance: For ``WARD``: merging stops before less than this fraction of the squared deviation is
+            preserved. 0 only computes the deviation; negative values do neither.
+        state: ``UNSEEN``, ``SAFE`` or ``CENTRED``.
+        share: ``(P, S)`` float32: for ``WARD``, small integers that extend the unit features of each patch, such as
             memberships in masks; ``S`` may be 0. Changed.
-        weight: What the growth of their squared error counts. It is summed apart from that of the features, in exact
-            whole numbers, so that a large weight hides no feature.
-        piece: ``(P,)`` int32: parts of the image whose patches merge first; regions of two parts merge only where no
-            part has two regions that touch. Empty where there are no parts. Changed.
-        pairs: ``(P, 2)`` int32, written: the two regions of each merge, by first patch, the smaller first.
+        weight: Weight of the growth of their squared error. It is summed separately in exact integers, so that a large
+            weight does not hide the features.
+        piece: ``(P,)`` int32: number of the part that contains each patch. Regions of different parts merge only if no
+            two regions of one part touch. Empty without parts. Changed.
+        pairs: ``(P, 2)`` int32, written: the two regions of each merge, named by first patch, the smaller one first.
         scores: ``(P,)`` float64, written: the score of each merge.
 
     Returns:
-        The number of merges; ``OUT_OF_RANGE`` where squares leave float32's safe range, which is also where NaN and
-        infinity show; or, for ``WARD``, ``TOO_ALIKE``. And the image's squared deviation, or 0 where nobody asked.
+        The number of merges; or ``OUT_OF_RANGE`` if squares leave the safe range of float32, also because of NaN and
+        infinity; or, for ``WARD``, ``TOO_ALIKE``. And the squared deviation, or 0 if it was not requested.
     """
     patches, dim = features.shape
-    most = (4 if diagonal else 2) * patches
-    target = np.empty(2 * most, np.int32)
-    dot = np.empty(most, np.float64)
+    max_edges = max(len(graph), (4 if diagonal else 2) * patches + max(0, patches - frame))
+    target = np.empty(2 * max_edges, np.int32)
+    dot = np.empty(max_edges, np.float64)
     square = np.empty(patches, np.float64)
-    edges = _score_grid(features, valid, cols, diagonal, target, dot, square)
-    magnitude = square.sum()
-    if known == UNSEEN and not 1e-20 < magnitude < 1e30:
+    if len(sizes) > 0:
+        edges = score_graph(features, graph, target, dot, square)
+        magnitude = 0.0
+        for patch in range(patches):
+            magnitude += square[patch] / (np.float64(sizes[patch]) * sizes[patch])
+    else:
+        edges = score_grid(features, valid, cols, frame, next_patch, diagonal, target, dot, square)
+        magnitude = square.sum()
+    if state == UNSEEN and not 1e-20 < magnitude < 1e30:
         return OUT_OF_RANGE, 0.0
 
     factor = np.ones(patches, np.float32)
     members = np.ones(patches, np.int32)
-    left = valid.sum()
-    if linkage != CENTROID and known != CENTRED:
+    if len(sizes) > 0:
+        members[:] = sizes
+    num_regions = valid.sum()
+    if linkage != CENTROID and state != CENTRED:
         for patch in range(patches):
+            if members[patch] > 1:
+                continue
             factor[patch] = 1 / np.sqrt(square[patch]) if square[patch] >= SMALLEST else 0.0
             square[patch] *= np.float64(factor[patch]) * factor[patch]
     deviation, allowed = 0.0, np.inf
-    if kept >= 0:
-        deviation = _total_deviation(features, valid, factor, square, left)
-    if kept > 0:
-        allowed = allowance(kept, deviation)
+    if explained_variance >= 0:
+        deviation = _total_deviation(features, valid, factor, square, num_regions)
+    if explained_variance > 0:
+        allowed = allowance(explained_variance, deviation)
 
     in_parts, has_share = len(piece) > 0, share.shape[1] > 0
     spread = 0.0
     for edge in range(edges):
         x, y = target[2 * edge + 1], target[2 * edge]
         dot[edge] *= np.float64(factor[x]) * factor[y]
-        spread += max(0.0, (square[x] + square[y]) / 2 - dot[edge])
-    if linkage == WARD and known != CENTRED and edges > 0 and spread < _ALIKE * edges:
+        spread += max(0.0, (square[x] + square[y]) / 2 - dot[edge])  # of patches; sums of regions only add to it
+    if linkage == WARD and state != CENTRED and edges > 0 and spread < _ALIKE * edges:
         return TOO_ALIKE, 0.0
     share_square = np.empty(patches if has_share else 0, np.float64)
     share_dot = np.empty(edges if has_share else 0, np.float64)
@@ -221,7 +199,7 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         x, y = target[2 * edge + 1], target[2 * edge]
         _link(following, previous, 2 * edge, rings + x)
         _link(following, previous, 2 * edge + 1, rings + y)
-        score[edge] = _score(linkage, dot[edge], square[x], square[y], 1, 1)
+        score[edge] = _score(linkage, dot[edge], square[x], square[y], members[x], members[y])
         if has_share:
             score[edge] += weight * _score(WARD, share_dot[edge], share_square[x], share_square[y], 1, 1)
         if in_parts and piece[x] != piece[y]:
@@ -236,17 +214,17 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
     for i in range((size - 2) // 4, -1, -1):
         sink(heap_score, heap_stamp, heap_edge, position, size, i, heap_score[i], heap_stamp[i], heap_edge[i])
 
-    slots = patches // 2  # at most so many regions of two patches or more live at once
+    slots = patches // 2  # the most regions of two or more patches at the same time
     sums = np.empty((slots, dim), np.float32)
     free = np.arange(slots - 1, -1, -1).astype(np.int32)
     num_free = slots
     slot = np.full(patches, _NONE, np.int32)
-    known = np.full(patches, _NONE, np.int32)  # the half-edge by which the winner already knew a neighbour
+    half_of = np.full(patches, _NONE, np.int32)  # the half-edge from the first region to each of its neighbours
     unscored = np.empty(patches, np.int32)
     spent = 0.0
     done = 0
     mixed = 0
-    while size > 0 and left > least:
+    while size > 0 and num_regions > target_count:
         edge = heap_edge[0]
         if score[edge] >= threshold and (heap_score[0] != score[edge] or heap_stamp[0] != stamp[edge]):
             sink(heap_score, heap_stamp, heap_edge, position, size, 0, score[edge], stamp[edge], edge)
@@ -295,21 +273,21 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         if has_share:
             share_square[a] = add_row(share, a, share, b, np.float32(1))
 
-        # The union has the neighbours of both. Where both knew c, (a + b)·c = a·c + b·c; the rest is scored anew.
+        # The union has the neighbours of both. For a common neighbour c, (a + b)·c = a·c + b·c; others are computed.
         half = following[rings + a]
         while half < rings:
-            known[target[half]] = half
+            half_of[target[half]] = half
             half = following[half]
         count = 0
         half = following[rings + b]
         while half < rings:
             after = following[half]
             neighbour = target[half]
-            if known[neighbour] >= 0:
-                dot[known[neighbour] >> 1] += dot[half >> 1]
+            if half_of[neighbour] >= 0:
+                dot[half_of[neighbour] >> 1] += dot[half >> 1]
                 if has_share:
-                    share_dot[known[neighbour] >> 1] += share_dot[half >> 1]
-                known[neighbour] = _SHARED
+                    share_dot[half_of[neighbour] >> 1] += share_dot[half >> 1]
+                half_of[neighbour] = _SHARED
                 score[half >> 1] = _GONE
                 _unlink(following, previous, half ^ 1)
             else:
@@ -321,10 +299,10 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
         half = following[rings + a]
         while half < rings:
             neighbour = target[half]
-            if known[neighbour] >= 0:
+            if half_of[neighbour] >= 0:
                 unscored[count] = half
                 count += 1
-            known[neighbour] = _NONE
+            half_of[neighbour] = _NONE
             half = following[half]
         for i in range(only_b):
             _link(following, previous, unscored[i], rings + a)
@@ -373,5 +351,5 @@ def merge(features, valid, cols, diagonal, linkage, threshold, least, kept, know
                 lift(heap_score, heap_stamp, heap_edge, position, entry, score[edge], stamp[edge], edge)
             half = following[half]
         done += 1
-        left -= 1
+        num_regions -= 1
     return done, deviation

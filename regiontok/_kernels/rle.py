@@ -1,11 +1,11 @@
-"""Masks as runs (COCO's RLE: column by column, background first): codec, areas, and their share of each patch.
+"""Run-length encoded masks (COCO's RLE: column by column, background first): codec, areas, and coverage of patches.
 
-A patch row ``i`` spans ``[i, i + 1]`` in patch units, and ``row_edge[y]`` is where the upper edge of pixel row ``y``
-lies in these units; likewise for columns. A pixel's weight in a patch is the overlap of the two.
+Coverage uses patch units: patch row ``i`` spans ``[i, i + 1]``, and ``row_edge[y]`` is the upper edge of pixel row
+``y``; the same holds for columns. The weight of a pixel in a patch is the area of their overlap.
 
-A mask is a sum of signed half planes, one per change from a run to the next: everything after the change in column
-order. The overlap of such a half plane with every patch is known from where the change lies, so each change is added
-in constant time to difference arrays, which are summed up once per mask. No pixel is ever visited.
+A mask is a sum of signed half planes, one for each change from a run to the next: all pixels after the change in column
+order. The position of the change gives the overlap of its half plane with every patch. So each change is added to
+difference arrays in constant time, which are summed once per mask. Pixels are not visited.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ import numpy as np
 from regiontok._kernels import compiled
 
 TRUNCATED, NEGATIVE, TOO_LONG = 1, 2, 3
-"""What can be wrong with a compressed mask."""
+"""The faults of a compressed mask."""
 
 
 @compiled
 def count_runs(text, bounds, offsets):
-    """Fill ``offsets (M + 1,)`` with where each compressed mask's runs begin; returns the first cut-off mask, or -1."""
+    """Write the first run of each compressed mask to ``offsets (M + 1,)``; return the first truncated mask, or -1."""
     offsets[0] = 0
     for mask in range(len(bounds) - 1):
         count = 0
@@ -33,10 +33,10 @@ def count_runs(text, bounds, offsets):
 
 @compiled
 def decompress(text, bounds, offsets, runs):
-    """Decode compressed masks into ``runs``; returns what is wrong, the mask it is wrong with, and the value.
+    """Decode compressed masks into ``runs``; return a fault or 0, its mask, and its value.
 
-    A run is a number in groups of five bits, the lowest first; from the third on, what is written is the difference
-    to the run before the last.
+    A run is a number in groups of five bits, lowest group first. From the third run on, the number is the difference to
+    the run before the previous one.
     """
     for mask in range(len(bounds) - 1):
         i = bounds[mask]
@@ -68,7 +68,7 @@ def decompress(text, bounds, offsets, runs):
 
 @compiled
 def compress(runs, offsets, text, bounds):
-    """The reverse of `decompress`; ``text`` has room for 7 bytes per run. Fills ``bounds (M + 1,)``."""
+    """Encode runs; the inverse of `decompress`. ``text`` has 7 bytes per run; ``bounds (M + 1,)`` is written."""
     i = 0
     bounds[0] = 0
     for mask in range(len(offsets) - 1):
@@ -80,17 +80,17 @@ def compress(runs, offsets, text, bounds):
             while True:
                 group = value & 0x1F
                 value >>= 5
-                more = value != -1 if group & 0x10 else value != 0
-                text[i] = (group | 0x20 if more else group) + 48
+                has_more = value != -1 if group & 0x10 else value != 0
+                text[i] = (group | 0x20 if has_more else group) + 48
                 i += 1
-                if not more:
+                if not has_more:
                     break
         bounds[mask + 1] = i
 
 
 @compiled
 def sum_runs(runs, offsets, total, area):
-    """Pixels in all runs and in the foreground runs of each mask."""
+    """Compute the number of pixels in all runs and in the foreground runs of each mask."""
     for mask in range(len(offsets) - 1):
         total[mask] = 0
         area[mask] = 0
@@ -103,7 +103,7 @@ def sum_runs(runs, offsets, total, area):
 
 @compiled
 def count_changes(masks, offsets):
-    """Fill ``offsets (M + 1,)`` with where each dense mask's runs will begin; masks ``(M, H, W)`` of bytes 0 or 1."""
+    """Write the first run of each dense mask to ``offsets (M + 1,)``; masks are ``(M, H, W)`` bytes of 0 or 1."""
     count, height, width = masks.shape
     offsets[0] = 0
     for mask in range(count):
@@ -118,7 +118,7 @@ def count_changes(masks, offsets):
 
 @compiled
 def encode(masks, offsets, runs):
-    """Runs of dense masks: count the changes of each column, then put each change in its place."""
+    """Encode dense masks: count the changes in each column, then write the position of each change."""
     count, height, width = masks.shape
     column = np.empty(width + 1, np.int64)
     for mask in range(count):
@@ -141,7 +141,7 @@ def encode(masks, offsets, runs):
                 if masks[mask, y, x] != masks[mask, y - 1, x]:
                     runs[column[x]] = x * height + y
                     column[x] += 1
-        last = offsets[mask + 1] - 1  # positions so far; their differences are the runs
+        last = offsets[mask + 1] - 1  # runs are the differences of positions
         runs[last] = height * width
         for run in range(last, offsets[mask], -1):
             runs[run] -= runs[run - 1]
@@ -149,7 +149,7 @@ def encode(masks, offsets, runs):
 
 @compiled
 def count_label_changes(labels, count, offsets):
-    """As `count_changes`, for a map ``(H, W)`` of labels from -1 to ``count - 1``, one mask per label."""
+    """Do the same as `count_changes` for a map ``(H, W)`` of labels from -1 to ``count - 1``, one mask per label."""
     height, width = labels.shape
     offsets[:] = 0
     before = -1
@@ -168,7 +168,7 @@ def count_label_changes(labels, count, offsets):
 
 @compiled
 def encode_labels(labels, offsets, runs):
-    """Runs of every label's mask in one pass over the map."""
+    """Encode the masks of all labels in one pass over the map."""
     height, width = labels.shape
     following = offsets[:-1].copy()
     before = -1
@@ -190,7 +190,7 @@ def encode_labels(labels, offsets, runs):
 
 @compiled
 def decode(runs, offsets, height, masks):
-    """Dense masks ``(M, H, W)``, zeroed before, from runs."""
+    """Decode runs into dense masks ``(M, H, W)``, which must be zero."""
     for mask in range(len(offsets) - 1):
         position = np.int64(0)
         first = offsets[mask]
@@ -209,20 +209,20 @@ def decode(runs, offsets, height, masks):
 
 @compiled
 def coverage_of_runs(runs, offsets, row_edge, col_edge, covered):
-    """Share of each patch that lies inside each mask, ``covered (M, rows, cols)``; edges are cut off at the grid."""
+    """Compute the fraction of each patch inside each mask, ``covered (M, rows, cols)``; edges are clipped."""
     count, rows, cols = covered.shape
     height, width = len(row_edge) - 1, len(col_edge) - 1
-    # Per patch column, what lies right of the changes: whole patches left of an edge, and the part of the one it cuts.
+    # For each patch column, the area to the right of the changes: whole columns, and the part of the edge's column.
     whole_cols, part_cols = np.empty(cols + 1), np.empty(cols + 1)
-    # Per patch column and row, what lies above the changes in the changes' own columns.
+    # For each patch column and row, the area above the changes within their pixel columns.
     whole, part = np.empty((cols + 1, rows + 1)), np.empty((cols + 1, rows + 1))
-    own = np.empty(cols + 1)
+    in_column = np.empty(cols + 1)
     for mask in range(count):
         whole_cols[:] = 0
         part_cols[:] = 0
         whole[:] = 0
         part[:] = 0
-        own[:] = 0
+        in_column[:] = 0
         total = 0.0
         x = y = np.int64(0)
         first = offsets[mask]
@@ -232,7 +232,7 @@ def coverage_of_runs(runs, offsets, row_edge, col_edge, covered):
                 x += y // height
                 y %= height
             if x >= width:
-                break  # runs of no pixels at the very end
+                break  # empty runs at the end
             sign = -1.0 if (run - first) & 1 else 1.0
             left, right = col_edge[x], col_edge[x + 1]
             col = int(left)
@@ -240,14 +240,14 @@ def coverage_of_runs(runs, offsets, row_edge, col_edge, covered):
             whole_cols[col] += sign
             part_cols[col] += sign * (left - col)
             if y == 0:
-                continue  # nothing lies above it in its column
+                continue  # no pixels above the change in its column
             top = row_edge[y]
             row = int(top)
             cut = top - row
             while left < right:
                 end = min(right, col + 1.0)
                 weight = sign * (end - left)
-                own[col] += weight
+                in_column[col] += weight
                 whole[col, row] += weight
                 part[col, row] += weight * cut
                 left = end
@@ -263,8 +263,8 @@ def coverage_of_runs(runs, offsets, row_edge, col_edge, covered):
                 below += whole[col, row + 1]
                 before = min(max(start - row, 0.0), 1.0)
                 image = min(max(end - row, 0.0), 1.0) - before
-                share = across * image - (below + part[col, row] - own[col] * before)
-                covered[mask, row, col] = min(max(share, 0.0), 1.0)  # sums of many terms end a rounding beyond
+                share = across * image - (below + part[col, row] - in_column[col] * before)
+                covered[mask, row, col] = min(max(share, 0.0), 1.0)  # removes rounding errors
 
 
 @compiled(reassociate=True)
@@ -277,7 +277,7 @@ def _sum(line, start, end):
 
 @compiled
 def _count_rows(masks, mask, y, end, counted):
-    """Sums of at most 255 rows, as bytes; eight rows at a time, to load and store the sums less often."""
+    """Sum at most 255 rows as bytes, eight rows at a time to reduce loads and stores of the sums."""
     width = masks.shape[2]
     counted[:] = 0
     while y + 8 <= end:
@@ -302,11 +302,11 @@ def _count_rows(masks, mask, y, end, counted):
 
 @compiled
 def _add_counted(counted, weight, line):
-    """Add counts to a line of weighted sums; returns whether there was anything to add."""
-    seen = np.uint8(0)
+    """Add counts to a line of weighted sums; return whether any count is not zero."""
+    any_count = np.uint8(0)
     for x in range(len(counted)):
-        seen |= counted[x]
-    if seen == 0:
+        any_count |= counted[x]
+    if any_count == 0:
         return False
     for x in range(len(counted)):
         line[x] += weight * counted[x]
@@ -315,10 +315,10 @@ def _add_counted(counted, weight, line):
 
 @compiled
 def coverage_of_pixels(masks, row_edge, col_edge, covered):
-    """The same for dense masks ``(M, H, W)`` of bytes, 0 outside, each read once; edges are not cut off.
+    """Compute the coverage of dense masks ``(M, H, W)`` of bytes, reading each once; edges are not clipped.
 
-    The pixel rows inside a patch row weigh the same, so they are counted in bytes; the two that its edges cut are added
-    with their weights.
+    Pixel rows inside a patch row have equal weights, so they are counted as bytes. The two rows that cross its edges
+    are added with their weights.
     """
     count, rows, cols = covered.shape
     height, width = len(row_edge) - 1, len(col_edge) - 1
@@ -343,7 +343,7 @@ def coverage_of_pixels(masks, row_edge, col_edge, covered):
                 _count_rows(masks, mask, y, end, counted)
                 touched |= _add_counted(counted, weight, line)
                 if row_edge[end] > row + 1:
-                    break  # the next patch row has a part of it too
+                    break  # the next patch row contains the rest of it
                 y = end
             if touched:
                 _sum_columns(line, column, weight_of, mask, row, covered)
@@ -354,9 +354,9 @@ def coverage_of_pixels(masks, row_edge, col_edge, covered):
 
 @compiled
 def _find_columns(col_edge, column, weight):
-    """Per patch column: the pixel cut by its left edge, the whole ones' first and end, the one cut by its right edge.
+    """Find the pixels of each patch column: the one on its left edge, the range inside, and the one on its right edge.
 
-    ``column (cols, 4)`` has their indices and ``weight (cols, 3)`` the weights of the left, the whole, and the right.
+    Their indices are written to ``column (cols, 4)``, the weights of left, inside and right to ``weight (cols, 3)``.
     """
     width = len(col_edge) - 1
     x = 0
@@ -369,7 +369,7 @@ def _find_columns(col_edge, column, weight):
             column[col, 0] = x
             weight[col, 0] = min(col_edge[x + 1], col + 1.0) - col
             if col_edge[x + 1] > col + 1:
-                continue  # the patch lies inside one pixel
+                continue  # the patch is inside one pixel
             x += 1
         column[col, 1] = x
         while x < width and col_edge[x + 1] <= col + 1:
@@ -384,7 +384,7 @@ def _find_columns(col_edge, column, weight):
 
 @compiled
 def _sum_columns(line, column, weight, mask, row, covered):
-    """A patch row's weighted sums, added up within each patch."""
+    """Sum the weighted sums of a patch row within each patch."""
     for col in range(len(column)):
         total = weight[col, 1] * _sum(line, column[col, 1], column[col, 2])
         total += weight[col, 0] * line[column[col, 0]] + weight[col, 2] * line[column[col, 3]]

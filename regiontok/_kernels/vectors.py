@@ -15,7 +15,7 @@ def dot_product(x, i, y, j):
 
 @compiled(reassociate=True)
 def dot_two(x, i, y, j, z, k):
-    """``x[i]·y[j]`` and ``x[i]·z[k]`` with one reading of ``x[i]``: loads are what a dot product waits for."""
+    """Return ``x[i]·y[j]`` and ``x[i]·z[k]``, loading ``x[i]`` once, because loads limit dot products."""
     first, second = np.float32(0), np.float32(0)
     for d in range(x.shape[1]):
         value = x[i, d]

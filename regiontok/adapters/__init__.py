@@ -1,7 +1,8 @@
-"""Region tokens in whole multimodal language models.
+"""Region tokens in multimodal language models.
 
-    huggingface   transformers' LLaVA, LLaVA-OneVision and Qwen2.5-VL
+    huggingface   models of transformers: LLaVA, Qwen-VL, InternVL, Gemma and others
     llava         the original LLaVA code base
 
-An adapter turns images into tokens with a `regiontok.Regionizer` and hands them to the model; it has no maths.
+An adapter encodes images as tokens with a `regiontok.Regionizer` and passes them to the language model. It computes no
+regions itself.
 """

@@ -1,4 +1,4 @@
-"""What adapters must know of images' sizes before masks can be placed."""
+"""Check for image sizes that adapters share."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,16 @@ from regiontok.maskset import MaskSet
 from regiontok.regionizer import Regionizer
 
 
-def need_sizes(regionizer: Regionizer, masks: Sequence[Masks] | None, sizes: Sequence[Size] | None) -> None:
-    """Refuse masks of images that were padded, where nothing tells how: of another size they would lie elsewhere."""
+def require_image_sizes(regionizer: Regionizer, masks: Sequence[Masks] | None, sizes: Sequence[Size] | None) -> None:
+    """Raise an error for masks of padded images without sizes; the padding depends on the size of the image.
+
+    Masks that are on the patch grid already need no sizes.
+    """
     geometry = regionizer.config.geometry
     if masks is None or sizes is not None or geometry is None or geometry.mode != "letterbox":
         return
-    if not all(isinstance(one, MaskSet) and one.coverage is not None for one in masks):
+    if not all(isinstance(mask, MaskSet) and mask.coverage is not None for mask in masks):
         raise ValueRangeError(
-            "masks of images that are padded need image_sizes, the height and width of each image before "
-            "preprocessing, as image processors give them. Pass image_sizes too."
+            "masks of padded images need image_sizes, the height and width of each image before preprocessing, as "
+            "image processors return them. Pass image_sizes too."
         )

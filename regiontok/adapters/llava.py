@@ -1,14 +1,15 @@
-"""Region tokens in the original LLaVA code base, which is a source checkout and no package; nothing of it is imported.
+"""Region tokens in the original LLaVA code base. It is a source checkout, not a package, so nothing of it is imported.
 
     from regiontok.adapters.llava import add_regions
 
     add_regions(model, Regionizer(source="clustering", dim=1024))    # a LlavaLlamaForCausalLM with its vision tower
     model.generate(input_ids, images=images)                         # as before, with fewer tokens per image
 
-LLaVA's ``encode_images`` is the vision tower followed by ``mm_projector``. The projector is replaced by one that makes
-regions first and returns one tensor per image, which LLaVA's code takes as it takes a batch. So all that its scripts do
-to the projector (train it alone in stage 1, give it a learning rate, save it as ``mm_projector.bin``) is done to the
-regions' weights too. Tested with LLaVA at its last commit, of May 2024.
+LLaVA's ``encode_images`` applies the vision tower and then ``mm_projector``. The projector is replaced by a
+`RegionProjector`, which groups patches into regions before it projects them, and returns a list with one tensor per
+image. LLaVA's code accepts such a list in place of a batch. Its scripts train the projector alone in stage 1, set its
+learning rate and save it as ``mm_projector.bin``; the weights of the Regionizer are part of it and are included.
+Tested with the last commit of LLaVA (May 2024).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regiontok._checks import check_sizes
-from regiontok.adapters._sizes import need_sizes
+from regiontok.adapters._sizes import require_image_sizes
 from regiontok.budgets import Budget, Keep
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
@@ -30,12 +31,12 @@ from regiontok.regionizer import Regionizer
 
 
 class RegionProjector(nn.Module):
-    """Patch features to projected region tokens, one tensor per image.
+    """Pool patch features to region tokens and project these, one tensor per image.
 
     Args:
-        regionizer: How patches become regions.
-        projector: LLaVA's own ``mm_projector``.
-        side: Patches per side of the vision tower's grid.
+        regionizer: Module that pools patch features to region tokens.
+        projector: The model's ``mm_projector``.
+        side: Number of patches per side of the vision tower's grid.
 
     Shape:
         features: ``(B, side * side, dim)``; returns a list of ``(regions, hidden)``.
@@ -51,7 +52,7 @@ class RegionProjector(nn.Module):
         self._budget: dict[str, Any] = {}
 
     @contextmanager
-    def seeing(
+    def side_inputs(
         self,
         *,
         masks: Sequence[Masks] | None = None,
@@ -59,16 +60,26 @@ class RegionProjector(nn.Module):
         num_regions: Budget | None = None,
         keep: Keep | None = None,
     ) -> Iterator[None]:
-        """Give the next images their masks, sizes before preprocessing and budgets, for calls inside a ``with``.
+        """Set masks, sizes and budgets of the images that are encoded in a ``with`` block.
 
         Args:
             masks: One entry per image of the batch; see `Regionizer`.
-            image_sizes: Height and width per image, so that padding is in no region.
-            num_regions: A budget of tokens, one number or one per image, in place of the Regionizer's own.
-            keep: Likewise, a fraction of the valid patches.
+            image_sizes: Height and width of each image before preprocessing, to exclude padding from regions.
+            num_regions: Budget of tokens instead of the Regionizer's: one number, or one per image.
+            keep: The same budget as a fraction of the valid patches.
+
+        Raises:
+            ValueRangeError: Masks of padded images without ``image_sizes``.
+
+        Example:
+            LLaVA's ``generate`` has no argument for masks, so they are set around it::
+
+                projector = add_regions(model, Regionizer(source="segmentation", dim=1024))
+                with projector.side_inputs(masks=masks, image_sizes=sizes):
+                    model.generate(input_ids, images=images)
         """
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
-        need_sizes(self.regionizer, masks, sizes)
+        require_image_sizes(self.regionizer, masks, sizes)
         before = self._masks, self._sizes, self._budget
         self._masks, self._sizes, self._budget = masks, sizes, {"num_regions": num_regions, "keep": keep}
         try:
@@ -79,10 +90,15 @@ class RegionProjector(nn.Module):
     def num_tokens(
         self, image_sizes: Sequence[Size], *, num_regions: Budget | None = None, keep: Keep | None = None
     ) -> list[int]:
-        """How many tokens images of these sizes will get, before they are encoded.
+        """Return the number of tokens of images from their sizes, before they are encoded.
+
+        Args:
+            image_sizes: Height and width of each image before preprocessing.
+            num_regions: Budget of tokens, as in `side_inputs`.
+            keep: The same budget as a fraction of the valid patches.
 
         Raises:
-            ValueRangeError: Counts that depend on the features or on masks.
+            ValueRangeError: The number depends on the features or on masks.
         """
         sizes = check_sizes("image_sizes", image_sizes)
         grids = [(self.side, self.side)] * len(sizes)
@@ -90,7 +106,7 @@ class RegionProjector(nn.Module):
         return self.regionizer.num_tokens(patches, num_regions=num_regions, keep=keep)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Tokens of each image."""
+        """Return the projected region tokens of each image."""
         if features.ndim != 3 or features.shape[1] != self.side**2:
             raise ShapeError(
                 f"features must be (images, {self.side**2}, dim), the tower's patches; got {tuple(features.shape)}. "
@@ -102,19 +118,19 @@ class RegionProjector(nn.Module):
 
 
 def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
-    """Let a LLaVA see region tokens, by a projector that makes them first.
+    """Replace the projector of a LLaVA model by one that makes region tokens.
 
     Args:
-        model: LLaVA's causal language model, its vision tower and projector built.
-        regionizer: How patches become regions; it is moved to the projector's device and dtype.
+        model: LLaVA's causal language model with its vision tower and projector.
+        regionizer: Module that pools patch features to region tokens. It is moved to the projector's device and dtype.
 
     Returns:
-        The new projector, whose `RegionProjector.seeing` takes masks.
+        The new projector; see `RegionProjector.side_inputs` for masks and budgets of a call.
 
     Raises:
-        DTypeError: No LLaVA, or one without vision modules.
-        ValueRangeError: One that cuts images into tiles, or whose tower's class token is kept.
-        ShapeError: A ``regionizer`` of another dimension than the tower's features.
+        DTypeError: The model is not a LLaVA, or has no vision modules.
+        ValueRangeError: The model cuts images into tiles, keeps the class token of the tower, or has regions already.
+        ShapeError: ``regionizer`` has another dimension than the tower's features.
     """
     inner: Any = model.get_model() if hasattr(model, "get_model") else None
     projector: Any = getattr(inner, "mm_projector", None)
@@ -125,22 +141,22 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
             "with initialize_vision_modules first."
         )
     if isinstance(projector, RegionProjector):
-        raise ValueRangeError("this model has regions already. Take them off with remove_regions first.")
+        raise ValueRangeError("this model has regions already. Remove them with remove_regions first.")
     config = model.config
     if (
         "anyres" in (getattr(config, "image_aspect_ratio", None) or "")
         or getattr(config, "mm_patch_merge_type", "flat") != "flat"
     ):
         raise ValueRangeError(
-            "images cut into tiles (anyres) have several grids each and are not supported. Set image_aspect_ratio to "
-            "'pad' or 'square', and mm_patch_merge_type to 'flat'."
+            "images that are cut into tiles (anyres) are not supported. Set image_aspect_ratio to 'pad' or 'square', "
+            "and mm_patch_merge_type to 'flat'."
         )
     if getattr(config, "mm_vision_select_feature", "patch") != "patch":
-        raise ValueRangeError("mm_vision_select_feature must be 'patch': a class token is in no region.")
+        raise ValueRangeError("mm_vision_select_feature must be 'patch': regions are made of patches only.")
     if regionizer.config.dim not in (None, tower.hidden_size):
         raise ShapeError(
-            f"the Regionizer is for features of dimension {regionizer.config.dim}; this tower's are of "
-            f"{tower.hidden_size}. Make it with dim={tower.hidden_size}."
+            f"the Regionizer has dim={regionizer.config.dim}, and the features of this vision tower have dimension "
+            f"{tower.hidden_size}. Create it with dim={tower.hidden_size}."
         )
     weight = next(projector.parameters(), None)
     if weight is not None:
@@ -151,10 +167,10 @@ def add_regions(model: Any, regionizer: Regionizer) -> RegionProjector:
 
 
 def remove_regions(model: Any) -> Regionizer:
-    """Put LLaVA's own projector back; returns the `Regionizer`.
+    """Restore the original projector of a LLaVA model and return its `Regionizer`.
 
     Raises:
-        DTypeError: A model without regions.
+        DTypeError: The model has no regions.
     """
     projector = _projector(model)
     model.get_model().mm_projector = projector.projector
@@ -163,41 +179,41 @@ def remove_regions(model: Any) -> Regionizer:
 
 
 def load_regions(model: Any, saved: str | Path) -> None:
-    """Load the projector and the regions' weights into a model that has regions.
+    """Load the weights of the projector and the Regionizer into a model that has regions.
 
-    LLaVA's own loading, and its ``--pretrain_mm_mlp_adapter``, comes before there are regions and does not know them.
+    LLaVA loads weights, also those of ``--pretrain_mm_mlp_adapter``, before `add_regions` and ignores the Regionizer's.
 
     Args:
-        model: After `add_regions`.
+        model: A model after `add_regions`.
         saved: ``mm_projector.bin`` of stage 1, ``non_lora_trainables.bin`` of LoRA, another file of weights, or a
-            folder with one of these or with a whole model.
+            folder that contains one of these or a whole model.
 
     Raises:
-        DTypeError: A model without regions.
-        CheckpointError: No such file, a stock one, or one of another width.
+        DTypeError: The model has no regions.
+        CheckpointError: The file is missing or damaged, has no weights of a Regionizer, or has other shapes.
     """
     projector = _projector(model)
     marker = "mm_projector."
-    found = {name.split(marker, 1)[1]: value for name, value in _read(Path(saved)) if marker in name}
+    weights = {name.split(marker, 1)[1]: value for name, value in _read(Path(saved)) if marker in name}
     buffers = {name for name, _ in projector.named_buffers()}  # LLaVA saves parameters only
     try:
-        missing, unexpected = projector.load_state_dict(found, strict=False)
+        missing, unexpected = projector.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{saved} is of another width than this model: {error}") from error
+        raise CheckpointError(f"{saved} does not have the shapes of this model: {error}") from error
     if unexpected or set(missing) - buffers:
         wrong = sorted({*unexpected, *missing} - buffers)
         raise CheckpointError(
-            f"{saved} is not of this model's projector and regions; they differ in {wrong[0]} and {len(wrong) - 1} "
-            "more. A stock one is loaded before add_regions, by LLaVA itself."
+            f"{saved} does not match this model's projector and regions; they differ in {wrong[0]} and "
+            f"{len(wrong) - 1} more. Load a stock projector with LLaVA itself, before add_regions."
         )
 
 
 def _read(saved: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a file, or of all files of a model's folder."""
+    """Iterate over the names and tensors of a file, or of all files of a model's folder."""
     named = [saved / name for name in ("mm_projector.bin", "non_lora_trainables.bin") if (saved / name).is_file()]
     files = [saved] if saved.is_file() else named[:1] or [*saved.glob("*.safetensors")] or [*saved.glob("*model*.bin")]
     if not files:
-        raise CheckpointError(f"there is no file {saved}, nor a folder of weights.")
+        raise CheckpointError(f"{saved} is neither a file nor a folder of weights.")
     for file in files:
         try:
             if file.suffix == ".safetensors":
@@ -206,7 +222,7 @@ def _read(saved: Path) -> Iterator[tuple[str, Tensor]]:
                 weights = torch.load(file, map_location="cpu", weights_only=True)
             yield from weights.items()
         except Exception as error:  # damaged bytes raise errors of all kinds
-            raise CheckpointError(f"{file} is damaged or holds no weights: {error}") from error
+            raise CheckpointError(f"{file} is damaged or has no weights: {error}") from error
 
 
 def _projector(model: Any) -> RegionProjector:

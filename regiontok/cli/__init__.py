@@ -1,107 +1,105 @@
 """The command line, ``regiontok COMMAND``.
 
-parser      the options of every command
-arguments   groups of options that several commands share
-checks      options that do not go together
+parser      the options of every command; arguments those that several commands share
+values      typed values of the options, with checks; regions those of a Regionizer, slices those of torchrun and Slurm
+loading     encoders, Regionizers, stores and models for these values; mask_sources masks, inputs images
+write_files, write_store    the outputs of tokenize and masks
+output      checks of other outputs, and reports of failed images
 console     everything that is written to stderr
-output      files that commands write, and reports
-common      encoders, masks and images that the options name
-filling     filling a store
+signals     SIGINT and SIGTERM
 
-Each other module runs the commands of its name. It is imported only when its command has passed all checks.
+Each other module runs the command of its name. It is imported after all checks of the command have passed.
 """
 
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from regiontok._interrupt import raise_on_interrupt
 from regiontok._require import explain_import, require
 from regiontok.cli import console
 from regiontok.cli.parser import make_parser
-from regiontok.errors import RegiontokError
+from regiontok.cli.signals import Terminated, raise_on_terminate
+from regiontok.cli.values import flag
+from regiontok.errors import DTypeError, RegiontokError, ValueRangeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 if an image failed; 2 if the command could not run; and as shells do, 130 and 143 if it was interrupted or
-        terminated, and 141 if nothing reads what it prints.
+        0; 1 if an image failed; 2 if the command could not run; and as in shells, 130 after an interrupt, 143 after
+        SIGTERM, and 141 if the reader of stdout has ended.
     """
     with console.safe_streams():
         options = make_parser().parse_args(arguments)
-        before = _on_terminate(_terminate)
         try:
-            if options.check is not None:
-                options.check(options)
-            module, function = options.run
-            run = getattr(require(f"regiontok.cli.{module}", extra=""), function)
-            raise_on_interrupt()
-            _ignore_size_warnings()
-            code: int = run(options)
-            if sys.stdout is not None:  # None if it was closed before the start
-                sys.stdout.flush()
-            return code
+            with raise_on_terminate():
+                return _run(options)
+        except (ValueRangeError, DTypeError) as error:
+            console.warn(with_flags(str(error), vars(options)))
+            return 2
         except RegiontokError as error:
-            console.warn(_with_option_name(options, str(error)))
+            console.warn(error)
             return 2
         except ImportError as error:
             console.warn(explain_import(error, "regiontok"))
             return 2
-        except _Terminated:
-            console.warn("ended by a signal; files that were finished are kept.")
+        except Terminated:
+            console.warn("ended by a signal; finished files are kept.")
             return 128 + signal.SIGTERM
         except KeyboardInterrupt:
-            console.warn("interrupted; files that were finished are kept.")
+            console.warn("interrupted; finished files are kept.")
             return 128 + signal.SIGINT
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write again as it exits
+            return 141
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                return _unread()
             console.warn(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
             return 2
-        finally:
-            _on_terminate(before)
 
 
-def _ignore_size_warnings() -> None:
-    """Ignore Pillow's warnings of large images: `regiontok.read_image` rejects those images itself."""
+def _run(options: argparse.Namespace) -> int:
+    """Check the options of a command, then import its module and run it."""
+    for check in options.checks:
+        check(options)
+    module, function = options.run
+    run = getattr(require(f"regiontok.cli.{module}", extra=""), function)
+    raise_on_interrupt()
+    # regiontok.read_image rejects large images itself
     warnings.simplefilter("ignore", importlib.import_module("PIL.Image").DecompressionBombWarning)
+    code: int = run(options)
+    if sys.stdout is not None:  # None if it was closed before the start
+        sys.stdout.flush()
+    return code
 
 
-def _unread() -> int:
-    """End when nothing reads what is printed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries to write once more
-    return 141
+def with_flags(message: str, names: Iterable[str]) -> str:
+    """Return an error of the library with the command line's options in place of arguments.
 
+    Args:
+        message: The message.
+        names: The names of the options.
 
-def _with_option_name(options: argparse.Namespace, message: str) -> str:
-    """Return an error of an argument's value with the name of the command line's option instead of the argument's."""
-    word, must, rest = message.partition(" must be ")
-    name = {"num_regions": "tokens"}.get(word, word)
-    is_option = must and name in vars(options) and name not in ("image", "images", "question", "run", "masks")
-    return f"--{name.replace('_', '-')}{must}{rest}" if is_option else message
-
-
-class _Terminated(BaseException):
-    """The process was told to end, as by ``kill`` or a batch system."""
-
-
-def _terminate(*_: Any) -> None:
-    raise _Terminated
-
-
-def _on_terminate(handler: Any) -> Any:
-    """Set the handler of a request to end, so that unfinished files are removed; return the handler before it.
-
-    A process that was started with such requests ignored keeps ignoring them.
+    Example:
+        >>> with_flags("num_regions=3 requires source='clustering'.", ["num_regions", "source"])
+        '--num-regions 3 requires --source clustering.'
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-        return signal.signal(signal.SIGTERM, handler)
-    return None
+    words = [name for name in names if name not in ("image", "images", "question", "model", "store", "run", "checks")]
+    if not words:
+        return message
+    any_name = "|".join(sorted(words, key=len, reverse=True))
+    # elsewhere than before "=" and " must", words such as source and order are English
+    clear = "|".join(name for name in words if "_" in name or name in ("keep", "threshold", "linkage")) or "(?!)"
+    pattern = rf"(?<![\w'-])(?:({any_name})=('[^']*'|-?[\d.]*\d|inf)|^({any_name})(?= must )|({clear})(?![\w'=-]))"
+
+    def replace(match: re.Match[str]) -> str:
+        assigned, value, first, word = match.groups()
+        return f"{flag(assigned)} {value.strip(chr(39))}" if assigned else flag(first or word)
+
+    return re.sub(pattern, replace, message)

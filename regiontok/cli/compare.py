@@ -1,114 +1,157 @@
-"""``regiontok compare``: which regions represent the patches of an encoder best, at equal counts."""
+"""``regiontok compare``: how well kinds of regions represent the patches of an encoder, at equal numbers of tokens."""
 
-import argparse
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from regiontok._files import write_json
-from regiontok.choices import BUDGETS, MASK_SOURCES, MASK_WEIGHT
-from regiontok.cli.checks import annotated, has_masks
-from regiontok.cli.common import FAILURES, find_images, load_encoder, roots_of
+from regiontok.choices import BUDGETS, MASK_SOURCES, MASK_WEIGHT, VIDEO_BUDGETS, Norm
 from regiontok.cli.console import progress
-from regiontok.cli.mask_sources import load_masks
-from regiontok.cli.output import check_outputs, explain, report
-from regiontok.encoders import Encoder
-from regiontok.evaluation.partition import PartitionResult, compare_partitions, mean_partitions
-from regiontok.images import read_image
-from regiontok.regionizer import Regionizer
+from regiontok.cli.inputs import EncodedImages, open_listing
+from regiontok.cli.loading import group_by_source, load_encoder
+from regiontok.cli.output import check_outputs, report
+from regiontok.cli.regions import default_norm
+from regiontok.cli.values import AnnotationChoice, EncoderChoice, FrameChoice, ListingChoice, mask_choice
+from regiontok.config import RegionizerConfig
+from regiontok.encoders import EncodedImage, ImageEncoder
+from regiontok.errors import RegiontokError
+from regiontok.evaluation.partition import (
+    PartitionResult,
+    compare_clip_partitions,
+    compare_partitions,
+    mean_partitions,
+)
+from regiontok.maskset import MaskSet
+from regiontok.normalize import rms_normalize
+from regiontok.pipeline.run import IMAGE_ERRORS
+from regiontok.sampling import FrameSampling
 from regiontok.viewing import check_figure, draw_partitions, save_figure
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    """Run ``compare``; return the exit code."""
-    with_masks = has_masks(options)
-    check_figure(options.out)
-    details = options.out.with_name(f"{options.out.name}.json")
-    images = [found.path for found in find_images(options.images, options.out)]
-    check_outputs(options, options.out, details, images=images)
-    encoder = load_encoder(options)
-    masks_of = load_masks(options, encoder, roots=roots_of(options, options.images)) if with_masks else None
-    regionizers = {
-        source: Regionizer(source=source, norm=options.norm, pool="mean", geometry=encoder.geometry)
-        for source in ("patch", *(MASK_SOURCES if masks_of else ()))
-    }
-    counts = sorted(set(options.tokens or (() if options.keep else BUDGETS)))
-    found: dict[str, list[PartitionResult]] = {}
-    failed = []
-    for path in progress(images):
-        try:
-            image = read_image(path, bits=options.bits)
-            features, valid = encoder(image)
-            features = regionizers["patch"].normalize(features)
-            others, objects, on_grid = {}, None, None
-            if masks_of:
-                masks = [masks_of(path, image)]
-                without = {name: regionizers[name].group(features, masks=masks, valid=valid) for name in MASK_SOURCES}
-                on_grid = without["segmentation"]
-                others = {f"{name}{_NO_BUDGET}": regions for name, regions in without.items()}
-                objects = masks[0] if annotated(options) and len(masks[0]) else None
-            found[str(path)] = compare_partitions(
-                features[0],
-                valid=valid[0],
-                counts=counts,
-                keep=sorted(set(options.keep or ())),
-                masks=on_grid,
-                mask_weight=MASK_WEIGHT if options.mask_weight is None else options.mask_weight,
-                others=others,
-                objects=objects,
-                geometry=encoder.geometry,
-                connectivity=options.connectivity,
-            )
-        except FAILURES as error:
-            failed.append(explain(path, error))
-    if found:
-        means = mean_partitions(list(found.values()))
-        by_source: dict[str, list[Any]] = {}
-        for row in means:
-            by_source.setdefault(row.source, []).append(row.scores)
-        save_figure(draw_partitions(by_source), options.out)
-        description = {
-            **encoder.describe(),
-            "norm": options.norm,
-            "connectivity": options.connectivity,
-            "mask_weight": options.mask_weight,
-            "masks": next((str(one) for one in (options.masks, options.coco, options.label_maps) if one), None),
-            "mean": [_row(one) for one in means],
-            "images": {path: [_row(one) for one in rows] for path, rows in found.items()},
-        }
-        write_json(details, description)
-        _print_table(means, len(found), encoder)
-        print(f"Figure: {options.out}; every image: {details}")
-    return report(failed, len(images))
-
-
-def _row(one: PartitionResult) -> dict[str, Any]:
-    return {"source": one.source, "tokens": one.tokens, "keep": one.keep, **one.scores._asdict()}
-
-
-def _print_table(rows: list[PartitionResult], images: int, encoder: Encoder) -> None:
-    options = "".join(f", {name} {value}" for name, value in encoder.options.items())
-    print(f"{images} image{'s' * (images != 1)}, {encoder.name}{options}")
-    columns = [*_COLUMNS, *(_OBJECTS if any(row.scores.miou is not None for row in rows) else ())]
-    print(f"{'':{_WIDTH}}  {'regions':>7}  " + "  ".join(f"{head:>7}" for _, head, _ in columns))
-    blocks = {(one.tokens, one.keep): None for one in rows}
-    last: tuple[int | None, float | None] | None = None
-    for one in sorted(rows, key=lambda row: list(blocks).index((row.tokens, row.keep))):
-        if last not in (None, (one.tokens, one.keep)):
-            print()
-        last = one.tokens, one.keep
-        values = [getattr(one.scores, name) for name, _, _ in columns]
-        shares = "  ".join(f"{'-':>7}" if value is None else f"{100 * value:>5.1f} %" for value in values)
-        print(f"{one.source:{_WIDTH}}  {one.scores.regions:>7.0f}  {shares}")
-    print("\n" + "; ".join(f"{head}: {told}" for _, head, told in columns))
-
 
 _NO_BUDGET = " (no budget)"
 _WIDTH = len(f"segmentation{_NO_BUDGET}")
 _COLUMNS = (
-    ("kept", "kept", "of the patches' squared deviation"),
-    ("single", "single", "regions of one patch"),
-    ("largest", "largest", "patches in the largest region"),
+    ("explained_variance", "variance", "squared deviation of the patches that region means preserve"),
+    ("singleton_fraction", "singletons", "regions of one patch"),
+    ("largest_fraction", "largest", "patches in the largest region"),
 )
-_OBJECTS = (
-    ("miou", "mIoU", "of annotated objects with regions"),
-    ("boundary_recall", "recall", "of the objects' boundaries, within half a patch"),
+_OBJECT_COLUMNS = (
+    ("miou", "mIoU", "intersection over union of annotated objects and regions"),
+    ("boundary_recall", "recall", "boundaries of objects that are within half a patch of a boundary of regions"),
 )
+"""Scores, their headings and their meaning."""
+
+
+def run_compare(options: Namespace) -> int:
+    """Run ``compare``, and return the exit code."""
+    details = options.out.with_name(f"{options.out.name}.json")
+    choice, frames = mask_choice(options), FrameChoice.of(options)
+    if frames is not None:
+        return _compare_videos(options, frames, details)
+    images = EncodedImages(ListingChoice.of(options), EncoderChoice.of(options), choice, options.out, details)
+    norm: Norm = options.norm or default_norm(options).get("norm", RegionizerConfig.norm)
+    configs = {source: RegionizerConfig(source=source, norm=norm, pool="mean") for source in MASK_SOURCES}
+    settings: dict[str, Any] = {
+        "num_regions": sorted(set(options.num_regions or (() if options.keep else BUDGETS))),
+        "keep": sorted(set(options.keep or ())),
+        "mask_weight": MASK_WEIGHT if options.mask_weight is None else options.mask_weight,
+        "connectivity": options.connectivity or RegionizerConfig.connectivity,
+    }
+
+    def measure(encoded: EncodedImage, masks: MaskSet | None) -> list[PartitionResult]:
+        by_source = group_by_source(configs if masks is not None else {}, encoded, masks)
+        features = encoded.features[None]
+        return compare_partitions(
+            (rms_normalize(features) if norm == "rms" else features)[0],
+            valid=encoded.valid,
+            geometry=encoded.geometry,
+            masks=by_source.get("segmentation"),
+            others={f"{source}{_NO_BUDGET}": regions for source, regions in by_source.items()},
+            objects=masks if isinstance(choice, AnnotationChoice) and masks is not None and len(masks) else None,
+            **settings,
+        )
+
+    results = images.map(measure)
+    if results:
+        description = {
+            "norm": norm,
+            "connectivity": settings["connectivity"],
+            "mask_weight": options.mask_weight,
+            "masks": None if choice is None else str(getattr(choice, "path", None) or options.masks),
+        }
+        _write(results, images.encoder, options.out, details, description, medium="image")
+    return images.report()
+
+
+def _compare_videos(options: Namespace, frames: FrameSampling, details: Path) -> int:
+    """Compare regions of single frames with regions of whole clips."""
+    if mask_choice(options) is not None or options.model is not None or options.mask_weight is not None:
+        raise RegiontokError("videos are compared with an encoder and without masks. Leave masks and --model out.")
+    check_figure(options.out)
+    listing = open_listing(ListingChoice.of(options), frames=frames)
+    videos, choice = list(listing), EncoderChoice.of(options)
+    check_outputs([options.out, details], [video.address for video in videos], choice)
+    encoder = load_encoder(choice)
+    settings: dict[str, Any] = {
+        "num_regions": sorted(set(options.num_regions or (() if options.keep else VIDEO_BUDGETS))),
+        "keep": sorted(set(options.keep or ())),
+        "connectivity": options.connectivity or RegionizerConfig.connectivity,
+    }
+    norm: Norm = options.norm or RegionizerConfig.norm
+    results: dict[str, list[PartitionResult]] = {}
+    errors: dict[str, str] = {}
+    for video in progress(videos):
+        try:
+            features, valid = encoder(listing.read_video(video).frames)
+            features = rms_normalize(features) if norm == "rms" else features
+            results[video.path] = compare_clip_partitions(features, valid=valid, **settings)
+        except IMAGE_ERRORS as error:
+            errors[video.path] = str(error) or "not enough memory"
+    if results:
+        description = {"norm": norm, "connectivity": settings["connectivity"], "frames": frames.describe()}
+        _write(results, encoder, options.out, details, description, medium="video")
+    return report(errors, len(videos), "videos")
+
+
+def _write(
+    results: Mapping[str, list[PartitionResult]],
+    encoder: ImageEncoder,
+    figure: Path,
+    details: Path,
+    description: dict[str, Any],
+    *,
+    medium: str,
+) -> None:
+    """Draw and print the means over images or videos, and write all results with a description of the settings."""
+    means = mean_partitions(list(results.values()))
+    scores: dict[str, list[Any]] = {}
+    for row in means:
+        scores.setdefault(row.source, []).append(row.scores)
+    save_figure(draw_partitions(scores), figure)
+    rows = {path: [_as_dict(row) for row in image_rows] for path, image_rows in results.items()}
+    all_results = {"mean": [_as_dict(row) for row in means], f"{medium}s": rows}
+    write_json(details, encoder.describe() | description | all_results)
+    _print_table(means, len(results), encoder, medium)
+    print(f"Figure: {figure}; every {medium}: {details}")
+
+
+def _as_dict(row: PartitionResult) -> dict[str, Any]:
+    return {"source": row.source, "budget": row.num_regions, "keep": row.keep, **row.scores._asdict()}
+
+
+def _print_table(rows: Sequence[PartitionResult], num_images: int, encoder: ImageEncoder, medium: str) -> None:
+    """Print the scores, budget by budget."""
+    settings = "".join(f", {name} {value}" for name, value in encoder.describe().get("encoder_options", {}).items())
+    print(f"{num_images} {medium}{'s' * (num_images != 1)}, {encoder.name}{settings}")
+    columns = [*_COLUMNS, *(_OBJECT_COLUMNS if any(row.scores.miou is not None for row in rows) else ())]
+    print(f"{'':{_WIDTH}}  {'regions':>7}  " + "  ".join(f"{heading:>10}" for _, heading, _ in columns))
+    budgets = list(dict.fromkeys((row.num_regions, row.keep) for row in rows))
+    for number, budget in enumerate(budgets):
+        if number:
+            print()
+        for row in rows:
+            if (row.num_regions, row.keep) == budget:
+                values = [getattr(row.scores, name) for name, _, _ in columns]
+                cells = "  ".join(f"{'-':>10}" if value is None else f"{100 * value:>8.1f} %" for value in values)
+                print(f"{row.source:{_WIDTH}}  {row.scores.num_regions:>7.0f}  {cells}")
+    print("\n" + "; ".join(f"{heading}: {meaning}" for _, heading, meaning in columns))

@@ -1,6 +1,6 @@
-"""Messages, warnings and progress bars: everything that the commands write to stderr goes through this module.
+"""Messages, warnings and progress bars: everything that commands write to stderr.
 
-What cannot be printed is dropped and costs no work: stderr may be closed, or a log file on a full disk.
+If stderr is closed, or a log file on a full disk, messages are dropped and the command continues.
 """
 
 import io
@@ -26,17 +26,23 @@ def warn(message: object) -> None:
 
 
 def note(message: object) -> None:
-    """Print a line to stderr that is no warning, so that stdout has the result alone."""
+    """Print a line of information to stderr, so that stdout only has the result."""
     print(one_line(message), file=sys.stderr)
 
 
 def progress(items: Collection[Any], *, least: int = 2) -> Any:
-    """Return the same items, with a progress bar on stderr if there are at least ``least``."""
+    """Iterate over items with a progress bar on stderr if there are at least ``least``."""
     return tqdm(items, unit="image", disable=len(items) < least)
 
 
-def progress_bar() -> Any:
-    """Return a progress bar to be updated by hand; where stderr is a log file, it is written every ten seconds."""
+def progress_bar(total: int | None = None) -> Any:
+    """Return a progress bar that the caller updates. In a log file it is written every ten seconds.
+
+    Args:
+        total: The number of images. Without it the bar is removed at the end.
+    """
+    if total is not None:
+        return tqdm(unit="image", total=total, disable=total < 2)
     return tqdm(unit="image", mininterval=0.2 if is_terminal() else 10, delay=1, leave=False)
 
 
@@ -46,7 +52,7 @@ def is_terminal() -> bool:
 
 
 class _Dropping(io.TextIOBase):
-    """A text stream that drops what cannot be written."""
+    """A text stream that ignores errors when it is written to."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -69,31 +75,31 @@ class _Dropping(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # a property there too
+    def encoding(self) -> str:  # type: ignore[override]  # a property in typeshed too
         return self._stream.encoding
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Make stdout print any file name, and stderr drop what cannot be written; warnings become messages.
+    """Let stdout print any file name, ignore errors of stderr, and print warnings as messages.
 
-    A descriptor that was closed is opened on the null device: the next file that is opened would take its number, and
+    Closed descriptors are opened on the null device. Otherwise the next opened file would get their number, and
     messages of compiled libraries would be written into that file.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this descriptor
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a stream that a notebook or a test has put there
+        with suppress(AttributeError):  # a stream of a notebook or a test
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file name may be any bytes
     before = sys.stderr
     nowhere = None if before is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stderr = _Dropping(before if nowhere is None else nowhere)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes what it needs
+            warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes fewer arguments
             yield
     finally:
         sys.stderr = before

@@ -1,10 +1,8 @@
-"""``regiontok env``: versions, packages that are missing or broken, caches, and what runs where.
+"""``regiontok env``: versions, missing and broken packages, devices and caches.
 
-Packages are imported in processes of their own, so that this command works beside a package that cannot be imported or
-that ends the process.
+Packages are imported in separate processes, so that this command works if a package cannot be imported or crashes.
 """
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -12,11 +10,12 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from regiontok._require import install_command
+from regiontok._require import TESTED_VERSIONS, install_command
 
 _IMPORTS = """
 import importlib, json, sys, warnings
@@ -45,26 +44,34 @@ _TIMEOUT = 300
 """Seconds after which an import counts as failed."""
 
 
-def run_env(_: argparse.Namespace) -> int:
-    """Run ``env``; return 1 if a package is installed but cannot be imported."""
+def run_env(_: Namespace) -> int:
+    """Run ``env``, and return 1 if a package is installed but cannot be imported."""
     print(f"regiontok      {importlib.metadata.version('regiontok')}")
     print(f"python         {platform.python_version()} on {platform.platform()}")
-    extras = read_extras()
-    modules = _modules_of(list(extras))
-    causes = _import_all(list(modules.values()))
-    broken = []
+    extras = _read_extras()
+    modules = _modules_of(extras)
+    causes = _import_all(modules.values())
     for package, names in extras.items():
-        cause = causes.get(modules.get(package, ""))
-        state = _state(package, names, cause)
+        try:
+            version = importlib.metadata.version(package)
+            state = f"{version} (broken)" if modules.get(package) in causes else _compare_with_tested(package, version)
+        except importlib.metadata.PackageNotFoundError:
+            state = f"not installed ({install_command(package, names[0])})"
         print(f"{package:<16} {state:<10} {'' if '' in names else ', '.join(names)}".rstrip())
-        broken += [package] * (cause is not None)
     _print_setup()
-    for cause in dict.fromkeys(causes[modules[package]] for package in broken):
+    for cause in causes.values():
         print(cause)
-    return 1 if broken else 0
+    return 1 if causes else 0
 
 
-def read_extras() -> dict[str, list[str]]:
+def _compare_with_tested(package: str, version: str) -> str:
+    """Return a version, with the latest tested one if the installed one is newer."""
+    tested = TESTED_VERSIONS.get(package)
+    numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (version, tested or version)]
+    return f"{version} (tested up to {tested})" if numbers[0][: len(numbers[1])] > numbers[1] else version
+
+
+def _read_extras() -> dict[str, list[str]]:
     """Return, for each package that regiontok names in its metadata, the extras that install it.
 
     Packages of the core come first and have the extra ``""``; the others have the smallest extra first. An extra that
@@ -76,88 +83,64 @@ def read_extras() -> dict[str, list[str]]:
         match = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
         direct.setdefault(match[1] if match else "", []).append(requirement.strip())
 
-    def expand(extra: str) -> list[str]:
-        names: list[str] = []
+    def expand(extra: str) -> Iterator[str]:
         for requirement in direct.get(extra, ()):
             nested = re.match(r"regiontok\[([^\]]+)\]", requirement)
-            name = re.match(r"[\w.-]+", requirement)
             if nested:
-                names += [package for other in nested[1].split(",") for package in expand(other.strip())]
-            elif name:
-                names.append(name[0])
-        return names
+                yield from (package for other in nested[1].split(",") for package in expand(other.strip()))
+            else:
+                yield re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
+    packages = {extra: list(dict.fromkeys(expand(extra))) for extra in direct}
     extras: dict[str, list[str]] = {}
-    for extra in direct:
-        for package in dict.fromkeys(expand(extra)):
+    for extra, names in packages.items():
+        for package in names:
             extras.setdefault(package, []).append(extra)
-    return {package: sorted(names, key=lambda extra: len(expand(extra))) for package, names in extras.items()}
+    return {package: sorted(names, key=lambda extra: len(packages[extra])) for package, names in extras.items()}
 
 
-def _modules_of(packages: Sequence[str]) -> dict[str, str]:
-    """Return the module to import for each distribution that is installed."""
-    modules: dict[str, list[str]] = {}
+def _modules_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the module to import for each package that is installed."""
+    by_package: dict[str, list[str]] = {}
     for module, names in importlib.metadata.packages_distributions().items():
-        for name in names:
-            modules.setdefault(_normal(name), []).append(module)
-    chosen: dict[str, str] = {}
-    for package in packages:
-        known = sorted(module for module in modules.get(_normal(package), ()) if not module.startswith("_"))
-        if known:
-            same = [module for module in known if _normal(module) == _normal(package)]
-            chosen[package] = (same or known)[0]
-    return chosen
+        for name in names if not module.startswith("_") else ():
+            by_package.setdefault(_normal(name), []).append(module)
+    modules = {package: sorted(by_package.get(_normal(package), ())) for package in packages}
+    return {
+        package: next((name for name in names if _normal(name) == _normal(package)), names[0])
+        for package, names in modules.items()
+        if names
+    }
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _import_all(modules: Sequence[str]) -> dict[str, str]:
-    """Return the modules that cannot be imported, and why."""
-    left, broken = list(dict.fromkeys(modules)), dict[str, str]()
-    while left:
-        printed, fault = _run(_IMPORTS, left)
-        results = [json.loads(line) for line in printed]
-        broken |= {name: cause for name, cause in results if cause is not None}
-        left = left[len(results) :]
-        if left:  # the process ended while it imported the next one
-            name = left.pop(0)
-            broken[name] = f"{name} is installed but cannot be imported: {fault}."
-    return broken
+def _import_all(modules: Iterable[str]) -> dict[str, str]:
+    """Return the modules that fail to import, with the reason."""
+    remaining, causes = list(dict.fromkeys(modules)), dict[str, str]()
+    while remaining:
+        printed, fault = _run(_IMPORTS, remaining)
+        causes |= {name: cause for name, cause in map(json.loads, printed) if cause is not None}
+        remaining = remaining[len(printed) :]
+        if remaining:  # the process ended while it imported the next module
+            name = remaining.pop(0)
+            causes[name] = f"{name} is installed but cannot be imported: {fault}."
+    return causes
 
 
 def _run(program: str, arguments: Sequence[str] = ()) -> tuple[list[str], str]:
-    """Run a program; return the lines that it printed for us, and how it ended."""
+    """Run a program; return its lines that start with ``regiontok:``, and how it ended."""
+    command = [sys.executable, "-c", program, *arguments]
     try:
-        process = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT,
-            check=False,
-        )
+        process = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
+        output, errors, code = process.stdout, process.stderr.decode(errors="replace").strip(), process.returncode
+        fault = f"signal {-code} ends the process" if code < 0 else (errors.splitlines() or [""])[-1]
     except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-        text = output.decode(errors="replace") if isinstance(output, bytes) else output
-        return _ours(text), f"the import takes more than {_TIMEOUT} s"
-    last = (process.stderr.strip().splitlines() or [""])[-1]
-    fault = f"signal {-process.returncode} ends the process" if process.returncode < 0 else last
-    return _ours(process.stdout), fault
-
-
-def _ours(text: str) -> list[str]:
-    """Return the lines of a program of ours, without what imported packages print."""
-    return [line.removeprefix("regiontok:") for line in text.splitlines() if line.startswith("regiontok:")]
-
-
-def _state(package: str, extras: Sequence[str], cause: str | None) -> str:
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return f"not installed ({install_command(package, extras[0])})"
-    return version if cause is None else f"{version} (broken)"
+        output, fault = error.stdout or b"", f"the import takes more than {_TIMEOUT} s"
+    lines = output.decode(errors="replace").splitlines()
+    return [line.removeprefix("regiontok:") for line in lines if line.startswith("regiontok:")], fault
 
 
 def _print_setup() -> None:
@@ -167,16 +150,12 @@ def _print_setup() -> None:
         print(f"regiontok cannot be imported: {fault}")
         return
     setup: dict[str, Any] = json.loads(printed[0])
-    compiled = "compiled by numba" if setup["compiled"] else "uncompiled, since NUMBA_DISABLE_JIT is set"
+    compiled = "compiled by numba" if setup["compiled"] else "not compiled, since NUMBA_DISABLE_JIT is set"
     print(f"cuda device    {setup['cuda']}")
     print(f"loops          clustering, run lengths and DBSCAN on the CPU, {compiled}")
     print(f"threads        {setup['threads']}, which share the images of a batch when clustering")
-    print("other steps    where the features are")
-    print(f"numba cache    {setup['cache'] or 'none: no folder can be written, so each process compiles anew'}")
-    print(f"weights        {_hub_cache()}")
-
-
-def _hub_cache() -> Path:
-    """Return the folder of weights from the Hugging Face hub, as huggingface_hub determines it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE", Path(os.environ.get("HF_HOME", home)) / "hub")).expanduser()
+    print("other steps    on the device of the features")
+    print(f"numba cache    {setup['cache'] or 'none: no folder is writable, so each process compiles again'}")
+    # as huggingface_hub finds it
+    home = os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    print(f"weights        {Path(os.environ.get('HF_HUB_CACHE', Path(home) / 'hub')).expanduser()}")

@@ -1,29 +1,30 @@
-"""``regiontok focus``: the focus metric on PixCV-Bench for a model."""
+"""``regiontok focus``: the focus metric of a model on PixCV-Bench."""
 
-import argparse
+from argparse import Namespace
 
 from regiontok._files import make_folder, write_json
-from regiontok.cli.common import load_assistant, told_apart
+from regiontok.cli.loading import load_assistant, run_id
 from regiontok.cli.mask_sources import load_masks
+from regiontok.cli.values import ModelChoice, mask_choice
 from regiontok.errors import RegiontokError
 from regiontok.evaluation.pixcv import measure_focus, read_objects, read_questions
-from regiontok.evaluation.table import beside_the_paper, read_scores, row_name, write_scores
+from regiontok.evaluation.table import compare_with_paper, read_scores, row_name, write_scores
 
 
-def run_focus(options: argparse.Namespace) -> int:
-    """Run ``focus``; return the exit code."""
+def run_focus(options: Namespace) -> int:
+    """Run ``focus``, and return the exit code."""
+    model_choice, choice = ModelChoice.of(options), mask_choice(options)
     objects = read_objects(options.annotations)
     if not options.questions.is_file():
         raise RegiontokError(f"--questions: there is no file {options.questions}.")
     make_folder(options.out)
-    scores = read_scores(options.out, told_apart(options))
-    assistant = load_assistant(options.model, options)
-    masks_of = load_masks(options) if assistant.by_masks else None
+    scores = read_scores(options.out, run_id(options.model, model_choice))
+    assistant = load_assistant(options.model, model_choice, choice)
     result = measure_focus(
         assistant,
         read_questions(options.questions, options.images),
         objects,
-        masks=None if masks_of is None else lambda file, image: masks_of(file, image),
+        masks=None if choice is None else load_masks(choice, device=options.device),
         answers=options.answers,
         query=options.query,
         threshold=options.target_share,
@@ -36,15 +37,15 @@ def run_focus(options: argparse.Namespace) -> int:
     scores["row"] = row
     write_scores(options.out, scores)
     write_json(options.out / "focus.json", result.to_dict())
-    print(beside_the_paper(options.model, scores["figures"], row))
+    print(compare_with_paper(options.model, scores["figures"], row))
     by_source = ", ".join(f"{source or 'all'} {100 * value:.2f}" for source, value in result.by_source.items())
     print(f"Focus of {result.focus.questions} questions; by source: {by_source}.")
     print(
-        f"Of all attention to the image {100 * result.focus.share:.1f} % goes to the object, where even "
-        f"attention would give it {100 * result.focus.chance:.1f} %. Answers right: {100 * result.accuracy:.1f} %."
+        f"{100 * result.focus.share:.1f} % of the attention to the image is on the object; uniform attention would "
+        f"have {100 * result.focus.chance:.1f} %. Correct answers: {100 * result.accuracy:.1f} %."
     )
     if result.skipped:
-        print(f"Skipped, and named in {options.out / 'focus.json'}:")
+        print(f"Skipped questions, listed in {options.out / 'focus.json'}:")
         for reason, count in result.reasons().most_common():
             print(f"{count:>6}  {reason}")
     return 0

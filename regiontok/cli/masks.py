@@ -1,29 +1,39 @@
-"""``regiontok masks``: make the masks of images once, or bring annotated ones, and keep them in a store."""
+"""``regiontok masks``: generate masks of images, or import annotated ones, and write them to a store."""
 
-import argparse
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import cast
 
-from regiontok.cli.arguments import DEFAULT_BATCH
-from regiontok.cli.checks import annotated
-from regiontok.cli.filling import fill_store, lanes_on
-from regiontok.cli.mask_sources import annotations_of, check_annotations, load_generator
-from regiontok.pipeline import GenerateMasks, TakeMasks, Work
+from regiontok.cli.inputs import open_listing
+from regiontok.cli.mask_sources import Annotations, load_generator
+from regiontok.cli.values import AnnotationChoice, GeneratorChoice, ListingChoice, RunChoice, mask_choice
+from regiontok.cli.write_store import num_workers_on, write_store
+from regiontok.pipeline import GenerateMasksJob, ImportMasksJob, Job
 from regiontok.pipeline.roots import Roots
 
 
-def run_masks(options: argparse.Namespace) -> int:
-    """Run ``masks``; return the exit code."""
-    options.masks = None if annotated(options) else options.masks or "sam2"
-    return fill_store(options, options.out, _work, batch=DEFAULT_BATCH, prepare=check_annotations)
+@dataclass(frozen=True)
+class MaskJobMaker:
+    """Make the job of ``regiontok masks``, here and in the actors of Ray."""
 
+    masks: GeneratorChoice | Annotations
 
-def _work(options: argparse.Namespace, _: Roots) -> Work:
-    """Return what makes the masks, or looks them up."""
-    if options.masks is None:
-        annotations = annotations_of(options)
-        return TakeMasks(
+    def __call__(self, _: Roots, device: str) -> Job:
+        """Return the job, with models on a device."""
+        if isinstance(self.masks, GeneratorChoice):
+            num_workers = num_workers_on(device) if self.masks.name == "felzenszwalb" else 1  # SAM uses all cores
+            return GenerateMasksJob(load_generator(self.masks, device), num_workers)
+        annotations, missing = self.masks, self.masks.choice.missing
+        return ImportMasksJob(
             lambda image, size, orientation: annotations.read(image.path, size, orientation),
             annotations.describe(),
-            None if options.missing is None else load_generator(options, options.missing),
+            None if missing is None else load_generator(missing, device),
         )
-    generator = load_generator(options, options.masks, **({} if options.mosaic is None else {"mosaic": options.mosaic}))
-    return GenerateMasks(generator, lanes=lanes_on(options.device) if options.masks == "felzenszwalb" else 1)
+
+
+def run_masks(options: Namespace) -> int:
+    """Run ``masks``, and return the exit code."""
+    choice = mask_choice(options, default="sam2")
+    listing = open_listing(ListingChoice.of(options), for_store=True)
+    masks = Annotations(choice, listing) if isinstance(choice, AnnotationChoice) else cast(GeneratorChoice, choice)
+    return write_store(options.out, listing, MaskJobMaker(masks), RunChoice.of(options))

@@ -1,6 +1,5 @@
-"""Files that commands write, which replace no input, and reports of what failed."""
+"""Files that commands write, which must not replace inputs, and reports of failed images."""
 
-import argparse
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,66 +10,52 @@ from regiontok._files import check_output, is_same, write_bytes, write_json
 from regiontok.cli.console import one_line, warn
 from regiontok.errors import OutputError
 
-_OUTPUTS = ("out", "csv", "json")
-"""Options that name what is written; all other paths are read."""
+
+def report(errors: Mapping[str, str], total: int, things: str = "images") -> int:
+    """Print why images or other things failed, by path or name, and return the exit code."""
+    for path, reason in errors.items():
+        warn(f"{one_line(path)}: {reason.removeprefix(f'{path}:').strip()}")
+    if errors:
+        warn(f"{len(errors)} of {total} {things} failed and are named above.")
+    return 1 if errors else 0
 
 
-def explain(path: Path, error: BaseException) -> str:
-    """Why an image failed, with its name in front."""
-    told = str(error) or "not enough memory"
-    if told.startswith(f"{path}:"):
-        told = told[len(str(path)) + 1 :].strip()
-    return f"{one_line(path)}: {told}"
+def check_outputs(outputs: Iterable[Path | None], images: Iterable[str | Path], *choices: Any) -> None:
+    """Check before the work that outputs can be written, and replace neither an input nor each other.
 
-
-def report(failed: Sequence[str], images: int) -> int:
-    """Name what failed; returns the exit code."""
-    for message in failed:
-        warn(message)
-    if failed:
-        warn(f"{len(failed)} of {images} images failed and are named above.")
-    return 1 if failed else 0
-
-
-def check_outputs(options: argparse.Namespace, *outputs: Path, images: Iterable[Path] = ()) -> None:
-    """Refuse, before any work, outputs that could not be written, would replace what is read, or are the same file.
+    Args:
+        outputs: The files that will be written; None is ignored.
+        images: The images that are read.
+        choices: Dataclasses with other paths that are read, such as weights and masks.
 
     Raises:
-        OutputError: Such an output; see `regiontok._files.check_output`.
+        OutputError: An invalid output; see `regiontok._files.check_output`.
     """
-    inputs = [*images, *_inputs(options)]
-    maps = getattr(options, "label_maps", None)
-    every = [*outputs, *(one for one in (getattr(options, "csv", None), getattr(options, "json", None)) if one)]
-    for number, path in enumerate(every):
+    paths = [path for choice in choices if choice is not None for path in _paths(choice)]
+    inputs, folders = [*images, *paths], [path for path in paths if path.is_dir()]
+    checked: list[Path] = []
+    for path in filter(None, outputs):
         check_output(path, inputs)
-        if maps and path.exists() and path.resolve().is_relative_to(maps.resolve()):
-            raise OutputError(f"{path} is one of the label maps and would be written over. Name another output.")
-        store = getattr(options, "masks", None)
-        if store and Path(store).is_dir() and path.resolve().is_relative_to(Path(store).resolve()):
-            raise OutputError(f"{path} is in the store {store}, which is read here. Name another output.")
-        if any(path.absolute() == other.absolute() or is_same(path, other) for other in every[:number]):
-            raise OutputError(f"{path} would be written twice. Give each output a name of its own.")
+        for folder in folders:
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise OutputError(f"{path} is in {folder}, which is an input. Name another output.")
+        if any(path.absolute() == other.absolute() or is_same(path, other) for other in checked):
+            raise OutputError(f"{path} would be written twice. Give each output another name.")
+        checked.append(path)
 
 
-def _inputs(options: argparse.Namespace) -> list[Path]:
-    """Files that options name to be read; a text that is no file's is passed over."""
-    given = []
-    for name, value in vars(options).items():
-        if name not in _OUTPUTS:
-            given += [
-                Path(one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str | Path)
-            ]
-    return given
+def _paths(choice: Any) -> list[Path]:
+    """Return the fields of a choice that may be paths; a text that is no path does no harm."""
+    return [Path(value) for value in vars(choice).values() if isinstance(value, str | Path)]
 
 
-def write_details(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what is known of every image to the files that were asked for; rows may differ in what they have."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    if options.csv:
+def write_details(rows: Sequence[Mapping[str, Any]], csv_file: Path | None, json_file: Path | None) -> None:
+    """Write a table with a row per image as CSV, as JSON or as both; rows may have different columns."""
+    if csv_file:
         text = io.StringIO()
-        table = csv.DictWriter(text, columns)
+        table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
         table.writerows(rows)
-        write_bytes(options.csv, text.getvalue().encode(errors="backslashreplace"))
-    if options.json:
-        write_json(options.json, [dict(row) for row in rows])
+        write_bytes(csv_file, text.getvalue().encode(errors="backslashreplace"))
+    if json_file:
+        write_json(json_file, [dict(row) for row in rows])

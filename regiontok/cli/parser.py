@@ -1,53 +1,49 @@
 """The parser of ``regiontok COMMAND``.
 
-Nothing here imports torch, so that help and rejected options take a fraction of a second. A command names the function
-that runs it, which `regiontok.cli.main` imports after the options are checked.
+Nothing here imports torch, so that help and rejected options take a fraction of a second. A command is described by its
+arguments, the function that runs it, and the checks that `regiontok.cli.main` calls first.
 """
 
 import argparse
 import importlib.metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from regiontok.choices import (
-    BUDGETS,
-    GENERATORS,
-    METHODS,
-    NOISES,
-    NORMS,
-    ORDERS,
-    OVERLAPS,
-    PADDINGS,
-    SOURCES,
-    TOKEN_DTYPES,
-    UNCOVERED,
-)
-from regiontok.cli import checks
+from regiontok.choices import ANSWERS, BUDGETS, GENERATORS, QUERIES, SOURCES, TOKEN_DTYPES
+from regiontok.cli import regions, values
 from regiontok.cli.arguments import (
-    DEFAULT_BATCH,
-    DEFAULT_OUT,
-    ENCODER_NAMES,
-    IMAGES,
-    add_amount_options,
     add_annotation_options,
-    add_bits_option,
     add_details_options,
-    add_encoder_options,
-    add_filling_options,
-    add_layer_options,
-    add_listing_options,
+    add_features_and_masks,
     add_mask_options,
-    add_mask_weight,
     add_model_options,
-    add_placing_options,
+    add_region_options,
+)
+from regiontok.cli.values import (
+    EncoderChoice,
+    FrameChoice,
+    GeneratorChoice,
+    ListingChoice,
+    ModelChoice,
+    RunChoice,
+    TrackChoice,
+    add_choice,
     as_path,
     as_text,
+    positive,
 )
-from regiontok.cli.parser_models import add_chat, add_evaluate, add_focus
+from regiontok.evaluation.benchmarks import BENCHMARKS
+from regiontok.presets import TABLE_1
+
+_IMAGES: dict[str, Any] = {"nargs": "+", "type": as_text, "metavar": "IMAGE|FOLDER|PATTERN|LIST"}
+_IMAGE: dict[str, Any] = {"type": as_path, "metavar": "IMAGE"}
+_MODEL = "region model or stock model: a folder, or a name on the hub"
+_MODEL_CHECKS = (ModelChoice.of, values.mask_choice)
 
 
 class _Version(argparse.Action):
-    """Print the version, which is read from the package's metadata only when it is asked for."""
+    """Print the version, which is read from the package's metadata only if it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"regiontok {importlib.metadata.version('regiontok')}")
@@ -57,300 +53,317 @@ class _Version(argparse.Action):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands.
 
-    The namespace that it returns has ``run``, the name of a module of ``regiontok.cli`` and of a function in it, and
-    ``check``, a function that rejects options that do not go together.
+    Its namespace has ``run``, a module of ``regiontok.cli`` and a function in it, and ``checks``, functions that reject
+    invalid options.
     """
     parser = argparse.ArgumentParser(prog="regiontok", description="Region tokenizers for multimodal language models.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    parser.set_defaults(check=None)
+    parser.set_defaults(checks=())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (
-        _add_tokenize,
-        _add_demo,
-        _add_masks,
-        _add_store,
-        _add_count,
-        _add_compare,
-        _add_view,
-        _add_figures,
-        add_chat,
-        add_evaluate,
-        add_focus,
-        _add_env,
-    ):
+    demo = commands.add_parser("demo", help="tokenize scikit-learn's sample image, offline, in seconds")
+    demo.add_argument("--out", type=as_path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
+    demo.set_defaults(run=("tokenize", "run_demo"))
+    for add in (_add_tokenize, _add_view, _add_count, _add_compare, _add_figures, _add_masks, _add_tracks, _add_store):
         add(commands)
+    for add in (_add_chat, _add_evaluate, _add_focus):
+        add(commands)
+    env = commands.add_parser("env", help="print versions, missing packages and devices")
+    env.set_defaults(run=("env", "run_env"))
     return parser
 
 
 def _add_tokenize(commands: Any) -> None:
     tokenize = commands.add_parser(
         "tokenize",
-        help="cut images into region tokens",
-        description="Write, per image, NAME.regions.png (its regions, outlined and filled) and "
-        "NAME.regions.safetensors: tokens (K, dim), the options as JSON, and labels (rows, cols; -1 in no region), or "
-        "for sources of masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K). A token is "
-        "its region's mean. regiontok.load_tokens reads it back.",
+        help="turn images or videos into region tokens",
+        usage="%(prog)s IMAGE|FOLDER|PATTERN|LIST ... [--out DIR | --store DIR] [options]",
+        description="Write for each image NAME.regions.png, a drawing of its regions, and NAME.regions.safetensors: "
+        "tokens (K, dim), the mean of each region; the options as JSON; and labels (rows, cols), -1 for patches in no "
+        "region. For masks, whose regions may overlap, masks (K, rows, cols), mask_index and scores (K) replace the "
+        "labels. regiontok.load_tokens reads the file.",
     )
-    tokenize.add_argument(
-        "images", nargs="+", type=as_text, metavar="IMAGE|FOLDER", help="with --store also a pattern or a list"
-    )
-    add_encoder_options(tokenize)
-    tokenize.add_argument("--source", default="clustering", choices=SOURCES, help="of regions; default: %(default)s")
-    add_amount_options(tokenize)
-    tokenize.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    tokenize.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    tokenize.add_argument("--order", default="raster", choices=ORDERS, help="of the tokens; default: %(default)s")
-    tokenize.add_argument("--padding", default="drop", choices=PADDINGS, help="letterbox padding; default: %(default)s")
+    tokenize.add_argument("images", **_IMAGES)
     out = tokenize.add_mutually_exclusive_group()
-    out.add_argument(
-        "--out",
-        type=as_path,
-        metavar="DIR",
-        help=f"for the files, each where its image lies below the folder that was named; default: {DEFAULT_OUT}",
-    )
-    out.add_argument(
-        "--store",
-        type=as_text,
-        metavar="DIR",
-        help="write a store of tokens instead, for many images: a folder of Parquet files, which goes on where it "
-        "stopped; on a disk, or where fsspec reaches, such as s3://bucket/tokens",
-    )
-    tokenize.add_argument(
-        "--pictures",
-        action=argparse.BooleanOptionalAction,
-        help="draw the regions; default: yes, but with --store, where they come into its folder pictures, no",
-    )
-    tokenize.add_argument("--dtype", choices=TOKEN_DTYPES, help="of the tokens in a store; default: float16")
+    text = "folder of the files, with the subfolders of the images; default: regiontok-out"
+    out.add_argument("--out", type=as_path, metavar="DIR", help=text)
+    text = "write a store of Parquet files instead, for many images: a folder, or an address such as s3://bucket/tokens"
+    out.add_argument("--store", type=as_text, metavar="DIR", help=text)
+    text = "draw the regions; default: yes for files, no for a store"
+    tokenize.add_argument("--pictures", action=argparse.BooleanOptionalAction, help=text)
     add_details_options(tokenize)
-    add_mask_options(tokenize, files=True, shown="sam2")
+    tokenize.add_argument("--dtype", choices=TOKEN_DTYPES, help="data type of tokens in a store; default: float16")
+    add_choice(tokenize.add_argument_group("images"), ListingChoice)
+    videos = tokenize.add_argument_group("videos, instead of images")
+    add_choice(videos, FrameChoice)
+    videos.add_argument("--tracks", type=as_path, metavar="DIR", help="tracks of regiontok tracks, for their sources")
+    add_choice(tokenize.add_argument_group("encoder"), EncoderChoice)
+    group = tokenize.add_argument_group("regions")
+    add_region_options(group, ["source", *values.STOPS, "linkage", "connectivity", "motion", "max_frames"])
+    add_region_options(group, ["norm", "order", "padding"])
+    tokenize.set_defaults(source="clustering")
+    group = tokenize.add_argument_group("regions of masks")
+    add_region_options(group, ["min_coverage", "downsampling", "unassigned", "overlap", "mask_weight"])
+    add_region_options(group, ["eps", "min_samples", "split_min_patches", "noise"])
+    add_mask_options(tokenize, root=False, default="sam2, if the source needs masks")
     add_annotation_options(tokenize)
-    regions = tokenize.add_argument_group("regions of masks")
-    regions.add_argument("--coverage", type=float, metavar="C", help="of a patch that puts it in a mask; default: 0.07")
-    regions.add_argument("--downsampling", choices=METHODS, help="how that is measured; default: exact")
-    regions.add_argument("--uncovered", choices=UNCOVERED, help="patches in no mask; default: drop")
-    regions.add_argument("--overlap", choices=OVERLAPS, help="patches in several masks; default: keep")
-    add_mask_weight(regions)
-    regions.add_argument("--eps", type=float, help="of --source combined; default: 0.7")
-    regions.add_argument("--min-samples", type=int, help="of --source combined; default: 3")
-    regions.add_argument("--split-min-patches", type=int, help="of --source combined; default: 10")
-    regions.add_argument("--noise", choices=NOISES, help="of --source combined; default: own_region")
-    add_listing_options(tokenize, root=False, title="images of a store")
-    add_filling_options(tokenize, batch=DEFAULT_BATCH, of="the encoder")
-    tokenize.set_defaults(run=("tokenize", "run_tokenize"), check=checks.check_tokenize)
+    add_choice(tokenize.add_argument_group("writing a store"), RunChoice)
+    checks = (regions.region_configs, regions.token_masks, EncoderChoice.of, FrameChoice.of, values.check_destination)
+    tokenize.set_defaults(run=("tokenize", "run_tokenize"), checks=checks)
 
 
-def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser("demo", help="cut scikit-learn's sample image into region tokens, offline, in seconds")
-    demo.add_argument("--out", type=as_path, default=Path("regiontok-demo"), metavar="DIR", help="default: %(default)s")
-    demo.set_defaults(run=("tokenize", "run_demo"))
-
-
-def _add_masks(commands: Any) -> None:
-    masks = commands.add_parser(
-        "masks",
-        help="make masks of images, or take annotated ones, and keep them in a store",
-        description="Write masks to a store, a folder of Parquet files with a row per image: key (its path below the "
-        "folder that was named), height, width, COCO RLE, scores, stability, ids, categories. What the store has is "
-        "not made again, so that the same command goes on after any interruption. Other commands read it with --masks "
-        "DIR. It may lie on a disk, or where fsspec reaches, such as s3://bucket/masks; so may images.",
+def _add_view(commands: Any) -> None:
+    view = commands.add_parser(
+        "view",
+        help="explore the regions of an image in a browser",
+        usage="%(prog)s IMAGE [--out FILE.html] [options]",
+        description="Write an HTML file that works offline: the image with its regions, sliders for the threshold and "
+        "the number of tokens, a choice of linkage and source, and similarities of regions. With masks it also has "
+        "their sources and a slider for the weight of masks.",
     )
-    masks.add_argument("images", nargs="+", type=as_text, metavar=IMAGES)
-    add_listing_options(masks)
-    masks.add_argument("--out", type=as_text, required=True, metavar="DIR", help="the store")
-    add_mask_options(masks, files=False, shown="sam2")
-    masks.add_argument(
-        "--mosaic", type=int, metavar="N", help="N x N images in one input of SAM: faster, with worse masks"
-    )
-    add_bits_option(masks)
-    masks.add_argument("--device", default="cpu", help="such as cuda; default: cpu")
-    masks.add_argument(
-        "--missing", choices=GENERATORS, help="makes the masks of images without annotations; default: none are made"
-    )
-    add_annotation_options(masks)
-    add_filling_options(masks, batch=DEFAULT_BATCH, of="the generator")
-    masks.set_defaults(run=("masks", "run_masks"), check=checks.check_masks)
-
-
-def _add_store(commands: Any) -> None:
-    store = commands.add_parser(
-        "store",
-        help="what a store has, whether it is whole, and its rows as other files",
-        description="Tell of a store that regiontok masks or regiontok tokenize --store wrote; without an option, what "
-        "it has and how it was made.",
-    )
-    store.add_argument(
-        "store", type=as_text, metavar="DIR", help="the store; also an address such as s3://bucket/masks"
-    )
-    what = store.add_mutually_exclusive_group()
-    what.add_argument("--verify", action="store_true", help="read every row; name what is damaged, and exit with 1")
-    what.add_argument("--repair", action="store_true", help="set aside shards with damaged rows, to be made again")
-    what.add_argument("--stats", action="store_true", help="items per image, sizes, shards and failures, as JSON")
-    what.add_argument(
-        "--export",
-        choices=("npz", "safetensors", "jsonl"),
-        help="write rows as files in --out: one per image, or for jsonl (of masks) one of COCO's annotations",
-    )
-    store.add_argument("--out", type=as_text, metavar="DIR", help="of --export")
-    store.add_argument(
-        "--images", type=as_text, metavar="FOLDER", help="with --verify, name images that changed since they were made"
-    )
-    store.set_defaults(run=("store", "run_store"), check=checks.check_store)
+    view.add_argument("image", **_IMAGE)
+    view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: named after the image")
+    group = view.add_argument_group("regions when the page opens")
+    add_region_options(group, ["threshold", "num_regions", "keep", "norm", "connectivity"])
+    add_features_and_masks(view)
+    checks = (EncoderChoice.of, regions.region_configs, values.mask_choice)
+    view.set_defaults(run=("view", "run_view"), checks=checks)
 
 
 def _add_count(commands: Any) -> None:
     count = commands.add_parser(
         "count",
         help="count the tokens of images by source",
-        description="Print the distribution of tokens per image for each source, beside the mean in the paper's Table "
-        "1, and draw a histogram. Sources of masks are counted where --masks is given.",
+        usage="%(prog)s IMAGE|FOLDER|PATTERN|LIST ... [--out FILE] [options]",
+        description="Print the distribution of the number of tokens per image for each source, next to the mean in "
+        "Table 1 of the paper, and draw a histogram. Sources that need masks are counted if --masks is given.",
     )
-    count.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
-    count.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks only with --masks")
-    count.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    add_amount_options(count)
-    add_mask_weight(count)
-    count.add_argument(
-        "--out",
-        type=as_path,
-        default=Path("regiontok-counts.png"),
-        metavar="FILE",
-        help="the histogram; default: %(default)s",
-    )
-    add_encoder_options(count)
-    add_mask_options(count, files=True)
-    add_annotation_options(count)
+    count.add_argument("images", **_IMAGES)
+    _add_out(count, "regiontok-counts.png", "the histogram")
     add_details_options(count)
-    count.set_defaults(run=("count", "run_count"), check=checks.check_count)
+    _add_sources(count)
+    add_features_and_masks(count)
+    checks = (EncoderChoice.of, regions.region_configs, values.mask_choice)
+    count.set_defaults(run=("count", "run_count"), checks=checks)
 
 
 def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
-        help="compare regions at equal counts on an encoder's features",
-        description="Print how well regions represent the patches of images, at equal counts: a grid, clustering by "
-        "its three linkages, and with masks their two sources, which are also measured without a budget. With "
-        "annotated masks, of --coco, --label-maps or --mask-files, also how well regions follow objects. Means over "
-        "images; a figure, and JSON beside it.",
+        help="compare kinds of regions with the same number of tokens",
+        usage="%(prog)s IMAGE|FOLDER|PATTERN|LIST ... [--num-regions K ... | --keep F ...] [options]",
+        description="Print how well regions represent the patches of images: a grid, clustering with each linkage, and "
+        "with masks their two sources, all with the same number of tokens. Sources of masks are also measured without "
+        "a budget. With annotated masks (--coco, --label-maps, --mask-files) the table also shows how well regions "
+        "follow objects. Scores are means over images.",
     )
-    compare.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
-    counts = compare.add_mutually_exclusive_group()
-    counts.add_argument("--tokens", nargs="+", type=int, metavar="K", help=f"default: {' '.join(map(str, BUDGETS))}")
-    counts.add_argument("--keep", nargs="+", type=float, metavar="F", help="fractions of each image's patches instead")
-    compare.add_argument(
-        "--norm", default="rms", choices=NORMS, help="of patch features before clustering; default: %(default)s"
-    )
-    compare.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    compare.add_argument(
-        "--out",
-        type=as_path,
-        default=Path("regiontok-compare.png"),
-        metavar="FILE",
-        help="the figure, and with .json after its name the scores of every image; default: %(default)s",
-    )
-    add_mask_weight(compare)
-    add_encoder_options(compare)
-    add_mask_options(compare, files=True)
-    add_annotation_options(compare)
-    compare.set_defaults(run=("compare", "run_compare"), check=checks.check_compare)
-
-
-def _add_view(commands: Any) -> None:
-    view = commands.add_parser(
-        "view",
-        help="explore an image's regions in a browser",
-        description="Write one HTML file, which needs no network: the image with its regions, sliders for threshold "
-        "and number of tokens, choices of linkage and source, and similarities of regions. With masks also their "
-        "sources, and a slider for how much masks count.",
-    )
-    view.add_argument("image", type=as_path, metavar="IMAGE")
-    view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: the image's name in this folder")
-    start = view.add_mutually_exclusive_group()
-    start.add_argument(
-        "--threshold",
-        type=float,
-        default=0.7,
-        metavar="T",
-        help="where the page starts, by the paper's rule; default: 0.7",
-    )
-    start.add_argument("--tokens", type=int, metavar="K", help="start with K tokens by Ward's rule instead")
-    start.add_argument("--keep", type=float, metavar="F", help="start with this fraction of the patches instead")
-    view.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    view.add_argument("--connectivity", type=int, default=4, choices=(4, 8), help="neighbours; default: 4")
-    add_encoder_options(view)
-    add_mask_options(view, files=True)
-    add_annotation_options(view)
-    view.set_defaults(run=("view", "run_view"), check=checks.check_view)
+    compare.add_argument("images", **_IMAGES)
+    _add_out(compare, "regiontok-compare.png", "the figure; FILE.json has the scores of every image")
+    budgets = compare.add_mutually_exclusive_group()
+    text = f"numbers of tokens; default: {' '.join(map(str, BUDGETS))}"
+    budgets.add_argument("--num-regions", nargs="+", type=int, metavar="K", help=text)
+    text = "numbers of tokens as fractions of the patches"
+    budgets.add_argument("--keep", nargs="+", type=float, metavar="F", help=text)
+    add_region_options(compare, ["norm", "connectivity", "mask_weight"])
+    add_choice(compare.add_argument_group("videos, instead of images: of frames and of whole clips"), FrameChoice)
+    add_features_and_masks(compare)
+    checks = (EncoderChoice.of, FrameChoice.of, regions.check_budgets, values.mask_choice)
+    compare.set_defaults(run=("compare", "run_compare"), checks=checks)
 
 
 def _add_figures(commands: Any) -> None:
     figures = commands.add_parser("figures", help="draw the paper's figures for any image, encoder and model")
-    which = figures.add_subparsers(required=True, metavar="FIGURE")
-    for name, run, several, told in (
-        ("norms", "run_norms", False, "norms of patch features before and after rms (the paper's Figure 1)"),
-        ("features", "run_features", True, "patch features by PCA, in colours that images share (Figure 2)"),
-        ("encoders", "run_encoders", True, "features, regions from clustering and norms, by encoder (Figure 2)"),
+    kinds = figures.add_subparsers(required=True, metavar="FIGURE")
+    for name, summary in (
+        ("norms", "norms of patch features before and after rms (Figure 1)"),
+        ("features", "patch features by PCA, with colours that images share (Figure 2)"),
+        ("encoders", "features, regions from clustering and norms, by encoder (Figure 2)"),
     ):
-        figure = which.add_parser(name, help=told, description=f"Draw {told}.")
-        _add_figure_images(figure, several=several)
-        figure.add_argument(
-            "--encoders",
-            nargs="+",
-            default=["pixels"],
-            metavar="NAME",
-            help=f"side by side; {ENCODER_NAMES}",
-        )
-        figure.add_argument("--random", action="store_true", help="random weights, for a look without a download")
-        add_layer_options(figure)
-        add_placing_options(figure)
+        figure = _add_figure(kinds, name, summary, several=name != "norms")
+        text = f"side by side: {values.ENCODER_NAMES}; default: pixels"
+        figure.add_argument("--encoders", nargs="+", default=["pixels"], metavar="NAME", help=text)
+        figure.add_argument("--random", action="store_true", help="use random weights, without a download")
+        add_choice(figure, EncoderChoice, "layer", "final_norm", "geometry", "device")
+        add_choice(figure, ListingChoice, "bits")
         if name == "encoders":
-            add_amount_options(figure)
-            figure.add_argument("--norm", default="rms", choices=NORMS, help="default: %(default)s")
-        figure.set_defaults(run=("figures", run))
+            add_region_options(figure, [*values.STOPS, "linkage", "norm"])
+            figure.set_defaults(checks=(regions.region_configs,))
 
-    regions = which.add_parser(
-        "regions", help="the regions of each source (Figure 2)", description="Draw the regions of each source."
-    )
-    _add_figure_images(regions, several=False)
-    regions.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all, those of masks with --masks")
-    add_amount_options(regions)
-    add_mask_weight(regions)
-    regions.add_argument("--norm", default="rms", choices=NORMS, help="of patch features; default: %(default)s")
-    add_encoder_options(regions)
-    add_mask_options(regions, files=True)
-    add_annotation_options(regions)
-    regions.set_defaults(run=("figures", "run_regions"), check=checks.check_count)
+    sources = _add_figure(kinds, "regions", "the regions of each source (Figure 2)")
+    _add_sources(sources)
+    add_choice(sources.add_argument_group("a video, instead of an image: a strip, or an animation"), FrameChoice)
+    add_features_and_masks(sources)
+    sources.set_defaults(checks=(EncoderChoice.of, FrameChoice.of, regions.region_configs, values.mask_choice))
 
-    attention = which.add_parser(
-        "attention",
-        help="where an answer looks, over patches or regions (Figure 3)",
-        description="Draw where the answer to a question looks: a panel per model, or per source of a stock model.",
-    )
-    _add_figure_images(attention, several=False)
+    attention = _add_figure(kinds, "attention", "where a model looks as it answers, by patches or regions (Figure 3)")
     attention.add_argument("question", type=as_text, metavar="QUESTION")
-    attention.add_argument(
-        "--model", nargs="+", required=True, type=as_text, metavar="DIR", help="trained region models, or stock ones"
-    )
-    attention.add_argument(
-        "--sources", nargs="+", choices=SOURCES, help="of one stock model, without training; default: patch"
-    )
-    add_mask_weight(attention)
-    attention.add_argument("--answer", metavar="TEXT", help="whose attention; default: what the model says")
-    attention.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
-    attention.add_argument("--query", default="answer", choices=("answer", "predicting"), help="default: %(default)s")
+    text = "region models or stock models, a panel each"
+    attention.add_argument("--model", nargs="+", required=True, type=as_text, metavar="DIR", help=text)
+    text = "sources of regions of one stock model, without training, a panel each; default: patch"
+    attention.add_argument("--sources", nargs="+", choices=SOURCES, help=text)
+    add_region_options(attention, ["mask_weight"])
+    attention.add_argument("--answer", metavar="TEXT", help="a given answer; default: the model's answer")
+    attention.add_argument("--max-new-tokens", type=positive, default=16, metavar="N", help="default: %(default)s")
+    attention.add_argument("--query", default="answer", choices=QUERIES, help="default: %(default)s")
     attention.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: the mean of all")
-    attention.add_argument("--spread", action="store_true", help="share a region's attention among its patches")
+    attention.add_argument("--spread", action="store_true", help="divide a region's attention among its patches")
     add_model_options(attention)
-    attention.set_defaults(run=("figures", "run_attention"))
+    attention.set_defaults(checks=_MODEL_CHECKS)
 
 
-def _add_figure_images(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    if several:
-        parser.add_argument("images", nargs="+", type=as_path, metavar="IMAGE|FOLDER")
-    else:
-        parser.add_argument("image", type=as_path, metavar="IMAGE")
-    parser.add_argument("--out", type=as_path, required=True, metavar="FILE", help="a picture: PNG, SVG, PDF ...")
+def _add_figure(kinds: Any, name: str, summary: str, *, several: bool = False) -> argparse.ArgumentParser:
+    figure: argparse.ArgumentParser = kinds.add_parser(name, help=summary, description=f"Draw {summary}.")
+    figure.add_argument("images" if several else "image", **(_IMAGES if several else _IMAGE))
+    figure.add_argument("--out", type=as_path, required=True, metavar="FILE", help="the figure: PNG, SVG, PDF, ...")
+    figure.set_defaults(run=("figures", f"run_{name}"))
+    return figure
 
 
-def _add_env(commands: Any) -> None:
-    env = commands.add_parser("env", help="print versions and what runs where")
-    env.set_defaults(run=("env", "run_env"))
+def _add_masks(commands: Any) -> None:
+    masks = commands.add_parser(
+        "masks",
+        help="generate masks of images, or import annotated ones, and store them",
+        usage="%(prog)s IMAGE|FOLDER|PATTERN|LIST ... --out DIR [options]",
+        description="Write masks to a store, a folder of Parquet files with a row per image: key (path relative to the "
+        "named folder), height, width, COCO RLE, scores, stability, ids, categories. Finished images are skipped, so "
+        "the same command resumes an interrupted run. Other commands read the store with --masks DIR. Images and the "
+        "store may be folders or addresses such as s3://bucket/masks.",
+    )
+    masks.add_argument("images", **_IMAGES)
+    masks.add_argument("--out", type=as_text, required=True, metavar="DIR", help="the store")
+    add_choice(masks, ModelChoice, "device")
+    add_choice(masks.add_argument_group("images"), ListingChoice)
+    add_mask_options(masks, stores=False, root=False, default="sam2")
+    add_choice(masks, GeneratorChoice, "mosaic")
+    add_annotation_options(masks)
+    add_choice(masks.add_argument_group("writing the store"), RunChoice)
+    masks.set_defaults(run=("masks", "run_masks"), checks=(partial(values.mask_choice, default="sam2"), RunChoice.of))
+
+
+def _add_tracks(commands: Any) -> None:
+    tracks = commands.add_parser(
+        "tracks",
+        help="find the objects of videos and their masks in every frame",
+        usage="%(prog)s VIDEO|FOLDER|PATTERN|LIST ... --out DIR [options]",
+        description="Generate masks of key frames, propagate them through the video, and write NAME.tracks.json in the "
+        "format of YouTube-VIS for each video. Videos with a file are skipped, so the same command resumes.",
+    )
+    tracks.add_argument("images", nargs="+", type=as_text, metavar="VIDEO|FOLDER|PATTERN|LIST")
+    tracks.add_argument("--out", type=as_path, required=True, metavar="DIR", help="the folder of the files")
+    tracks.add_argument("--overwrite", action="store_true", help="track all videos again")
+    add_choice(tracks, ModelChoice, "device")
+    add_choice(tracks, ListingChoice, "root")
+    add_choice(tracks.add_argument_group("frames; all by default"), FrameChoice)
+    add_choice(tracks.add_argument_group("tracking"), TrackChoice)
+    group = tracks.add_argument_group("masks of key frames")
+    group.add_argument("--masks", choices=GENERATORS, help="generator; default: sam2")
+    add_choice(group, GeneratorChoice, "sam_model")
+    tracks.set_defaults(run=("tracks", "run_tracks"), checks=(FrameChoice.of, TrackChoice.of))
+
+
+def _add_store(commands: Any) -> None:
+    store = commands.add_parser(
+        "store",
+        help="describe, verify, repair or export a store",
+        description="Describe a store that regiontok masks or regiontok tokenize --store wrote: its contents, and how "
+        "they were made.",
+    )
+    store.add_argument("store", type=as_text, metavar="DIR", help="a folder, or an address such as s3://bucket/masks")
+    action = store.add_mutually_exclusive_group()
+    action.add_argument("--verify", action="store_true", help="read every row; list damaged ones and exit with 1")
+    action.add_argument(
+        "--repair", action="store_true", help="rename files with damaged rows, so that a run redoes them"
+    )
+    action.add_argument("--stats", action="store_true", help="print counts, sizes, shards and failures as JSON")
+    text = "write rows to --out: a file per image, or for jsonl (masks only) one file of COCO annotations"
+    action.add_argument("--export", choices=("npz", "safetensors", "jsonl"), help=text)
+    store.add_argument("--out", type=as_text, metavar="DIR", help="folder of --export")
+    text = "with --verify, list images that have changed since their row was written"
+    store.add_argument("--images", type=as_text, metavar="FOLDER", help=text)
+    store.set_defaults(run=("store", "run_store"), checks=(values.check_store,))
+
+
+def _add_chat(commands: Any) -> None:
+    chat = commands.add_parser(
+        "chat",
+        help="ask a multimodal model about images",
+        usage="%(prog)s IMAGE ... --model DIR [--ask QUESTION ...] [options]",
+        description="Print the answers of a model to questions about images, decoded greedily. Without --ask, the "
+        "questions are read from the terminal, one per line. All questions belong to one conversation, and images are "
+        "encoded once.",
+    )
+    chat.add_argument("images", nargs="+", **_IMAGE)
+    chat.add_argument("--ask", type=as_text, metavar="QUESTION", nargs="+", help="questions of the conversation")
+    chat.add_argument("--model", required=True, type=as_text, metavar="DIR", help=_MODEL)
+    form = chat.add_mutually_exclusive_group()
+    form.add_argument("--short", action="store_true", help="ask for a word or phrase, with the paper's prompt")
+    form.add_argument("--options", nargs="+", metavar="OPTION", help="ask for one of these, with the paper's prompt")
+    chat.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="default: %(default)s")
+    add_model_options(chat)
+    chat.set_defaults(run=("chat", "run_chat"), checks=_MODEL_CHECKS)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run the paper's seven benchmarks, or your own questions, on a model",
+        usage="%(prog)s DIR --out DIR [--questions FILE] [options]",
+        description="Run POPE, OCRBench, CV-Bench, MMStar, MME, MMBench and MM-Vet with lmms-eval, and print a row of "
+        "scores next to the paper's Table 1. Benchmarks with scores in --out are skipped. MM-Vet needs a judge: set "
+        "OPENAI_API_KEY, or what lmms-eval accepts instead. With --questions, answer the questions of a file instead, "
+        "without lmms-eval, and write the answers to questions.json in --out.",
+    )
+    _add_model_and_out(evaluate)
+    evaluate.add_argument("--benchmarks", nargs="+", choices=list(BENCHMARKS), help="default: all")
+    text = "processes that divide the questions, one GPU each with --device cuda; default: %(default)s"
+    evaluate.add_argument("--processes", type=positive, default=1, metavar="N", help=text)
+    evaluate.add_argument("--limit", type=positive, metavar="N", help="only N questions of each benchmark, for a trial")
+    text = "JSON list of objects with question, image or images, and optionally answer, options and id"
+    evaluate.add_argument("--questions", type=as_path, metavar="FILE", help=text)
+    text = "folder that images of --questions are relative to; default: the folder of the file"
+    evaluate.add_argument("--images", type=as_path, metavar="DIR", help=text)
+    add_model_options(evaluate, root=False, settings=False)
+    checks = (*_MODEL_CHECKS, values.check_questions)
+    evaluate.set_defaults(run=("evaluate", "run_evaluate"), checks=checks)
+
+
+def _add_focus(commands: Any) -> None:
+    focus = commands.add_parser(
+        "focus",
+        help="measure how much attention answers pay to the right object, on PixCV-Bench",
+        usage="%(prog)s DIR --annotations DIR|FILE --questions FILE --out DIR [options]",
+        description="Ask the questions of CV-Bench, and print which fraction of the attention of the answers is on the "
+        "region tokens of the object, next to the paper's Focus. Questions without a measurable object are skipped and "
+        "listed in --out.",
+    )
+    _add_model_and_out(focus)
+    for name, metavar, description in (
+        ("--annotations", "DIR|FILE", "folder of PixCV-Bench, or COCO JSON"),
+        ("--questions", "FILE", "CV-Bench's test_2d.parquet or test_2d.jsonl"),
+    ):
+        focus.add_argument(name, type=as_path, required=True, metavar=metavar, help=description)
+    focus.add_argument("--images", type=as_path, metavar="DIR", help="folder of the images of a jsonl file")
+    focus.add_argument("--answers", default="generated", choices=ANSWERS, help="default: %(default)s")
+    focus.add_argument("--query", default="answer", choices=QUERIES, help="tokens that attend; default: %(default)s")
+    text = "a region is on the object if at least this fraction of it is; default: %(default)s"
+    focus.add_argument("--target-share", type=float, default=0.5, metavar="S", help=text)
+    focus.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: all")
+    focus.add_argument("--heads", type=int, nargs="+", metavar="N", help="default: all")
+    add_model_options(focus)
+    focus.set_defaults(run=("focus", "run_focus"), checks=_MODEL_CHECKS)
+
+
+def _add_model_and_out(parser: Any) -> None:
+    parser.add_argument("model", type=as_text, metavar="DIR", help=_MODEL)
+    parser.add_argument("--out", type=as_path, required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--row", choices=list(TABLE_1), metavar="NAME", help="row of Table 1; default: the model's row")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default: %(default)s")
+
+
+def _add_out(parser: argparse.ArgumentParser, name: str, description: str) -> None:
+    text = f"{description}; default: {name}"
+    parser.add_argument("--out", type=as_path, default=Path(name), metavar="FILE", help=text)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, help="default: all; those of masks only with --masks")
+    add_region_options(parser, [*values.STOPS, "linkage", "mask_weight", "norm"])

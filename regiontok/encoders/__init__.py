@@ -1,9 +1,9 @@
-"""Vision encoders under one face: images in, patch features out.
+"""Vision encoders with a common interface: they map images to patch features.
 
     encoder = regiontok.encoders.load("clip-336")
     features, valid = encoder(image)        # (1, 24, 24, 1024), (1, 24, 24)
 
-Any callable becomes an encoder with `Encoder`; `ENCODERS` lists the names that are known.
+`Encoder` wraps any callable as an encoder. `ENCODERS` lists the named encoders.
 """
 
 import os
@@ -13,36 +13,47 @@ from typing import Any
 
 import torch
 
-from regiontok._checks import check_choice, check_device, check_integer, check_size
+from regiontok._checks import check_device, check_size
 from regiontok._require import check_importable
+from regiontok._values import check_choice, check_integer
 from regiontok.choices import GEOMETRIES
-from regiontok.encoders import huggingface, open_clip, timm
-from regiontok.encoders.base import Encoded, Encoder, LoadOptions
+from regiontok.encoders import huggingface, open_clip, pixels, timm
+from regiontok.encoders.base import Encoded, EncodedImage, Encoder, ImageEncoder, LoadOptions
 from regiontok.encoders.pixels import PixelDescriptor
 from regiontok.errors import ValueRangeError
-from regiontok.geometry import ImageGeometry, Size
+from regiontok.geometry import Size
 from regiontok.presets import ENCODERS, Recipe
 
-__all__ = ["ENCODERS", "Encoded", "Encoder", "LoadOptions", "PixelDescriptor", "load", "register"]
+__all__ = [
+    "ENCODERS",
+    "Encoded",
+    "EncodedImage",
+    "Encoder",
+    "ImageEncoder",
+    "LoadOptions",
+    "PixelDescriptor",
+    "load",
+    "register",
+]
 
 _BUILDERS: dict[str, Callable[[str, LoadOptions], Encoder]] = {
     "timm": timm.build,
     "open_clip": open_clip.build,
     "hf": huggingface.build,
 }
-"""By library, as in ``timm:MODEL``."""
+"""Functions that build an encoder by library, the prefix of names such as ``timm:MODEL``."""
 _REGISTERED: dict[str, Callable[[LoadOptions], Encoder]] = {}
 
 
 def register(name: str, build: Callable[[LoadOptions], Encoder]) -> None:
-    """Let `load` find an encoder by name.
+    """Register an encoder that `load` loads by name.
 
     Args:
-        name: A new name without a colon.
-        build: Called with the options of `load`; returns an `Encoder`.
+        name: A name that is not in use, without a colon.
+        build: Returns an `Encoder`. It is called with the options of `load`.
 
     Raises:
-        ValueRangeError: The name is taken, or has a colon.
+        ValueRangeError: The name is already registered, or contains a colon.
 
     Example:
         >>> def build(options):
@@ -53,7 +64,9 @@ def register(name: str, build: Callable[[LoadOptions], Encoder]) -> None:
         torch.Size([1, 6, 6, 3])
     """
     if name in ("pixels", *ENCODERS, *_REGISTERED) or ":" in name:
-        raise ValueRangeError(f"an encoder {name!r} exists, or the name has a colon. Choose another name.")
+        raise ValueRangeError(
+            f"an encoder {name!r} is already registered, or the name contains a colon. Choose another name."
+        )
     _REGISTERED[name] = build
 
 
@@ -71,25 +84,27 @@ def load(
     """Load an encoder by name.
 
     Args:
-        name: One of `ENCODERS`; ``pixels``, which needs no weights; ``timm:MODEL``; ``open_clip:MODEL/TAG``; or
-            ``hf:MODEL``, a vision transformer of transformers on the hub or in a folder.
-        pretrained: Fetch the weights; with False they are random.
-        weights: A safetensors file to take them from instead; not for ``hf:``, which takes a folder.
-        device: Where to build it; the CPU by default.
-        layer: Block or stage whose features to take, counted from 0, or negative from the end. By default the second
-            to last for ``clip-336``, as LLaVA does, and the last for all others.
-        final_norm: Apply the model's last norm to them. By default not for ``clip-336``, but for all others.
-        img_size: Input side in pixels, or height and width, where it should not be the model's own; the named encoders
-            have theirs.
-        geometry: How images are placed: ``letterbox``, ``squash`` or ``center_crop``.
+        name: One of `ENCODERS`; ``pixels``, which needs no weights; ``timm:MODEL``; ``open_clip:MODEL/TAG``;
+            ``hf:MODEL``, a vision transformer of transformers on the hub or in a folder; or a name that was passed to
+            `register`.
+        pretrained: Load the weights; if False, they are random.
+        weights: A safetensors file with the weights. Not supported by ``hf:``, which loads a folder.
+        device: Device of the encoder; the CPU by default.
+        layer: Index of the block or stage that provides the features, from 0, or negative from the end. By default the
+            second to last for ``clip-336``, as in LLaVA, and the last for all others.
+        final_norm: Apply the final norm of the model to the features. Defaults to False for ``clip-336`` and True for
+            all others.
+        img_size: Side of the input in pixels, or height and width, if it differs from the default of the model. The
+            encoders in `ENCODERS` have a fixed size.
+        geometry: How images are resized and padded: ``letterbox``, ``squash`` or ``center_crop``.
 
     Returns:
         An `Encoder`.
 
     Raises:
-        ValueRangeError: An unknown name, geometry or layer, an option that this encoder has no use for, or a device
-            that is not there.
-        CheckpointError: Weights that cannot be reached or do not fit.
+        ValueRangeError: The name, geometry or layer is unknown, the device is not available, or the encoder does not
+            accept an option.
+        CheckpointError: The weights cannot be loaded, or do not match the model.
         MissingDependencyError: timm, open_clip or transformers is not installed.
 
     Example:
@@ -100,7 +115,7 @@ def load(
 
     Source:
         Supplement: CLIP at 336, SigLIP2 at 378, RADIO at 384 and 576, DINOv2, DINOv2 with registers, AIMv2 at 448
-        (Table 1, Figure 2). Which layer is taken the paper does not say.
+        (Table 1, Figure 2). The paper does not specify the layer.
     """
     check_choice("geometry", geometry, GEOMETRIES)
     size = img_size if img_size is None or isinstance(img_size, Sequence) else (img_size, img_size)
@@ -110,35 +125,18 @@ def load(
     if layer is not None:
         check_integer("layer", layer, minimum=-1000)
     check_device(device)
-    given: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "weights": weights and str(weights)}
+    passed: dict[str, Any] = {"layer": layer, "final_norm": final_norm, "weights": weights and str(weights)}
     if size is not None:
-        given["img_size"] = size[0] if size[0] == size[1] else list(size)
-    if name == "pixels":
-        _refuse("pixels", weights=weights, layer=layer, final_norm=final_norm)
-        side = 24 * PixelDescriptor.patch_size
-        encoder = Encoder(
-            PixelDescriptor(),
-            geometry=ImageGeometry(geometry, size or (side, side)),
-            patch_size=PixelDescriptor.patch_size,
-            fill="edge",
-            name=name,
-        )
-        return _tell(encoder.to(device or "cpu"), given)
+        passed["img_size"] = size[0] if size[0] == size[1] else list(size)
     library, _, model = name.partition(":")
     recipe = ENCODERS.get(name)
-    if recipe is not None:
-        _refuse(name, img_size=img_size)
+    if name == "pixels":
+        _reject(name, weights=weights, layer=layer, final_norm=final_norm)
+    elif recipe is not None:
+        _reject(name, img_size=img_size)
         library, model, size = "timm", recipe.timm_model, (recipe.img_size, recipe.img_size)
-    if name not in _REGISTERED and (library not in _BUILDERS or not model):
-        raise ValueRangeError(
-            f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
-            "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap your own model in regiontok.encoders.Encoder, or "
-            "regiontok.encoders.register it."
-        )
-    if name not in _REGISTERED:
-        check_importable("torchvision")  # these libraries import it, and hide why that failed
-    if library == "hf":
-        _refuse(name, weights=weights)
+    elif library == "hf":
+        _reject(name, weights=weights)
     default = recipe or Recipe(model, 0)
     options = LoadOptions(
         name=name,
@@ -150,14 +148,28 @@ def load(
         final_norm=default.final_norm if final_norm is None else final_norm,
         geometry=geometry,
     )
-    return _tell(_REGISTERED[name](options) if name in _REGISTERED else _BUILDERS[library](model, options), given)
+    if name == "pixels":
+        encoder = pixels.build(options)
+    elif name in _REGISTERED:
+        encoder = _REGISTERED[name](options)
+    elif library in _BUILDERS and model:
+        check_importable("torchvision")  # imported by these libraries, which hide the cause of a failed import
+        encoder = _BUILDERS[library](model, options)
+    else:
+        raise ValueRangeError(
+            f"there is no encoder {name!r}. Name one of {', '.join(ENCODERS)}, pixels, timm:MODEL, "
+            "open_clip:MODEL/TAG, hf:MODEL or hf:FOLDER, or wrap your own model in regiontok.encoders.Encoder, or "
+            "regiontok.encoders.register it."
+        )
+    encoder.options = {option: value for option, value in passed.items() if value is not None}
+    return encoder
 
 
 def _check_memory(size: Size) -> None:
-    """Reject an input that this machine has no memory for: its pixels as integers, as floats, and cut into patches.
+    """Check that the machine has enough memory for an input: its pixels as integers, as floats and as patches.
 
     Raises:
-        ValueRangeError: Such a size.
+        ValueRangeError: The input is too large.
     """
     needed = 30 * size[0] * size[1]
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
@@ -165,18 +177,13 @@ def _check_memory(size: Size) -> None:
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise ValueRangeError(
-            f"img_size must fit into memory; got {size[0]} x {size[1]} pixels, which take about {needed >> 30} GiB; "
+            f"img_size must fit into memory; got {size[0]} x {size[1]} pixels, which need about {needed >> 30} GiB; "
             f"this machine has {available >> 30} GiB."
         )
 
 
-def _tell(encoder: Encoder, given: dict[str, Any]) -> Encoder:
-    """Let an encoder know the options that it was loaded with."""
-    encoder.options = {name: value for name, value in given.items() if value is not None}
-    return encoder
-
-
-def _refuse(name: str, **options: object) -> None:
+def _reject(name: str, **options: object) -> None:
+    """Raise an error for the first of these options that is set, because the encoder does not accept it."""
     for option, value in options.items():
         if value is not None:
             raise ValueRangeError(f"encoder {name!r} takes no {option}; got {value}. Leave it out.")

@@ -1,4 +1,4 @@
-"""Encoders from open_clip: the image towers of its CLIP and SigLIP models. Tested with open_clip 3.3.0."""
+"""Encoders from open_clip: the image towers of CLIP and SigLIP models."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from regiontok.errors import CheckpointError, ValueRangeError
 
 
 class OpenClipFeatures(nn.Module):
-    """An open_clip image tower's features after one of its layers, ``(B, rows, cols, D)``; the class token is removed.
+    """Features of one layer of an open_clip image tower, ``(B, rows, cols, D)``; the class token is removed.
 
     Args:
-        visual: The ``visual`` part of an open_clip model.
-        layer: Which block; negative counts from the end.
-        final_norm: Apply the tower's last norm.
+        visual: The ``visual`` attribute of an open_clip model.
+        layer: Index of the block; negative indices count from the end.
+        final_norm: Apply the final norm of the tower.
     """
 
     def __init__(self, visual: nn.Module, *, layer: int, final_norm: bool) -> None:
@@ -24,7 +24,7 @@ class OpenClipFeatures(nn.Module):
         self.final_norm = final_norm
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of ``(B, 3, height, width)`` pixels."""
+        """Return the features of pixels ``(B, 3, height, width)``."""
         output = self.visual.forward_intermediates(  # type: ignore[operator]
             pixels,
             indices=[self.layer],
@@ -44,13 +44,13 @@ def build(spec: str, options: LoadOptions) -> Encoder:
             f"open_clip {open_clip.__version__} has no model {model_name!r}. See open_clip.list_models()."
         )
     if options.weights is not None:
-        read_weights(options.weights, name=options.name)  # open_clip reads it again, after this has seen it is whole
+        read_weights(options.weights, name=options.name)  # raises a clear error if the file is invalid
         source: str | None = str(options.weights)
     else:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
         if options.pretrained and tag not in tags:
             raise ValueRangeError(
-                f"open_clip has no weights {tag!r} for {model_name}. Name one as open_clip:{model_name}/TAG, TAG one "
+                f"open_clip has no weights {tag!r} for {model_name}. Use open_clip:{model_name}/TAG with TAG one "
                 f"of {', '.join(tags) or '(none)'}."
             )
         source = tag if options.pretrained else None
@@ -60,8 +60,8 @@ def build(spec: str, options: LoadOptions) -> Encoder:
         )
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"the weights of encoder {options.name!r} (open_clip {model_name}) could not be had: {error} "
-            "Give them as weights='FILE.safetensors', or use the encoder 'pixels', which needs none."
+            f"cannot load the weights of encoder {options.name!r} (open_clip {model_name}): {error} "
+            "Pass weights='FILE.safetensors', or use the encoder 'pixels', which needs no weights."
         ) from error
     visual = model.visual
     config = visual.preprocess_cfg
@@ -70,8 +70,8 @@ def build(spec: str, options: LoadOptions) -> Encoder:
     try:
         with torch.no_grad():
             rows = tower(torch.zeros(1, 3, *size, device=options.device)).shape[1]
-    except AssertionError as error:  # how open_clip says that a layer is not there
+    except AssertionError as error:  # raised by open_clip for unknown layers
         raise ValueRangeError(
-            f"open_clip {model_name} cannot give layer={options.layer}: {error}. Try another."
+            f"open_clip {model_name} does not support layer={options.layer}: {error}. Use another layer."
         ) from error
-    return options.frame(tower, size=size, patch_size=size[0] // rows, mean=config["mean"], std=config["std"])
+    return options.make_encoder(tower, size=size, patch_size=size[0] // rows, mean=config["mean"], std=config["std"])

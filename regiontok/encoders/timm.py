@@ -1,5 +1,6 @@
-"""Encoders from timm. Tested with timm 1.0.31."""
+"""Encoders from timm."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from regiontok._require import require
-from regiontok.encoders.base import Encoder, LoadOptions, read_weights
+from regiontok.encoders.base import Encoder, LoadOptions, first_line, read_weights
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.geometry import Size
 
 
 class TimmFeatures(nn.Module):
-    """A timm model's features after one of its layers, ``(B, rows, cols, D)``; prefix tokens are removed by timm.
+    """Features of one layer of a timm model, ``(B, rows, cols, D)``; timm removes the prefix tokens.
 
     Args:
         model: Any timm model with ``forward_intermediates``.
-        layer: Which block or stage; negative counts from the end.
-        final_norm: Apply the model's last norm.
+        layer: Index of the block or stage; negative indices count from the end.
+        final_norm: Apply the final norm of the model.
     """
 
     def __init__(self, model: nn.Module, *, layer: int, final_norm: bool) -> None:
@@ -29,14 +30,14 @@ class TimmFeatures(nn.Module):
         self.final_norm = final_norm
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of ``(B, 3, height, width)`` pixels."""
+        """Return the features of pixels ``(B, 3, height, width)``."""
         try:
             layers = self.model.forward_intermediates(  # type: ignore[operator]
                 pixels, indices=[self.layer], norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
             )
-        except AssertionError as error:  # how timm says that a model cannot
+        except AssertionError as error:  # raised by timm for unsupported options
             raise ValueRangeError(
-                f"this timm model cannot give layer={self.layer}, final_norm={self.final_norm}: {error}. Try others."
+                f"timm model does not support layer={self.layer}, final_norm={self.final_norm}: {error}. Use others."
             ) from error
         return layers[0].permute(0, 2, 3, 1)
 
@@ -50,19 +51,19 @@ def build(model_name: str, options: LoadOptions) -> Encoder:
             f"timm {timm.__version__} has no model {model_name!r}."
             + (f" Similar: {', '.join(similar)}." if similar else " See timm.list_models().")
         )
-    given: dict[str, Any] = {"num_classes": 0, "pretrained": options.pretrained and options.weights is None}
+    pretrained = options.pretrained and options.weights is None
     with torch.device(options.device):
         try:
-            model = _create(timm, model_name, options.size, given)
+            model = _create(timm, model_name, options.size, pretrained=pretrained)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the weights of encoder {options.name!r} (timm {model_name}, {_hub_name(timm, model_name)}) could not "
-                f"be had: {_first_line(error)} Give them as weights='FILE.safetensors', or use the encoder 'pixels', "
-                "which needs none."
+                f"cannot load the weights of encoder {options.name!r} (timm {model_name}, "
+                f"{_hub_name(timm, model_name)}): {first_line(error)} Pass weights='FILE.safetensors', or use the "
+                "encoder 'pixels', which needs no weights."
             ) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueRangeError(
-            f"timm model {model_name!r} has no forward_intermediates and so no patch features to take."
+            f"timm model {model_name!r} has no forward_intermediates, which returns patch features. Use another model."
         )
     if options.weights is not None:
         load_weights(model, options.weights, name=options.name)
@@ -74,7 +75,7 @@ def build(model_name: str, options: LoadOptions) -> Encoder:
         raise ValueRangeError(
             f"layer must be from {-len(stages)} to {len(stages) - 1} for {model_name!r}; got {layer}."
         )
-    encoder = options.frame(
+    encoder = options.make_encoder(
         TimmFeatures(model, layer=layer, final_norm=options.final_norm),
         size=options.size or config["input_size"][1:],
         patch_size=stages[layer]["reduction"],
@@ -82,62 +83,63 @@ def build(model_name: str, options: LoadOptions) -> Encoder:
         std=config["std"],
     )
     if options.size and options.size[0] != options.size[1]:
-        _try(encoder, model_name)
+        _check_size(encoder, model_name)
     return encoder
 
 
-def _try(encoder: Encoder, model_name: str) -> None:
-    """Refuse a rectangle that a model takes when it is made and not when it is run."""
+def _check_size(encoder: Encoder, model_name: str) -> None:
+    """Run the encoder once: some models can be created for a rectangular input but not run.
+
+    Raises:
+        ValueRangeError: The model does not support the size.
+    """
     height, width = encoder.geometry.size
     try:
         encoder.encode(torch.zeros(1, 3, height, width, device=encoder.device))
-    except (RuntimeError, AssertionError, ValueError) as error:  # how timm says that a size does not fit
+    except (RuntimeError, AssertionError, ValueError) as error:  # raised by timm for unsupported sizes
         raise ValueRangeError(
-            f"timm model {model_name!r} cannot take images of {height} x {width}: {_first_line(error)} Give one side."
+            f"timm model {model_name!r} does not support images of {height} x {width}: {first_line(error)} Pass a "
+            "square img_size."
         ) from error
 
 
 def load_weights(model: nn.Module, file: str | Path, *, name: str) -> None:
-    """Load a safetensors file into a timm model, with timm's own renaming and resizing of its position embedding.
+    """Load a safetensors file into a timm model. timm renames parameters and resizes the position embedding.
 
     Raises:
-        CheckpointError: No such file, not safetensors, or a parameter that it lacks or has in another shape.
+        CheckpointError: The file does not exist or is invalid, or a parameter is missing or has another shape.
     """
     state = read_weights(file, name=name)
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is not None:
         state = rename(state, model)
     try:
-        missing, _ = model.load_state_dict(state, strict=False)  # a classifier that the file has besides is not needed
+        missing, _ = model.load_state_dict(state, strict=False)  # a classifier in the file is ignored
     except RuntimeError as error:
-        raise CheckpointError(f"weights for encoder {name!r}: {file} is of another model. {error}") from error
+        raise CheckpointError(f"weights for encoder {name!r}: {file} does not match the model. {error}") from error
     if missing:
         raise CheckpointError(
-            f"weights for encoder {name!r}: {file} lacks {len(missing)} of the model's {len(model.state_dict())} "
-            f"tensors, the first {missing[0]!r}. Give the weights of this model."
+            f"weights for encoder {name!r}: {len(missing)} of the model's {len(model.state_dict())} tensors are "
+            f"missing in {file}, such as {missing[0]!r}. Pass the weights of this model."
         )
 
 
-def _create(timm: Any, model_name: str, size: Size | None, given: dict[str, Any]) -> nn.Module:
+def _create(timm: Any, model_name: str, size: Size | None, *, pretrained: bool) -> nn.Module:
+    create = functools.partial(timm.create_model, model_name, num_classes=0, pretrained=pretrained)
     if size is None:
-        return timm.create_model(model_name, **given)
+        return create()
     try:
-        return timm.create_model(model_name, img_size=size, **given)
-    except AssertionError as error:  # how some models say that a size does not fit
+        return create(img_size=size)
+    except AssertionError as error:  # raised by some models for unsupported sizes
         raise ValueRangeError(
-            f"timm model {model_name!r} cannot take images of {size[0]} x {size[1]}. Try another img_size."
+            f"timm model {model_name!r} does not support images of {size[0]} x {size[1]}. Use another img_size."
         ) from error
-    except TypeError as error:  # a convolutional network: takes any size and has no such argument
+    except TypeError as error:  # convolutional networks support any size and have no such argument
         if "img_size" not in str(error):
             raise
-        return timm.create_model(model_name, **given)
+        return create()
 
 
 def _hub_name(timm: Any, model_name: str) -> str:
     config = timm.get_pretrained_cfg(model_name)
     return f"{config.hf_hub_id} on the Hugging Face hub" if config and config.hf_hub_id else "on no hub"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."

@@ -1,13 +1,15 @@
-"""What a model that sees region tokens says, and where it looks.
+"""Answers, attention and benchmark scores of region models.
 
-    prompts      the paper's two forms of a question
-    assistant    a region model that answers, and shows its attention
-    partition    how well regions stand for their patches and for annotated objects
-    focus        how much of the answer's attention goes to the object that was asked for
-    pixcv        the same over PixCV-Bench
-    benchmarks   the paper's seven benchmarks through lmms-eval
-    lmms         region models as lmms-eval's plugin
-    table        figures as a row of the paper's Table 1
+    prompts       the paper's two prompt formats
+    assistant     a region model that answers questions and returns its attention
+    conversation  several questions about the same images
+    partition     how well regions represent patches and annotated objects
+    focus         the attention of an answer to the object of its question
+    pixcv         the focus metric on PixCV-Bench
+    benchmarks    the paper's seven benchmarks, run by lmms-eval
+    lmms          the lmms-eval plugin for region models
+    cached_masks  a mask generator that stores its masks by image content
+    table         scores as a row of the paper's Table 1
 
-Of these only ``lmms`` needs lmms-eval.
+Only ``lmms`` and ``tasks`` need lmms-eval.
 """

@@ -1,4 +1,4 @@
-"""The paper's seven benchmarks: which task of lmms-eval each is, and which of its results is the paper's figure."""
+"""The paper's seven benchmarks: their lmms-eval tasks and the metrics that the paper reports."""
 
 import importlib.util
 import os
@@ -12,23 +12,23 @@ from regiontok._files import make_folder, read_json
 from regiontok.errors import DataError, MissingDependencyError
 
 TASKS = Path(__file__).parent / "tasks"
-"""Tasks of ours, where lmms-eval's ask otherwise than the paper does."""
+"""Folder of our tasks, for benchmarks whose prompt in lmms-eval differs from the paper's."""
 
 
 class Benchmark(NamedTuple):
-    """One benchmark.
+    """A benchmark.
 
     Attributes:
-        task: Of lmms-eval, or of `TASKS`.
-        figures: The paper's figures of it: which metric, and what one of it is in the paper's unit.
-        details: Further metrics worth telling, in the same way.
-        judge: Whether a language model on the network marks the answers.
+        task: Name of the task, in lmms-eval or `TASKS`.
+        figures: For each figure of the paper, the metric of the task and the factor from its unit to the paper's.
+        details: Further metrics, in the same form.
+        needs_judge: Whether a language model, reached over the network, marks the answers.
     """
 
     task: str
     figures: Mapping[str, tuple[str, float]]
     details: Mapping[str, tuple[str, float]] = {}
-    judge: bool = False
+    needs_judge: bool = False
 
 
 BENCHMARKS = {
@@ -42,24 +42,27 @@ BENCHMARKS = {
         "mme", {"mme_perception": ("mme_perception_score", 1), "mme_cognition": ("mme_cognition_score", 1)}
     ),
     "mmbench": Benchmark("regiontok_mmbench", {"mmbench": ("gpt_eval_score", 1)}),
-    "mm_vet": Benchmark("regiontok_mmvet", {"mm_vet": ("gpt_eval_score", 1)}, judge=True),
+    "mm_vet": Benchmark("regiontok_mmvet", {"mm_vet": ("gpt_eval_score", 1)}, needs_judge=True),
 }
-"""By the paper's order. POPE's figure is F1, and CV-Bench's its authors' mean over sources: which ones the paper prints
-it does not say. MMBench is its English development split, matched without a judge."""
+"""Benchmarks by name, in the paper's order.
+
+The paper does not name the metrics of POPE and CV-Bench; we report F1 and the mean of CV-Bench's authors. MMBench is
+its English development split, scored without a judge.
+"""
 
 
 def has_judge() -> bool:
-    """Whether lmms-eval can reach a judge, as far as the environment tells."""
+    """Return whether the environment variables configure a judge for lmms-eval."""
     return bool(os.environ.get("OPENAI_API_KEY")) or os.environ.get("API_TYPE", "openai") != "openai"
 
 
-class Measured(NamedTuple):
-    """What a run gave.
+class BenchmarkScores(NamedTuple):
+    """Scores of a model on one or more benchmarks.
 
     Attributes:
         figures: The paper's figures, in its units.
         details: Further metrics.
-        tokens: The mean number of region tokens per image.
+        tokens: Mean number of region tokens per image.
     """
 
     figures: dict[str, float]
@@ -75,29 +78,29 @@ def run(
     batch_size: int = 1,
     limit: int | None = None,
     processes: int = 1,
-) -> Measured:
-    """Run benchmarks through lmms-eval, in a process of its own.
+) -> BenchmarkScores:
+    """Run benchmarks with lmms-eval in a separate process.
 
     Args:
-        names: Of `BENCHMARKS`; if one of them fails, all are lost.
-        model_args: Of ``regiontok.evaluation.lmms.RegiontokModel``.
-        out: The folder for lmms-eval's own results, samples and logs.
-        batch_size: Questions at a time.
-        limit: Only so many questions of each, to try things out.
-        processes: How many share the questions, one GPU each where the device is ``cuda``.
+        names: Names of `BENCHMARKS`. If one benchmark fails, the results of all are lost.
+        model_args: Arguments of ``regiontok.evaluation.lmms.RegiontokModel``.
+        out: Folder for the results, samples and logs of lmms-eval.
+        batch_size: Number of questions per batch.
+        limit: Number of questions per benchmark, for a trial; None for all.
+        processes: Number of processes that share the questions. With device ``cuda`` each uses one GPU.
 
     Raises:
-        MissingDependencyError: lmms-eval is not installed here.
-        DataError: It failed, or left no results; its own words are above.
+        MissingDependencyError: lmms-eval is not installed.
+        DataError: lmms-eval failed or wrote no results; it prints the cause.
     """
     if importlib.util.find_spec("lmms_eval") is None:
         raise MissingDependencyError(
-            "lmms-eval is needed here and is not installed. It pins what sam2 needs otherwise, so give it an "
-            "environment of its own: python3 -m venv .venv-eval && .venv-eval/bin/pip install 'regiontok[eval]'"
+            "lmms-eval is not installed. Its pinned versions conflict with sam2, so install it in a separate "
+            "environment: python3 -m venv .venv-eval && .venv-eval/bin/pip install 'regiontok[eval]'"
         )
     make_folder(out)
-    for old in [*out.rglob("*_results.json"), *out.glob("counts-*.json")]:
-        old.unlink()
+    for old_file in [*out.rglob("*_results.json"), *out.glob("counts-*.json")]:
+        old_file.unlink()
     launch = ["-m", "lmms_eval"]
     if processes > 1:
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *launch]
@@ -106,34 +109,34 @@ def run(
     command = [sys.executable, *launch, "--model", "regiontok", "--model_args", arguments, "--tasks", tasks]
     command += ["--include_path", str(TASKS), "--output_path", str(out), "--log_samples"]
     command += ["--batch_size", str(batch_size), *(() if limit is None else ("--limit", str(limit)))]
-    on_cpu = {"ACCELERATE_USE_CPU": "1"} if str(model_args.get("device")) == "cpu" else {}
-    done = subprocess.run(command, env=os.environ | on_cpu, check=False)
-    results = _results(out)
-    if done.returncode or results is None:  # it ends with 0 where it failed
-        raise DataError(f"{', '.join(names)}: lmms-eval failed, and its words are above.")
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "1"} if str(model_args.get("device")) == "cpu" else {})
+    completed = subprocess.run(command, env=environment, check=False)
+    results = _read_results(out)
+    if completed.returncode or results is None:  # lmms-eval may fail with exit code 0
+        raise DataError(f"{', '.join(names)}: lmms-eval failed; see its output above.")
     figures: dict[str, float] = {}
     details: dict[str, float] = {}
     for name in names:
         benchmark = BENCHMARKS[name]
-        for wanted, found in ((benchmark.figures, figures), (benchmark.details, details)):
-            for figure, (metric, unit) in wanted.items():
-                found[figure] = unit * _metric(results[benchmark.task], name, metric)
+        for metrics, scores in ((benchmark.figures, figures), (benchmark.details, details)):
+            for figure, (metric, factor) in metrics.items():
+                scores[figure] = factor * _metric(results[benchmark.task], name, metric)
     counts = [read_json(file) for file in out.glob("counts-*.json")]
-    images = sum(one["images"] for one in counts)
-    return Measured(figures, details, sum(one["tokens"] for one in counts) / max(images, 1))
+    num_images = sum(count["images"] for count in counts)
+    return BenchmarkScores(figures, details, sum(count["tokens"] for count in counts) / max(num_images, 1))
 
 
-def _results(out: Path) -> dict[str, Any] | None:
-    """Those of lmms-eval itself: tasks write files of like names beside them."""
+def _read_results(out: Path) -> dict[str, Any] | None:
+    """Return the results of lmms-eval by task; tasks write other files with similar names."""
     for file in out.rglob("*_results.json"):
-        written = read_json(file)
-        if "results" in written and "configs" in written:
-            return dict(written["results"])
+        content = read_json(file)
+        if "results" in content and "configs" in content:
+            return dict(content["results"])
     return None
 
 
 def _metric(results: Mapping[str, Any], name: str, metric: str) -> float:
     value = results.get(f"{metric},none")
     if not isinstance(value, int | float):
-        raise DataError(f"{name}: lmms-eval gave no {metric}; its results are {dict(results)}.")
+        raise DataError(f"{name}: lmms-eval must report {metric}; got {dict(results)}.")
     return float(value)

@@ -1,12 +1,13 @@
-"""How well regions stand for their patches, and for annotated objects: what a choice of source costs an encoder.
+"""Measures of how well regions represent their patches and annotated objects.
 
     scores = measure_partition(features, regions, valid=valid)
-    scores[0].kept                                   # the share of the squared deviation that the regions keep
+    scores[0].explained_variance
 
-`compare_partitions` measures a grid, clustering by its three linkages and both sources of masks at equal counts.
+`compare_partitions` measures a grid, clustering with each linkage and both mask sources at equal numbers of regions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from regiontok._checks import Features, Valid, check_finite, check_integer, flatten_features, flatten_valid
+from regiontok._values import check_integer
+from regiontok.batch import Features, PatchBatch, Valid, check_finite, flatten_valid
 from regiontok.budgets import resolve_budget
 from regiontok.choices import BUDGETS, LINKAGES, MASK_WEIGHT
 from regiontok.clustering import UnionFindClusterer
@@ -23,63 +25,63 @@ from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Placement
 from regiontok.masked import merge_masks
 from regiontok.maskset import MaskSet
+from regiontok.merge_tree import MergeTree
 from regiontok.regions import Regions
 
 
 class PartitionScores(NamedTuple):
-    """How well one image's regions stand for it.
+    """Scores of the regions of one image.
 
     Attributes:
-        regions: How many there are.
-        kept: The share of the squared deviation of the patches, at unit length, that is kept when each is replaced by
-            its region's mean: 1 for single patches, 0 for one region. A patch in several regions counts with the mean
-            of their means, a patch in none with the mean of all. 1 where patches do not differ.
-        single: The share of regions that are one patch.
-        largest: The share of the patches that is in the largest region.
-        boundary_recall: The share of the objects' boundary pixels that lie no further from a boundary of regions than
-            half a patch; None without objects. What the encoder does not see of the image does not count, here and
-            below.
-        miou: Intersection over union of objects with the regions most of which lies in them, averaged over objects;
-            None without objects.
+        num_regions: Number of regions.
+        explained_variance: Fraction of the squared deviation of the unit-length patches that is preserved when each
+            patch is replaced by the mean of its region: 1 for single patches, 0 for one region. A patch in several
+            regions is replaced by the mean of their means, a patch in no region by the mean of all patches. 1 if all
+            patches are equal.
+        singleton_fraction: Fraction of the regions that are a single patch.
+        largest_fraction: Fraction of the patches that are in the largest region.
+        boundary_recall: Fraction of the boundary pixels of objects that are at most half a patch away from a boundary
+            of regions; None without objects. Pixels outside the encoder's input are ignored, here and below.
+        miou: Mean over objects of the intersection over union of an object and the union of the regions assigned to
+            it, those with most of their area inside it; None without objects.
     """
 
-    regions: float
-    kept: float
-    single: float
-    largest: float
+    num_regions: float
+    explained_variance: float
+    singleton_fraction: float
+    largest_fraction: float
     boundary_recall: float | None = None
     miou: float | None = None
 
 
 class PartitionResult(NamedTuple):
-    """Regions of one image under a name, as `compare_partitions` measures them.
+    """A row of `compare_partitions`: the scores of one source at one budget.
 
     Attributes:
-        source: ``grid``, ``centroid``, ``average``, ``ward``, ``segmentation``, ``combined``, or the caller's name for
-            other regions.
-        tokens: The count that was asked for; None for fractions, and for regions that have counts of their own.
-        scores: How well they do.
-        keep: The fraction of the valid patches that was asked for.
+        source: ``grid``, ``centroid``, ``average``, ``ward``, ``segmentation``, ``combined``, or a name of ``others``.
+        num_regions: The budget as a number of regions, if any.
+        scores: The scores.
+        keep: The budget as a fraction of the valid patches, if any.
     """
 
     source: str
-    tokens: int | None
+    num_regions: int | None
     scores: PartitionScores
     keep: float | None = None
 
 
-def grid_regions(valid: Tensor, tokens: int) -> Regions:
-    """Regions that ignore the image: the largest grid of at most ``tokens`` cells over the valid patches.
+def grid_regions(valid: Tensor, num_regions: int) -> Regions:
+    """Return the cells of the finest grid of at most ``num_regions`` cells over the valid patches.
 
-    Of grids of as many cells the one with the squarest cells is taken. Cells without a valid patch become no region.
+    Of grids with equally many cells, that with the squarest cells is used. Cells without a valid patch are dropped.
 
     Args:
         valid: ``(rows, cols)`` bool.
-        tokens: The most cells.
+        num_regions: Maximum number of cells.
 
     Raises:
-        ShapeError: No grid.
-        ValueRangeError: No valid patch, or no cell.
+        ShapeError: ``valid`` is not two-dimensional.
+        ValueRangeError: There is no valid patch, or ``num_regions`` is below 1.
 
     Example:
         >>> grid_regions(torch.ones(2, 6, dtype=torch.bool), 3).labels()
@@ -88,17 +90,17 @@ def grid_regions(valid: Tensor, tokens: int) -> Regions:
     """
     if valid.ndim != 2:
         raise ShapeError(f"valid must be (rows, cols); got {tuple(valid.shape)}.")
-    tokens = check_integer("tokens", tokens)
+    num_regions = check_integer("num_regions", num_regions)
     row, col = valid.nonzero(as_tuple=True)
     if not len(row):
-        raise ValueRangeError("there is no valid patch, so there can be no cell.")
+        raise ValueRangeError("valid must have a valid patch; got none.")
     top, left = int(row.min()), int(col.min())
     rows, cols = int(row.max()) - top + 1, int(col.max()) - left + 1
-    shapes = ((down, min(cols, tokens // down)) for down in range(1, min(rows, tokens) + 1))
-    down, across = max(
+    shapes = ((cell_rows, min(cols, num_regions // cell_rows)) for cell_rows in range(1, min(rows, num_regions) + 1))
+    cell_rows, cell_cols = max(
         shapes, key=lambda shape: (shape[0] * shape[1], -abs(np.log(rows * shape[1] / (cols * shape[0]))))
     )
-    cell = (row - top) * down // rows * across + (col - left) * across // cols
+    cell = (row - top) * cell_rows // rows * cell_cols + (col - left) * cell_cols // cols
     labels = torch.full(valid.shape, -1, dtype=torch.int64, device=valid.device)
     labels[row, col] = cell
     return Regions.from_labels(labels[None])
@@ -112,63 +114,60 @@ def measure_partition(
     objects: Sequence[MaskSet] | None = None,
     geometry: ImageGeometry | None = None,
 ) -> list[PartitionScores]:
-    """How well the regions of each image stand for it.
+    """Return the scores of the regions of each image.
 
     Args:
-        features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``, of any norm: they are taken at unit length.
-        regions: Of the same images.
-        valid: Which patches count; all by default.
-        objects: Annotated objects of each image, in its pixels.
-        geometry: How the encoder places images, ``encoder.geometry``; needed with ``objects``.
+        features: ``(B, rows, cols, D)`` or a list of ``(rows, cols, D)``. They are scaled to unit length. Clips have
+            frames first.
+        regions: Regions of the same images.
+        valid: The valid patches; all by default.
+        objects: Annotated objects of each image, in image pixels; not for clips.
+        geometry: Geometry of the encoder, ``encoder.geometry``; required with ``objects``.
 
     Raises:
-        ShapeError, DTypeError, ValueRangeError: Arguments that cannot be, or do not belong to each other.
+        ShapeError, DTypeError, ValueRangeError: Invalid arguments, or arguments that do not match each other.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]])
         >>> halves = Regions.from_labels(torch.tensor([[[0, 0, 1, 1]]]))
-        >>> measure_partition(features, halves)[0].kept
+        >>> measure_partition(features, halves)[0].explained_variance
         1.0
 
     Source:
-        Our choice, after the undersegmentation and boundary measures of superpixels.
+        Our choice, similar to the undersegmentation error and boundary recall of superpixels.
     """
-    flat = flatten_features(features)
-    if not torch.equal(flat.grids, regions.grids.cpu()):
-        raise ShapeError(f"regions must be on the features' grids {flat.grids.tolist()}; got {regions.grids.tolist()}.")
-    flat_valid = flatten_valid(valid, flat.grids)
+    batch = PatchBatch.of(features)
+    batch.check_grids("regions", regions.grids)
+    flat_valid = flatten_valid(valid, batch.shapes)
     if objects is not None:
         if geometry is None:
-            raise ValueRangeError(
-                "objects need the geometry by which images are placed; pass geometry=encoder.geometry."
-            )
-        if len(objects) != len(flat.grids) or not all(isinstance(one, MaskSet) for one in objects):
-            raise ShapeError(f"objects must be one MaskSet per image, {len(flat.grids)}; got {objects!r}.")
-    sizes = flat.grids.prod(1).tolist()
-    shown = torch.ones(len(flat.values), dtype=torch.bool) if flat_valid is None else flat_valid.cpu()
-    scores = []
-    for image, (values, allowed) in enumerate(zip(flat.values.split(sizes), shown.split(sizes), strict=True)):
-        rows, cols = flat.grids[image].tolist()
-        member = _members(regions, image)
-        if bool((member.amax(0) > allowed).any()):
-            raise ValueRangeError(
-                f"image {image} has regions on patches that are not valid. Make them with this valid."
-            )
-        measured = _measure(values.detach().double().cpu(), allowed, member, image, cols)
+            raise ValueRangeError("objects need the geometry of the encoder; pass geometry=encoder.geometry.")
+        if len(batch.shapes[0]) == 3:
+            raise ValueRangeError("objects are of images, and the features of clips. Leave objects out.")
+        if len(objects) != len(batch) or not all(isinstance(masks, MaskSet) for masks in objects):
+            raise ShapeError(f"objects must be one MaskSet per image, {len(batch)}; got {objects!r}.")
+    all_valid = torch.ones(len(batch.values), dtype=torch.bool) if flat_valid is None else flat_valid.cpu()
+    results = []
+    for image, (values, is_valid) in enumerate(zip(batch.split(batch.values), batch.split(all_valid), strict=True)):
+        *_, rows, cols = batch.shapes[image]
+        member = _membership(regions, image)
+        if bool((member.amax(0) > is_valid).any()):
+            raise ValueRangeError(f"image {image} has regions on invalid patches. Create its regions with this valid.")
+        scores = _measure(values.detach().double().cpu(), is_valid, member, image, cols)
         if objects is not None and geometry is not None:
             placement = geometry.place(objects[image].size)
             recall = _boundary_recall(member, objects[image], placement, (rows, cols))
             miou = _mean_iou(member, objects[image], geometry, (rows, cols))
-            measured = measured._replace(boundary_recall=recall, miou=miou)
-        scores.append(measured)
-    return scores
+            scores = scores._replace(boundary_recall=recall, miou=miou)
+        results.append(scores)
+    return results
 
 
 def compare_partitions(
     features: Tensor,
     *,
     valid: Tensor | None = None,
-    counts: Sequence[int] = BUDGETS,
+    num_regions: Sequence[int] = BUDGETS,
     keep: Sequence[float] = (),
     masks: Regions | None = None,
     mask_weight: float = MASK_WEIGHT,
@@ -177,145 +176,215 @@ def compare_partitions(
     geometry: ImageGeometry | None = None,
     connectivity: int = 4,
 ) -> list[PartitionResult]:
-    """Measure a grid, clustering by its three linkages and both sources of masks at equal counts on one image.
+    """Measure a grid, clustering with each linkage and both mask sources at equal numbers of regions on one image.
 
     Args:
-        features: ``(rows, cols, D)``, normalised as clustering shall see them.
+        features: ``(rows, cols, D)``, normalized for clustering.
         valid: ``(rows, cols)`` bool; all by default.
-        counts: Numbers of regions; an image with fewer valid patches has all of them.
-        keep: Further numbers of regions, as fractions of the valid patches.
-        masks: Masks of the image on the grid, from `MaskDownsampler`, for ``segmentation`` and ``combined``. There are
-            at most as many regions of ``segmentation`` as masks; patches outside all masks are in no region of both.
-        mask_weight: How much masks count beside features; see `regiontok.masked`.
-        others: Further regions of the image by name, whose numbers are what they are.
+        num_regions: Budgets as numbers of regions. An image with fewer valid patches has one region per patch.
+        keep: Further budgets, as fractions of the valid patches.
+        masks: Masks of the image on the grid, from `MaskDownsampler`, for ``segmentation`` and ``combined``.
+            ``segmentation`` has at most one region per mask. Both leave unassigned patches without a region.
+        mask_weight: Weight of masks relative to features; see `regiontok.masked`.
+        others: Further regions of the image by name, without a budget.
         objects: Annotated objects, for boundary recall and mean IoU.
-        geometry: How the encoder places images; needed with ``objects``.
+        geometry: Geometry of the encoder; required with ``objects``.
         connectivity: 4 or 8 neighbours for clustering.
 
     Returns:
-        A `PartitionResult` per source and count; ``others`` come last.
+        A `PartitionResult` per source and budget, followed by ``others``.
 
     Raises:
-        ShapeError, DTypeError, ValueRangeError: Arguments that cannot be, or do not belong to each other.
+        ShapeError, DTypeError, ValueRangeError: Invalid arguments, or arguments that do not match each other.
 
     Example:
-        >>> rows = compare_partitions(torch.rand(6, 6, 8), counts=(4,))
-        >>> [(row.source, row.scores.regions) for row in rows]
+        >>> rows = compare_partitions(torch.rand(6, 6, 8), num_regions=(4,))
+        >>> [(row.source, row.scores.num_regions) for row in rows]
         [('grid', 4), ('centroid', 4), ('average', 4), ('ward', 4)]
     """
     batch = features[None]
-    allowed = torch.ones(features.shape[:2], dtype=torch.bool) if valid is None else valid.cpu()
-    patches = [int(allowed.sum())]
+    is_valid = torch.ones(features.shape[:2], dtype=torch.bool) if valid is None else valid.cpu()
+    patches = [int(is_valid.sum())]
     budgets: list[tuple[int | None, float | None, int]] = [
-        (count, None, check_integer("counts", count)) for count in counts
+        (number, None, check_integer("num_regions", number)) for number in num_regions
     ]
-    budgets += [(None, share, (resolve_budget(patches, keep=share) or patches)[0]) for share in keep]
-    found = [("grid", *budget[:2], grid_regions(allowed, budget[2])) for budget in budgets]
+    budgets += [(None, fraction, (resolve_budget(patches, keep=fraction) or patches)[0]) for fraction in keep]
+    partitions: list[tuple[str, int | None, float | None, Regions]] = []
+
+    def add(source: str, group: Callable[[int], Regions]) -> None:
+        partitions.extend((source, number, fraction, group(budget)) for number, fraction, budget in budgets)
+
+    add("grid", partial(grid_regions, is_valid))
     for linkage in LINKAGES:
-        tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(batch, allowed[None])[0]
-        found += [(linkage, *budget[:2], tree.cut(num_regions=budget[2])) for budget in budgets]
+        tree = UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(batch, is_valid[None])[0]
+        add(linkage, partial(_cut, tree))
     if masks is not None:
-        for budget in budgets:
-            merged = merge_masks(batch, masks, [budget[2]], mask_weight=mask_weight)
-            found.append(("segmentation", *budget[:2], merged))
-        within = UnionFindClusterer(connectivity=connectivity, mask_weight=mask_weight)
-        tree = within.tree(batch, masks=masks)[0]
-        found += [("combined", *budget[:2], tree.cut(num_regions=budget[2])) for budget in budgets]
-    found += [(name, None, None, regions) for name, regions in (others or {}).items()]
-    given = None if objects is None else [objects]
-    return [
-        PartitionResult(
-            name, count, measure_partition(batch, one, valid=allowed[None], objects=given, geometry=geometry)[0], share
-        )
-        for name, count, share, one in found
+        add("segmentation", lambda budget: merge_masks(batch, masks, [budget], mask_weight=mask_weight))
+        clusterer = UnionFindClusterer(connectivity=connectivity, mask_weight=mask_weight)
+        add("combined", partial(_cut, clusterer.tree(batch, masks=masks)[0]))
+    partitions += [(name, None, None, regions) for name, regions in (others or {}).items()]
+    objects_of_batch = None if objects is None else [objects]
+    results = []
+    for source, number, fraction, regions in partitions:
+        scores = measure_partition(batch, regions, valid=is_valid[None], objects=objects_of_batch, geometry=geometry)
+        results.append(PartitionResult(source, number, scores[0], fraction))
+    return results
+
+
+def compare_clip_partitions(
+    features: Tensor,
+    *,
+    valid: Tensor | None = None,
+    num_regions: Sequence[int] = BUDGETS,
+    keep: Sequence[float] = (),
+    connectivity: int = 4,
+) -> list[PartitionResult]:
+    """Measure Ward linkage on single frames and on whole clips, at equal numbers of regions of one clip.
+
+    Args:
+        features: ``(frames, rows, cols, D)``, normalized for clustering.
+        valid: ``(frames, rows, cols)`` bool; all by default.
+        num_regions: Budgets of the whole clip as numbers of regions, at least one per frame.
+        keep: Further budgets, as fractions of the valid patches.
+        connectivity: 4 or 8 neighbours within a frame.
+
+    Returns:
+        A `PartitionResult` per source and budget. The sources are ``ward per frame``, which divides the budget equally
+        among the frames, and ``motion 0`` and ``motion 2`` for regions of the whole clip.
+
+    Raises:
+        ShapeError, DTypeError, ValueRangeError: Invalid arguments, or a budget below the number of frames.
+
+    Example:
+        >>> rows = compare_clip_partitions(torch.rand(3, 4, 4, 8), num_regions=(6,))
+        >>> [(row.source, row.scores.num_regions) for row in rows]
+        [('ward per frame', 6), ('motion 0', 6), ('motion 2', 6)]
+    """
+    if features.ndim != 4:
+        raise ShapeError(f"features must be (frames, rows, cols, dim); got {tuple(features.shape)}.")
+    is_valid = torch.ones(features.shape[:3], dtype=torch.bool) if valid is None else valid.cpu()
+    frames, patches = len(features), [int(is_valid.sum())]
+    budgets: list[tuple[int | None, float | None, int]] = [
+        (number, None, min(check_integer("num_regions", number), patches[0])) for number in num_regions
     ]
+    budgets += [(None, fraction, (resolve_budget(patches, keep=fraction) or patches)[0]) for fraction in keep]
+    lowest = min(budget for *_, budget in budgets)
+    if lowest < frames:
+        raise ValueRangeError(f"budgets must be at least one region per frame, {frames}; got {lowest}.")
+    trees = UnionFindClusterer(linkage="ward", connectivity=connectivity).tree(features, is_valid)
+
+    def per_frame(budget: int) -> Regions:
+        shares = [budget // frames + (frame < budget % frames) for frame in range(frames)]
+        cuts = [tree.cut(num_regions=share).labels()[0] for tree, share in zip(trees, shares, strict=True)]
+        offsets = np.cumsum([0, *(int(labels.max()) + 1 for labels in cuts)])[:-1].tolist()
+        shifted = [torch.where(labels < 0, labels, labels + first) for labels, first in zip(cuts, offsets, strict=True)]
+        return Regions.from_labels(torch.stack(shifted)[None])
+
+    sources: dict[str, Callable[[int], Regions]] = {"ward per frame": per_frame}
+    for motion in (0, 2):
+        clusterer = UnionFindClusterer(linkage="ward", connectivity=connectivity, motion=motion)
+        sources[f"motion {motion}"] = partial(_cut, clusterer.tree(features[None], is_valid[None])[0])
+    results = []
+    for source, group in sources.items():
+        for number, fraction, budget in budgets:
+            (scores,) = measure_partition(features[None], group(budget), valid=is_valid[None])
+            results.append(PartitionResult(source, number, scores, fraction))
+    return results
 
 
 def mean_partitions(images: Sequence[Sequence[PartitionResult]]) -> list[PartitionResult]:
-    """The mean of every score over images that were compared in the same way; ``regions`` may then be a fraction.
+    """Return the mean of each score over images.
 
-    A score that an image has not, such as the IoU of objects that its encoder does not see, is a mean of the others.
+    Images without a score, such as the IoU of objects outside the encoder's input, are left out of its mean.
+
+    Args:
+        images: Results of `compare_partitions` with the same sources and budgets.
 
     Raises:
-        ShapeError: No image, or images compared in different ways.
+        ShapeError: There is no image, or sources or budgets differ.
     """
-    names = [[(row.source, row.tokens, row.keep) for row in rows] for rows in images]
-    if not names or any(one != names[0] for one in names):
-        raise ShapeError(
-            "images must be compared in the same way, one or more; these differ in their sources or counts."
-        )
+    keys = [[(row.source, row.num_regions, row.keep) for row in rows] for rows in images]
+    if not keys or any(image_keys != keys[0] for image_keys in keys):
+        raise ShapeError("images must have one entry or more, with the same sources and budgets.")
     means = []
     for rows in zip(*images, strict=True):
-        known = (
-            [one for one in column if one is not None] for column in zip(*(row.scores for row in rows), strict=True)
-        )
-        values = [float(np.mean(column)) if column else None for column in known]
-        scores = PartitionScores(*values)  # type: ignore[arg-type]
+        columns = zip(*(row.scores for row in rows), strict=True)
+        values = [[value for value in column if value is not None] for column in columns]
+        scores = PartitionScores(*(float(np.mean(column)) if column else None for column in values))  # type: ignore[arg-type]
         means.append(rows[0]._replace(scores=scores))
     return means
 
 
-def _members(regions: Regions, image: int) -> Tensor:
-    """One image's regions as ``(R, patches)`` float64 of 0 and 1."""
-    mine = regions.image == image
-    first = int(mine.nonzero()[0])
-    here = mine[regions.region]
-    member = torch.zeros(int(mine.sum()), int(regions.grids[image].prod()), dtype=torch.float64)
-    member[(regions.region[here] - first).cpu(), regions.patch[here].cpu()] = 1
+def _cut(tree: MergeTree, num_regions: int) -> Regions:
+    return tree.cut(num_regions=num_regions)
+
+
+def _membership(regions: Regions, image: int) -> Tensor:
+    """Return which patches are in which region of an image, as ``(R, patches)`` float64 of 0 and 1."""
+    in_image = regions.image == image
+    first = int(in_image.nonzero()[0])
+    entries = in_image[regions.region]
+    member = torch.zeros(int(in_image.sum()), int(regions.grids[image].prod()), dtype=torch.float64)
+    member[(regions.region[entries] - first).cpu(), regions.patch[entries].cpu()] = 1
     return member
 
 
-def _measure(values: Tensor, allowed: Tensor, member: Tensor, image: int, cols: int) -> PartitionScores:
-    """Scores of one image without objects: ``values (P, D)``, ``allowed (P,)``, ``member (R, P)``."""
-    values = torch.where(allowed[:, None], values, 0)
+def _measure(values: Tensor, is_valid: Tensor, member: Tensor, image: int, cols: int) -> PartitionScores:
+    """Return the scores of an image without objects from ``values (P, D)``, ``is_valid (P,)`` and ``member (R, P)``."""
+    values = torch.where(is_valid[:, None], values, 0)
     check_finite(values, image, cols)
     unit = torch.nn.functional.normalize(values, dim=1, eps=1e-300)
     areas = member.sum(1)
     means = member @ unit / areas[:, None]
-    times = member.sum(0)
-    whole = unit[allowed].mean(0)
-    stands = torch.where(times[:, None] > 0, member.T @ means / times.clamp(min=1)[:, None], whole)
-    total = (unit[allowed] - whole).square().sum()
-    error = (unit - stands)[allowed].square().sum()
+    memberships = member.sum(0)
+    mean = unit[is_valid].mean(0)
+    approximation = torch.where(memberships[:, None] > 0, member.T @ means / memberships.clamp(min=1)[:, None], mean)
+    total = (unit[is_valid] - mean).square().sum()
+    error = (unit - approximation)[is_valid].square().sum()
     rounding = 1e-12 * len(unit)
-    kept = 1.0 if total <= rounding else float(1 - error / total)
-    return PartitionScores(len(member), kept, float((areas == 1).double().mean()), float(areas.max() / allowed.sum()))
+    return PartitionScores(
+        num_regions=len(member),
+        explained_variance=1.0 if total <= rounding else float(1 - error / total),
+        singleton_fraction=float((areas == 1).double().mean()),
+        largest_fraction=float(areas.max() / is_valid.sum()),
+    )
 
 
 def _mean_iou(member: Tensor, objects: MaskSet, geometry: ImageGeometry, grid: tuple[int, int]) -> float | None:
-    """Areas are exact: what of a patch shows the image, and what of it an object covers."""
+    """Return the mean IoU from exact areas: of the image and of each object in every patch."""
     downsampler = MaskDownsampler(grid, geometry=geometry)
-    covered = downsampler.coverage(objects).flatten(1).double()
-    image = downsampler.coverage(np.ones((1, *objects.size), np.bool_)).flatten().double()
-    ground = (image - covered.sum(0)).clamp(min=0)
-    inside = member @ torch.cat([ground[None], covered]).T  # (R, 1 + objects)
-    taken = inside.argmax(1) - 1
+    coverage = downsampler.coverage(objects).flatten(1).double()
+    image_area = downsampler.coverage(np.ones((1, *objects.size), np.bool_)).flatten().double()
+    background = (image_area - coverage.sum(0)).clamp(min=0)
+    overlap = member @ torch.cat([background[None], coverage]).T  # (R, 1 + objects)
+    assigned = overlap.argmax(1) - 1
     ious = []
-    for number, mask in enumerate(covered):
-        if not mask.any():  # the encoder sees nothing of it
+    for number, mask in enumerate(coverage):
+        if not mask.any():  # the object is outside the encoder's input
             continue
-        of_object = member[taken == number].amax(0) if (taken == number).any() else torch.zeros_like(image)
-        shared = float((of_object * mask).sum())
-        ious.append(shared / float((of_object * image).sum() + mask.sum() - shared))
+        is_assigned = assigned == number
+        union = member[is_assigned].amax(0) if is_assigned.any() else torch.zeros_like(image_area)
+        intersection = float((union * mask).sum())
+        ious.append(intersection / float((union * image_area).sum() + mask.sum() - intersection))
     return float(np.mean(ious)) if ious else None
 
 
 def _boundary_recall(member: Tensor, objects: MaskSet, placement: Placement, grid: tuple[int, int]) -> float | None:
-    side = placement.input[0] / grid[0] / max(placement.scale)  # of a patch, in pixels of the image
-    _, kind = np.unique(member.numpy(), axis=1, return_inverse=True)  # patches in the same regions are of one kind
+    patch_side = placement.input[0] / grid[0] / max(placement.scale)  # in pixels of the image
+    _, label = np.unique(member.numpy(), axis=1, return_inverse=True)  # patches in the same regions share a label
     patch = placement.patches(grid)
-    seen = patch >= 0
-    of_regions = _edges(np.append(kind, -1)[patch], seen)
-    away = distance_transform_edt(~of_regions) if of_regions.any() else np.full(of_regions.shape, np.inf)
-    edges = np.zeros(of_regions.shape, bool)
+    is_visible = patch >= 0
+    region_edges = _edges(np.append(label, -1)[patch], is_visible)
+    distance = distance_transform_edt(~region_edges) if region_edges.any() else np.full(region_edges.shape, np.inf)
+    object_edges = np.zeros(region_edges.shape, bool)
     for mask in objects.masks().numpy():
-        edges |= _edges(mask, seen)
-    return float((away[edges] <= side / 2).mean()) if edges.any() else None
+        object_edges |= _edges(mask, is_visible)
+    return float((distance[object_edges] <= patch_side / 2).mean()) if object_edges.any() else None
 
 
-def _edges(labels: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Which pixels differ from the one to the left or above, both of them seen."""
+def _edges(labels: np.ndarray, is_visible: np.ndarray) -> np.ndarray:
+    """Return the pixels whose label differs from the left or upper neighbour, where both pixels are visible."""
     edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= (labels[:, 1:] != labels[:, :-1]) & seen[:, 1:] & seen[:, :-1]
-    edge[1:] |= (labels[1:] != labels[:-1]) & seen[1:] & seen[:-1]
+    edge[:, 1:] |= (labels[:, 1:] != labels[:, :-1]) & is_visible[:, 1:] & is_visible[:, :-1]
+    edge[1:] |= (labels[1:] != labels[:-1]) & is_visible[1:] & is_visible[:-1]
     return edge

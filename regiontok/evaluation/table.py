@@ -1,4 +1,4 @@
-"""A model's figures as a row of the paper's Table 1, beside the paper's own."""
+"""Scores of a model as a row of the paper's Table 1."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from regiontok.presets import FIGURES, TABLE_1
 SCORES_FILE = "scores.json"
 
 Scores = Mapping[str, float | None]
-"""Figures by name, of `regiontok.presets.FIGURES`; None or absent where there is none."""
+"""Scores by their names in `regiontok.presets.FIGURES`; None or absent if not measured."""
 
 _COLUMNS = {
     "tokens": ("#Tok", ".0f"), "focus": ("Focus", ".2f"), "pope": ("POPE", ".2f"), "ocrbench": ("OCRBench", ".0f"),
@@ -21,7 +21,7 @@ _COLUMNS = {
 
 
 def format_rows(rows: Mapping[str, Scores]) -> str:
-    """Rows by name under the headings of Table 1; ``-`` where there is no figure.
+    """Return rows of scores under the headings of Table 1; a missing score is ``-``.
 
     Example:
         >>> print(format_rows({"mine": {"tokens": 101, "pope": 84.2}}))
@@ -29,26 +29,26 @@ def format_rows(rows: Mapping[str, Scores]) -> str:
         mine   101      -  84.20         -         -       -      -      -        -       -
     """
     width = max(map(len, rows), default=0)
-    lines = [" " * width + "".join(f"  {head:>{_wide(head)}}" for head, _ in _COLUMNS.values())]
+    lines = [" " * width + "".join(f"  {heading:>{_width(heading)}}" for heading, _ in _COLUMNS.values())]
     for name, scores in rows.items():
         cells = []
-        for figure, (head, form) in _COLUMNS.items():
+        for figure, (heading, number_format) in _COLUMNS.items():
             value = scores.get(figure)
-            cells.append(f"  {'-' if value is None else format(value, form):>{_wide(head)}}")
+            cells.append(f"  {'-' if value is None else format(value, number_format):>{_width(heading)}}")
         lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
 
-def _wide(head: str) -> int:
-    return max(5, len(head)) if head != "#Tok" else 4
+def _width(heading: str) -> int:
+    return max(5, len(heading)) if heading != "#Tok" else 4
 
 
 def row_name(config: Any, regions: Mapping[str, Any] | None = None) -> str | None:
-    """The row of Table 1 that a model stands in; None where the paper has no such row.
+    """Return the name of the row of Table 1 with the same encoder and options, or None if there is no such row.
 
     Args:
-        config: Of the model, as ``AutoConfig`` loads it.
-        regions: Options of its `Regionizer`, where they are not in the config.
+        config: Config of the model, as loaded by ``AutoConfig``.
+        regions: Options of its `Regionizer`, if the config does not contain them.
     """
     regions = getattr(config, "regiontok", None) or regions
     vision: Any = getattr(config, "vision_config", None)
@@ -58,53 +58,53 @@ def row_name(config: Any, regions: Mapping[str, Any] | None = None) -> str | Non
         encoder = "clip-336" if large else None
     if regions is None or encoder is None:
         return None
-    budget = any(regions.get(option) is not None for option in ("num_regions", "keep", "explained_variance"))
-    if budget or regions.get("linkage") not in (None, "centroid"):
-        return None  # the paper has its own rule alone, down to a threshold
+    has_budget = any(regions.get(option) is not None for option in ("num_regions", "keep", "explained_variance"))
+    if has_budget or regions.get("linkage") not in (None, "centroid"):
+        return None  # the paper only uses centroid linkage with a threshold
     name = "/".join([encoder, *(str(regions[option]) for option in ("source", "norm", "pool", "order"))])
     return name if name in TABLE_1 else None
 
 
-def read_scores(folder: str | Path, of: Mapping[str, Any]) -> dict[str, Any]:
-    """What `write_scores` wrote of a model; empty figures where there is nothing yet.
+def read_scores(folder: str | Path, run_id: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores that `write_scores` wrote into a folder, or empty scores if there are none.
 
     Args:
-        folder: Where they are kept.
-        of: What the scores must be of: the model, and whatever tells one of its settings from another.
+        folder: The folder of ``scores.json``.
+        run_id: The model and the settings that the scores must have.
 
     Returns:
-        ``of``, ``figures`` and ``details``.
+        A dictionary with the keys ``run_id``, ``figures`` and ``details``.
 
     Raises:
-        DataError: Scores of another model or setting, or a damaged file.
+        DataError: The file has scores of another model or setting, or is damaged.
     """
     file = Path(folder) / SCORES_FILE
     if not file.is_file():
-        return {"of": dict(of), "figures": {}, "details": {}}
+        return {"run_id": dict(run_id), "figures": {}, "details": {}}
     try:
         scores: dict[str, Any] = dict(read_json(file))
-        known = dict(scores["of"])
+        stored = dict(scores["run_id"])
         scores["figures"], scores["details"] = dict(scores["figures"]), dict(scores["details"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is damaged ({error!r}). Move it away, or give another folder.") from error
-    for name in of:
-        same = name == "model" and is_same(str(known.get(name)), of[name])  # a folder, however it is spelt
-        if known.get(name) != of[name] and not same:
+        raise DataError(f"{file} is damaged ({error!r}). Move it or use another folder.") from error
+    for name, value in run_id.items():
+        same_folder = name == "model" and is_same(str(stored.get(name)), value)  # different paths of one folder
+        if stored.get(name) != value and not same_folder:
             raise DataError(
-                f"{file} has scores of {name} {known.get(name)}, and this is {of[name]}. Give another folder."
+                f"{file} has scores with {name} {stored.get(name)}; this run has {value}. Use another folder."
             )
     return scores
 
 
 def write_scores(folder: str | Path, scores: Mapping[str, Any]) -> None:
-    """Write a model's scores into a folder, as ``scores.json``."""
+    """Write the scores of a model to ``scores.json`` in a folder."""
     write_json(make_folder(folder) / SCORES_FILE, scores)
 
 
-def beside_the_paper(name: str, scores: Scores, row: str | None) -> str:
-    """A model's row, and that of the paper under it."""
+def compare_with_paper(name: str, scores: Scores, row: str | None) -> str:
+    """Return a table of two rows: the scores of a model, and a row of the paper's Table 1."""
     rows: dict[str, Scores] = {name: {figure: scores.get(figure) for figure in FIGURES}}
     if row is None:
-        return f"{format_rows(rows)}\nTable 1 of the paper has no row of this encoder, source, norm, pool and order."
+        return f"{format_rows(rows)}\nTable 1 of the paper has no row with this encoder, source, norm, pool and order."
     rows[f"paper, {row}"] = TABLE_1[row].figures
     return format_rows(rows)

@@ -1,27 +1,28 @@
-"""Mask generators under one face: images in, a `MaskSet` per image out.
+"""Mask generators with a common interface: they map images to one `MaskSet` per image.
 
     generate = regiontok.masks.load("sam2")      # or "felzenszwalb", which needs no weights
     masks = generate([image, ...])               # a list with one MaskSet per image
 
-Any callable of this shape is a generator: what it returns may also be what `MaskDownsampler` takes. `MaskStore` and
-`write_masks` keep masks in a file; `CocoMasks`, `MaskFiles` and `LabelMaps` read masks that people have.
+Any callable with this signature is a mask generator. It may return any masks that `MaskDownsampler` accepts.
+`regiontok.store.MaskStore` stores masks; `CocoMasks`, `MaskFiles` and `LabelMaps` read existing annotations.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import nn
 
-from regiontok._checks import check_choice, check_device
+from regiontok._checks import check_device
 from regiontok._require import check_importable, require
+from regiontok._values import check_choice
 from regiontok.choices import GENERATORS
 from regiontok.errors import CheckpointError, ValueRangeError
 from regiontok.masks.coco_file import CocoMasks
 from regiontok.masks.felzenszwalb import FelzenszwalbMasks
-from regiontok.masks.granularity import BOUND, CHEAP, LADDER, MaskSettings
+from regiontok.masks.granularity import DEFAULT_SETTINGS, GRANULARITY_SCHEDULE, TARGET_MASK_COUNT, MaskSettings
 from regiontok.masks.mask_files import LabelMaps, MaskFiles
 from regiontok.masks.package import PackageMasks
 from regiontok.masks.pipeline import PipelineMasks
@@ -29,10 +30,10 @@ from regiontok.masks.sam2 import Sam2Masks
 from regiontok.maskset import MaskSet
 
 __all__ = [
-    "BOUND",
-    "CHEAP",
+    "DEFAULT_SETTINGS",
     "GENERATORS",
-    "LADDER",
+    "GRANULARITY_SCHEDULE",
+    "TARGET_MASK_COUNT",
     "CocoMasks",
     "FelzenszwalbMasks",
     "LabelMaps",
@@ -50,15 +51,15 @@ _REGISTERED: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str, build: Callable[..., Any]) -> None:
-    """Let `load` find a mask generator by name.
+    """Register a mask generator that `load` loads by name.
 
     Args:
-        name: A new name.
-        build: Called with those arguments of `load` that were given, ``model``, ``pretrained``, ``device``, ``dtype``
-            and further options; returns a `MaskGenerator`.
+        name: A name that is not in use.
+        build: Returns a `MaskGenerator`. It is called with the arguments that the caller of `load` passed:
+            ``model``, ``pretrained``, ``device``, ``dtype`` and further options.
 
     Raises:
-        ValueRangeError: The name is taken.
+        ValueRangeError: The name is already registered.
 
     Example:
         >>> halves = lambda images: [MaskSet.from_labels(torch.arange(image.width).ge(image.width // 2).long().expand(
@@ -68,7 +69,7 @@ def register(name: str, build: Callable[..., Any]) -> None:
         [MaskSet(2 masks of 48 x 64 pixels)]
     """
     if name in (*GENERATORS, *_REGISTERED):
-        raise ValueRangeError(f"a mask generator {name!r} exists. Choose another name.")
+        raise ValueRangeError(f"a mask generator {name!r} is already registered. Choose a different name.")
     _REGISTERED[name] = build
 
 
@@ -78,14 +79,33 @@ _SIZES = {
     "base-plus": ("b+", 112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14), (8, 4, 14, 7)),
     "large": ("l", 144, 2, (2, 6, 36, 4), (23, 33, 43), (7, 7), (8, 4, 16, 8)),
 }
-"""SAM 2's sizes: letter, width, heads, blocks per stage, blocks with global attention, background, and windows."""
+"""Sizes of SAM 2: letter, width, heads, blocks per stage, global attention blocks, size of the positional background,
+and window sizes."""
+
+
+class _Generator(NamedTuple):
+    """A built-in mask generator, and the arguments of `load` that it accepts."""
+
+    build: Callable[..., "MaskGenerator"]
+    default_model: str | None
+    accepts_dtype: bool
+
+
+_SAM2_LARGE = "facebook/sam2.1-hiera-large"
+_GENERATORS = {
+    "sam2": _Generator(Sam2Masks, _SAM2_LARGE, True),
+    "sam3": _Generator(Sam2Masks, "facebook/sam3", True),
+    "sam2-pipeline": _Generator(PipelineMasks, _SAM2_LARGE, False),
+    "sam2-package": _Generator(PackageMasks, _SAM2_LARGE, False),
+    "felzenszwalb": _Generator(FelzenszwalbMasks, None, False),
+}
 
 
 class MaskGenerator(Protocol):
-    """Whatever makes masks of images."""
+    """A callable that generates the masks of images."""
 
     def __call__(self, images: Sequence[Image.Image], /) -> Sequence[MaskSet]:
-        """One `MaskSet`, or what `MaskDownsampler` takes in its place, per image."""
+        """Return one `MaskSet`, or other masks that `MaskDownsampler` accepts, per image."""
 
 
 def load(
@@ -100,21 +120,23 @@ def load(
     """Load a mask generator by name.
 
     Args:
-        name: One of ``GENERATORS``, or a name that was given to `register`.
-        model: A model's name on the hub, or a folder that ``save_pretrained`` wrote; for ``sam2-package`` also one of
-            its own checkpoints, such as ``sam2.1_hiera_large.pt``. By default SAM 2.1 large.
-        pretrained: Fetch the weights; with False they are random.
-        device: Where to build it; the CPU by default.
-        dtype: Of the model's weights, float32 by default; bfloat16 is faster on a GPU. For ``sam2`` and ``sam3`` only.
-        options: Of the generator's class: `Sam2Masks`, `PipelineMasks`, `PackageMasks` or `FelzenszwalbMasks`.
+        name: One of ``GENERATORS``, or a name that was passed to `register`.
+        model: Name of a model on the Hugging Face hub, or a folder that ``save_pretrained`` wrote; for ``sam2-package``
+            also a checkpoint of the package, such as ``sam2.1_hiera_large.pt``. Defaults to SAM 2.1 large, or SAM 3.
+        pretrained: Load the weights; if False, they are random.
+        device: Device of the model; the CPU by default.
+        dtype: Data type of the weights, float32 by default. bfloat16 is faster on a GPU. Only ``sam2`` and ``sam3``
+            accept it.
+        options: Options of the class of the generator: `Sam2Masks`, `PipelineMasks`, `PackageMasks` or
+            `FelzenszwalbMasks`.
 
     Returns:
         A `MaskGenerator`.
 
     Raises:
-        ValueRangeError: An unknown name, an option that this generator has no use for, or a device that is not there.
-        CheckpointError: Weights that cannot be reached or read.
-        MissingDependencyError: A package that this generator needs is not installed.
+        ValueRangeError: The name is unknown, the device is not available, or the generator does not accept an option.
+        CheckpointError: The weights cannot be downloaded or read.
+        MissingDependencyError: A package that the generator needs is not installed.
 
     Example:
         >>> generate = load("felzenszwalb")
@@ -124,51 +146,56 @@ def load(
     check_choice("name", name, (*GENERATORS, *_REGISTERED))
     check_device(device)
     if name in _REGISTERED:
-        named = {"model": model, "pretrained": None if pretrained else False, "device": device, "dtype": dtype}
-        return _make(_REGISTERED[name], name, options | {key: one for key, one in named.items() if one is not None})
-    if dtype is not None and name not in ("sam2", "sam3"):
-        raise ValueRangeError(f"generator {name!r} takes no dtype; got {dtype}. Leave it out.")
-    if name == "felzenszwalb":
-        if model is not None:
-            raise ValueRangeError(f"generator 'felzenszwalb' takes no model; got {model}. Leave it out.")
-        return _make(FelzenszwalbMasks, name, options)
-    check_importable("torchvision")  # which transformers and sam2 import
+        arguments = {"model": model, "pretrained": None if pretrained else False, "device": device, "dtype": dtype}
+        arguments = {argument: value for argument, value in arguments.items() if value is not None}
+        return _build(_REGISTERED[name], name, options | arguments)
+    generator = _GENERATORS[name]
+    for argument, value, is_accepted in (
+        ("model", model, generator.default_model is not None),
+        ("dtype", dtype, generator.accepts_dtype),
+    ):
+        if value is not None and not is_accepted:
+            raise ValueRangeError(f"generator {name!r} takes no {argument}; got {value}. Leave it out.")
+    if generator.default_model is None:
+        return _build(generator.build, name, options)
+    check_importable("torchvision")  # imported by transformers and sam2
+    model = str(model or generator.default_model)
     if name == "sam2-package":
-        loaded, told = _load_package(str(model or "facebook/sam2.1-hiera-large"), pretrained, device)
-        return _make(PackageMasks, name, options | {"name": told}, loaded)
-    default = "facebook/sam3" if name == "sam3" else "facebook/sam2.1-hiera-large"
-    loaded = _load_transformers(str(model or default), pretrained, sam3=name == "sam3")
+        loaded, weights = _load_package(model, pretrained, device)
+        return _build(generator.build, name, options | {"name": weights}, loaded)
+    loaded = _load_transformers(model, pretrained, sam3=name == "sam3")
     loaded = loaded.to(device or "cpu", dtype or torch.float32).eval()
-    return _make(PipelineMasks if name == "sam2-pipeline" else Sam2Masks, name, options, loaded)
+    return _build(generator.build, name, options, loaded)
 
 
-def _make(generator: Any, name: str, options: dict[str, Any], *model: nn.Module) -> Any:
+def _build(build: Callable[..., Any], name: str, options: dict[str, Any], *model: nn.Module) -> Any:
     try:
-        return generator(*model, **options)
+        return build(*model, **options)
     except TypeError as error:
         raise ValueRangeError(f"generator {name!r}: {error}.") from error
 
 
 def _load_transformers(model: str, pretrained: bool, *, sam3: bool) -> nn.Module:
     transformers = require("transformers", extra="masks")
-    kind = transformers.Sam3TrackerModel if sam3 else transformers.Sam2Model
+    model_class = transformers.Sam3TrackerModel if sam3 else transformers.Sam2Model
     if not pretrained:
-        return kind(transformers.Sam3TrackerConfig() if sam3 else _config(transformers, _size(model)))
+        return model_class(transformers.Sam3TrackerConfig() if sam3 else _config(transformers, _size(model)))
     try:
-        loaded, report = kind.from_pretrained(model, output_loading_info=True)
+        loaded, report = model_class.from_pretrained(model, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(model, error, "a folder that save_pretrained wrote") from error
-    if report["missing_keys"]:
+        raise _loading_error(model, error, "a folder that save_pretrained wrote") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise CheckpointError(
-            f"{model} lacks {len(report['missing_keys'])} of the weights of {kind.__name__}, the first "
-            f"{sorted(report['missing_keys'])[0]}. It is another kind of model."
+            f"{model} does not contain all weights of {model_class.__name__}: {len(missing)} are missing, such as "
+            f"{missing[0]}. Pass a model of this class."
         )
     return loaded
 
 
 def _config(transformers: Any, size: str) -> Any:
-    """The architecture of one of SAM 2's sizes."""
-    _, width, heads, blocks, attending, background, windows = _SIZES[size]
+    """Return the configuration of a size of SAM 2."""
+    _, width, heads, blocks, global_attention, background, windows = _SIZES[size]
     widths = [width * 2**stage for stage in range(4)]
     backbone = transformers.Sam2HieraDetConfig(
         hidden_size=width,
@@ -178,7 +205,7 @@ def _config(transformers: Any, size: str) -> Any:
         num_attention_heads_per_stage=[heads * 2**stage for stage in range(4)],
         window_size_per_stage=list(windows),
         window_positional_embedding_background_size=list(background),
-        global_attention_blocks=list(attending),
+        global_attention_blocks=list(global_attention),
     )
     vision = transformers.Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=widths[::-1])
     return transformers.Sam2Config(vision_config=vision)
@@ -198,7 +225,7 @@ def _load_package(model: str, pretrained: bool, device: torch.device | str | Non
             return build.build_sam2(config, model, device=target), model
         return build.build_sam2_hf(model, device=target), model
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise _unreachable(model, error, "a checkpoint such as sam2.1_hiera_large.pt") from error
+        raise _loading_error(model, error, "a checkpoint such as sam2.1_hiera_large.pt") from error
 
 
 def _size(model: str) -> str:
@@ -206,12 +233,12 @@ def _size(model: str) -> str:
     for size in _SIZES:
         if size in name:
             return size
-    raise ValueRangeError(f"the name of a SAM 2 model says its size, one of {', '.join(_SIZES)}; got {model}.")
+    raise ValueRangeError(f"the name of a SAM 2 model must contain its size, one of {', '.join(_SIZES)}; got {model}.")
 
 
-def _unreachable(model: str, error: Exception, instead: str) -> CheckpointError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _loading_error(model: str, error: Exception, alternative: str) -> CheckpointError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return CheckpointError(
-        f"SAM weights {model!r} cannot be reached or read: {first} Give model={instead} (--sam-model on the command "
-        "line), or use masks from a file or the generator 'felzenszwalb', which needs none."
+        f"cannot load SAM weights {model!r}: {reason} Pass model={alternative} (--sam-model on the command line), use "
+        "masks from a file, or use the generator 'felzenszwalb', which needs no weights."
     )

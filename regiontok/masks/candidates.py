@@ -1,7 +1,7 @@
-"""From a mask decoder's logits to kept masks, at the decoder's own resolution: filter, box, suppress, cover, encode.
+"""Filtering of SAM's candidate masks on the low-resolution logits of the mask decoder.
 
-The generators we know enlarge every candidate to the image and run-length encode it before they compare boxes. Here a
-candidate is read once as it comes, and only what is kept is ever enlarged.
+The usual generators resize every candidate to the image and run-length encode it before they compare boxes. Here the
+filters and the non-maximum suppression read the logits of the decoder, and only the remaining masks are resized.
 """
 
 from collections.abc import Callable
@@ -17,94 +17,98 @@ from regiontok.geometry import Size
 from regiontok.masks.granularity import MaskSettings
 from regiontok.maskset import MaskSet, join
 
-Finish = Callable[[Tensor], Tensor]
-"""What to keep of the candidates' logits ``(N, h, w)``."""
+Convert = Callable[[Tensor], Tensor]
+"""Convert logits ``(N, h, w)`` of candidates into the values ``(N, ...)`` to store for them."""
 
-_ENLARGED = 2**23
-"""Pixels of enlarged masks held at a time."""
+_MAX_RESIZED_PIXELS = 2**23
+"""Maximum number of pixels of resized masks in memory at a time."""
 
 
 @dataclass
 class Candidates:
-    """One image's candidates that passed the filters.
+    """Candidate masks of one image that passed the filters.
 
     Attributes:
-        kept: What is kept of their logits, ``(N, ...)``.
+        values: ``(N, ...)``: converted logits.
         boxes: ``(N, 4)`` float32: left, top, right, bottom.
         scores: ``(N,)`` float32: predicted IoU.
-        stability: ``(N,)`` float32.
+        stability: ``(N,)`` float32: stability scores.
     """
 
-    kept: Tensor
+    values: Tensor
     boxes: Tensor
     scores: Tensor
     stability: Tensor
 
     @classmethod
-    def passing(cls, logits: Tensor, scores: Tensor, settings: MaskSettings, finish: Finish) -> "Candidates":
-        """Those of the candidates ``(N, h, w)`` whose predicted IoU and stability suffice and that are not empty."""
+    def from_logits(cls, logits: Tensor, scores: Tensor, settings: MaskSettings, convert: Convert) -> "Candidates":
+        """Filter candidates ``(N, h, w)`` by predicted IoU ``(N,)`` and stability, and drop empty masks."""
         promising = (scores > settings.pred_iou_thresh).nonzero().squeeze(1)
         logits, scores = logits[promising], scores[promising].float()
         areas, boxes = _measure(logits, settings.stability_score_offset)
-        stability = areas[:, 0] / areas[:, 1]  # nan where both are 0, which passes no threshold
+        stability = areas[:, 0] / areas[:, 1]  # 0 / 0 is NaN, which passes no threshold
         stable = (stability >= settings.stability_score_thresh) & (boxes[:, 2] > 0)
-        return cls(finish(logits[stable]), boxes[stable], scores[stable], stability[stable])
+        return cls(convert(logits[stable]), boxes[stable], scores[stable], stability[stable])
 
 
-class Gathering:
-    """One image's candidates as decoder calls bring them, to be thinned by the overlap of their boxes.
+class CandidateBuffer:
+    """Candidates of one image from successive decoder calls, for non-maximum suppression of their boxes.
 
-    Boxes and scores of all are held, and logits of those that no better one overlaps so far. Which are best is known
-    only at the end, and is decided by all boxes at once. Then one may be wanted that was let go, since what overlapped
-    it is itself overlapped by a later one: the call that brought it is made again.
+    The buffer stores the boxes and scores of all candidates. `suppress` frees the values of candidates that are
+    suppressed by those added so far. Their suppression is not final: a later candidate can suppress the box that
+    suppressed them. `best` selects among all candidates, and repeats the decoder calls whose values it needs again.
+
+    Args:
+        box_nms_thresh: IoU of boxes above which the candidate of lower score is suppressed.
     """
 
     def __init__(self, box_nms_thresh: float) -> None:
         self.box_nms_thresh = box_nms_thresh
-        self._kept = _Buffer()
-        self._place = _Buffer()
-        """Where in ``_kept`` each candidate is, -1 for those that were let go."""
-        self._measures = {name: _Buffer() for name in _MEASURES}
+        self._values = _GrowingTensor()
+        self._positions = _GrowingTensor()
+        """Row in ``_values`` of each candidate, -1 if its values are freed."""
+        self._measures = {name: _GrowingTensor() for name in _MEASURES}
         self._ends: list[int] = []
+        """Number of candidates up to the end of each call."""
 
     @property
     def nbytes(self) -> int:
-        """Of the logits that are held."""
-        return self._kept.all().nbytes
+        """Number of bytes of the stored values."""
+        return self._values.all().nbytes
 
-    def add(self, some: Candidates) -> None:
-        """Those of the next call."""
-        held = len(self._kept)
-        self._place.add(torch.arange(held, held + len(some.kept), device=some.scores.device))
-        self._kept.add(some.kept)
-        for name, buffer in self._measures.items():
-            buffer.add(getattr(some, name))
-        self._ends.append(len(self._place))
+    def add(self, candidates: Candidates) -> None:
+        """Add the candidates of the next decoder call."""
+        start, count = len(self._values), len(candidates.values)
+        self._positions.append(torch.arange(start, start + count, device=candidates.scores.device))
+        self._values.append(candidates.values)
+        for name, measures in self._measures.items():
+            measures.append(getattr(candidates, name))
+        self._ends.append(len(self._positions))
 
-    def thin(self) -> None:
-        """Let go of the logits of those that a better one overlaps."""
-        place = self._place.all()
-        best = torch.zeros_like(place, dtype=torch.bool)
-        best[self._best()] = True
-        stays = best & (place >= 0)
-        self._kept.keep(place[stays])
-        place.copy_(torch.where(stays, stays.cumsum(0) - 1, -1))
+    def suppress(self) -> None:
+        """Free the values of candidates that are currently suppressed."""
+        positions = self._positions.all()
+        is_best = torch.zeros_like(positions, dtype=torch.bool)
+        is_best[self._best()] = True
+        remains = is_best & (positions >= 0)
+        self._values.keep(positions[remains])
+        positions.copy_(torch.where(remains, remains.cumsum(0) - 1, -1))
 
-    def best(self, again: Callable[[int], Candidates]) -> Candidates:
-        """The best of those whose boxes overlap by more than the threshold, the best first.
+    def best(self, decode: Callable[[int], Candidates]) -> Candidates:
+        """Return the candidates that non-maximum suppression keeps, by descending score.
 
         Args:
-            again: The candidates of a call, by its number.
+            decode: Recomputes the candidates of a decoder call from the index of the call.
         """
         best = self._best()
-        place = self._place.all()[best]
-        kept = self._kept.all()[place.clamp(min=0)]
+        positions = self._positions.all()[best]
+        values = self._values.all()[positions.clamp(min=0)]
         ends = torch.tensor(self._ends, device=best.device)
-        call = torch.searchsorted(ends, best, right=True)
-        for number in call[place < 0].unique().tolist():
-            mine = (place < 0) & (call == number)
-            kept[mine] = again(number).kept[best[mine] - (self._ends[number - 1] if number else 0)]
-        return Candidates(kept, *(self._measures[name].all()[best] for name in _MEASURES))
+        calls = torch.searchsorted(ends, best, right=True)
+        for call in calls[positions < 0].unique().tolist():
+            freed = (positions < 0) & (calls == call)
+            values[freed] = decode(call).values[best[freed] - (self._ends[call - 1] if call else 0)]
+        return Candidates(values, *(self._measures[name].all()[best] for name in _MEASURES))
 
     def _best(self) -> Tensor:
         nms = require("torchvision.ops", extra="masks", distribution="torchvision").nms
@@ -112,34 +116,34 @@ class Gathering:
         return best
 
 
-class _Buffer:
-    """Rows in one piece of memory that grows: many small tensors among large passing ones would scatter the heap."""
+class _GrowingTensor:
+    """Rows of a tensor with spare capacity. A list of small tensors between large temporary ones fragments memory."""
 
     def __init__(self) -> None:
         self._rows = torch.empty(0)
         self._used = 0
-        self._fresh = True
+        self._is_allocated = False
 
     def __len__(self) -> int:
         return self._used
 
     def all(self) -> Tensor:
-        """The rows, to be changed in place."""
+        """Return a view of all rows."""
         return self._rows[: self._used]
 
-    def add(self, rows: Tensor) -> None:
-        """More rows."""
-        wanted = self._used + len(rows)
-        if self._fresh or wanted > len(self._rows):
-            grown = rows.new_empty(max(wanted, 2 * len(self._rows)), *rows.shape[1:])
-            if not self._fresh:
+    def append(self, rows: Tensor) -> None:
+        """Append rows; the first ones determine the shape and the data type."""
+        end = self._used + len(rows)
+        if not self._is_allocated or end > len(self._rows):
+            grown = rows.new_empty(max(end, 2 * len(self._rows)), *rows.shape[1:])
+            if self._is_allocated:
                 grown[: self._used] = self.all()
-            self._rows, self._fresh = grown, False
-        self._rows[self._used : wanted] = rows
-        self._used = wanted
+            self._rows, self._is_allocated = grown, True
+        self._rows[self._used : end] = rows
+        self._used = end
 
     def keep(self, index: Tensor) -> None:
-        """These rows alone, ascending."""
+        """Keep the rows at these ascending indices, and drop the others."""
         self._rows[: len(index)] = self._rows[index]
         self._used = len(index)
 
@@ -148,7 +152,7 @@ _MEASURES = ("boxes", "scores", "stability")
 
 
 def _measure(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
-    """Areas ``(N, 2)`` above and below the offset, and boxes ``(N, 4)``, of candidates on any device."""
+    """Return the areas ``(N, 2)`` above ``offset`` and ``-offset``, and the boxes ``(N, 4)``, on any device."""
     if logits.device.type == "cpu":
         counts, corners = np.empty((len(logits), 2), np.int64), np.empty((len(logits), 4), np.int64)
         measure(logits.float().contiguous().numpy(), np.float32(offset), counts, corners)
@@ -165,11 +169,11 @@ def _measure(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
 
 
 def encode(candidates: Candidates, size: Size) -> MaskSet:
-    """Kept logits, enlarged to an image of ``size`` a few at a time and run-length encoded."""
-    step = max(1, _ENLARGED // (size[0] * size[1]))
+    """Resize the logits of candidates to an image of ``size``, a few at a time, and run-length encode the masks."""
+    step = max(1, _MAX_RESIZED_PIXELS // (size[0] * size[1]))
     parts = [
         MaskSet.from_masks(torch.nn.functional.interpolate(part[:, None].float(), size, mode="bilinear")[:, 0] > 0)
-        for part in candidates.kept.split(step)
+        for part in candidates.values.split(step)
         if len(part)
     ]
     return join(parts, size, scores=candidates.scores, stability=candidates.stability)

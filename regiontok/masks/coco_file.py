@@ -1,43 +1,44 @@
-"""Masks of images in a file of COCO annotations, matched by file name."""
+"""Masks from a COCO annotation file, matched to images by file name."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from regiontok._checks import check_choice, check_size
+from regiontok._checks import check_size
 from regiontok._files import read_json
+from regiontok._values import check_choice
 from regiontok.choices import CROWDS, DUPLICATES, MATCHES
-from regiontok.coco_format import name_format
+from regiontok.coco_format import reject_foreign_formats
 from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
 from regiontok.maskset import MaskSet
 
-_MOST_COMPARED = 10_000
-"""Names that are compared with an image's to find the nearest one."""
+_MAX_COMPARED = 10_000
+"""Maximum number of names that are compared to suggest a similar one."""
 
 
 class CocoMasks:
-    """Masks of images in a file of COCO annotations, such as ``instances_val2017.json``, by file name.
+    """A mapping from image file names to masks, read from a COCO file such as ``instances_val2017.json``.
 
-    Annotations are matched to images by file name: one path must be a suffix of the other, and the match be unique.
-    Backslashes, drive letters and leading ``..`` in the file's names are understood.
+    Annotations are matched to images by file name: one path must be a suffix of the other, and the match must be
+    unique. Windows paths are accepted: backslashes become slashes; drives and leading ``..`` are removed.
 
     Args:
-        path: A JSON file with ``images``, ``annotations`` and perhaps ``categories``.
-        iscrowd: ``keep``, or ``drop`` to leave crowds out.
-        duplicates: What to do with an image that the file has under several ids, as of several annotators: ``merge``
-            their annotations, or take those of the ``first`` id. By default that is an error.
-        match: ``path``, or ``name`` to match the last part of paths alone.
+        path: A JSON file with ``images``, ``annotations`` and optionally ``categories``.
+        iscrowd: ``keep``, or ``drop`` to omit crowd annotations.
+        duplicates: How to handle an image that has several image ids, for example one per annotator: ``merge`` the
+            annotations, or use those of the ``first`` id. None raises an error.
+        match: ``path`` compares whole paths, ``name`` only file names.
 
     Attributes:
-        categories: Names by id, where the file has them.
-        unplaced: Annotations of images that the file does not have, which are no image's: their numbers in the file.
-        bare: Annotations without a segmentation, such as boxes, which are no masks: their numbers in the file.
+        categories: Category names by id, if the file has any.
+        without_image: Indices of the annotations whose ``image_id`` is not listed in ``images``.
+        without_segmentation: Indices of the annotations without a segmentation, such as box-only annotations.
 
     Raises:
-        DataError: No such file, no COCO annotations, an image under several ids or of two sizes, or two images
-            of one id.
+        DataError: The file does not exist or is not a COCO annotation file. Two images have the same id, or one image
+            has two sizes. An image has several ids and ``duplicates`` is None.
 
     Example:
         >>> masks = CocoMasks("instances_val2017.json")  # doctest: +SKIP
@@ -56,46 +57,51 @@ class CocoMasks:
         self.iscrowd = iscrowd
         self.match = match
         images, annotations, self.categories = _read(self.path)
-        self.unplaced: list[int] = []
-        self.bare: list[int] = []
+        self.without_image: list[int] = []
+        self.without_segmentation: list[int] = []
         self._images: dict[str, _Image] = {}
-        by_id = self._number(images, duplicates)
-        for number, annotation in enumerate(annotations):
-            if is_bare(annotation.get("segmentation")):
-                self.bare.append(number)
+        by_id = self._index_images(images, duplicates)
+        for index, annotation in enumerate(annotations):
+            if is_empty_segmentation(annotation.get("segmentation")):
+                self.without_segmentation.append(index)
             elif annotation["image_id"] not in by_id:
-                self.unplaced.append(number)
+                self.without_image.append(index)
             elif (image := by_id[annotation["image_id"]]) is not None:
-                image.annotations[number] = annotation
-        self._by_end: dict[str, list[str]] = {}
+                image.annotations[index] = annotation
+        self._paths: dict[str, list[str]] = {}
+        """Image names by the last part of their paths."""
         for name in self._images:
-            self._by_end.setdefault(_parts(name)[-1], []).append(name)
+            self._paths.setdefault(_parts(name)[-1], []).append(name)
 
-    def _number(self, images: list["_Image"], duplicates: str | None) -> dict[Any, "_Image | None"]:
-        """Return the image of each id, None for one whose annotations are left out; keep the images by name."""
+    def _index_images(self, images: list["_Image"], duplicates: str | None) -> dict[Any, "_Image | None"]:
+        """Store the images by name, and return a dict id -> image.
+
+        The value is None for ids that ``duplicates="first"`` skips.
+        """
         by_id: dict[Any, _Image | None] = {}
         ids: dict[str, list[Any]] = {}
         names: dict[Any, str] = {}
         by_parts: dict[tuple[str, ...], str] = {}
         for entry in images:
-            image = entry._replace(name=by_parts.setdefault(_parts(entry.name), entry.name))  # whatever its spelling
-            known = self._images.setdefault(image.name, image)
-            if known.size != image.size:
-                raise DataError(f"{self.path} has two images {image.name}, of {known.size} and {image.size}.")
+            # spellings that differ only in slashes or drive share one name
+            image = entry._replace(name=by_parts.setdefault(_parts(entry.name), entry.name))
+            first = self._images.setdefault(image.name, image)
+            if first.size != image.size:
+                raise DataError(f"{self.path} lists {image.name} with two sizes, {first.size} and {image.size}.")
             if names.setdefault(image.id, image.name) != image.name:
                 raise DataError(
-                    f"{self.path} has two images of id {image.id}, {names[image.id]} and {image.name}, so that their "
-                    "annotations cannot be told apart."
+                    f"{self.path} has two images with id {image.id}, {names[image.id]} and {image.name}. Ids of images "
+                    "must be unique."
                 )
             if image.id not in by_id:
                 ids.setdefault(image.name, []).append(image.id)
-                by_id[image.id] = None if known is not image and duplicates == "first" else known
-        several = {name: some for name, some in ids.items() if len(some) > 1}
-        if several and duplicates is None:
-            name, some = next(iter(several.items()))
+                by_id[image.id] = None if first is not image and duplicates == "first" else first
+        repeated = {name: image_ids for name, image_ids in ids.items() if len(image_ids) > 1}
+        if repeated and duplicates is None:
+            name, image_ids = next(iter(repeated.items()))
             raise DataError(
-                f"{self.path} has {len(several)} images under several ids, such as {name} under "
-                f"{', '.join(map(str, some))}. Choose by duplicates='merge' or 'first' (--duplicates)."
+                f"{self.path} lists {len(repeated)} images under several ids, such as {name} under "
+                f"{', '.join(map(str, image_ids))}. Pass duplicates='merge' or 'first' (--duplicates)."
             )
         return by_id
 
@@ -103,15 +109,15 @@ class CocoMasks:
         return f"CocoMasks({str(self.path)!r}, {len(self)} image{'s' * (len(self) != 1)})"
 
     def __len__(self) -> int:
-        """The number of images, with annotations or without."""
+        """Return the number of images, including those without annotations."""
         return len(self._images)
 
     def __iter__(self) -> Iterator[str]:
-        """The file's names of images."""
+        """Iterate over the names of the images in the file."""
         return iter(self._images)
 
     def __contains__(self, key: object) -> bool:
-        """Whether the file has an image, found as ``masks[key]`` finds it."""
+        """Return whether `find` returns an image for ``key``."""
         try:
             self.find(str(key))
         except DataError:
@@ -119,60 +125,69 @@ class CocoMasks:
         return True
 
     def find(self, key: str | Path) -> str:
-        """Return the file's name of an image: the longest one that ends its path, or the only one that its path ends.
+        """Return the name of an image in the file, from the path of the image.
+
+        Prefer the longest name that ``key`` ends with. Otherwise return the one name that ends with ``key``. With
+        ``match="name"`` return the one name whose last part is the last part of ``key``.
 
         Raises:
-            MissingKeyError: No such image; the nearest name is named.
-            DataError: Several such images.
+            MissingKeyError: No name matches; the message suggests a similar name.
+            DataError: Several names match.
         """
-        parts = _parts(str(key))
-        ends = {name: _parts(name) for name in self._by_end.get(parts[-1] if parts else "", ())}
+        key_parts = _parts(str(key))
+        candidates = {name: _parts(name) for name in self._paths.get(key_parts[-1] if key_parts else "", ())}
         if self.match == "name":
-            fitting = list(ends)
+            matches = list(candidates)
         else:
-            exact = [name for name, own in ends.items() if parts[-len(own) :] == own]
-            fitting = [max(exact, key=lambda name: len(ends[name]))] if exact else []
-            fitting = fitting or [name for name, own in ends.items() if own[-len(parts) :] == parts]
-        if len(fitting) > 1:
-            raise DataError(f"{self.path} has {len(fitting)} images of that name: {', '.join(fitting[:3])}.")
-        if not fitting:
-            raise MissingKeyError(f"{self.path} has no image {key}.{self._nearest(key, list(ends))}")
-        return fitting[0]
+            suffixes = [name for name, parts in candidates.items() if key_parts[-len(parts) :] == parts]
+            matches = [max(suffixes, key=lambda name: len(candidates[name]))] if suffixes else []
+            matches = matches or [name for name, parts in candidates.items() if parts[-len(key_parts) :] == key_parts]
+        if len(matches) > 1:
+            remedy = "Pass a longer path." if self.match == "path" else "Pass match='path' (--match path)."
+            raise DataError(
+                f"{self.path} has {len(matches)} images that match {key}: {', '.join(matches[:3])}. {remedy}"
+            )
+        if not matches:
+            raise MissingKeyError(f"{self.path} has no image {key}.{self._suggest(key, list(candidates))}")
+        return matches[0]
 
-    def _nearest(self, key: str | Path, same_end: list[str]) -> str:
-        """Return a hint with the name of the file that is nearest to an image's."""
-        if same_end:
-            return f" It has {same_end[0]}, in another folder: match='name' (--match name) matches names alone."
-        near = difflib.get_close_matches(Path(str(key)).name, list(self._by_end)[:_MOST_COMPARED], 1)
-        return f" Its nearest name is {self._by_end[near[0]][0]}." if near else ""
+    def _suggest(self, key: str | Path, same_name: list[str]) -> str:
+        """Return a hint with a name in the file that is similar to ``key``."""
+        if same_name:
+            return (
+                f" The file lists {same_name[0]}, in a different folder. Pass match='name' (--match name) to ignore "
+                "folders."
+            )
+        similar = difflib.get_close_matches(Path(str(key)).name, list(self._paths)[:_MAX_COMPARED], 1)
+        return f" Did you mean {self._paths[similar[0]][0]}?" if similar else ""
 
     def __getitem__(self, key: str | Path) -> MaskSet:
-        """The masks of an image, by its name in the file, or a path that ends in it; there may be none.
+        """Return the masks of the image that ``find(key)`` returns; empty if it has no annotations.
 
         Raises:
-            DataError: No such image, or a damaged annotation, which is named.
+            DataError: No image or several images match, an annotation is invalid, or the size of the image is missing.
         """
+        return self.read(key)
+
+    def read(self, key: str | Path, size: Size | None = None) -> MaskSet:
+        """Return ``masks[key]``; ``size`` is used if the file has no height and width for the image."""
         image = self._images[self.find(key)]
         try:
-            return MaskSet.from_coco([*image.annotations.values()], size=image.size, iscrowd=self.iscrowd)
+            return MaskSet.from_coco([*image.annotations.values()], size=image.size or size, iscrowd=self.iscrowd)
         except RegiontokError as error:
             raise DataError(f"{self.path}, {image.name}: {error}") from error
 
-    def read(self, key: str | Path, size: Size | None = None) -> MaskSet:
-        """Return the masks of an image, as ``masks[key]`` does; the file gives its size."""
-        return self[key]
-
     def annotations(self, key: str | Path) -> dict[int, Mapping[str, Any]]:
-        """The annotations of an image as they are, by their numbers in the file; found as ``masks[key]`` finds them."""
+        """Return the unchanged annotations of the image that ``find(key)`` returns, by index in the file."""
         return dict(self._images[self.find(key)].annotations)
 
     def size(self, key: str | Path) -> Size | None:
-        """An image's height and width as the file tells them, if it does; found as ``masks[key]`` finds it."""
+        """Return the height and width of the image that ``find(key)`` returns; None if they are not in the file."""
         return self._images[self.find(key)].size
 
 
 class _Image(NamedTuple):
-    """An image of a file of annotations, and those that are its own."""
+    """An image of an annotation file, and its annotations."""
 
     id: Any
     name: str
@@ -181,43 +196,52 @@ class _Image(NamedTuple):
 
 
 def _read(path: Path) -> tuple[list[_Image], list[dict[str, Any]], dict[Any, str]]:
-    """Images, annotations and categories of a file, checked for what tells them apart."""
+    """Read the images, annotations and categories of a file, and check their ids and names."""
     if path.is_file():
         with path.open("rb") as file:
             try:
-                name_format(file.read(100).decode(errors="replace"))
+                reject_foreign_formats(file.read(100).decode(errors="replace"))
             except RegiontokError as error:
                 raise DataError(f"{path}: {error}") from error
     data = read_json(path)
     try:
         if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
-            name_format(data[0] if isinstance(data, list) and data else data)
-            raise DataError("it must be an object with images and annotations.")
-        images = [_Image(one["id"], _name_of(one), _size_of(one), {}) for one in data["images"]]
-        annotations = [dict(one) for one in data["annotations"]]
-        for number, one in enumerate(annotations):
-            if "image_id" not in one:
-                raise DataError(f"annotation {number} has no image_id.")
-        for value in [*(one.id for one in images), *(one["image_id"] for one in annotations)]:
-            hash(value)
-        categories = {one["id"]: str(one["name"]) for one in data.get("categories") or () if "name" in one}
+            reject_foreign_formats(data[0] if isinstance(data, list) and data else data)
+            raise DataError("expected an object with images and annotations.")
+        images = _parse("images", data["images"], _parse_image)
+        annotations = [dict(entry) for entry in data["annotations"]]
+        for index, annotation in enumerate(annotations):
+            if "image_id" not in annotation:
+                raise DataError(f"annotation {index} has no image_id.")
+        for image_id in [*(image.id for image in images), *(annotation["image_id"] for annotation in annotations)]:
+            hash(image_id)  # raises TypeError for lists and objects
+        named = [entry for entry in data.get("categories") or () if "name" in entry]
+        categories = dict(_parse("categories", named, lambda entry: (entry["id"], str(entry["name"]))))
     except RegiontokError as error:
-        raise DataError(f"{path} is no file of COCO annotations: {error}") from error
-    except KeyError as error:
-        raise DataError(f"{path} is no file of COCO annotations: an entry lacks {error}.") from error
+        raise DataError(f"{path} is not a COCO annotation file: {error}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is no file of COCO annotations: {error}.") from error
+        raise DataError(f"{path} is not a COCO annotation file: {error}.") from error
     return images, annotations, categories
 
 
-def is_bare(segmentation: Any) -> bool:
-    """Return whether a segmentation is empty: no polygon, only empty ones, or an empty object."""
-    empty = segmentation in (None, [], {})
-    return empty or (isinstance(segmentation, list) and not any(segmentation))
+def _parse(list_name: str, entries: Iterable[Any], parse: Callable[[Any], Any]) -> list[Any]:
+    """Parse the entries of a list in the file, and name the entry and the field if a field is missing."""
+    parsed = []
+    for index, entry in enumerate(entries):
+        try:
+            parsed.append(parse(entry))
+        except KeyError as error:
+            raise DataError(f"entry {index} of {list_name} has no field {error}.") from error
+    return parsed
+
+
+def is_empty_segmentation(segmentation: Any) -> bool:
+    """Return whether a segmentation is None, an empty object, an empty list, or a list of empty polygons."""
+    return segmentation in (None, {}) or (isinstance(segmentation, list) and not any(segmentation))
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Return the parts of a path, also of one from Windows, without a drive, a root and leading dots."""
+    """Split a POSIX or Windows path into parts. Drop the drive, the root and leading ``.`` or ``..``."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     start = 0
     while start < len(parts) and (parts[start] in ("/", "//", ".", "..") or _is_drive(parts[start])):
@@ -229,9 +253,14 @@ def _is_drive(part: str) -> bool:
     return len(part) == 2 and part[1] == ":" and part[0].isalpha()
 
 
+def _parse_image(image: Mapping[str, Any]) -> _Image:
+    return _Image(image["id"], _name_of(image), _size_of(image), {})
+
+
 def _name_of(image: Mapping[str, Any]) -> str:
-    """The name of an image; LVIS has its address alone, whose end is COCO's folder and name."""
-    name = str(image["file_name"]) if "file_name" in image else "/".join(str(image["coco_url"]).split("/")[-2:])
+    """Return the name of an image. LVIS has only coco_url; its last two parts are the COCO folder and file name."""
+    is_lvis = "file_name" not in image and "coco_url" in image
+    name = "/".join(str(image["coco_url"]).split("/")[-2:]) if is_lvis else str(image["file_name"])
     if not _parts(name):
         raise DataError(f"image {image['id']} has an empty file_name.")
     return name

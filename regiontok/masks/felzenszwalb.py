@@ -1,4 +1,4 @@
-"""Segments of an image's colours, by graph-based segmentation from scikit-image: offline, without weights."""
+"""Graph-based colour segmentation by scikit-image, which needs no weights and no network."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,30 +7,32 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from regiontok._checks import check_integer, check_number
 from regiontok._require import require
-from regiontok.images import as_images
+from regiontok._values import check_integer, check_number
+from regiontok.images import as_images, shrink
 from regiontok.maskset import MaskSet
 
 
 @dataclass(frozen=True)
 class FelzenszwalbMasks:
-    """Felzenszwalb and Huttenlocher's segments: they cover the image, do not overlap, and have no scores.
+    """Felzenszwalb and Huttenlocher's segments, which cover the image, do not overlap, and have no scores.
 
-    For offline use, demos and tests; they follow colours, not objects. Images are segmented at ``longest_side`` at the
-    most, so that the settings mean the same at any size, and the segments are enlarged by nearest pixel.
+    Intended for offline use, demos and tests: segments follow colours, not objects. Larger images are reduced to
+    ``longest_side`` for the segmentation, so that the settings have the same effect at any size. Segments are resized
+    to the image by nearest neighbour.
 
     Args:
-        scale: Larger gives larger segments.
-        sigma: Width of the Gaussian that smooths the image first, in pixels.
-        min_size: Least area of a segment, in pixels.
-        longest_side: In pixels.
+        scale: Size of segments; a larger value gives larger segments.
+        sigma: Standard deviation in pixels of the Gaussian filter that is applied first.
+        min_size: Minimum area of a segment in pixels.
+        longest_side: Maximum length of the longer side for the segmentation, in pixels.
 
     Raises:
-        DTypeError, ValueRangeError: A setting that cannot be.
+        DTypeError: A setting has the wrong type.
+        ValueRangeError: A setting is out of range.
 
     Source:
-        Felzenszwalb and Huttenlocher, 2004; our choice, not in the paper. The defaults give some 100 segments.
+        Felzenszwalb and Huttenlocher, 2004; our choice, not in the paper. The defaults give about 100 segments.
     """
 
     scale: float = 150.0
@@ -45,26 +47,25 @@ class FelzenszwalbMasks:
         check_integer("longest_side", self.longest_side)
 
     def describe(self) -> dict[str, Any]:
-        """What makes these masks, as plain values."""
+        """Return the name and settings of the generator as JSON-serializable values."""
         return {"generator": "felzenszwalb", **asdict(self)}
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one image or several, at the images' sizes.
+        """Generate the masks of one image or several, at the size of each image.
 
         Raises:
-            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
+            DTypeError: An image is not a PIL image.
+            ImageError: An image cannot be converted to one RGB image.
             MissingDependencyError: scikit-image is not installed.
         """
         segment = require("skimage.segmentation", extra="masks", distribution="scikit-image").felzenszwalb
         return [self._segment(image, segment) for image in as_images(images)]
 
     def _segment(self, image: Image.Image, segment: Any) -> MaskSet:
-        shrink = min(1.0, self.longest_side / max(image.size))
-        size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
-        small = image.resize(size, Image.Resampling.BOX) if shrink < 1 else image
-        labels = segment(np.asarray(small), scale=self.scale, sigma=self.sigma, min_size=self.min_size)
+        pixels = np.asarray(shrink(image, self.longest_side))
+        labels = segment(pixels, scale=self.scale, sigma=self.sigma, min_size=self.min_size)
         row, col = (
-            ((np.arange(side) + 0.5) * own / side).astype(np.int64)
-            for side, own in zip((image.height, image.width), labels.shape, strict=True)
+            ((np.arange(side) + 0.5) * label_side / side).astype(np.int64)
+            for side, label_side in zip((image.height, image.width), labels.shape, strict=True)
         )
         return MaskSet.from_labels(labels[row[:, None], col])

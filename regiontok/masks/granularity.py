@@ -1,35 +1,36 @@
-"""How finely an image is segmented: the settings of SAM's automatic masks by the paper's names, and their ladder."""
+"""Settings of SAM's automatic mask generation, named as in the paper, and the paper's granularity schedule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from regiontok._checks import check_integer, check_number
+from regiontok._values import check_integer, check_number
 from regiontok.choices import BOX_NMS_THRESH, POINTS_PER_SIDE, PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from regiontok.errors import DTypeError, ValueRangeError
 from regiontok.maskset import MaskSet
 
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """Settings of automatic mask generation; every generator is given all of them, since their own defaults differ.
+    """Settings of automatic mask generation.
+
+    All settings are passed to every generator, because the defaults of the packages differ.
 
     Attributes:
-        points_per_side: Prompts per side of the image.
-        stability_score_thresh: A mask is kept if its stability, the overlap of it cut ``stability_score_offset`` above
-            and below, is at least this.
-        pred_iou_thresh: And if the model's own estimate of its quality is above this.
-        box_nms_thresh: Of two masks whose boxes overlap by more than this, the one of less quality goes.
-        stability_score_offset: In logits.
+        points_per_side: Number of point prompts along each side of the image.
+        stability_score_thresh: Minimum stability of a mask. Stability is the IoU of the masks at the thresholds
+            ``stability_score_offset`` and ``-stability_score_offset``.
+        pred_iou_thresh: Masks with a predicted IoU at or below this value are dropped.
+        box_nms_thresh: IoU of bounding boxes above which non-maximum suppression drops the mask of lower score.
+        stability_score_offset: Distance of the two stability thresholds from zero, in logits.
 
     Raises:
-        DTypeError, ValueRangeError: A setting that cannot be.
+        DTypeError: A setting has the wrong type.
+        ValueRangeError: A setting is out of range.
 
     Source:
-        Supplement A.1: 24, 0.9, 0.5 is its cheap setting (about 162 ms per image on an H100). The overlap of boxes and
-        the offset are SAM 2's own.
+        The first three defaults are the cheap setting of supplement A.1 (about 162 ms per image on an H100). The last
+        two defaults come from SAM 2.
     """
 
     points_per_side: int = POINTS_PER_SIDE
@@ -45,50 +46,62 @@ class MaskSettings:
         check_number("stability_score_offset", self.stability_score_offset, low=0, high=100)
 
 
-CHEAP = MaskSettings()
-"""The paper's cheap setting, and the default."""
-LADDER = (
+DEFAULT_SETTINGS = MaskSettings()
+"""The paper's cheap setting, used by default (A.1)."""
+GRANULARITY_SCHEDULE = (
     MaskSettings(points_per_side=48, stability_score_thresh=0.92, pred_iou_thresh=0.6),
     MaskSettings(points_per_side=64, stability_score_thresh=0.90, pred_iou_thresh=0.5),
     MaskSettings(points_per_side=96, stability_score_thresh=0.85, pred_iou_thresh=0.4),
 )
-"""The paper's steps from coarse to fine (A.1)."""
-BOUND = (80, 160)
-"""The paper's soft bound on the number of masks (A.1)."""
+"""The paper's settings from coarse to fine (A.1)."""
+TARGET_MASK_COUNT = (80, 160)
+"""The paper's soft bound on the number of masks per image: lowest and highest (A.1)."""
 
 
 def as_steps(settings: MaskSettings | Sequence[MaskSettings]) -> tuple[MaskSettings, ...]:
-    """One setting, or the steps of a ladder, as a tuple."""
+    """Return one setting, or the settings of a granularity schedule, as a tuple.
+
+    Raises:
+        DTypeError: ``settings`` is neither `MaskSettings` nor a sequence of them.
+    """
     steps = tuple(settings) if isinstance(settings, Sequence) else (settings,)
     if not steps or not all(isinstance(step, MaskSettings) for step in steps):
-        raise DTypeError(f"settings must be MaskSettings, or a list of them as in LADDER; got {settings!r}.")
+        raise DTypeError(
+            f"settings must be MaskSettings, or a list of them as in GRANULARITY_SCHEDULE; got {settings!r}."
+        )
     return steps
 
 
 def check_bound(bound: tuple[int, int]) -> None:
-    """Refuse what is not a lower and an upper number of masks."""
+    """Check that a bound is the pair of the lowest and the highest number of masks.
+
+    Raises:
+        ValueRangeError: ``bound`` is not such a pair.
+    """
     if not isinstance(bound, Sequence) or len(bound) != 2 or bound[0] > bound[1]:
         raise ValueRangeError(f"bound must be (lowest, highest) number of masks; got {bound}.")
 
 
-def beyond(count: int, bound: tuple[int, int]) -> int:
-    """How far a number of masks lies outside the bound; 0 within."""
+def distance_to_bound(count: int, bound: tuple[int, int]) -> int:
+    """Return the distance of a number of masks to the nearest end of the bound, 0 within the bound."""
     return max(bound[0] - count, count - bound[1], 0)
 
 
-def climb(run: Callable[[MaskSettings], MaskSet], steps: Sequence[MaskSettings], bound: tuple[int, int]) -> MaskSet:
-    """The masks of the first step whose number lies within the bound; else of the step that comes nearest to it."""
-    best = run(steps[0])
+def select_granularity(
+    run: Callable[[MaskSettings], MaskSet], steps: Sequence[MaskSettings], bound: tuple[int, int]
+) -> MaskSet:
+    """Run settings in order until the mask count is within the bound; otherwise return the closest result."""
+    closest = run(steps[0])
     for step in steps[1:]:
-        if beyond(len(best), bound) == 0:
+        if distance_to_bound(len(closest), bound) == 0:
             break
         masks = run(step)
-        if beyond(len(masks), bound) < beyond(len(best), bound):
-            best = masks
-    return best
+        if distance_to_bound(len(masks), bound) < distance_to_bound(len(closest), bound):
+            closest = masks
+    return closest
 
 
-def describe(steps: Sequence[MaskSettings], bound: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """What a generator was told, as plain values for a file's metadata."""
-    ladder = {"bound": list(bound)} if len(steps) > 1 else {}
-    return {"settings": [asdict(step) for step in steps], **ladder, **more}
+def describe(steps: Sequence[MaskSettings], bound: tuple[int, int], **options: Any) -> dict[str, Any]:
+    """Return the settings and further options of a generator as JSON-serializable values, for store metadata."""
+    schedule = {"bound": list(bound)} if len(steps) > 1 else {}
+    return {"settings": [asdict(step) for step in steps], **schedule, **options}

@@ -1,4 +1,4 @@
-"""Masks in a folder with one file per image, matched by name."""
+"""Masks from a folder with one file per image, matched by file name."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,35 +11,38 @@ import numpy as np
 from PIL import Image
 
 from regiontok._files import is_same
-from regiontok.coco_format import name_format
+from regiontok.coco_format import reject_foreign_formats
 from regiontok.errors import DataError, MissingKeyError, RegiontokError
 from regiontok.geometry import Size
-from regiontok.images import explain_image, one_frame
-from regiontok.masks.coco_file import is_bare
+from regiontok.images import check_single_frame, explain_image
+from regiontok.masks.coco_file import is_empty_segmentation
 from regiontok.maskset import MaskSet
 
-_MAPS = (".png", ".tif", ".tiff", ".bmp")
-_ARRAYS = ("masks", "labels")
-"""Names of the array of masks, or of a label map, in a file of several arrays."""
+_LABEL_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_ARRAY_NAMES = ("masks", "labels")
+"""Names of the array of masks or of the label map in a file with several arrays."""
 
 
 class MaskFiles:
-    """Masks of images in a folder with one file per image: ``a/b.json`` has the masks of ``a/b.jpg``.
+    """Masks from a folder with one file per image: ``a/b.json`` contains the masks of ``a/b.jpg``.
 
-    Files may be JSON (SA-1B's ``image`` and ``annotations``, or a list of COCO's or SAM's records), ``.npz`` or
-    ``.npy`` (a boolean stack ``(M, height, width)``, or a label map ``(height, width)`` of integers), or label maps as
-    PNG, TIFF or BMP. Of several arrays in a ``.npz`` those named ``masks`` or ``labels`` are taken, with ``scores``,
-    ``stability``, ``ids`` and ``categories``, as ``regiontok store --export npz`` writes them.
+    Supported formats:
+
+    - JSON: an SA-1B object with ``image`` and ``annotations``, or a list of COCO or SAM records;
+    - ``.npy`` and ``.npz``: boolean masks ``(M, height, width)`` or an integer label map ``(height, width)``. Of
+      several arrays in an ``.npz`` file, ``masks`` or ``labels`` is read, and optionally ``scores``, ``stability``,
+      ``ids`` and ``categories``. ``regiontok store --export npz`` writes such files;
+    - PNG, TIFF and BMP: label maps.
 
     Args:
-        folder: Where the files are. An image's file has the end of the image's path, with another suffix; of several
-            such files the one with the longest path counts.
-        ignore: Labels of label maps that are no masks, such as ``(0, 255)`` in VOC.
-        replace: A part of image names, and what file names have instead, such as ``("_leftImg8bit",
+        folder: The folder. The path of a file below it must be a suffix of the path of the image, apart from the file
+            extension. If several files match, the longest path is used.
+        ignore: Labels of label maps that are not masks, such as ``(0, 255)`` in VOC.
+        replace: A part of image names and its replacement in file names, such as ``("_leftImg8bit",
             "_gtFine_labelIds")`` for Cityscapes.
 
     Raises:
-        DataError: No such folder.
+        DataError: The folder does not exist.
 
     Example:
         >>> import tempfile
@@ -49,8 +52,8 @@ class MaskFiles:
         MaskSet(1 mask of 4 x 4 pixels)
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = (".json", ".npz", ".npy", *_MAPS)
-    _what: ClassVar[str] = "masks"
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".npz", ".npy", *_LABEL_MAP_SUFFIXES)
+    _content: ClassVar[str] = "masks"
 
     def __init__(
         self, folder: str | Path, *, ignore: int | Sequence[int] = (), replace: Sequence[str] | None = None
@@ -59,17 +62,17 @@ class MaskFiles:
         self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
         self.replace = None if replace is None else (replace[0], replace[1])
         if not self.folder.is_dir():
-            raise DataError(f"there is no folder {folder} of masks.")
+            raise DataError(f"the folder of masks {folder} does not exist.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, ignore={self.ignore}, replace={self.replace})"
 
     def find(self, key: str | Path) -> Path:
-        """Return the file of an image's masks.
+        """Return the file with the masks of an image.
 
         Raises:
-            MissingKeyError: There is none.
-            DataError: There are several that differ only in their suffix.
+            MissingKeyError: No file matches.
+            DataError: Several files match that differ only in their extension.
         """
         path = Path(key)
         parts = [part for part in path.parts if part not in (path.anchor, "..")]
@@ -81,14 +84,14 @@ class MaskFiles:
             files = [file for file in candidates if file.is_file() and not is_same(file, path)]
             if len(files) > 1:
                 names = " and ".join(file.name for file in files)
-                raise DataError(f"{self.folder} has several files of masks of {key}: {names}. Remove all but one.")
+                raise DataError(f"{self.folder} has several files for {key}: {names}. Remove all but one.")
             if files:
                 return files[0]
             if any(is_same(file, path) for file in candidates):
-                raise MissingKeyError(f"{path} is the image itself. Name the folder of its {self._what}.")
+                raise MissingKeyError(f"{path} is the image itself. Pass the folder of its {self._content}.")
         raise MissingKeyError(
-            f"{self.folder} has no {self._what} of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched by "
-            "name."
+            f"{self.folder} has no {self._content} of {key}, such as {path.stem}{self.suffixes[0]}. Files are matched "
+            "by name."
         )
 
     def __contains__(self, key: object) -> bool:
@@ -106,46 +109,47 @@ class MaskFiles:
         """Return the masks of an image.
 
         Args:
-            key: Its path.
-            size: Its height and width, which polygons do not have.
+            key: Path of the image.
+            size: Height and width of the image, needed for polygons.
 
         Raises:
-            MissingKeyError: There is no file of its masks.
-            DataError: The file is damaged, of another format, or of an image of another size.
+            MissingKeyError: There is no file with masks of the image.
+            DataError: The file is damaged, has an unsupported format, or contains masks of a different size.
         """
         file = self.find(key)
         try:
             if file.suffix == ".json":
                 return _from_json(json.loads(file.read_bytes()), size)
             if file.suffix in (".npz", ".npy"):
-                with file.open("rb") as stream:  # numpy leaves a damaged file open
+                with file.open("rb") as stream:  # numpy does not close damaged files
                     return self._from_arrays(stream)
             with Image.open(file) as image:
-                one_frame(image)
+                check_single_frame(image)
                 return MaskSet.from_labels(image, ignore=self.ignore)
         except RegiontokError as error:
             raise DataError(f"{file}: {error}") from error
         except (ValueError, RecursionError, EOFError, BadZipFile, KeyError, TypeError) as error:
-            raise DataError(f"{file} is damaged, or no {file.suffix[1:]} file: {error}.") from error
-        except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
+            raise DataError(f"{file} is damaged or not a valid {file.suffix[1:]} file: {error}.") from error
+        except Exception as error:  # Pillow's decoders raise errors of any type for damaged files
             raise DataError(str(explain_image(str(file), error))) from error
 
     def _from_arrays(self, stream: BinaryIO) -> MaskSet:
-        """Masks in a file of NumPy, which is never unpickled."""
+        """Read the masks of a NumPy file without unpickling."""
         loaded = np.load(stream, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return self._from_array(loaded)
         with loaded:
             names = loaded.files
-            known = [name for name in _ARRAYS if name in names] or (names if len(names) == 1 else [])
-            if not known:
-                raise DataError(f"its arrays are {', '.join(names)}; one must be named masks or labels.")
+            candidates = [name for name in _ARRAY_NAMES if name in names] or (names if len(names) == 1 else [])
+            if not candidates:
+                raise DataError(f"one of its arrays must be named masks or labels; got {', '.join(names)}.")
             scores, stability = (loaded[name] if name in names else None for name in ("scores", "stability"))
-            masks = self._from_array(loaded[known[0]], scores=scores, stability=stability)
-            more = {name: loaded[name].astype(np.int64) for name in ("ids", "categories") if name in names}
-        if any(values.shape != (len(masks),) for values in more.values()):
-            raise DataError(f"there must be one of {', '.join(more)} per mask, {len(masks)}.")
-        return replace(masks, **more)
+            masks = self._from_array(loaded[candidates[0]], scores=scores, stability=stability)
+            numbers = {name: loaded[name].astype(np.int64) for name in ("ids", "categories") if name in names}
+        for name, values in numbers.items():
+            if values.shape != (len(masks),):
+                raise DataError(f"{name} must have one value for each of the {len(masks)} masks; got {values.shape}.")
+        return replace(masks, **numbers)
 
     def _from_array(self, array: np.ndarray, **scores: Any) -> MaskSet:
         if array.ndim == 2 and array.dtype != np.bool_:
@@ -154,51 +158,48 @@ class MaskFiles:
 
 
 class LabelMaps(MaskFiles):
-    """Masks of images in a folder of label maps alone: PNG, TIFF or BMP files, of palettes or integers.
+    """Masks from a folder of label maps only: PNG, TIFF or BMP files with palettes or integers.
 
     Args:
-        folder: See `MaskFiles` for this and the others.
-        ignore: Labels that are no masks, such as ``(0, 255)`` in VOC.
-        replace: A part of image names, and what label maps have instead.
+        folder: The folder; see `MaskFiles` for the matching of names.
+        ignore: Labels that are not masks, such as ``(0, 255)`` in VOC.
+        replace: A part of image names and its replacement in the names of label maps.
 
     Raises:
-        DataError: No such folder.
+        DataError: The folder does not exist.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = _MAPS
-    _what: ClassVar[str] = "label map"
+    suffixes: ClassVar[tuple[str, ...]] = _LABEL_MAP_SUFFIXES
+    _content: ClassVar[str] = "label map"
 
 
 def _from_json(value: Any, size: Size | None) -> MaskSet:
-    """Masks in the JSON of one image: SA-1B's object, or a list of records."""
+    """Parse the masks of one image from an SA-1B object or a list of records."""
     if isinstance(value, Mapping) and "image" not in value:
         if not isinstance(value.get("annotations"), list):
-            name_format(value)
-            raise DataError("it must be a list of records, or an object with a list of annotations.")
+            reject_foreign_formats(value)
+            raise DataError("expected a list of records, or an object with a list of annotations.")
         value = value["annotations"]
     if not isinstance(value, list | Mapping):
-        raise DataError(f"it must be a list of records; got {type(value).__name__}.")
+        raise DataError(f"expected a list of records; got {type(value).__name__}.")
     records = value["annotations"] if isinstance(value, Mapping) else value
     if isinstance(records, list):
         images = {record.get("image_id") for record in records if isinstance(record, Mapping)}
         if len(images - {None}) > 1:
-            raise DataError(f"its annotations are of {len(images)} images, and one is wanted. Read it by --coco.")
-        kept = [
-            record for record in records if not (isinstance(record, Mapping) and is_bare(record.get("segmentation", 0)))
-        ]
-        if not kept and size is not None:
+            raise DataError(f"expected annotations of one image; got {len(images)} images. Use --coco for such a file.")
+        records = [record for record in records if not _is_empty(record)]
+        if not records and size is not None:
             return MaskSet.from_coco([], size=size)
-        value = dict(value) | {"annotations": kept} if isinstance(value, Mapping) else kept
-        records = kept
+        value = dict(value) | {"annotations": records} if isinstance(value, Mapping) else records
     has_size = isinstance(records, list) and any(_is_rle(record) for record in records)
     return MaskSet.of(value, size=None if has_size else size)
 
 
 def _is_rle(record: Any) -> bool:
-    """Return whether a record has its masks as run lengths, which come with the image's size."""
+    """Return whether a record contains run-length encoding, which includes the size of the image."""
     return isinstance(record, Mapping) and isinstance(record.get("segmentation", record), Mapping)
 
 
-def _has_no_mask(record: Any) -> bool:
+def _is_empty(record: Any) -> bool:
     """Return whether a record has an empty segmentation."""
-    return isinstance(record, Mapping) and "segmentation" in record and is_bare(record["segmentation"])
+    return isinstance(record, Mapping) and "segmentation" in record and is_empty_segmentation(record["segmentation"])

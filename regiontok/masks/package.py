@@ -1,7 +1,4 @@
-"""Automatic masks by the official ``sam2`` package, as the paper made them: slower than `Sam2Masks`.
-
-Tested with sam2 1.1.0.
-"""
+"""Automatic masks by the official ``sam2`` package, which the paper used; slower than `Sam2Masks`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,25 +7,35 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from regiontok._checks import check_integer
 from regiontok._require import require
+from regiontok._values import check_integer
 from regiontok.images import as_images
-from regiontok.masks.granularity import BOUND, CHEAP, MaskSettings, as_steps, check_bound, climb, describe
+from regiontok.masks.granularity import (
+    DEFAULT_SETTINGS,
+    TARGET_MASK_COUNT,
+    MaskSettings,
+    as_steps,
+    check_bound,
+    describe,
+    select_granularity,
+)
 from regiontok.maskset import MaskSet
 
 
 class PackageMasks:
-    """Masks of ``SAM2AutomaticMaskGenerator``, best first.
+    """Masks of ``SAM2AutomaticMaskGenerator``, sorted by descending score.
 
     Args:
         model: A model of the package, from ``sam2.build_sam``.
-        settings: `MaskSettings`, or several as in ``LADDER``; an image is encoded once for all of them.
-        bound: Lowest and highest number of masks that a ladder looks for.
-        points_per_batch: Prompts per decoder call.
-        name: What to call the model's weights in a file's metadata.
+        settings: `MaskSettings`, or a schedule such as ``GRANULARITY_SCHEDULE``; see `Sam2Masks`. Images are encoded
+            only once.
+        bound: Lowest and highest number of masks per image, used to select a setting of a schedule.
+        points_per_batch: Number of points per decoder call.
+        name: Name of the weights in the metadata of a store.
 
     Raises:
-        DTypeError, ValueRangeError: An option that cannot be.
+        DTypeError: An option has the wrong type.
+        ValueRangeError: An option is out of range.
         MissingDependencyError: sam2 is not installed.
     """
 
@@ -36,8 +43,8 @@ class PackageMasks:
         self,
         model: nn.Module,
         *,
-        settings: MaskSettings | Sequence[MaskSettings] = CHEAP,
-        bound: tuple[int, int] = BOUND,
+        settings: MaskSettings | Sequence[MaskSettings] = DEFAULT_SETTINGS,
+        bound: tuple[int, int] = TARGET_MASK_COUNT,
         points_per_batch: int = 64,
         name: str = "unknown",
     ) -> None:
@@ -48,7 +55,7 @@ class PackageMasks:
         self.steps = as_steps(settings)
         self.bound = bound
         self.name = name
-        predictor = _remembering(image_predictor)(model)
+        predictor = _caching(image_predictor)(model)
         self._generators = {}
         for step in self.steps:
             generator = package.SAM2AutomaticMaskGenerator(
@@ -73,29 +80,30 @@ class PackageMasks:
         return f"PackageMasks({self.describe()})"
 
     def describe(self) -> dict[str, Any]:
-        """What makes these masks, as plain values."""
+        """Return the name and settings of the generator as JSON-serializable values."""
         return describe(self.steps, self.bound, generator="sam2-package", model=self.name)
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[MaskSet]:
-        """Masks of one image or several, at the images' sizes.
+        """Generate the masks of one image or several, at the size of each image.
 
         Raises:
-            DTypeError, ImageError: Not Pillow images, or pictures that cannot be one RGB image.
+            DTypeError: An image is not a PIL image.
+            ImageError: An image cannot be converted to one RGB image.
         """
-        return [self._climb(np.array(image)) for image in as_images(images)]
+        return [self._generate(np.array(image)) for image in as_images(images)]
 
-    def _climb(self, image: np.ndarray) -> MaskSet:
+    def _generate(self, image: np.ndarray) -> MaskSet:
         def run(step: MaskSettings) -> MaskSet:
             records = self._generators[step].generate(image)
             return MaskSet.from_sam(records, size=(image.shape[0], image.shape[1]))
 
-        return climb(run, self.steps, self.bound)
+        return select_granularity(run, self.steps, self.bound)
 
 
-def _remembering(predictor: type) -> type:
-    """A predictor that encodes an image once, however often it is set."""
+def _caching(predictor: type) -> type:
+    """Return a subclass of a predictor that encodes an image only once if it is set repeatedly."""
 
-    class RememberingPredictor(predictor):  # type: ignore[misc]
+    class CachingPredictor(predictor):  # type: ignore[misc]
         image: np.ndarray | None = None
 
         def set_image(self, image: np.ndarray) -> None:
@@ -105,8 +113,8 @@ def _remembering(predictor: type) -> type:
                 self.image = image
 
         def reset_predictor(self) -> None:
-            """Called after every step; what is known of the image stays."""
+            """Keep the encoded image: the generator calls this method after every run."""
             if self.image is None:
                 super().reset_predictor()
 
-    return RememberingPredictor
+    return CachingPredictor

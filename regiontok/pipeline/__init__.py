@@ -1,32 +1,38 @@
-"""Images to stores of masks or tokens: listed, read, made in batches and written, here or by Ray Data.
+"""Run jobs that turn images into stores of masks or tokens, in one process or on a Ray cluster.
 
-listing = Listing(["images"])
-work = MakeTokens(encoder, Regionizer(pool="mean"))
-with StoreWriter("tokens", Manifest(kind=work.kind, made_by=work.describe())) as writer:
-fill(writer, listing, listing, work, batch=16, workers=4)
+Example:
+    listing = Listing(["images"])
+    job = TokenizeJob(encoder, Regionizer(pool="mean"))
+    with StoreWriter("tokens", Manifest(kind=job.kind, provenance=job.describe())) as writer:
+        run_job(writer, listing, listing, job, batch_size=16, num_readers=4)
 
-roots     which folder keys are below
-listing   which images there are
-work      what is made of them
-run       the threads of one process
-ray       the actors of a cluster
+Modules:
+
+    files       local and remote files and folders
+    roots       image folders and keys
+    containers  datasets, Parquet files and tars
+    sources     folders, patterns and lists of images
+    listing     the images of all sources with their keys, and their reader
+    jobs        the computation of rows from images
+    memory      a limit for the images in memory
+    run         the threads of one process
+    ray         the actors of a cluster
 """
 
+from regiontok.pipeline.jobs import GenerateMasksJob, ImportMasksJob, Job, TokenizeJob
 from regiontok.pipeline.listing import ListedImage, Listing, Reader, in_slice
-from regiontok.pipeline.run import Made, Stop, fill, make_rows
-from regiontok.pipeline.work import GenerateMasks, MakeTokens, TakeMasks, Work
+from regiontok.pipeline.run import BatchResult, make_rows, run_job
 
 __all__ = [
-    "GenerateMasks",
+    "BatchResult",
+    "GenerateMasksJob",
+    "ImportMasksJob",
+    "Job",
     "ListedImage",
     "Listing",
-    "Made",
-    "MakeTokens",
     "Reader",
-    "Stop",
-    "TakeMasks",
-    "Work",
-    "fill",
+    "TokenizeJob",
     "in_slice",
     "make_rows",
+    "run_job",
 ]

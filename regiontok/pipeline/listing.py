@@ -1,46 +1,37 @@
-"""Images to take: of folders, patterns, lists, LLaVA's data and datasets, on a disk or elsewhere, one after another.
+"""List images or videos with their keys, and read them."""
 
-Folders are listed as they are needed, one at a time and by name, so that a million images cost the memory of the names
-in one folder. A list is read whole, and its names are checked before the first image.
-"""
-
-import glob
-import json
+import copy
 import os
-import posixpath
+import tempfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 
-from regiontok._files import split_lines
-from regiontok.errors import ImageError, ValueRangeError
+from regiontok.errors import DataError, ImageError, ValueRangeError
 from regiontok.geometry import Size
-from regiontok.images import explain_image, is_image_name, read_image, read_size
-from regiontok.pipeline.containers import (
-    COMPRESSED_TARS,
-    PARQUET,
-    TARS,
-    Container,
-    DatasetFolder,
-    Entry,
-    ParquetImages,
-    TarImages,
-)
+from regiontok.images import is_image_name, read_image, read_size
+from regiontok.pipeline.containers import Container, ImageSource
+from regiontok.pipeline.files import read_remote
 from regiontok.pipeline.roots import Roots
-from regiontok.store.places import filesystem, is_remote
-from regiontok.store.stamps import Stamp, stamp_of, stamp_of_file
-
-LISTS = (".txt", ".json", ".jsonl")
-"""Files that list images."""
+from regiontok.pipeline.sources import ImageFiles, ImageFolder, open_sources
+from regiontok.sampling import FrameSampling, is_video_name
+from regiontok.store.stamps import Stamp, stamp_of_file
+from regiontok.store.storage import is_remote
+from regiontok.videos import Video, read_video
 
 
 class ListedImage(NamedTuple):
-    """An image: its key, the path or address it is read from, and the stamp of its file as far as a listing has it."""
+    """An image to process.
+
+    Attributes:
+        key: The key in a store.
+        address: The path or address to read it from.
+        stamp: Size and modification time of its file; empty if the listing does not provide them.
+        inside: The path of an image in a tar, Parquet file or dataset, as if that were a folder; otherwise empty.
+    """
 
     key: str
     address: str
@@ -49,72 +40,115 @@ class ListedImage(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The path by which annotations and stores of masks know it; within a tar, say, its path below the tar."""
+        """Path by which annotations and mask stores are searched."""
         return self.inside or self.address
 
 
 class Reader:
-    """Reads images, wherever they are.
+    """Read images from local and remote files, tars, Parquet files and datasets.
 
     Args:
-        containers: Files that hold many images.
-        bits: Of greyscale images of 16 bits; see `regiontok.read_image`.
+        containers: The files that contain many images.
+        bits: Bits that 16-bit greyscale images use; see `regiontok.read_image`.
+        frames: Sampling of frames, if the files are videos.
     """
 
-    def __init__(self, containers: Iterable[Container] = (), *, bits: int | None = None) -> None:
+    def __init__(
+        self,
+        containers: Iterable[Container] = (),
+        *,
+        bits: int | None = None,
+        frames: FrameSampling | None = None,
+    ) -> None:
         self.bits = bits
-        self._containers = {container.named: container for container in containers}
+        self.frames = frames
+        self._containers = {container.address: container for container in containers}
+        self._admit: Callable[[int], None] | None = None
 
-    def _container(self, address: str) -> Container | None:
-        return self._containers.get(address.rpartition("#")[0]) if self._containers else None
+    def gated(self, admit: Callable[[int], None]) -> Self:
+        """Return a copy that calls ``admit`` with the number of pixels of an image before it decodes them."""
+        reader = copy.copy(self)
+        reader._admit = admit
+        return reader
 
-    def read(self, image: ListedImage, *, admit: Callable[[int], None] | None = None) -> Image.Image:
-        """Return an image's pixels, upright and RGB; ``admit`` is called with their number before they are decoded.
+    def _container(self, image: ListedImage) -> Container | None:
+        return self._containers.get(image.address.rpartition("#")[0]) if self._containers else None
+
+    def read(self, image: ListedImage) -> Image.Image:
+        """Return an image, upright and in RGB.
 
         Raises:
-            ImageError: It cannot be read; see `regiontok.read_image`.
+            ImageError: The image cannot be read; see `regiontok.read_image`.
         """
-        container = self._container(image.address)
+        container = self._container(image)
         if container is not None:
-            return container.image(image.address, bits=self.bits, admit=admit)
-        data = read_bytes(image.address) if is_remote(image.address) else None
-        return read_image(image.address, data, bits=self.bits, admit=admit)
+            return container.image(image.address, bits=self.bits, admit=self._admit)
+        return read_image(image.address, _remote_data(image), bits=self.bits, admit=self._admit)
+
+    def read_video(self, video: ListedImage) -> Video:
+        """Return sampled frames of a video, upright and in RGB. A remote file is copied to this machine first.
+
+        A gated reader waits after the frames are decoded, since their number and size are not known before.
+
+        Raises:
+            DataError: The video cannot be read; see ``regiontok.read_video``.
+            ValueRangeError: The reader is for images.
+        """
+        if self.frames is None:
+            raise ValueRangeError("this listing is of images. Pass frames=FrameSampling(...) to list videos.")
+        options: dict[str, Any] = self.frames.describe()
+        if is_remote(video.address):
+            with tempfile.NamedTemporaryFile(suffix=PurePosixPath(video.address).suffix) as file:
+                file.write(read_remote(video.address))
+                file.flush()
+                try:
+                    frames = read_video(file.name, **options)
+                except DataError as error:
+                    raise DataError(str(error).replace(file.name, video.address)) from error
+        else:
+            frames = read_video(video.address, **options)
+        if self._admit is not None:
+            self._admit(sum(frame.width * frame.height for frame in frames.frames))
+        return frames
 
     def size(self, image: ListedImage) -> tuple[Size, int]:
-        """An image's height and width, upright, and its EXIF orientation, without its pixels.
+        """Return the height and width of an image, upright, and its EXIF orientation, without decoding the pixels.
 
         Raises:
-            ImageError: It cannot be read.
+            ImageError: The image cannot be read.
         """
-        container = self._container(image.address)
+        container = self._container(image)
         if container is not None:
             return container.size(image.address)
-        return read_size(image.address, read_bytes(image.address) if is_remote(image.address) else None)
+        return read_size(image.address, _remote_data(image))
 
     def stamp(self, image: ListedImage) -> Stamp:
-        """Return the size and modification time of an image's file, as far as they are known without reading it."""
-        if image.stamp != Stamp() or is_remote(image.address) or self._container(image.address) is not None:
+        """Return the size and modification time of an image's file, if they are known without a remote request."""
+        if image.stamp != Stamp() or is_remote(image.address) or self._container(image) is not None:
             return image.stamp
         return stamp_of_file(image.address)
 
 
 class Listing(Reader):
-    """Images by key; iterate over it for `ListedImage`, as often as needed.
+    """Images with their keys; iterate over it, also repeatedly, to get each `ListedImage`.
 
     Args:
-        named: Images, folders, patterns such as ``images/*.jpg``, lists (a text file with a path per line; JSON or
-            JSON lines of paths, or of objects with ``image``, as LLaVA's data are), folders that ``datasets`` saved,
-            Parquet files with a column of images, or WebDataset tars; each on a disk, or where fsspec reaches, such as
-            ``s3://bucket/images``. The images of a Parquet file or a tar are below the name of that file.
-        root: The folder that keys are below, and paths in lists are relative to; by default the folder that is named,
-            or that an image or a list is in.
-        column: Of datasets and Parquet files: where their images are.
-        key_column: Of datasets and Parquet files: what to take for keys; by default row numbers.
-        bits: Of greyscale images of 16 bits; see `regiontok.read_image`.
+        paths: Paths, or addresses of fsspec such as ``s3://bucket/images``, of images, folders, patterns such as
+            ``images/*.jpg``, lists of images, datasets that ``datasets`` saved, Parquet files with a column of images,
+            and WebDataset tars. A list is a text file with a path per line, or JSON or JSON lines of paths or objects
+            with ``image``, as in LLaVA's data. Keys of images in a Parquet file or tar start with the file's name.
+        root: The folder that keys and the paths in lists are relative to; by default the named folder, or the folder
+            that contains the image or list.
+        column: The image column of datasets and Parquet files.
+        key_column: The key column of datasets and Parquet files; by default, row numbers are keys.
+        bits: Bits that 16-bit greyscale images use; see `regiontok.read_image`.
+        frames: How frames are sampled, to list videos instead of images: files and animated images in folders, patterns
+            and lists.
 
     Raises:
-        ImageError: No image at all, or a list that cannot be read.
-        ValueRangeError: An image that is not below ``root``, a path with ``..``, or folders of one name.
+        ImageError: There is no image, or a list cannot be read.
+        ValueRangeError: Videos in a tar, Parquet file or dataset; an image is not in ``root``, a path contains ``..``,
+            or two folders have the same name.
 
     Example:
         >>> import tempfile
@@ -127,46 +161,60 @@ class Listing(Reader):
 
     def __init__(
         self,
-        named: Sequence[str | Path],
+        paths: Sequence[str | Path],
         *,
         root: str | Path | None = None,
         column: str | None = None,
         key_column: str | None = None,
         bits: int | None = None,
+        frames: FrameSampling | None = None,
     ) -> None:
-        self.named = [os.fspath(one) for one in named]
-        base = None if root is None else os.fspath(root)
-        self._sources = _joined([source for name in self.named for source in _sources(name, base, column, key_column)])
-        super().__init__([source for source in self._sources if isinstance(source, Container)], bits=bits)
-        self.roots = Roots([root] if root is not None else [source.root for source in self._sources])
-        self.given = root is not None
+        folder = None if root is None else os.fspath(root)
+        addresses = [os.fspath(path) for path in paths]
+        is_listed = is_image_name if frames is None else is_video_name
+        self._sources = open_sources(addresses, root=folder, column=column, key_column=key_column, is_listed=is_listed)
+        containers = [source for source in self._sources if isinstance(source, Container)]
+        if containers and frames is not None:
+            raise ValueRangeError(f"{containers[0].address}: videos are read from files only. Extract them first.")
+        super().__init__(containers, bits=bits, frames=frames)
+        self.roots = Roots([source.root for source in self._sources] if root is None else [root])
         for source in self._sources:
             if next(iter(source), None) is None:
-                raise ImageError(f"{source.named}: there is no image in it.")
-            for address in source.paths if isinstance(source, _Files) else [f"{source.root.rstrip('/')}/any"]:
-                self.roots.key(address)  # or it is not below the root
+                kind = "image" if frames is None else "video"
+                hint = " Videos need a sampling of frames, such as num_frames." * (
+                    frames is None and _has_videos(source)
+                )
+                raise ImageError(f"{source.address}: there is no {kind} in it.{hint}")
+            for address in source.paths if isinstance(source, ImageFiles) else [f"{source.root.rstrip('/')}/any"]:
+                self.roots.key(address)  # raises an error if it is not in the root
 
     def __iter__(self) -> Iterator[ListedImage]:
-        """Each image once; whether its key is one that a store can have is not checked here."""
-        alone = len(self._sources) == 1 and not isinstance(self._sources[0], _Files)
-        seen: set[str] | None = None if alone else set()
+        """Iterate over the images without duplicates. Keys that a store would reject are included."""
+        can_repeat = len(self._sources) != 1 or isinstance(self._sources[0], ImageFiles)
+        keys: set[str] = set()
         for source in self._sources:
             key_of = self.roots.below(source.root)
-            for address, key, stamp in source:
-                own = key_of(address if key is None else f"{source.root}/{key}")
-                if seen is not None:
-                    if own in seen:
+            for address, name, stamp in source:
+                inside = "" if name is None else f"{source.root}/{name}"
+                key = key_of(inside or address)
+                if can_repeat:
+                    if key in keys:
                         continue
-                    seen.add(own)
-                yield ListedImage(own, address, stamp, "" if key is None else f"{source.root}/{key}")
+                    keys.add(key)
+                yield ListedImage(key, address, stamp, inside)
 
     def reader(self) -> Reader:
-        """What reads the images, without the names of all of them."""
-        return Reader(self._containers.values(), bits=self.bits)
+        """Return a reader of the images without their paths, which is small when pickled."""
+        return Reader(self._containers.values(), bits=self.bits, frames=self.frames)
+
+
+def _has_videos(source: ImageSource) -> bool:
+    """Return whether a folder without images has videos."""
+    return isinstance(source, ImageFolder) and next(iter(ImageFolder(source.root, is_video_name)), None) is not None
 
 
 def in_slice(key: str, rank: int, world_size: int) -> bool:
-    """Whether an image is a rank's, by a hash of its key: whatever else is listed, and whenever.
+    """Return whether an image belongs to a rank, from a hash of its key; other images do not affect the result.
 
     Example:
         >>> [in_slice("a.jpg", rank, 3) for rank in range(3)]
@@ -175,219 +223,5 @@ def in_slice(key: str, rank: int, world_size: int) -> bool:
     return zlib.crc32(key.encode(errors="surrogatepass")) % world_size == rank
 
 
-def read_bytes(address: str) -> bytes:
-    """A remote file.
-
-    Raises:
-        ImageError: It cannot be read.
-    """
-    files, path = filesystem(address)
-    try:
-        data: bytes = files.cat_file(path)
-        return data
-    except FileNotFoundError as error:
-        raise explain_image(address, error) from error
-    except Exception as error:  # a client's errors are of all kinds
-        raise ImageError(f"{address}: cannot be read: {error}") from error
-
-
-class _Source(ABC):
-    """Images that were named together."""
-
-    root: str
-    named: str
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[Entry]: ...
-
-
-class _Files(_Source):
-    """Paths that are known."""
-
-    def __init__(self, named: str, root: str, paths: list[str]) -> None:
-        self.named = named
-        self.root = root
-        self.paths = paths
-
-    def __iter__(self) -> Iterator[Entry]:
-        return map(Entry, self.paths)
-
-
-class _Folder(_Source):
-    """A folder and those in it, by name."""
-
-    def __init__(self, folder: str) -> None:
-        self.root = self.named = folder
-
-    def __iter__(self) -> Iterator[Entry]:
-        return map(Entry, self._walk(self.root.rstrip("/") or "/"))
-
-    def _walk(self, folder: str) -> Iterator[str]:
-        try:
-            with os.scandir(folder) as entries:
-                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-        except OSError:
-            yield folder  # which fails as an image, and so is counted and named
-            return
-        for name, is_folder in found:
-            path = f"{folder.rstrip('/')}/{name}"
-            if is_folder:
-                yield from self._walk(path)
-            elif is_image_name(name) and os.path.isfile(path):  # noqa: PTH113  a name that is too long is none
-                yield path
-
-
-class _RemoteFolder(_Source):
-    """The same elsewhere."""
-
-    def __init__(self, folder: str) -> None:
-        self.root = self.named = folder.rstrip("/")
-        self.files, self.path = filesystem(folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _RemoteFolder, (self.root,)
-
-    def __iter__(self) -> Iterator[Entry]:
-        path = self.path.rstrip("/")
-        return (Entry(self.root + name.removeprefix(path), stamp=stamp) for name, stamp in self._walk(path))
-
-    def _walk(self, folder: str) -> Iterator[tuple[str, Stamp]]:
-        try:
-            listed = sorted(self.files.ls(folder, detail=True), key=lambda info: str(info["name"]).rstrip("/"))
-        except Exception as error:  # a client's errors are of all kinds
-            raise explain_image(folder, error) from error
-        for info in listed:
-            name = info["name"].rstrip("/")
-            path = name if name.startswith(folder) else "/" + name  # memory:// answers as it likes
-            if info["type"] == "directory":
-                yield from self._walk(path)
-            elif is_image_name(path):
-                yield path, stamp_of(info)
-
-
-Source = _Source | Container
-
-
-def _sources(named: str, root: str | None, column: str | None, key_column: str | None) -> list[Source]:
-    """Return what a name stands for: one source, or for a pattern of tars or Parquet files one for each of them."""
-    if not named.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)) or os.path.isdir(named.removeprefix("file://")):  # noqa: PTH112
-        return [_source(named, root, column, key_column)]
-    if named.lower().endswith(COMPRESSED_TARS):
-        raise ImageError(f"{named} is a compressed tar, whose images cannot be read one by one. Decompress it first.")
-    files = [named]
-    if glob.has_magic(named):
-        if is_remote(named):
-            system, path = filesystem(named)
-            scheme = named.partition("://")[0]
-            files = [f"{scheme}://{one.lstrip('/')}" for one in sorted(system.glob(path))]
-        elif not os.path.exists(named):  # noqa: PTH110
-            files = sorted(glob.iglob(named, recursive=True))  # noqa: PTH207
-    files = [file if is_remote(file) else os.path.abspath(file.removeprefix("file://")) for file in files]  # noqa: PTH100
-    missing = next((file for file in files if not is_remote(file) and not os.path.lexists(file)), None)
-    if missing is not None or not files:
-        raise ImageError(f"{missing or named}: there is no such file.", "missing")
-    if named.lower().endswith(TARS):
-        if column or key_column:
-            raise ImageError(f"{named}: --column and --key-column are of datasets and Parquet files. Leave them out.")
-        return [TarImages(file) for file in files]
-    return [ParquetImages(file, column, key_column) for file in files]
-
-
-def _source(named: str, root: str | None, column: str | None, key_column: str | None) -> Source:
-    if is_remote(named):
-        return _remote_source(named, root)
-    path = named.removeprefix("file://")
-    if os.path.isdir(path):  # noqa: PTH112  a name that is too long is none, and fails as an image
-        path = os.path.normpath(path)
-        if Path(path, "dataset_info.json").is_file() or Path(path, "dataset_dict.json").is_file():
-            return DatasetFolder(path, column, key_column)
-        return _Folder(path)
-    if Path(path).suffix.lower() in LISTS:
-        return _listed(path, root or str(Path(path).parent))
-    if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
-        fixed = _fixed_part(path)
-        found = sorted(one for one in glob.iglob(path, recursive=True) if is_image_name(one))  # noqa: PTH207
-        return _Files(named, fixed, found)
-    if not os.path.lexists(path) and not is_image_name(path):
-        raise ImageError(f"{named}: there is no such file or folder.")
-    return _Files(named, str(Path(path).parent), [path])
-
-
-def _joined(sources: Sequence[Source]) -> list[Source]:
-    """The same, with images that are named one after another in one folder as one source."""
-    joined: list[Source] = []
-    for source in sources:
-        last = joined[-1] if joined else None
-        if isinstance(source, _Files) and isinstance(last, _Files) and source.root == last.root:
-            last.paths += source.paths
-        else:
-            joined.append(source)
-    return joined
-
-
-def _remote_source(named: str, root: str | None) -> _Source:
-    files, path = filesystem(named)
-    scheme = named.partition("://")[0]
-    if Path(path).suffix.lower() in LISTS:
-        return _listed(named, root or named.rpartition("/")[0])
-    if glob.has_magic(path):
-        found = [f"{scheme}://{one.lstrip('/')}" for one in sorted(files.glob(path)) if is_image_name(one)]
-        return _Files(named, _fixed_part(named), found)
-    try:
-        folder = files.isdir(path)
-    except Exception as error:  # a client's errors are of all kinds
-        raise explain_image(named, error) from error
-    return _RemoteFolder(named) if folder else _Files(named, named.rpartition("/")[0], [named])
-
-
-def _listed(path: str, root: str) -> _Source:
-    """The images that a list names, each once."""
-    try:
-        data = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
-        text = data.decode("utf-8-sig")
-        if path.lower().endswith(".txt"):
-            names = [line.strip(" \t") for line in split_lines(text) if line.strip()]
-        else:
-            lines = [line for line in split_lines(text) if line.strip()]
-            entries = list(map(json.loads, lines)) if path.lower().endswith(".jsonl") else json.loads(text)
-            if not isinstance(entries, list):
-                raise TypeError(f"it must hold a list; got {type(entries).__name__}")
-            names = [name for entry in entries for name in _named_by(entry)]
-    except OSError as error:
-        raise ImageError(f"{path}: the list cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ImageError(f"{path}: it is no list of images: {error}.") from error
-    found: dict[str, None] = {}
-    base = root.rstrip("/")
-    for name in names:
-        if ".." in name.split("/"):
-            raise ValueRangeError(f"{path} names {name!r}: a path with .. is no key. Give the folder above by --root.")
-        if "://" not in name:
-            name = posixpath.normpath(name)  # ./a.jpg, as find prints it
-            name = name if name.startswith("/") else f"{base}/{name}"
-        found[name] = None
-    return _Files(path, root, list(found))
-
-
-def _named_by(entry: Any) -> list[str]:
-    """The images that an entry of JSON names: itself, or in LLaVA's data its ``image``, of which there may be none."""
-    if isinstance(entry, dict):
-        entry = entry.get("image") or []
-    names = [entry] if isinstance(entry, str) else entry
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(f"an entry must be a path or have one as image; got {str(entry)[:80]}")
-    return names
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder of a pattern before its first wildcard."""
-    parts = pattern.split("/")
-    fixed = list(islice((part for part in _until_magic(parts)), len(parts) - 1))
-    return "/".join(fixed) or ("/" if pattern.startswith("/") else ".")
-
-
-def _until_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
+def _remote_data(image: ListedImage) -> bytes | None:
+    return read_remote(image.address) if is_remote(image.address) else None

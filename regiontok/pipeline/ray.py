@@ -1,221 +1,247 @@
-"""The same on a Ray cluster: each actor of Ray Data makes the shards of one task after another, as one process would.
+"""Run a job on a Ray cluster: each actor of Ray Data computes and writes whole shards.
 
-Ray shares the tasks, starts and ends actors, holds back what nobody takes, and gives the task of an actor that died to
-another. A task is a writer of its own: what it had written before it died is there and is not made again.
+Ray schedules the tasks, scales the actor pool, applies backpressure and retries the tasks of failed actors. Every task
+has its own writer number, so that a retried task skips the rows that it has already written.
 """
 
 import contextlib
-import json
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
 from typing import Any
 
 from regiontok._require import require
 from regiontok.errors import OutputError
+from regiontok.pipeline.files import absolute
+from regiontok.pipeline.jobs import Job
 from regiontok.pipeline.listing import ListedImage, Reader
-from regiontok.pipeline.run import Made, Stop
-from regiontok.pipeline.run import fill as fill_here
-from regiontok.pipeline.work import Work
+from regiontok.pipeline.run import BatchResult
+from regiontok.pipeline.run import run_job as run_in_process
 from regiontok.store.failures import Failure
 from regiontok.store.keys import printable
-from regiontok.store.manifest import Manifest
 from regiontok.store.masks import MaskStore
-from regiontok.store.places import Place
-from regiontok.store.shards import shards_of
-from regiontok.store.stamps import Stamp
+from regiontok.store.shards import list_shards
 from regiontok.store.tokens import TokenStore
-from regiontok.store.writer import StoreWriter, keys_in
+from regiontok.store.writer import StoreWriter, read_contents
 
 
-def fill(
+def run_job(
     writer: StoreWriter,
     images: Iterable[ListedImage],
     reader: Reader,
-    make_work: Callable[[], Work],
+    make_job: Callable[[], Job],
     *,
-    batch: int,
-    workers: int,
+    batch_size: int,
+    num_readers: int,
     gpus: float = 0,
     cpus: float = 1,
     address: str | None = None,
-    stop: Stop,
-    tick: Callable[[list[int], list[Failure]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    on_batch: Callable[[list[int], list[Failure]], None] | None = None,
 ) -> None:
-    """Make rows of images by the actors of a cluster, which write them.
+    """Compute rows of images in the actors of a cluster, which write them.
 
-    The store must be where all machines of the cluster reach it: on a disk that they share, or on a remote filesystem.
+    All machines of the cluster must be able to access the store: on a shared disk or a remote filesystem.
 
     Args:
-        writer: Of the store; it holds the lock, and the actors write.
-        images: Which.
-        reader: What they are read by.
-        make_work: Makes what makes the rows, in each actor.
-        batch: Images that are made together.
-        workers: Threads per actor that read.
-        gpus: Per actor.
-        cpus: Per actor.
-        address: Of the cluster, or ``auto``; by default one is started on this machine.
-        stop: Where it says so, actors write the rows in hand and end.
-        tick: Called with the numbers of items of a task's images, and its failures.
+        writer: The writer of the store. It holds the lock, and the actors write.
+        images: The images to process.
+        reader: Reads the images. It is pickled.
+        make_job: Returns the job. It is pickled and called in each actor.
+        batch_size: Images per batch.
+        num_readers: Threads per actor that read.
+        gpus: GPUs per actor.
+        cpus: CPU cores per actor.
+        address: Address of the cluster, or ``auto``; by default, a cluster is started on this machine.
+        stop: Called several times per second. When it returns True, the actors write the finished rows and end.
+        on_batch: Called with the numbers of masks or tokens of a task's images, and its failures.
 
     Raises:
-        OutputError: A place that this process and the actors do not share.
+        OutputError: This process and the actors do not share the store.
         MissingDependencyError: Ray is not installed.
     """
     ray = require("ray", extra="ray")
     data = require("ray.data", extra="ray")
-    first = 1 + max((shard.writer for kind in ("part", "failed") for shard in shards_of(writer.place, kind)), default=0)
-    tasks = list(_tasks(images, writer.shard_size, first))
+    first_writer = 1 + max((shard.writer for shard in list_shards(writer.storage)), default=0)
+    tasks = list(_tasks(images, writer.shard_size, first_writer))
     if not tasks:
         return
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="warning")
-    stop.listen()  # Ray has taken the signals
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
+        with _preserved_signal_handlers():
+            ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ended = threading.Event()
     try:
         data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # our bar tells the same
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # the caller shows the progress
         if gpus and address is None and not ray.cluster_resources().get("GPU"):
-            raise OutputError("this machine has no GPU that Ray can see. Name a cluster by --address, or take the CPU.")
+            raise OutputError("Ray finds no GPU on this machine. Name a cluster by --address, or use the CPU.")
         flag = ray.remote(num_cpus=0)(_Flag).remote()
-        _tell(stop, flag)
-        have = ray.cluster_resources()
-        now = have.get("GPU", 0) // gpus if gpus else have.get("CPU", 1) // cpus
-        made = data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        if stop is not None:
+            threading.Thread(target=_forward, args=(stop, flag, ended), daemon=True).start()
+        resources = ray.cluster_resources()
+        num_actors = resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // cpus
+        rows = data.from_items(tasks, override_num_blocks=len(tasks)).map(
             _Actor,
             fn_constructor_kwargs={
-                "make_work": make_work,
+                "make_job": make_job,
                 "reader": reader,
-                "path": writer.place.address,
-                "manifest": writer.manifest,
-                "settings": {
-                    "shard_size": writer.shard_size,
-                    "shard_minutes": writer.shard_minutes,
-                    "generation": writer.generation,
-                },
-                "batch": batch,
-                "workers": workers,
-                "lanes": 1 if gpus else max(1, int(cpus)),
+                "open_writer": partial(
+                    StoreWriter,
+                    absolute(writer.storage.address),
+                    writer.manifest,
+                    shard_size=writer.shard_size,
+                    shard_minutes=writer.shard_minutes,
+                    mixed=True,
+                    locked=False,
+                    generation=writer.generation,
+                ),
+                "batch_size": batch_size,
+                "num_readers": num_readers,
+                "num_workers": 1 if gpus else max(1, int(cpus)),
                 "flag": flag,
             },
             num_gpus=gpus,
             num_cpus=cpus,
-            compute=data.ActorPoolStrategy(  # as many as there is room for now, and more where the cluster grows
-                min_size=1, max_size=len(tasks), initial_size=max(1, min(int(now), len(tasks)))
+            compute=data.ActorPoolStrategy(  # starts with as many as fit now, and grows with the cluster
+                min_size=1, max_size=len(tasks), initial_size=max(1, min(int(num_actors), len(tasks)))
             ),
         )
-        for task in made.iter_rows():
-            missing = set(task["shards"]) - writer.place.names().keys()
+        for row in rows.iter_rows():
+            result: _Result = row["result"]
+            missing = set(result.shards) - writer.storage.names().keys()
             if missing:
                 raise OutputError(
-                    f"{writer.place.address} has no {min(missing)}, which an actor wrote: it is on a disk that the "
-                    "machines of the cluster do not share. Name a place that they do, such as s3://bucket/name."
+                    f"{writer.storage.address} has no {min(missing)}, which an actor wrote: the machines of the cluster"
+                    " do not share this disk. Name a shared folder or a remote address such as s3://bucket/name."
                 )
-            if tick is not None:
-                failures = [Failure(*fields) for fields in json.loads(task["failures"])]
-                tick([int(length) for length in task["lengths"]], failures)
+            if on_batch is not None:
+                on_batch(result.lengths, result.failures)
     finally:
-        if started:
+        ended.set()
+        if starts_ray:
             ray.shutdown()
 
 
+@dataclass(frozen=True)
+class _Task:
+    """The images of a shard, and the writer number of the actor that processes them."""
+
+    writer: int
+    images: list[ListedImage]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The shards that a task has written, the number of masks or tokens of each image, and the failures."""
+
+    shards: list[str]
+    lengths: list[int]
+    failures: list[Failure]
+
+
 class _Flag:
-    """Whether actors are to end, for all of a cluster."""
+    """A flag that all actors of the cluster can read."""
 
     def __init__(self) -> None:
-        self.up = False
+        self.is_set = False
 
     def set(self) -> None:
-        self.up = True
+        self.is_set = True
 
     def get(self) -> bool:
-        return self.up
+        return self.is_set
 
 
-def _tell(stop: Stop, flag: Any) -> None:
-    """Raise the flag when this process is told to stop."""
-
-    def wait() -> None:
-        stop.event.wait()
-        with contextlib.suppress(Exception):  # the cluster may be gone
-            flag.set.remote()
-
-    threading.Thread(target=wait, daemon=True).start()
+def _forward(stop: Callable[[], bool], flag: Any, ended: threading.Event) -> None:
+    """Set the flag of the actors when ``stop`` returns True."""
+    while not ended.wait(0.2):
+        if stop():
+            with contextlib.suppress(Exception):  # the cluster may have ended
+                flag.set.remote()
+            return
 
 
-def _tasks(images: Iterable[ListedImage], size: int, first: int) -> Iterator[dict[str, Any]]:
-    """Images by shards, each with a number of its own to write by."""
-    rest = iter(images)
-    number = first
-    while some := list(islice(rest, size)):
-        yield {"writer": number, "images": json.dumps(some)}
-        number += 1
+@contextlib.contextmanager
+def _preserved_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers that Ray replaces when it starts."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # a handler that was not set by Python cannot be restored
+                signal.signal(number, handler)
 
 
+def _tasks(images: Iterable[ListedImage], shard_size: int, first_writer: int) -> Iterator[dict[str, _Task]]:
+    """Yield the images of each shard as a row of Ray Data. Addresses are absolute: actors have other folders."""
+    remaining = (
+        image if os.path.isabs(image.address) else image._replace(address=absolute(image.address))  # noqa: PTH117
+        for image in images
+    )
+    for writer in count(first_writer):
+        shard = list(islice(remaining, shard_size))
+        if not shard:
+            return
+        yield {"task": _Task(writer, shard)}
+
+
+@dataclass
 class _Actor:
-    """Makes shards; its models are loaded once."""
+    """Process tasks. The models are loaded once per actor."""
 
-    def __init__(
-        self,
-        make_work: Callable[[], Work],
-        reader: Reader,
-        path: str,
-        manifest: Manifest,
-        settings: dict[str, Any],
-        batch: int,
-        workers: int,
-        lanes: int,
-        flag: Any,
-    ) -> None:
-        self.work = make_work()
-        self.work.lanes = min(lanes, self.work.lanes)
-        self.reader, self.path, self.manifest, self.settings = reader, path, manifest, settings
-        self.batch, self.workers, self.flag = batch, workers, flag
+    make_job: Callable[[], Job]
+    reader: Reader
+    open_writer: Callable[..., StoreWriter]
+    batch_size: int
+    num_readers: int
+    num_workers: int
+    flag: Any
 
-    def _counts(self, writer: int, keys: Collection[str]) -> list[int]:
-        """How many items images have that were made before this task was given to another actor."""
-        if not keys:
-            return []
-        kind: Any = MaskStore if self.manifest.kind == "masks" else TokenStore
-        mine = [shard.name for shard in shards_of(Place.of(self.path), "part") if shard.writer == writer]
-        store = kind(self.path, shards=mine)
-        return [store.count(key) for key in keys]
+    def __post_init__(self) -> None:
+        self.job = self.make_job()
+        self.job.num_workers = min(self.num_workers, self.job.num_workers)
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make the images of one task."""
-        import ray  # noqa: PLC0415  there, since this runs
+    def __call__(self, row: dict[str, _Task]) -> dict[str, _Result]:
+        """Process the images of a task that are not finished."""
+        import ray  # noqa: PLC0415  optional
 
-        writer, known = int(task["writer"]), keys_in(self.path, writer=int(task["writer"]))
-        listed = (
-            ListedImage(key, address, Stamp(*stamp), inside)
-            for key, address, stamp, inside in json.loads(task["images"])
-        )
-        images = (
-            image for image in listed if image.key not in known.keys and printable(image.key) not in known.failures
-        )
-        lengths = self._counts(writer, known.keys)
-        failures = list(known.failures.values())
+        task = row["task"]
+        with self.open_writer(writer=task.writer) as writer:
+            contents = read_contents(writer.storage.address, writer=task.writer)
+            lengths, failures = _lengths(writer, contents.keys), list(contents.failures.values())
 
-        def tick(made: Made) -> None:
-            lengths.extend(made.lengths)
-            failures.extend(made.failures)
+            def on_batch(result: BatchResult) -> None:
+                lengths.extend(result.lengths)
+                failures.extend(result.failures)
 
-        with StoreWriter(self.path, self.manifest, writer=writer, locked=False, mixed=True, **self.settings) as store:
-            fill_here(
-                store,
-                images,
+            images = (image for image in task.images if image.key not in contents.keys)
+            run_in_process(
+                writer,
+                (image for image in images if printable(image.key) not in contents.failures),
                 self.reader,
-                self.work,
-                batch=self.batch,
-                workers=self.workers,
+                self.job,
+                batch_size=self.batch_size,
+                num_readers=self.num_readers,
                 stop=lambda: bool(ray.get(self.flag.get.remote())),
-                tick=tick,
+                on_batch=on_batch,
             )
-        mine = [shard.name for kind in ("part", "failed") for shard in shards_of(Place.of(self.path), kind)]
-        return {
-            "shards": [name for name in mine if name.split("-")[1] == f"{writer:05d}"],
-            "lengths": lengths,
-            "failures": json.dumps(failures),
-        }
+        shards = [shard.name for shard in list_shards(writer.storage, writer=task.writer)]
+        return {"result": _Result(shards, lengths, failures)}
+
+
+def _lengths(writer: StoreWriter, keys: Collection[str]) -> list[int]:
+    """Return the number of masks or tokens of images that a failed attempt at a task has written."""
+    if not keys:
+        return []
+    kind: Any = MaskStore if writer.manifest.kind == "masks" else TokenStore
+    shards = [shard.name for shard in list_shards(writer.storage, "part", writer=writer.writer)]
+    store = kind(writer.storage.address, shards=shards)
+    return [store.count(key) for key in keys]

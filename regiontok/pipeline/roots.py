@@ -1,4 +1,4 @@
-"""Which folder an image's key is below: the rule by which images get keys, and by which readers find them again."""
+"""Keys of images: their paths relative to the image folders. Stores and annotations find an image by its key."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,17 +6,18 @@ from hashlib import blake2b
 from typing import Any
 
 from regiontok.errors import ValueRangeError
-from regiontok.store.places import Address, is_remote
+from regiontok.pipeline.files import absolute
+from regiontok.store.storage import Address, is_remote
 
 
 class Roots:
-    """Folders of images. A key is the image's path below its folder; of several folders their names stand in front.
+    """Image folders. The key of an image is its path in its folder; with several folders it starts with their names.
 
     Args:
-        folders: Paths or addresses; those that come twice count once.
+        folders: Paths or addresses. Duplicates are removed.
 
     Raises:
-        ValueRangeError: No folder, or two of one name, whose keys could not be told apart.
+        ValueRangeError: There is no folder, or two folders have the same name and their keys would be ambiguous.
 
     Example:
         >>> Roots(["data/train", "data/val"]).key("data/val/a/b.jpg")
@@ -26,119 +27,111 @@ class Roots:
     """
 
     def __init__(self, folders: Sequence[Address]) -> None:
-        self.folders = list(dict.fromkeys(_whole(folder) for folder in folders))
+        self.folders = list(dict.fromkeys(absolute(folder) for folder in folders))
         if not self.folders:
             raise ValueRangeError("images must be in at least one folder; got none.")
         self.names = [folder.rstrip("/").rpartition("/")[2] or "images" for folder in self.folders]
-        twice = [name for name in self.names if self.names.count(name) > 1]
-        if twice and len(self.folders) > 1:
-            first, second = [folder for folder, name in zip(self.folders, self.names, strict=True) if name == twice[0]][
-                :2
-            ]
-            raise ValueRangeError(
-                f"two folders of images are called {twice[0]}: {first} and {second}. Name the folder that both are in, "
-                "or give it by --root."
-            )
+        named: dict[str, str] = {}
+        for folder, name in zip(self.folders, self.names, strict=True):
+            if named.setdefault(name, folder) != folder:
+                raise ValueRangeError(
+                    f"two image folders have the name {name}: {named[name]} and {folder}. Name the folder that contains"
+                    " both, or give it by --root."
+                )
 
     def __repr__(self) -> str:
         return f"Roots({self.folders})"
 
     def describe(self) -> list[dict[str, str]]:
-        """Names of the folders, and an id of where each lies that tells nobody where that is."""
+        """Return the name of each folder, and an id that does not reveal its path."""
         return [{"name": name, "id": identity(folder)} for name, folder in zip(self.names, self.folders, strict=True)]
 
     def key(self, address: Address) -> str:
-        """The key of an image; of the innermost folder that it is below.
+        """Return the key of an image, relative to the innermost folder that contains it.
 
         Raises:
-            ValueRangeError: An image that is below none of the folders.
+            ValueRangeError: No folder contains the image.
         """
-        whole = _whole(address)
-        found = [number for number, folder in enumerate(self.folders) if whole.startswith(_prefix(folder))]
-        if not found:
-            raise ValueRangeError(f"{address} is not below {' or '.join(self.folders)}, where keys begin.")
-        number = max(found, key=lambda one: len(self.folders[one]))
-        inside = whole.removeprefix(_prefix(self.folders[number]))
-        return inside if len(self.folders) == 1 else f"{self.names[number]}/{inside}"
+        path = absolute(address)
+        containing = [number for number, folder in enumerate(self.folders) if path.startswith(_prefix(folder))]
+        if not containing:
+            raise ValueRangeError(f"{address} is not in {' or '.join(self.folders)}, which keys are relative to.")
+        innermost = max(containing, key=lambda number: len(self.folders[number]))
+        inside = path.removeprefix(_prefix(self.folders[innermost]))
+        return inside if len(self.folders) == 1 else f"{self.names[innermost]}/{inside}"
 
     def below(self, folder: Address) -> Callable[[str], str]:
-        """`key` for images that are below a folder, which it looks at once and not for each of a million."""
-        head, whole = f"{os.fspath(folder).rstrip('/')}/", _whole(folder)
-        if any(_prefix(other).startswith(_prefix(whole)) and other != whole for other in self.folders):
-            return self.key  # some of them may be another folder's
-        known = self.key(f"{whole}/x")[:-1]
-        return lambda address: known + address[len(head) :] if address.startswith(head) else self.key(address)
+        """Return a function like `key` for images in a folder, which is faster because it resolves the folder once."""
+        written, path = f"{os.fspath(folder).rstrip('/')}/", absolute(folder)
+        if any(_prefix(other).startswith(_prefix(path)) and other != path for other in self.folders):
+            return self.key  # an image may be in another of the folders
+        start = self.key(f"{path}/x")[:-1]
+        return lambda address: start + address[len(written) :] if address.startswith(written) else self.key(address)
 
 
 class KeyFinder:
-    """The keys of images in a store that was made before, perhaps elsewhere.
+    """Find the keys of images in an existing store, also if the image folders have moved.
 
-    An image below the very folder that the store was made of has the key that it had there. Else its key is what it
-    would be now, by the folders that are named, and whether it is the same image cannot be known; `elsewhere` tells so.
+    An image in a folder from which the store was made has the same key as in the store. Any other image gets its key
+    from the current folders; then `moved` is set, since the images may differ from those of the store.
 
     Args:
-        made_of: ``images`` of the store's manifest.
-        now: The folders that are named now.
-        given: Whether they were named on purpose (``--root``), so that nothing is left to be told.
+        recorded: The image folders in the store's manifest.
+        roots: The current image folders.
+        explicit: Whether the user named the current folders by ``--root``. Then the recorded folders are ignored.
+
+    Attributes:
+        moved: Whether an image was in none of the recorded folders.
     """
 
-    def __init__(self, made_of: Sequence[dict[str, str]], now: Roots, *, given: bool) -> None:
-        self.now = now
-        self.elsewhere = False
-        self._given = given
-        self._names = {one["id"]: one["name"] if len(made_of) > 1 else "" for one in made_of}
-        self._known: dict[str, str | None] = {}
+    def __init__(self, recorded: Sequence[dict[str, str]], roots: Roots, *, explicit: bool) -> None:
+        self.roots = roots
+        self.moved = False
+        self._names = {folder["id"]: folder["name"] if len(recorded) > 1 else "" for folder in recorded}
+        self._ignores_recorded = explicit or not recorded
+        self._prefixes: dict[str, str | None] = {}
 
     def __call__(self, address: Address) -> str:
-        """The key of an image."""
-        if self._given or not self._names:
-            return self.now.key(address)
-        whole = _whole(address)
-        folder, _, name = whole.rpartition("/")
-        if folder not in self._known:
-            below = self._below(folder)
-            self._known[folder] = self._below(os.path.realpath(folder)) if below is None else below
-        below = self._known[folder]
-        if below is None:
-            self.elsewhere = True
-            return self.now.key(address)
-        return below + name
+        """Return the key of an image."""
+        if self._ignores_recorded:
+            return self.roots.key(address)
+        folder, _, name = absolute(address).rpartition("/")
+        if folder not in self._prefixes:
+            prefix = self._recorded_prefix(folder)
+            self._prefixes[folder] = self._recorded_prefix(os.path.realpath(folder)) if prefix is None else prefix
+        prefix = self._prefixes[folder]
+        if prefix is None:
+            self.moved = True
+            return self.roots.key(address)
+        return prefix + name
 
-    def _below(self, folder: str) -> str | None:
-        """What stands before the names of a folder's images, where it is below one that the store was made of."""
+    def _recorded_prefix(self, folder: str) -> str | None:
+        """Return the part of a key before the file name; None if no recorded folder contains ``folder``."""
         parts: list[str] = []
-        above = folder
-        while above.strip("/"):
-            name = self._names.get(identity(above))
+        parent = folder
+        while parent.strip("/"):
+            name = self._names.get(identity(parent))
             if name is not None:
                 return "".join(f"{part}/" for part in [*([name] if name else []), *reversed(parts)])
-            above, _, part = above.rpartition("/")
+            parent, _, part = parent.rpartition("/")
             parts.append(part)
         return None
 
 
 def identity(folder: Address) -> str:
-    """What tells a folder or file from others, wherever it is named from, and tells nobody where it lies."""
-    text = os.fspath(folder)
-    whole = text.rstrip("/") if is_remote(text) else os.path.realpath(text)
-    return blake2b(whole.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-
-
-def _whole(address: Address) -> str:
-    """An address without ``..`` or a relative beginning; links are kept."""
-    text = os.fspath(address)
-    if is_remote(text):
-        return text.rstrip("/")
-    return os.path.abspath(text.removeprefix("file://"))  # noqa: PTH100  links are not to be followed
+    """Return an id of a folder or file that is the same for all paths to it and does not reveal its path."""
+    path = absolute(folder) if is_remote(folder) else os.path.realpath(folder)
+    return blake2b(path.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _prefix(folder: str) -> str:
     return folder.rstrip("/") + "/"
 
 
-def describe_difference(made_of: Sequence[dict[str, str]], now: Sequence[dict[str, Any]]) -> str | None:
-    """What tells the folders of a store from those that are named now; None where they are the same, or not known."""
-    if not made_of or {one["id"] for one in made_of} == {one["id"] for one in now}:
+def describe_difference(recorded: Sequence[dict[str, str]], current: Sequence[dict[str, Any]]) -> str | None:
+    """Return how the recorded image folders of a store differ from the current ones; None if they do not differ."""
+    if not recorded or {folder["id"] for folder in recorded} == {folder["id"] for folder in current}:
         return None
-    before, after = (", ".join(one["name"] for one in some) for some in (made_of, now))
-    return f"it was made of images in {before}, and these are in {after}" + " elsewhere" * (before == after)
+    before, after = (", ".join(folder["name"] for folder in folders) for folders in (recorded, current))
+    place = " at another path" if before == after else ""
+    return f"it was made from images in {before}, and these are in {after}{place}"

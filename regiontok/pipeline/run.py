@@ -1,287 +1,222 @@
-"""Images to a store: read by threads, made in batches, written shard by shard, in the order of the listing."""
+"""Run a job in one process: threads read images and compute batches; rows are written in the order of the images."""
 
 import contextlib
-import itertools
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from regiontok.errors import OutputError, RegiontokError, failure_kind
+from regiontok.pipeline.jobs import Job
 from regiontok.pipeline.listing import ListedImage, Reader
-from regiontok.pipeline.memory import GatedReader, PixelGate
-from regiontok.pipeline.work import Work
+from regiontok.pipeline.memory import PixelGate
 from regiontok.store.failures import Failure
 from regiontok.store.keys import check_key
 from regiontok.store.shards import pyarrow
-from regiontok.store.stamps import Stamp, with_stamps
-from regiontok.store.writer import StoreWriter
+from regiontok.store.stamps import Stamp
 
-FAILURES = (RegiontokError, OSError, MemoryError, RuntimeError)  # a GPU out of memory is the last of these
-"""What one image can fail with, so that the others go on."""
+IMAGE_ERRORS = (RegiontokError, OSError, MemoryError, RuntimeError)  # torch reports a full GPU as a RuntimeError
+"""Errors that make one image fail and do not end the run."""
 
 
-class Made(NamedTuple):
-    """What became of a batch."""
+class BatchResult(NamedTuple):
+    """The result of a batch of images.
+
+    Attributes:
+        table: The rows as a pyarrow table; None if all images failed.
+        failures: The failed images.
+        ends_shard: Whether the shard ends after this batch.
+    """
 
     table: Any
-    """Rows, or None where every image failed."""
     failures: list[Failure]
     ends_shard: bool
 
     @property
     def lengths(self) -> list[int]:
-        """How many masks or tokens each row has."""
+        """Number of masks or tokens of each row."""
         if self.table is None:
             return []
         column = self.table.column("counts" if "counts" in self.table.column_names else "patches")
         return [length for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
 
 
-class Stop:
-    """Whether to end soon: set by a signal while it is a context, or by hand.
+class RowWriter(Protocol):
+    """Something that rows can be written to, such as a `StoreWriter`."""
 
-    Attributes:
-        signal: The number of the signal that came.
-    """
+    shard_size: int
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
+    def write(self, table: Any, /) -> None:
+        """Add the rows of a batch."""
 
-    def __call__(self) -> bool:
-        """Whether to end."""
-        return self.event.is_set()
+    def add_failure(self, key: str, reason: str, kind: str) -> None:
+        """Add a failed image with the reason."""
 
-    def __enter__(self) -> "Stop":
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        """Hear signals, again where another has taken them."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if number not in self._before and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # as ``nohup`` and background jobs of scripts have it
-                before = signal.signal(number, self._came)
-                self._before.setdefault(number, before)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _came(self, number: int, _: object) -> None:
-        if self.event.is_set():  # the second time, at once
-            raise KeyboardInterrupt
-        self.signal = number
-        self.event.set()
+    def flush(self) -> None:
+        """Write the rows that were added."""
 
 
 def make_rows(
     images: Iterable[ListedImage],
     reader: Reader,
-    work: Work,
+    job: Job,
     *,
-    batch: int,
-    workers: int,
+    batch_size: int,
+    num_readers: int,
     shard_size: int,
     stop: Callable[[], bool] | None = None,
-) -> Generator[Made]:
-    """Make rows of images, some at a time and in their order; an image that fails costs no other.
+) -> Generator[BatchResult]:
+    """Compute rows batch by batch, in the order of the images; a failed image does not affect the others.
 
-    Batches begin anew with every ``shard_size`` images, so that a run that goes on after a shard makes the same ones.
+    A new batch starts after every ``shard_size`` images, so that a resumed run makes the same batches.
 
     Args:
-        images: Which.
-        reader: What they are read by.
-        work: What is made of them.
-        batch: Images that are made together.
-        workers: Threads that read.
+        images: The images to process.
+        reader: Reads the images.
+        job: Computes the rows.
+        batch_size: Images per batch.
+        num_readers: Threads that read.
         shard_size: Images per shard.
-        stop: Asked again and again; where it says so, what is not finished is given up.
+        stop: Called several times per second. When it returns True, unfinished batches are discarded.
     """
     stop = stop or (lambda: False)
-    groups = _batches(images, batch, shard_size)
-    readers, makers = ThreadPoolExecutor(workers, "reader"), ThreadPoolExecutor(work.lanes, "maker")
-    making: deque[Future[Made]] = deque()
-    gate, started = PixelGate(), itertools.count()
-    with _one_thread_each(work.lanes):
-        try:
-            while not stop():
-                while len(making) < work.lanes + 2 and (group := next(groups, None)) is not None:
-                    some, ends = group
-                    number = next(started)
-                    gated = GatedReader(reader, gate, number)
-                    reading = [(image, readers.submit(_read, work, gated, image)) for image in some]
-                    future = makers.submit(_make, work, reading, ends)
-                    future.add_done_callback(lambda _, number=number: gate.leave(number))  # type: ignore[misc]
-                    making.append(future)
-                if not making:
-                    return
-                first = making.popleft()
-                while not first.done() and not stop():
-                    _wait(first)
-                if first.done():
-                    yield first.result()
-                else:
-                    making.appendleft(first)
-            while making and making[0].done():  # what is made already is not given up
-                yield making.popleft().result()
-        finally:
-            gate.close()
-            readers.shutdown(wait=False, cancel_futures=True)
-            makers.shutdown(wait=False, cancel_futures=True)
+    batches = enumerate(_batches(images, batch_size, shard_size))
+    pending: deque[Future[BatchResult]] = deque()
+    gate = PixelGate()
+    set_up = _use_one_core if job.num_workers > 1 else None
+    readers = ThreadPoolExecutor(num_readers, "reader", set_up)
+    workers = ThreadPoolExecutor(job.num_workers, "worker", set_up)
+    try:
+        while not stop():
+            for number, (batch_images, ends_shard) in islice(batches, job.num_workers + 2 - len(pending)):
+                gated = reader.gated(partial(gate.enter, number))
+                reads = [(image, readers.submit(_read, job, gated, image)) for image in batch_images]
+                future = workers.submit(_make, job, reads, ends_shard)
+                future.add_done_callback(lambda _, number=number: gate.leave(number))  # type: ignore[misc]
+                pending.append(future)
+            if not pending:
+                return
+            while not pending[0].done() and not stop():
+                with contextlib.suppress(TimeoutError):  # signals are handled between the short waits
+                    pending[0].exception(timeout=0.2)
+            if pending[0].done():
+                yield pending.popleft().result()
+        while pending and pending[0].done():
+            yield pending.popleft().result()
+    finally:
+        gate.close()
+        readers.shutdown(wait=False, cancel_futures=True)
+        workers.shutdown(wait=False, cancel_futures=True)
 
 
-def fill(
-    writer: StoreWriter,
+def run_job(
+    writer: RowWriter,
     images: Iterable[ListedImage],
     reader: Reader,
-    work: Work,
+    job: Job,
     *,
-    batch: int,
-    workers: int,
+    batch_size: int,
+    num_readers: int,
     stop: Callable[[], bool] | None = None,
-    tick: Callable[[Made], None] | None = None,
+    on_batch: Callable[[BatchResult], None] | None = None,
 ) -> None:
-    """Make rows of images and write them; where it is stopped, the rows in hand become a shard.
+    """Compute rows and write them. If the run is stopped or fails, the finished rows are written as a shard.
 
-    See `make_rows` for the arguments; ``tick`` is called after each batch.
+    See `make_rows` for the arguments; ``on_batch`` is called after each batch.
     """
-    made = make_rows(images, reader, work, batch=batch, workers=workers, shard_size=writer.shard_size, stop=stop)
+    results = make_rows(
+        images, reader, job, batch_size=batch_size, num_readers=num_readers, shard_size=writer.shard_size, stop=stop
+    )
     try:
-        for one in made:
-            if one.table is not None:
-                writer.write(one.table)
-            for failure in one.failures:
-                writer.fail(*failure)
-            if one.ends_shard:
-                writer.cut()
-            if tick is not None:
-                tick(one)
+        for result in results:
+            if result.table is not None:
+                writer.write(result.table)
+            for failure in result.failures:
+                writer.add_failure(*failure)
+            if result.ends_shard:
+                writer.flush()
+            if on_batch is not None:
+                on_batch(result)
     except BaseException:
-        with contextlib.suppress(OutputError):  # which may be what ended it
-            writer.cut()
+        with contextlib.suppress(OutputError):  # raise the first error, which may be the same
+            writer.flush()
         raise
     finally:
-        made.close()
-    writer.cut()
+        results.close()
+    writer.flush()
 
 
-def _batches(images: Iterable[ListedImage], batch: int, shard_size: int) -> Iterator[tuple[list[ListedImage], bool]]:
-    """Images some at a time, and whether a shard ends with them."""
-    rest = iter(images)
-    left = shard_size
-    while some := list(islice(rest, min(batch, left))):
-        left = left - len(some) or shard_size
-        yield some, left == shard_size
+def _use_one_core() -> None:
+    """Limit OpenMP, and so torch, to one core in this thread, since other threads use the other cores.
+
+    ``torch.set_num_threads`` would change the whole process; OpenMP's limit applies only to the calling thread. If the
+    program has called ``torch.set_num_threads``, matrix products of MKL still use that number.
+    """
+    torch.get_num_threads()  # in a new thread, the first operation of torch would otherwise reset the limit
+    threadpool_limits(1, user_api="openmp")
 
 
-def _read(work: Work, reader: Reader, image: ListedImage) -> tuple[Any, Stamp]:
-    """Return what a work needs of an image, and the stamp that its file had before it was read."""
+def _batches(
+    images: Iterable[ListedImage], batch_size: int, shard_size: int
+) -> Iterator[tuple[list[ListedImage], bool]]:
+    """Yield the images of each batch, and whether a shard ends after it."""
+    remaining = iter(images)
+    room = shard_size
+    while batch_images := list(islice(remaining, min(batch_size, room))):
+        room = room - len(batch_images) or shard_size
+        yield batch_images, room == shard_size
+
+
+def _read(job: Job, reader: Reader, image: ListedImage) -> tuple[Any, Stamp]:
+    """Return the job's input from an image, and the stamp of its file before it was read."""
     check_key(image.key)
     stamp = reader.stamp(image)
-    return work.read(reader, image), stamp
+    return job.read(reader, image), stamp
 
 
-def _make(work: Work, reading: list[tuple[ListedImage, Future[tuple[Any, Stamp]]]], ends_shard: bool) -> Made:
-    """Make the rows of a batch; if that fails, make them one by one to find the images that fail."""
+def _make(job: Job, reads: list[tuple[ListedImage, Future[tuple[Any, Stamp]]]], ends_shard: bool) -> BatchResult:
+    """Compute the rows of a batch. If that fails, compute each image separately to find the images that fail."""
     failures: list[Failure] = []
     keys, items, stamps = [], [], []
-    for image, future in reading:
+    for image, future in reads:
         try:
             item, stamp = future.result()
-        except FAILURES as error:
+        except IMAGE_ERRORS as error:
             failures.append(_failure(image.key, error, image.address))
         else:
             keys.append(image.key)
             items.append(item)
             stamps.append(stamp)
     if not keys:
-        return Made(None, failures, ends_shard)
+        return BatchResult(None, failures, ends_shard)
     try:
-        return Made(with_stamps(work.make(keys, items), stamps), failures, ends_shard)
-    except FAILURES as error:
+        return BatchResult(job.add_stamps(job.make(keys, items), stamps), failures, ends_shard)
+    except IMAGE_ERRORS as error:
         if len(keys) == 1:
-            return Made(None, [*failures, _failure(keys[0], error)], ends_shard)
-    except Exception:  # a fault of the work, perhaps of one image alone
+            return BatchResult(None, [*failures, _failure(keys[0], error)], ends_shard)
+    except Exception:  # a bug in the job, perhaps only with one of the images
         if len(keys) == 1:
             raise
-    tables, faults = [], []
+    tables, bugs = [], []
     for key, item, stamp in zip(keys, items, stamps, strict=True):
         try:
-            tables.append(with_stamps(work.make([key], [item]), [stamp]))
-        except FAILURES as error:
+            tables.append(job.add_stamps(job.make([key], [item]), [stamp]))
+        except IMAGE_ERRORS as error:
             failures.append(_failure(key, error))
         except Exception as error:
-            faults.append(error)
+            bugs.append(error)
             failures.append(Failure(key, f"{type(error).__name__}: {error}", failure_kind(error)))
-    if len(faults) == len(keys):  # of every image: to go on would make failures of a million
-        raise faults[0]
-    return Made(_concatenated(tables), failures, ends_shard)
-
-
-def _concatenated(tables: list[Any]) -> Any:
-    return pyarrow()[0].concat_tables(tables) if tables else None
+    if len(bugs) == len(keys):  # the bug probably affects all images of the run
+        raise bugs[0]
+    return BatchResult(pyarrow()[0].concat_tables(tables) if tables else None, failures, ends_shard)
 
 
 def _failure(key: str, error: BaseException, address: str = "") -> Failure:
-    """Return the failure of an image; its address is not repeated in the reason, because the key gives it."""
+    """Return the failure of an image; its address is removed from the reason, because the key implies it."""
     reason = str(error) or "not enough memory"
     return Failure(key, reason.removeprefix(f"{address}: "), failure_kind(error))
-
-
-def _wait(future: "Future[Made]") -> None:
-    """A moment at most, in which signals are heard."""
-    with contextlib.suppress(TimeoutError):
-        future.exception(timeout=0.2)
-
-
-@contextlib.contextmanager
-def _one_thread_each(lanes: int) -> Iterator[None]:
-    """Where several batches are made at a time, each by one thread: two of one thread are quicker than one of two."""
-    before = torch.get_num_threads()
-    if lanes > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class Counter:
-    """How many images there will be, counted by a thread that lists them once more and runs ahead.
-
-    Attributes:
-        count: So far.
-        whole: Whether that is all.
-    """
-
-    def __init__(self, images: Iterable[ListedImage]) -> None:
-        self.count = 0
-        self.whole = False
-        self._images = images
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        with contextlib.suppress(RegiontokError):  # the run itself tells it
-            for _ in self._images:
-                self.count += 1
-                if self._ended.is_set():
-                    return
-                if self.count % 1000 == 0:
-                    time.sleep(0)  # leave the interpreter to those who work
-            self.whole = True
-
-    def end(self) -> None:
-        """Stop counting."""
-        self._ended.set()

@@ -1,4 +1,4 @@
-"""Rows of stores as batches of a torch ``DataLoader``."""
+"""Combine rows of stores into batches, for a ``DataLoader`` of torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from regiontok.tokens import RegionTokens
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Combine rows into a batch, as ``collate_fn`` of a ``DataLoader``.
+    """Combine rows into a batch, as the ``collate_fn`` of a ``DataLoader``.
 
     Args:
-        rows: Mappings with the same names, such as those of ``store.rows()``, with further values beside them.
+        rows: Mappings with the same keys, such as the items of ``store.as_dataset()``. They may have further values.
 
     Returns:
-        By name: one batch of `RegionTokens`; a list of `MaskSet`, as `Regionizer` takes masks; and anything else as
-        torch's ``default_collate`` combines it.
+        A batch for each key: `RegionTokens` are concatenated, `MaskSet` become a list as `Regionizer` accepts it, and
+        all other values are combined by the ``default_collate`` of torch.
 
     Raises:
-        ShapeError: No rows, or rows with different names.
+        ShapeError: There are no rows, or their keys differ.
 
     Example:
         >>> import tempfile
@@ -31,13 +31,13 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         >>> folder = tempfile.mkdtemp() + "/tokens"
         >>> store.write_tokens(folder, zip(["a.jpg", "b.jpg", "c.jpg"], tokens))
         3
-        >>> loader = DataLoader(store.TokenStore(folder).rows(), batch_size=2, collate_fn=store.collate)
+        >>> loader = DataLoader(store.TokenStore(folder).as_dataset(), batch_size=2, collate_fn=store.collate)
         >>> [(batch["key"], len(batch["tokens"].counts)) for batch in loader]
         [(['a.jpg', 'b.jpg'], 2), (['c.jpg'], 1)]
     """
     if not rows or any(row.keys() != rows[0].keys() for row in rows):
-        raise ShapeError(f"rows must be one or more with the same names; got {[list(row) for row in rows]}.")
-    return {name: _combine([row[name] for row in rows]) for name in rows[0]}
+        raise ShapeError(f"rows must be one or more mappings with the same keys; got {[list(row) for row in rows]}.")
+    return {key: _combine([row[key] for row in rows]) for key in rows[0]}
 
 
 def _combine(values: list[Any]) -> Any:

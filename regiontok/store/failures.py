@@ -1,13 +1,13 @@
-"""Tables of images that failed: ``key``, ``reason``, and ``kind``, a stable word to group them by in SQL."""
+"""Tables of failed images: ``key``, ``reason``, and ``kind``, a stable word to group failures by in SQL."""
 
 from typing import NamedTuple
 
-from regiontok.store.places import Place
-from regiontok.store.shards import damage, open_shard, pyarrow, shards_of
+from regiontok.store.shards import damage_errors, list_shards, open_shard, pyarrow
+from regiontok.store.storage import Storage
 
 
 class Failure(NamedTuple):
-    """An image that failed: its key, why, and the kind of fault, as `regiontok.errors.failure_kind` names it."""
+    """A failed image: its key, the reason, and the kind of error as `regiontok.errors.failure_kind` returns it."""
 
     key: str
     reason: str
@@ -15,27 +15,24 @@ class Failure(NamedTuple):
 
 
 class Failures(NamedTuple):
-    """The failures in a store by key, and the names of damaged tables of failures."""
+    """The failures in a store by key, and the names of damaged failure tables."""
 
     by_key: dict[str, Failure]
     damaged: list[str]
 
 
-def read_failures(place: Place, *, writer: int | None = None) -> Failures:
-    """Read the tables of failures of a store, or those of one writer."""
-    pa, _ = pyarrow()
+def read_failures(storage: Storage, *, writer: int | None = None) -> Failures:
+    """Read the failure tables of a store, or only those of one writer."""
     by_key: dict[str, Failure] = {}
     damaged: list[str] = []
-    for shard in shards_of(place, "failed"):
-        if writer is not None and shard.writer != writer:
-            continue
+    for shard in list_shards(storage, "failed", writer=writer):
         try:
-            with open_shard(place, shard.name) as file:
-                table = file.read(["key", "reason", "kind"], use_threads=False)
-            columns = (table.column(name).to_pylist() for name in ("key", "reason", "kind"))
+            with open_shard(storage, shard.name) as file:
+                table = file.read(list(Failure._fields), use_threads=False)
+            columns = (table.column(name).to_pylist() for name in Failure._fields)
             for key, reason, kind in zip(*columns, strict=True):
                 by_key[str(key)] = Failure(str(key), str(reason), str(kind))
-        except damage(pa):
+        except damage_errors():
             damaged.append(shard.name)
     return Failures(by_key, damaged)
 
@@ -43,5 +40,4 @@ def read_failures(place: Place, *, writer: int | None = None) -> Failures:
 def failures_table(failures: list[Failure]) -> object:
     """Return failures as a table of pyarrow."""
     pa, _ = pyarrow()
-    names = Failure._fields
-    return pa.table({name: [getattr(failure, name) for failure in failures] for name in names})
+    return pa.table({name: [getattr(failure, name) for failure in failures] for name in Failure._fields})

@@ -1,4 +1,4 @@
-"""``store.json``: what a store holds, how that was made, and which images its keys are of."""
+"""``_store.json``: the kind of a store, the provenance of its rows, and the image folders of its keys."""
 
 import json
 from collections.abc import Mapping
@@ -8,108 +8,115 @@ from importlib.metadata import version
 from typing import Any
 
 from regiontok.errors import StoreError, ValueRangeError
-from regiontok.store.places import Place, TakenError
+from regiontok.store.storage import FileTakenError, Storage
 
-NAME = "store.json"
+MANIFEST_NAME = "_store.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What every row of a store has in common.
+    """Properties that all rows of a store share.
 
     Attributes:
         kind: ``masks`` or ``tokens``.
-        made_by: How the rows were made, as plain values.
-        images: The folders that keys are below, each with its ``name`` and an ``id`` of where it lay.
+        provenance: How the rows were made, as JSON values.
+        images: The folders that keys are relative to, each with its ``name`` and an ``id`` of its location.
     """
 
     kind: str
-    made_by: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     images: list[dict[str, str]] = field(default_factory=list)
 
-    def write(self, place: Place) -> None:
-        """Write ``store.json``, unless another writer has."""
-        told: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "regiontok": version("regiontok")}
-        told |= {"made_by": self.made_by, "images": self.images}
-        try:
-            text = json.dumps(told, indent=2) + "\n"
-        except TypeError as error:
-            raise ValueRangeError(f"made_by must be plain values, as JSON holds them: {error}.") from error
-        with suppress(TakenError):
-            place.write(NAME, text.encode())
-
-    def difference(self, other: "Manifest") -> list[str]:
-        """In what options another differs, as lines ``name: its value here, the other's there``."""
-        mine, others = _flat(self.made_by), _flat(other.made_by)
-        return [
-            f"{name}: {_shown(mine.get(name))} in the store, {_shown(others.get(name))} now"
-            for name in sorted(mine.keys() | others.keys())
-            if mine.get(name) != others.get(name)
-        ]
-
-    def check_more(self, other: "Manifest", address: str, *, mixed: bool) -> None:
-        """Refuse rows of another kind, or made in another way unless ``mixed``.
+    def write(self, storage: Storage, *, writer: int = 0) -> None:
+        """Write ``_store.json`` unless another writer has already written it.
 
         Raises:
-            ValueRangeError: Such rows; the differences are named.
+            ValueRangeError: The provenance cannot be stored as JSON.
+            OutputError: The file cannot be written.
+        """
+        content: dict[str, Any] = {"format": FORMAT, "kind": self.kind, "regiontok": version("regiontok")}
+        content |= {"provenance": self.provenance, "images": self.images}
+        try:
+            text = json.dumps(content, indent=2) + "\n"
+        except TypeError as error:
+            raise ValueRangeError(f"provenance must be JSON values: {error}.") from error
+        with suppress(FileTakenError):
+            storage.write(MANIFEST_NAME, text.encode(), writer=writer)
+
+    def difference(self, other: "Manifest") -> list[str]:
+        """Return a line for each option that differs: ``name: value in the store, value of the other now``."""
+        mine, theirs = _flatten(self.provenance), _flatten(other.provenance)
+        return [
+            f"{name}: {_format(mine.get(name))} in the store, {_format(theirs.get(name))} now"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def check_compatible(self, other: "Manifest", address: str, *, mixed: bool) -> None:
+        """Check that rows with another manifest can be added to this store.
+
+        Args:
+            other: The manifest of the new rows.
+            address: The store, for the message.
+            mixed: Allow rows of other provenance.
+
+        Raises:
+            StoreError: The rows have another kind or provenance; the message lists the differences.
         """
         if other.kind != self.kind:
-            raise ValueRangeError(
-                f"{address} is a store of {self.kind}, and these are {other.kind}. Name another folder."
-            )
-        found = self.difference(other)
-        if found and not mixed:
-            raise ValueRangeError(
-                f"{address} was made by other options:\n  " + "\n  ".join(found) + "\nName another folder, make it "
-                "anew with --overwrite, or add to it all the same with --mixed."
+            raise StoreError(f"{address} is a store of {self.kind}, but the new rows are {other.kind}. Name another.")
+        differences = self.difference(other)
+        if differences and not mixed:
+            raise StoreError(
+                f"{address} was written with other options:\n  " + "\n  ".join(differences) + "\nName another store, "
+                "replace this one with --overwrite, or add the rows anyway with --mixed."
             )
 
 
-def read_manifest(place: Place) -> Manifest | None:
-    """The manifest of a store; None where there is none.
+def read_manifest(storage: Storage) -> Manifest | None:
+    """Return the manifest of a store, or None if there is no store.
 
     Raises:
-        StoreError: It is damaged, or of a later version.
+        StoreError: The manifest is damaged, cannot be read, or has another format.
     """
     try:
-        data = place.read(NAME)
+        data = storage.read(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise StoreError(f"{place.address}/{NAME} cannot be read ({error}).") from error
     try:
-        told = json.loads(data)
-        if told["format"] != FORMAT:
+        content = json.loads(data)
+        if content["format"] != FORMAT:
             raise StoreError(
-                f"{place.address} is a store of format {told['format']}; this version of regiontok reads {FORMAT}."
+                f"{storage.address} is a store of format {content['format']}; this version of regiontok reads {FORMAT}."
             )
-        kind, made_by, images = told["kind"], told["made_by"], told["images"]
+        kind, provenance, images = content["kind"], content["provenance"], content["images"]
         if not (
             isinstance(kind, str)
-            and isinstance(made_by, dict)
-            and all(isinstance(one[name], str) for one in images for name in ("id", "name"))
+            and isinstance(provenance, dict)
+            and all(isinstance(folder[name], str) for folder in images for name in ("id", "name"))
         ):
-            raise TypeError("kind, made_by or images are of another type")
-        return Manifest(kind=kind, made_by=made_by, images=images)
+            raise TypeError("kind, provenance or images have the wrong type")
+        return Manifest(kind=kind, provenance=provenance, images=images)
+    except StoreError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, StoreError):
-            raise
         raise StoreError(
-            f"{place.address}/{NAME} is damaged: {error!r}. Put it right, or make the store anew with --overwrite."
+            f"{storage.address}/{MANIFEST_NAME} is damaged: {error!r}. Repair it, or replace the store with "
+            "--overwrite."
         ) from error
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested options by dotted names, as JSON gives them back."""
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by dotted names, with the values that JSON restores."""
     flat: dict[str, Any] = {}
-    for name, one in value.items():
-        if isinstance(one, Mapping) and one:
-            flat |= _flat(one, f"{before}{name}.")
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            flat[before + str(name)] = json.loads(json.dumps(one))
+            flat[prefix + str(name)] = json.loads(json.dumps(value))
     return flat
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return "not set" if value is None else json.dumps(value)

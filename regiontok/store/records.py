@@ -1,8 +1,8 @@
-"""What the shards of a store must agree with: their columns, the options they were made by, dimension and dtype.
+"""Records of a store, and the check of every shard against them.
 
-Readers and writers that resume use `read_shard` alone, so that both have the same notion of a complete shard. A store
-keeps, beside ``store.json``, a file ``options-DIGEST.json`` for every set of options that its shards were made by, with
-the dimension and dtype of their tokens. Usually that is one file; ``--mixed`` adds others.
+A record is a file ``_options-DIGEST.json`` with the provenance of shards, and the dimension and dtype of their tokens.
+A store usually has one record; ``--mixed`` adds others. Readers and resumed writers both use `read_shard`, so that they
+agree on which shards are complete.
 """
 
 import json
@@ -13,34 +13,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regiontok.errors import StoreError, ValueRangeError
+from regiontok.errors import StoreError
 from regiontok.store.manifest import FORMAT, Manifest
-from regiontok.store.places import Place, TakenError
-from regiontok.store.shards import damage, group_ends, open_shard, pyarrow, read_keys, shards_of
-from regiontok.store.stamps import COLUMNS as STAMP_COLUMNS
+from regiontok.store.shards import damage_errors, group_ends, list_shards, open_shard, read_keys
+from regiontok.store.stamps import COLUMNS as STAMPS
 from regiontok.store.stamps import Stamp, read_stamps
+from regiontok.store.storage import FileTakenError, Storage
 
-COLUMNS = {
-    "masks": ("height", "width", "counts", "scores", "stability"),
-    "tokens": ("rows", "cols", "tokens", "patches", "fallback"),
-}
-"""Columns that every shard of a kind must have, beside ``key``."""
-LISTS = {"masks": ("counts", "scores"), "tokens": ("tokens", "patches")}
-"""Columns that hold lists."""
 GENERATION = b"generation"
-"""Metadata of shards of images that were made again: a number above those of all shards that were there before."""
+"""Metadata key of shards with recomputed images: a number above the generations of all earlier shards."""
+_NUMBERS = {"masks": ("height", "width"), "tokens": ("height", "width", "frames", "rows", "cols", "fallback")}
+"""Required columns with one value per row, in addition to the key and the stamps."""
+_LISTS = {
+    "masks": ("counts", "scores", "stability", "ids", "categories"),
+    "tokens": ("tokens", "patches", "mask_index", "scores", "dropped"),
+}
+"""Required columns with one list per row."""
 _DTYPES = {"halffloat": "float16", "float": "float32"}
 
 
 class Record(NamedTuple):
-    """Options that shards were made by, and the layout of their rows."""
+    """Provenance of shards, and the layout of their rows as `layout_of` returns it."""
 
-    made_by: dict[str, Any]
+    provenance: dict[str, Any]
     layout: dict[str, Any]
 
 
 class ShardRows(NamedTuple):
-    """The rows of a shard: keys, the end of each row group, its generation, and stamps if they were asked for."""
+    """Keys of a shard, the end of each row group, the generation, and the stamps if they were read."""
 
     keys: list[str]
     ends: np.ndarray
@@ -49,146 +49,147 @@ class ShardRows(NamedTuple):
 
 
 def layout_of(schema: Any, kind: str) -> dict[str, Any]:
-    """Return the dimension and dtype of tokens by a shard's schema; nothing for masks, which are runs of any size.
+    """Return the dimension and dtype of tokens from the schema of a shard; empty for masks.
 
     Raises:
-        ValueError: The column of tokens is of another type.
+        ValueError: The column of tokens has a different type.
     """
     if kind != "tokens":
         return {}
     vector = schema.field("tokens").type.value_type
     dtype = _DTYPES.get(str(vector.value_type))
     if dtype is None or not hasattr(vector, "list_size"):
-        raise ValueError(f"tokens are lists of {vector}, and not of a fixed number of float16 or float32")
+        raise ValueError(f"tokens must be fixed-size lists of float16 or float32; got {vector}")
     return {"dim": vector.list_size, "dtype": dtype}
 
 
-def write_record(place: Place, record: Record, *, writer: int, mixed: bool) -> None:
-    """Keep a set of options in the store, unless it is there.
+def write_record(storage: Storage, record: Record, *, writer: int, mixed: bool) -> None:
+    """Write a record unless the store already contains it.
 
     Raises:
-        ValueRangeError: The store has rows of another layout by the same options, and ``mixed`` does not allow that.
+        StoreError: The store has rows with the same provenance but a different layout, and ``mixed`` is False.
     """
-    known = read_records(place)
-    if record in known:
+    records = read_records(storage)
+    if record in records:
         return
-    other = next((one.layout for one in known if one.made_by == record.made_by), None) or _layout_there(place, record)
-    if other is not None and not mixed:
-        raise ValueRangeError(
-            f"{place.address} has tokens of {_named(other)}, and these are of {_named(record.layout)}. Name another "
-            "folder, make it anew with --overwrite, or add to it all the same with --mixed."
+    layouts = [other.layout for other in records if other.provenance == record.provenance]
+    other_layout = layouts[0] if layouts else _find_other_layout(storage, record)
+    if other_layout is not None and not mixed:
+        raise StoreError(
+            f"{storage.address} has tokens with {_format(other_layout)}, but the new tokens have "
+            f"{_format(record.layout)}. Pass a different store, replace this store with --overwrite, or add the rows "
+            "anyway with --mixed."
         )
     data = json.dumps({"format": FORMAT, **record._asdict()}, indent=2, sort_keys=True).encode()
-    with suppress(TakenError):  # by another writer, at the same time
-        name = f"options-{blake2b(data, digest_size=6).hexdigest()}.json"
-        place.write(name, data + b"\n", label=f"part-{writer:05d}-{name}")  # which this writer's next run cleans
+    name = f"_options-{blake2b(data, digest_size=6).hexdigest()}.json"
+    with suppress(FileTakenError):  # another writer has the same options
+        storage.write(name, data + b"\n", writer=writer)
 
 
-def _layout_there(place: Place, record: Record) -> dict[str, Any] | None:
-    """Return the layout of a shard by the same options, if there is another one than the record's."""
+def _find_other_layout(storage: Storage, record: Record) -> dict[str, Any] | None:
+    """Return the layout of the first shard with the provenance of a record but a different layout."""
     kind = "tokens" if record.layout else "masks"
-    for shard in shards_of(place, "part"):
+    for shard in list_shards(storage, "part"):
         try:
-            with open_shard(place, shard.name) as file:
+            with open_shard(storage, shard.name) as file:
                 schema = file.schema_arrow
-                made_by = json.loads((schema.metadata or {})[kind.encode()])
+                provenance = json.loads((schema.metadata or {})[kind.encode()])
                 layout = layout_of(schema, kind)
-        except _faults():
-            continue  # a damaged shard says nothing
-        if made_by == record.made_by and layout != record.layout:
+        except damage_errors():
+            continue
+        if provenance == record.provenance and layout != record.layout:
             return layout
     return None
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """Return what is raised on damaged bytes, and on columns and metadata of other types than ours."""
-    return (*damage(pyarrow()[0]), TypeError, AttributeError, IndexError)
-
-
 def is_record(name: str) -> bool:
-    """Return whether a file's name is that of a set of options."""
-    return name.startswith("options-") and name.endswith(".json")
+    """Return whether a file name is the name of a record."""
+    return name.startswith("_options-") and name.endswith(".json")
 
 
-def read_records(place: Place) -> list[Record]:
-    """Return the sets of options that the shards of a store may be made by.
+def read_records(storage: Storage) -> list[Record]:
+    """Return the records of a store.
 
     Raises:
-        StoreError: One of the files is damaged.
+        StoreError: A record is damaged or cannot be read.
     """
     records = []
-    for name in filter(is_record, place.names()):
+    for name in filter(is_record, storage.names()):
         try:
-            value = json.loads(place.read(name))
-            records.append(Record(dict(value["made_by"]), dict(value["layout"])))
+            content = json.loads(storage.read(name))
+            records.append(Record(dict(content["provenance"]), dict(content["layout"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{place.address}/{name} is damaged: {error!r}. Remove it; shards are then compared with store.json."
+                f"{storage.address}/{name} is damaged: {error!r}. Remove it; shards are then compared with _store.json."
             ) from error
     return records
 
 
 def read_shard(
-    place: Place, name: str, manifest: Manifest, records: Sequence[Record], *, stamps: bool = False
+    storage: Storage, name: str, manifest: Manifest, records: Sequence[Record], *, stamps: bool = False
 ) -> ShardRows:
-    """Read the keys of a shard, and check that it belongs to the store.
+    """Read the keys of a shard, and check that the shard is complete and belongs to the store.
 
     Args:
-        place: Of the store.
-        name: Of the shard.
-        manifest: Of the store.
-        records: As `read_records` returns them.
-        stamps: Whether to read the stamps of the images, too.
+        storage: The folder of the store.
+        name: The name of the shard.
+        manifest: The manifest of the store.
+        records: The records of the store.
+        stamps: Also read the stamps of the images.
 
     Raises:
-        StoreError: It is damaged, lacks a column, or was made by options, or with a dimension or dtype, that the
-            store does not have.
+        StoreError: The shard is damaged, has no column of a required name, or its provenance, dimension and dtype do
+            not match a record.
     """
     try:
-        with open_shard(place, name) as file:
+        with open_shard(storage, name) as file:
             schema = file.schema_arrow
-            for column in COLUMNS.get(manifest.kind, ()):
-                schema.field(column)
-            for column in LISTS.get(manifest.kind, ()):
-                if not str(schema.field(column).type).startswith(("list<", "large_list<")):
-                    raise ValueError(f"column {column} is of {schema.field(column).type}, and not of lists")
+            _check_columns(schema, manifest.kind)
             metadata = schema.metadata or {}
             _check_origin(metadata, layout_of(schema, manifest.kind), manifest, records)
-            keys, known = read_keys(file), [Stamp()]
-            if stamps and all(_is_integer(schema, column) for column in STAMP_COLUMNS):
-                known = read_stamps(file.read(list(STAMP_COLUMNS), use_threads=False))
-            generation = int(metadata.get(GENERATION, 0))
             return ShardRows(
-                keys, group_ends(file), generation, known if len(known) == len(keys) else known * len(keys)
+                read_keys(file),
+                group_ends(file),
+                int(metadata.get(GENERATION, 0)),
+                read_stamps(file.read(list(STAMPS), use_threads=False)) if stamps else [],
             )
     except StoreError:
         raise
-    except _faults() as error:
+    except damage_errors() as error:
         raise StoreError(
-            f"{place.address}/{name} is no complete shard of this store of {manifest.kind} ({error})."
+            f"{storage.address}/{name} is not a complete shard of this store of {manifest.kind} ({error})."
         ) from error
 
 
-def _is_integer(schema: Any, column: str) -> bool:
-    place = schema.get_field_index(column)
-    return place >= 0 and str(schema.field(place).type) == "int64"
+def _check_columns(schema: Any, kind: str) -> None:
+    """Check that a shard has all columns of its kind, and that lists and stamps have the right types.
+
+    Raises:
+        KeyError, ValueError: A column is missing or has a different type.
+    """
+    for name in _NUMBERS.get(kind, ()):
+        schema.field(name)
+    expected = dict.fromkeys(_LISTS.get(kind, ()), ("list<", "large_list<")) | dict.fromkeys(STAMPS, ("int64",))
+    for name, types in expected.items():
+        if not str(schema.field(name).type).startswith(types):
+            raise ValueError(f"column {name} must have type {types[0].rstrip('<')}; got {schema.field(name).type}")
 
 
 def _check_origin(metadata: Any, layout: dict[str, Any], manifest: Manifest, records: Sequence[Record]) -> None:
-    """Compare what a shard says of itself with the store.
+    """Check the provenance and layout of a shard.
 
     Raises:
-        ValueError: They differ.
+        ValueError: No record has the provenance and the layout of the shard.
     """
-    text = metadata.get(manifest.kind.encode())  # None if another program wrote the shard
-    made_by = manifest.made_by if text is None else json.loads(text)
-    layouts = [record.layout for record in records if record.made_by == made_by]
-    if not layouts and made_by != manifest.made_by:
-        found = "; ".join(manifest.difference(Manifest(kind=manifest.kind, made_by=made_by)))
-        raise ValueError(f"it was made by other options: {found.replace(' now', ' in the shard')}")
+    text = metadata.get(manifest.kind.encode())  # None if a different program wrote the shard
+    provenance = manifest.provenance if text is None else json.loads(text)
+    layouts = [record.layout for record in records if record.provenance == provenance]
+    if not layouts and provenance != manifest.provenance:
+        differences = "; ".join(manifest.difference(Manifest(kind=manifest.kind, provenance=provenance)))
+        raise ValueError(f"it was written with other options: {differences.replace(' now', ' in the shard')}")
     if layouts and layout not in layouts:
-        raise ValueError(f"its tokens are {_named(layout)}, and those of the store {_named(layouts[0])}")
+        raise ValueError(f"its tokens are {_format(layout)}, but those of the store are {_format(layouts[0])}")
 
 
-def _named(layout: dict[str, Any]) -> str:
+def _format(layout: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in layout.items())

@@ -1,4 +1,4 @@
-"""Shards: Parquet files with a row per image, their names, and what must hold before their bytes are trusted."""
+"""Shards of a store: Parquet files with one row per image, and the checks before their data is used."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import numpy as np
 
 from regiontok._require import require
 from regiontok.errors import StoreError, ValueRangeError
-from regiontok.store.places import Place
+from regiontok.store.storage import Storage
 
-_NAME = re.compile(r"(part|failed)-(\d+)-(\d+)\.parquet")
+_NAME = re.compile(r"(part|_failed)-(\d+)-(\d+)\.parquet")
 
 
 class Shard(NamedTuple):
-    """A shard's name, which tells the number of its writer and its own among this writer's."""
+    """The parsed name of a shard: kind, writer number, and shard number of this writer."""
 
     name: str
     kind: str
@@ -21,83 +21,93 @@ class Shard(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, name: str) -> "Shard | None":
-        """From a file's name; None for other files."""
+    def parse(cls, name: str) -> "Shard | None":
+        """Parse the name of a file; return None if the file is not a shard."""
         match = _NAME.fullmatch(name)
-        return match and cls(name, match[1], int(match[2]), int(match[3]))
+        return match and cls(name, match[1].removeprefix("_"), int(match[2]), int(match[3]))
 
 
 def shard_name(kind: str, writer: int, number: int) -> str:
-    """The file of a shard; ``kind`` is ``part``, or ``failed`` for a table of failures."""
-    return f"{kind}-{writer:05d}-{number:06d}.parquet"
+    """Return the name of a shard; ``kind`` is ``part`` for rows and ``failed`` for a failure table.
+
+    Parquet readers skip files whose names start with an underscore, so only ``part`` files are read as a table.
+    """
+    return f"{'_' if kind == 'failed' else ''}{kind}-{writer:05d}-{number:06d}.parquet"
 
 
-def shards_of(place: Place, kind: str) -> list[Shard]:
-    """The shards of a kind in a folder, by writer and number."""
-    found = [shard for name in place.names() if (shard := Shard.of(name)) and shard.kind == kind]
-    return sorted(found, key=lambda shard: shard[2:])
+def list_shards(storage: Storage, kind: str | None = None, *, writer: int | None = None) -> list[Shard]:
+    """Return the shards in a folder, sorted by writer, then number; optionally only those of one kind or writer."""
+    shards = filter(None, map(Shard.parse, storage.names()))
+    return sorted(
+        (shard for shard in shards if kind in (None, shard.kind) and writer in (None, shard.writer)),
+        key=lambda shard: shard[2:],
+    )
 
 
 def read_keys(file: Any) -> list[str]:
-    """The keys of an open Parquet file.
+    """Return the keys in an open Parquet file.
 
     Raises:
-        ValueRangeError: A row without a key, or a key that comes twice.
+        ValueRangeError: A row has no key, or two rows have the same key.
     """
     column = file.read(["key"], use_threads=False).column("key")
     keys: list[str] = column.to_numpy(zero_copy_only=False).tolist()
     if column.null_count or str(column.type) not in ("string", "large_string"):
         raise ValueRangeError("it has rows without a key")
     if len(set(keys)) != len(keys):
-        raise ValueRangeError("it has a key that comes twice")
+        raise ValueRangeError("it has two rows with the same key")
     return keys
 
 
-def open_shard(place: Place, name: str) -> Any:
-    """Open a shard and check its numbers of rows.
+def open_shard(storage: Storage, name: str) -> Any:
+    """Open a shard and check its row counts.
 
-    No memory map: a file that is cut short while it is read would end the process.
+    A memory map would crash the process if the file were truncated. Therefore the file is opened without one.
 
     Raises:
-        StoreError: It is damaged, or cannot be read.
+        StoreError: The shard is damaged or cannot be read.
     """
-    pa, pq = pyarrow()
+    _, pq = pyarrow()
     try:
-        file = pq.ParquetFile(place.open(name), page_checksum_verification=True)
-        check_counts(file.metadata, place.size(name))
+        file = pq.ParquetFile(storage.open(name), page_checksum_verification=True)
+        check_counts(file.metadata, storage.size(name))
         return file
-    except damage(pa) as error:
-        raise StoreError(f"{place.address}/{name} is not a whole Parquet file ({error}).") from error
+    except damage_errors() as error:
+        raise StoreError(f"{storage.address}/{name} cannot be read as a Parquet file ({error}).") from error
 
 
-def damage(pa: Any) -> tuple[type[Exception], ...]:
-    """What pyarrow raises on damaged files."""
-    return (pa.ArrowException, OSError, KeyError, ValueError, RecursionError, UnicodeError)
+def damage_errors() -> tuple[type[Exception], ...]:
+    """Return the exception classes that damaged files or unexpected types raise."""
+    pa, _ = pyarrow()
+    return (
+        pa.ArrowException, OSError, KeyError, ValueError, RecursionError, TypeError, AttributeError, IndexError,
+        OverflowError,
+    )  # fmt: skip
 
 
 def group_ends(file: Any) -> np.ndarray:
-    """The row after each row group of an open shard, ``(groups,)``."""
+    """Return the end row of each row group of an open shard, ``(num_groups,)`` int64."""
     metadata = file.metadata
     return np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
 
 
-def check_counts(metadata: Any, size: int) -> None:
-    """Refuse numbers of rows that a file of so many bytes cannot have, before memory is asked for them.
+def check_counts(metadata: Any, num_bytes: int) -> None:
+    """Reject row counts larger than the file size in bytes, before allocating memory.
 
-    What the metadata tells of columns is left alone: Arrow ends the process where some of that is damaged.
+    Column metadata is not read, because damaged values abort the process.
 
     Raises:
-        ValueRangeError: Such a number.
+        ValueRangeError: A row count is too large or negative, or the row counts do not add up to the total.
     """
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if sum(rows) != metadata.num_rows or min([*rows, 0]) < 0 or max([*rows, 0]) > size:
-        raise ValueRangeError("its numbers of rows are damaged")
+    if sum(rows) != metadata.num_rows or min([*rows, 0]) < 0 or max([*rows, 0]) > num_bytes:
+        raise ValueRangeError("its row counts are invalid")
 
 
 def pyarrow() -> tuple[Any, Any]:
-    """The package and its Parquet.
+    """Import pyarrow and its Parquet module.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: pyarrow is not installed.
     """
     return require("pyarrow", extra="store"), require("pyarrow.parquet", extra="store", distribution="pyarrow")

@@ -1,13 +1,13 @@
-"""Region tokens in a store, a row per image, readable by pyarrow, datasets and DuckDB.
+"""Stores of region tokens, with a row per image; pyarrow, datasets and DuckDB can read the shards.
 
-Columns: ``key`` (string); ``height``, ``width`` of the image, null where they are not known; ``rows``, ``cols`` of the
-grid (int32); ``tokens`` (list of K lists of dim float16 or float32); ``patches`` (list of K lists of int32: the patches
-of each token's region, counted row by row); for regions of masks ``mask_index`` (list of int32) and ``scores`` (list of
-float32), else null; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool), as `Regions` has them;
-``image_bytes`` and ``image_modified`` (int64: microseconds since 1970, UTC) of the image's file, null if unknown.
+Columns: ``key`` (string); ``height`` and ``width`` (int32) of the image, null if unknown; ``rows`` and ``cols`` (int32)
+of the grid; ``tokens`` (list of K lists of dim float16 or float32); ``patches`` (list of K lists of int32: the patches
+of each region, numbered row by row); ``mask_index`` (list of int32) and ``scores`` (list of float32), null if the
+regions are not made from masks; ``dropped`` (list of mask_index and reason) and ``fallback`` (bool) of `Regions`;
+``image_bytes`` and ``image_modified`` (int64: microseconds since 1970, UTC) of the image file, null if unknown.
 """
 
-import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -15,41 +15,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from regiontok._checks import check_choice
+from regiontok._values import check_choice
 from regiontok.choices import TOKEN_DTYPES
 from regiontok.errors import DTypeError, ShapeError, StoreError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.regions import Dropped, Regions
 from regiontok.store.base import Store
 from regiontok.store.keys import as_key
-from regiontok.store.manifest import Manifest
-from regiontok.store.masks import add_new, checked_pairs
-from regiontok.store.places import Address
-from regiontok.store.shards import damage, open_shard, pyarrow
+from regiontok.store.shards import pyarrow
 from regiontok.store.stamps import Stamp, with_stamps
-from regiontok.store.writer import StoreWriter
+from regiontok.store.storage import Address
+from regiontok.store.writer import write_pairs
 from regiontok.tokens import RegionTokens
 
 
 class TokenStore(Store[RegionTokens]):
-    """Region tokens of images by key, read from a store that `write_tokens` or ``regiontok tokenize --store`` wrote.
+    """Region tokens of images by key, read from a store of `write_tokens` or ``regiontok tokenize --store``.
 
-    A mapping, as `MaskStore` is; ``store[key]`` is the `RegionTokens` of one image, as they were written but for the
-    rounding of float16. ``store.rows()`` is a torch dataset.
+    The store is a mapping like `MaskStore`. ``store[key]`` returns the `RegionTokens` of one image, with values rounded
+    to the dtype of the store. ``store.as_dataset()`` returns a torch dataset.
 
     Args:
-        path: The folder, or an address of fsspec such as ``s3://bucket/tokens``.
-        shards: Open some of the shards alone, such as ``slice(rank, None, world_size)``, or by their names.
+        path: A local folder, or a remote address such as ``s3://bucket/tokens``.
+        shards: Open only these shards: a slice such as ``slice(rank, None, world_size)``, or their names.
 
     Attributes:
-        made_by: How the tokens were made.
+        provenance: How the tokens were made.
         shards: The names of the shards.
-        damaged: Shards that cannot be read, and why; there is a warning too, and the others are served.
-        failures: Images that have no tokens since they failed, and why.
-        repeated: Rows whose key another has too; the later one counts.
+        damaged: The reasons of damaged shards by name. They cause a warning, and the other shards are used.
+        failures: The reasons of failed images, by key.
+        repeated: Number of rows that are not used because a later row has the same key.
 
     Raises:
-        StoreError: No store, or not one of tokens.
+        StoreError: There is no store, or it is not a store of tokens.
         MissingDependencyError: pyarrow is not installed.
 
     Example:
@@ -63,146 +61,139 @@ class TokenStore(Store[RegionTokens]):
     """
 
     kind = "tokens"
-    counted = "patches"
-
-    def _manifest_of_file(self, name: str) -> Manifest:
-        pa, _ = pyarrow()
-        try:
-            with open_shard(self._place, name) as file:
-                return Manifest(kind="tokens", made_by=json.loads((file.schema_arrow.metadata or {})[b"tokens"]))
-        except damage(pa) as error:
-            raise StoreError(f"{self.path} is no shard of a store of tokens ({error}).") from error
+    count_column = "patches"
 
     def _value(self, table: Any, row: int) -> RegionTokens:
-        def one(name: str) -> Any:
+        def cell(name: str) -> Any:
             return table.column(name)[row]
 
-        grid, fallback = (one("rows").as_py(), one("cols").as_py()), one("fallback").as_py()
-        vectors, members = one("tokens").values, one("patches").values
-        dim = vectors.type.list_size
-        values = np.array(vectors.flatten()).reshape(-1, dim)  # a copy, which torch may write to
+        frames, grid, fallback = cell("frames").as_py(), [cell("rows").as_py(), cell("cols").as_py()], cell("fallback")
+        fallback, grid = fallback.as_py(), grid if frames is None else [frames, *grid]
+        vectors, members = cell("tokens").values, cell("patches").values
+        values = np.array(vectors.flatten()).reshape(-1, vectors.type.list_size)  # a copy that torch can write to
         areas, patch = members.value_lengths().to_numpy(), np.array(members.flatten(), np.int64)
-        if not len(values) or len(areas) != len(values) or not areas.all() or grid[0] < 1 or grid[1] < 1:
-            raise ShapeError("every token must have a patch, and an image a token")
+        count = len(values)
+        if not count or len(areas) != count or not areas.all() or min(grid) < 1:
+            raise ShapeError("an image must have a token, and every token a patch")
         if not isinstance(fallback, bool):
             raise DTypeError("fallback must be true or false")
-        if patch.min() < 0 or patch.max() >= grid[0] * grid[1]:
-            raise ValueRangeError(f"patches must lie on the grid of {grid[0]} x {grid[1]}")
-        count = len(values)
-        index, scores = (self._per_token(table, row, name, count) for name in ("mask_index", "scores"))
-        dropped = one("dropped").as_py() or ()
+        if patch.min() < 0 or patch.max() >= math.prod(grid):
+            raise ValueRangeError(f"patches must be on the grid of {' x '.join(map(str, grid))}")
         regions = Regions(
             patch=torch.from_numpy(patch),
             region=torch.from_numpy(np.repeat(np.arange(count), areas)),
             image=torch.zeros(count, dtype=torch.int64),
-            mask_index=torch.full((count,), -1) if index is None else torch.from_numpy(index.astype(np.int64)),
-            score=torch.full((count,), torch.nan) if scores is None else torch.from_numpy(scores.astype(np.float32)),
+            mask_index=_per_token(cell("mask_index"), torch.full((count,), -1)),
+            score=_per_token(cell("scores"), torch.full((count,), torch.nan)),
             grids=torch.tensor([grid]),
             fallback=torch.tensor([fallback]),
-            dropped=tuple(Dropped(0, entry["mask_index"], entry["reason"]) for entry in dropped),
+            dropped=tuple(Dropped(0, mask["mask_index"], mask["reason"]) for mask in cell("dropped").as_py() or ()),
         )
         return RegionTokens(torch.from_numpy(values), regions)
 
     def check(self, key: str | PurePath) -> None:
-        """Read a row in full, and check that its tokens are finite."""
+        """Read a row completely and check that its tokens are finite; see ``Store.check``."""
         tokens = self[key]
         if not tokens.values.isfinite().all():
-            raise StoreError(f"tokens of {key} in {self.path} are damaged: they have NaN or infinity")
-
-    def _per_token(self, table: Any, row: int, name: str, count: int) -> np.ndarray | None:
-        """A number per token, where the image has them."""
-        found = table.column(name)[row].values
-        if found is None:
-            return None
-        if len(found) != count:
-            raise ShapeError(f"{name} must be one per token")
-        return np.array(found)
+            raise StoreError(f"tokens of {key} in {self.path} are damaged: they contain NaN or infinity")
 
     def size(self, key: str | PurePath) -> Size | None:
-        """An image's height and width, if they are known.
+        """Return the height and width of an image in pixels, or None if unknown.
 
         Raises:
-            MissingKeyError: No such image.
+            MissingKeyError: The store has no such key.
+            StoreError: The shard is damaged.
         """
-        table, row = self._row(as_key(key))
+        table, row = self._read_row(as_key(key))
         height, width = (table.column(name)[row].as_py() for name in ("height", "width"))
         return None if height is None or width is None else (height, width)
+
+
+def _per_token(cell: Any, default: torch.Tensor) -> torch.Tensor:
+    """Return a list of numbers with the shape and dtype of the default, or the default if the list is null.
+
+    Raises:
+        ShapeError: The list does not have one number per token.
+    """
+    if cell.values is None:
+        return default
+    if len(cell.values) != len(default):
+        raise ShapeError("mask_index and scores must have one value per token")
+    return torch.from_numpy(np.array(cell.values)).to(default.dtype)
 
 
 def write_tokens(
     path: Address,
     tokens: Iterable[tuple[str, RegionTokens]],
     *,
-    made_by: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
     dtype: str = "float16",
     overwrite: bool = False,
     shard_size: int = 1000,
 ) -> int:
-    """Write region tokens to a store, in addition to those that it has.
+    """Add region tokens to a store.
 
     Args:
-        path: The folder, or an address of fsspec; made where it is not there.
-        tokens: Pairs of an image's key and its tokens; taken one by one, so that they may be a generator.
-        made_by: How they were made; plain values for JSON. A store has one such way.
-        dtype: Of the stored tokens, ``float16`` or ``float32``.
-        overwrite: Remove what the store has, first.
-        shard_size: Images per shard.
+        path: A local folder, or a remote address such as ``s3://bucket/tokens``; created if it does not exist.
+        tokens: Pairs of a key and the tokens of this image. A generator is read one pair at a time.
+        provenance: How the tokens were made, as JSON values. It must be the same for all rows of a store.
+        dtype: The dtype of the stored tokens, ``float16`` or ``float32``.
+        overwrite: Remove existing rows first.
+        shard_size: Maximum number of images in a shard.
 
     Returns:
         The number of images.
 
     Raises:
-        OutputError: A place that cannot be written to, or is no store.
-        ShapeError: Tokens of several images under one key.
-        ValueRangeError: A key that the store has, or is no path below a folder; a store made in another way; tokens
-            beyond what float16 can hold.
+        OutputError: The folder is not writable, or is not a store.
+        ShapeError: Tokens are of several images, or of different dimensions.
+        StoreError: The store is damaged, or has another kind, provenance, dimension or dtype.
+        ValueRangeError: A key is already in the store, or is not a relative path; tokens are not finite as float16.
         MissingDependencyError: pyarrow is not installed.
     """
     check_choice("dtype", dtype, TOKEN_DTYPES)
     dims: set[int] = set()
 
-    def as_table(keys: Sequence[str], some: Sequence[RegionTokens]) -> Any:
-        (key,), (one,) = keys, some
-        if not isinstance(one, RegionTokens):
-            raise DTypeError(f"tokens of {key} must be RegionTokens; got {type(one).__name__}.")
-        if len(one.regions.grids) != 1:
-            raise ShapeError(f"tokens of {key} are of {len(one.regions.grids)} images; a key is one image's.")
-        dims.add(one.values.shape[1])
+    def as_table(key: str, value: RegionTokens) -> Any:
+        if not isinstance(value, RegionTokens):
+            raise DTypeError(f"tokens of {key} must be RegionTokens; got {type(value).__name__}.")
+        if len(value.regions.grids) != 1:
+            raise ShapeError(f"tokens of {key} must be of one image; got {len(value.regions.grids)} images.")
+        dims.add(value.values.shape[1])
         if len(dims) > 1:
-            raise ShapeError(f"tokens of {key} have {one.values.shape[1]} numbers, and others {sorted(dims)}.")
-        return tokens_table([key], one, dtype=dtype)
+            raise ShapeError(f"all tokens must have the same dimension; got {sorted(dims)} at {key}.")
+        return tokens_table([key], value, dtype=dtype)
 
-    manifest, tokens = Manifest(kind="tokens", made_by=made_by or {}), checked_pairs(tokens, "tokens")
-    with StoreWriter(path, manifest, overwrite=overwrite, shard_size=shard_size, shard_minutes=None) as writer:
-        add_new(writer, path, tokens, as_table)
-        return writer.rows
+    return write_pairs(
+        path, "tokens", tokens, as_table, provenance=provenance, overwrite=overwrite, shard_size=shard_size
+    )
 
 
 def tokens_table(
     keys: Sequence[str], tokens: RegionTokens, *, sizes: Sequence[Size] | None = None, dtype: str = "float16"
 ) -> Any:
-    """Rows of a store of tokens, as a table of pyarrow.
+    """Return rows of a store of tokens as a table of pyarrow.
 
     Args:
-        keys: One per image.
-        tokens: Of as many images.
-        sizes: The images' heights and widths, if they are known.
+        keys: A key for each image.
+        tokens: The tokens of the images.
+        sizes: The heights and widths of the images in pixels, if known.
         dtype: ``float16`` or ``float32``.
 
     Raises:
-        ValueRangeError: Tokens beyond what float16 can hold.
+        ValueRangeError: Tokens are not finite in this dtype.
     """
     pa, _ = pyarrow()
     regions = tokens.regions.to("cpu")
     values = tokens.values.detach().to("cpu", getattr(torch, dtype)).numpy()
     if not np.isfinite(values).all():
-        raise ValueRangeError(f"tokens must be finite as {dtype}. Keep larger ones as float32 (--dtype float32).")
+        raise ValueRangeError(f"tokens must be finite as {dtype}. Store large values as float32 (--dtype float32).")
     counts, areas = regions.counts.numpy(), regions.areas().numpy()
     ends = _offsets(pa, counts)
     has_masks = np.add.reduceat(regions.mask_index.numpy() >= 0, ends.to_numpy()[:-1]) > 0
     dropped: list[list[dict[str, Any]]] = [[] for _ in keys]
-    for one in regions.dropped:
-        dropped[one.image].append({"mask_index": one.mask_index, "reason": one.reason})
+    for mask in regions.dropped:
+        dropped[mask.image].append({"mask_index": mask.mask_index, "reason": mask.reason})
     element = pa.field("element", pa.from_numpy_dtype(values.dtype), nullable=False)
     vector = pa.field("element", pa.list_(element, values.shape[1]), nullable=False)
     patches = pa.field("element", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False)
@@ -210,17 +201,21 @@ def tokens_table(
     members = pa.ListArray.from_arrays(
         _offsets(pa, areas), pa.array(regions.patch.numpy().astype(np.int32)), patches.type
     )
-    none = pa.array(~has_masks)
+    image_sizes: Sequence[tuple[int | None, int | None]] = sizes or [(None, None)] * len(keys)
+    is_null = pa.array(~has_masks)
+    frames = regions.grids[:, 0].tolist() if regions.grids.shape[1] == 3 else [None] * len(keys)
+    mask_index = pa.array(regions.mask_index.numpy().astype(np.int32))
     columns = {
         "key": pa.array(keys, pa.string()),
-        "height": pa.array([None] * len(keys) if sizes is None else [size[0] for size in sizes], pa.int32()),
-        "width": pa.array([None] * len(keys) if sizes is None else [size[1] for size in sizes], pa.int32()),
-        "rows": pa.array(regions.grids[:, 0].numpy().astype(np.int32)),
-        "cols": pa.array(regions.grids[:, 1].numpy().astype(np.int32)),
+        "height": pa.array([height for height, _ in image_sizes], pa.int32()),
+        "width": pa.array([width for _, width in image_sizes], pa.int32()),
+        "frames": pa.array(frames, pa.int32()),
+        "rows": pa.array(regions.grids[:, -2].numpy().astype(np.int32)),
+        "cols": pa.array(regions.grids[:, -1].numpy().astype(np.int32)),
         "tokens": pa.ListArray.from_arrays(ends, vectors, pa.list_(vector)),
         "patches": pa.ListArray.from_arrays(ends, members, pa.list_(patches)),
-        "mask_index": pa.ListArray.from_arrays(ends, pa.array(regions.mask_index.numpy().astype(np.int32)), mask=none),
-        "scores": pa.ListArray.from_arrays(ends, pa.array(regions.score.numpy()), mask=none),
+        "mask_index": pa.ListArray.from_arrays(ends, mask_index, mask=is_null),
+        "scores": pa.ListArray.from_arrays(ends, pa.array(regions.score.numpy()), mask=is_null),
         "dropped": pa.array(dropped, pa.list_(pa.struct({"mask_index": pa.int32(), "reason": pa.string()}))),
         "fallback": pa.array(regions.fallback.numpy()),
     }
@@ -228,5 +223,5 @@ def tokens_table(
 
 
 def _offsets(pa: Any, lengths: np.ndarray) -> Any:
-    """Arrow's offsets of lists of these lengths."""
+    """Return the offsets of lists with these lengths, as Arrow stores them."""
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))

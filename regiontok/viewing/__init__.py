@@ -1,25 +1,25 @@
-"""Pictures of images, regions, features and attention.
+"""Drawings of images, regions, features and attention.
 
-    picture    an image with its regions, without matplotlib
-    counts     tokens per image from each source
-    partitions how well regions of several sources stand for images
-    figures    the paper's figures, for any image, encoder and model
-    page       a page to explore an image's regions in a browser
+    picture     an image with its regions, without matplotlib
+    clip        the regions of a clip, as a strip of frames or an animation
+    counts      number of tokens per image of each source
+    partitions  quality of the regions of several sources
+    figures     the figures of the paper for any image and encoder
+    attention   the attention of an answer to regions
+    page        an interactive page with the regions of an image
 
-Figures are matplotlib's: show them in a notebook, or write them with `save_figure`.
+Figures are matplotlib figures. Show them in a notebook, or write them with `save_figure`.
 """
 
 from regiontok.viewing._canvas import check_figure, is_figure, save_figure
+from regiontok.viewing.attention import Attention, draw_attention
+from regiontok.viewing.clip import draw_clip, save_clip
 from regiontok.viewing.counts import draw_counts
 from regiontok.viewing.figures import (
-    Attention,
-    Seen,
-    draw_attention,
     draw_encoders,
     draw_features,
     draw_norms,
     draw_sources,
-    see,
 )
 from regiontok.viewing.page import make_page, write_page
 from regiontok.viewing.partitions import draw_partitions
@@ -27,9 +27,9 @@ from regiontok.viewing.picture import draw_regions
 
 __all__ = [
     "Attention",
-    "Seen",
     "check_figure",
     "draw_attention",
+    "draw_clip",
     "draw_counts",
     "draw_encoders",
     "draw_features",
@@ -39,7 +39,7 @@ __all__ = [
     "draw_sources",
     "is_figure",
     "make_page",
+    "save_clip",
     "save_figure",
-    "see",
     "write_page",
 ]

@@ -1,4 +1,4 @@
-"""How many tokens images get from each source, as a figure."""
+"""A figure of the number of tokens per image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import numpy as np
 
 from regiontok.errors import ShapeError
-from regiontok.viewing._canvas import BAR, GREY, PAPER, new_figure
+from regiontok.viewing._canvas import BAR, GREY, PAPER, new_figure, style_plot
 
 
 def draw_counts(counts: Mapping[str, Sequence[int]], *, paper: Mapping[str, float | None] | None = None) -> Any:
-    """Draw a histogram of token counts per source, one above the other on one axis.
+    """Draw one histogram of token counts per source, in rows with a shared axis.
 
     Args:
-        counts: Tokens of every image, by source.
-        paper: The paper's mean number by source, drawn as a line.
+        counts: Number of tokens of each image, by source.
+        paper: Mean number of tokens in the paper by source, drawn as a line.
 
     Returns:
         A matplotlib ``Figure``.
 
     Raises:
-        ShapeError: No source, or one without images.
+        ShapeError: There is no source, or a source has no images.
         MissingDependencyError: matplotlib is not installed.
     """
     if not counts or not all(counts.values()):
-        raise ShapeError(f"counts must have a number per image for some sources; got {dict(counts)}.")
+        raise ShapeError(f"counts must have one source or more with a number per image; got {dict(counts)}.")
     figure = new_figure(figsize=(7, 0.6 + 1.3 * len(counts)))
     axes = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
     largest = max(*(max(values) for values in counts.values()), *(value or 0 for value in (paper or {}).values()), 1)
@@ -43,12 +43,8 @@ def draw_counts(counts: Mapping[str, Sequence[int]], *, paper: Mapping[str, floa
                 color=PAPER,
             )
         axis.set_title(f"{source}: {np.mean(values):.0f} on average", loc="left", color=GREY, fontsize=10)
-        axis.tick_params(colors=GREY)
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
-        for side, spine in axis.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(GREY)
-        axis.set_facecolor("none")
+        style_plot(axis)
     axes[-1].set_xlabel("tokens per image", color=GREY)
     figure.supylabel("images", color=GREY, fontsize=10)
     return figure

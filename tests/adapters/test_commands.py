@@ -1,5 +1,6 @@
 """Commands and the focus metric with a family of each mechanism, from a folder with its real processor."""
 
+import json
 import re
 
 import pytest
@@ -40,13 +41,15 @@ def folder(name, tmp_path_factory):
 
 def test_chat_answers_from_a_stock_folder_with_a_budget(folder, capsys):
     image, model = str(folder / "image.png"), str(folder / "model")
-    assert main(["chat", image, "w5 w6", "--model", model, "--tokens", "12", "--max-new-tokens", "3"]) == 0
+    assert (
+        main(["chat", image, "--ask", "w5 w6", "--model", model, "--num-regions", "12", "--max-new-tokens", "3"]) == 0
+    )
     told = capsys.readouterr()
     count = int(re.search(r"image.png: (\d+) tokens", told.out + told.err)[1])
     assert 1 <= count <= 12
 
 
-def test_a_figure_shows_where_an_answer_looks(name, folder):
+def test_the_attention_figure(name, folder):
     image, model, out = str(folder / "image.png"), str(folder / "model"), folder / "attention.png"
     given = ["figures", "attention", image, "w5", "--model", model, "--answer", "w7", "--out", str(out)]
     assert main(given) == 0
@@ -57,7 +60,7 @@ def test_a_figure_shows_where_an_answer_looks(name, folder):
         assert two.width > alone
 
 
-def test_focus_is_measured(name, folder, tmp_path):
+def test_the_focus_command(name, folder, tmp_path):
     processor = PROCESSORS[name]()
     processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
     model = with_regions(CASES[name].make(), Regionizer(pool="mean", norm="none", num_regions=12))
@@ -68,3 +71,18 @@ def test_focus_is_measured(name, folder, tmp_path):
     )  # fmt: skip
     assert 0 < found.focus.focus < 1
     assert 0 < found.tokens <= 12
+
+
+def test_pages_and_comparisons_of_the_features_of_a_model(name, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["view", "image.png", "--model", "model", "--num-regions", "3", "--masks", "felzenszwalb"]) == 0
+    page = (folder / "image.html").read_text()
+    assert re.search(r"model, \d+ x \d+ patches, without norm", page)
+    assert main(["compare", "image.png", "--model", "model", "--keep", "0.5"]) == 0
+    assert json.loads((folder / "regiontok-compare.png.json").read_text())["model"] == "model"
+    assert "1 image, model\n" in capsys.readouterr().out
+    assert main(["count", "image.png", "--model", "model", "--num-regions", "2", "--json", "counts.json"]) == 0
+    assert json.loads((folder / "counts.json").read_text())[0]["clustering"] == 2
+    assert main(["figures", "regions", "image.png", "--model", "model", "--out", "regions.png"]) == 0
+    assert main(["view", "image.png", "--model", "model", "--encoder", "pixels"]) == 2
+    assert "--encoder requires an encoder, and --model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Weights and options of the Regionizer are kept, whatever wraps, saves or loads a region model; see FOUND's A8 to A13."""
+"""Weights and options of the Regionizer after wrapping, saving and loading region models."""
 
 import json
 
@@ -14,6 +14,7 @@ from regiontok.adapters.huggingface import image_embeddings, load_model, vllm_re
 from regiontok.adapters.llava import add_regions, load_regions
 from regiontok.errors import CheckpointError, DTypeError, ShapeError
 from regiontok.evaluation.assistant import Assistant, Question
+from tests import models
 from tests.adapters.test_llava import IMAGES, Llava
 from tests.conftest import assert_close
 from tests.families import CASES
@@ -27,13 +28,8 @@ NAMES = ["LLaVA-1.5", "Qwen3-VL", "InternVL", "Gemma 3"]
 
 
 def region_model(name, **options):
-    """A region model whose pool is trained."""
-    stock = CASES[name].make()
-    dim = with_regions(stock, Regionizer(pool="mean")).patch_dim
-    model = with_regions(stock, Regionizer(**{"dim": dim, "num_heads": 4, "num_regions": 6} | options))
-    if isinstance(model.regionizer.pool, CrossAttnPool):
-        nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
-    return model.eval()
+    """Return a region model with a trained pool."""
+    return models.region_model(CASES[name].make(), **options)
 
 
 def logits(model, name):
@@ -53,7 +49,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_adapters_of_all_linear_layers_leave_the_pool_alone(name, wrapper):
+def test_peft_adapters_of_all_linear_layers_exclude_the_pool(name, wrapper):
     model = region_model(name)
     wrapped = get_peft_model(model, WRAPPERS[wrapper]).eval()
     assert not [
@@ -63,12 +59,12 @@ def test_adapters_of_all_linear_layers_leave_the_pool_alone(name, wrapper):
     assert_close(logits(wrapped.merge_and_unload(), name), before)
 
 
-def test_a_pool_survives_what_replaces_linear_layers_in_the_middle_of_a_run():
+def test_a_pool_works_with_replaced_linear_layers():
     model = region_model("LLaVA-1.5")
     before = logits(model, "LLaVA-1.5")
 
     class Replaced(nn.Module):
-        """Takes ``(n, dim)`` alone, as the layers of quantisers and engines do."""
+        """A layer that only accepts ``(n, dim)``, like those of quantizers and engines."""
 
         def __init__(self, inner):
             super().__init__()
@@ -84,7 +80,7 @@ def test_a_pool_survives_what_replaces_linear_layers_in_the_middle_of_a_run():
     assert torch.equal(logits(model, "LLaVA-1.5"), before)
 
 
-def test_the_pool_has_the_names_of_linear_layers():
+def test_names_of_the_pool_weights():
     names = set(CrossAttnPool(8, 2).state_dict())
     assert names == {f"{part}.{kind}" for part in ("query", "key", "value", "out") for kind in ("weight", "bias")} - {
         "key.bias"
@@ -92,32 +88,32 @@ def test_the_pool_has_the_names_of_linear_layers():
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_a_folder_that_lost_the_pool_is_refused(name, tmp_path):
+def test_a_folder_without_the_pool_is_rejected(name, tmp_path):
     region_model(name).save_pretrained(tmp_path / "a")
     stock = type(CASES[name].make())
-    lost = stock.from_pretrained(tmp_path / "a")  # as a merge does that names the stock class
+    lost = stock.from_pretrained(tmp_path / "a")  # as in merges with the stock class
     lost.config = AutoConfig.from_pretrained(tmp_path / "a")
     lost.save_pretrained(tmp_path / "b")
     for load in (load_model, type(region_model(name)).from_pretrained):
-        with pytest.raises(CheckpointError, match="lacks 7 weights of the Regionizer that its config describes"):
+        with pytest.raises(CheckpointError, match="lacks 7 weights of the Regionizer in its config"):
             load(tmp_path / "b")
     model, report = type(region_model(name)).from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"]
     assert model.regionizer.pool.out.weight.any()
 
 
-def test_a_folder_with_a_pool_that_its_config_does_not_have_is_refused(tmp_path):
+def test_a_folder_with_an_unexpected_pool_is_rejected(tmp_path):
     region_model("LLaVA-1.5").save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     config["regiontok"] |= {"pool": "mean"}
     file.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="has unexpected 7 weights of the Regionizer"):
+    with pytest.raises(CheckpointError, match="has 7 unexpected weights of the Regionizer"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"pool": "mean", "norm": "none"}, {"dim": 32, "num_heads": 2}])
-def test_the_regionizer_that_is_there_is_saved(tmp_path, options):
+def test_a_replaced_regionizer_is_saved(tmp_path, options):
     model = region_model("LLaVA-1.5", num_regions=3)
     model.regionizer = Regionizer(num_regions=8, **options)
     for parameter in model.regionizer.parameters():
@@ -128,13 +124,13 @@ def test_the_regionizer_that_is_there_is_saved(tmp_path, options):
     assert torch.equal(logits(loaded, "LLaVA-1.5"), logits(model, "LLaVA-1.5"))
 
 
-def test_options_of_the_hub_reach_the_config(tmp_path):
+def test_hub_options_apply_to_the_config(tmp_path):
     region_model("LLaVA-1.5").save_pretrained(tmp_path / "deep")
     assert load_model(tmp_path, subfolder="deep").regionizer.pool.out.weight.any()
 
 
 @pytest.mark.parametrize("damage", ["junk", "cut", "heads", "list", "config"])
-def test_damaged_folders_are_named(tmp_path, damage):
+def test_damaged_folders_are_rejected(tmp_path, damage):
     region_model("LLaVA-1.5").save_pretrained(tmp_path)
     weights, file = tmp_path / "model.safetensors", tmp_path / "config.json"
     config = json.loads(file.read_text())
@@ -153,25 +149,25 @@ def test_damaged_folders_are_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("file", ["mm_projector.bin", "model.safetensors"])
-def test_damaged_weights_of_llava_are_named(tmp_path, file):
+def test_damaged_weights_of_llava_are_rejected(tmp_path, file):
     model = Llava()
     add_regions(model, Regionizer(pool="mean"))
     (tmp_path / file).write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match=f"{file} is damaged or holds no weights"):
+    with pytest.raises(CheckpointError, match=f"{file} is damaged or has no weights"):
         load_regions(model, tmp_path)
 
 
-def test_what_llava_sees_is_restored_after_a_nested_call():
+def test_side_inputs_of_llava_are_restored_after_a_nested_block():
     model = Llava()
     projector = add_regions(model, Regionizer(pool="mean", num_regions=5))
-    with projector.seeing(num_regions=3):
-        with projector.seeing(num_regions=2):
+    with projector.side_inputs(num_regions=3):
+        with projector.side_inputs(num_regions=2):
             assert len(model.encode_images(IMAGES)[0]) == 2
         assert len(model.encode_images(IMAGES)[0]) == 3
     assert len(model.encode_images(IMAGES)[0]) == 5
 
 
-def test_paligemma_attends_and_generates_with_one_mask():
+def test_attention_of_paligemma_is_finite():
     processor = PROCESSORS["PaliGemma"]()
     processor.chat_template = TEMPLATE.replace("IMAGE", placeholder("PaliGemma", processor))
     assistant = Assistant(region_model("PaliGemma", pool="mean", dim=None), processor)
@@ -187,7 +183,7 @@ def test_paligemma_attends_and_generates_with_one_mask():
         ({"pixel_values": [1]}, "pixel_values must be a tensor, as the processor returns it; got list"),
     ],
 )
-def test_inputs_of_other_types_are_named(more, message):
+def test_inputs_of_wrong_types_are_rejected(more, message):
     with pytest.raises(DTypeError, match=message):
         region_model("LLaVA-1.5")(**CASES["LLaVA-1.5"].inputs() | more)
     with pytest.raises(DTypeError, match="num_images must have a number per sample; got 3"):
@@ -195,7 +191,7 @@ def test_inputs_of_other_types_are_named(more, message):
 
 
 @pytest.mark.parametrize(("name", "refused"), [("LLaVA-1.5", True), ("InternVL", True), ("LLaVA-NeXT", False)])
-def test_vllm_requests_of_several_counts(name, refused):
+def test_vllm_requests_with_different_numbers_of_tokens(name, refused):
     model = region_model(name, pool="mean", dim=None)
     processor = PROCESSORS[name]()
     images = [torch.full((56, 56, 3), value, dtype=torch.uint8).numpy() for value in (10, 200)]
@@ -204,12 +200,12 @@ def test_vllm_requests_of_several_counts(name, refused):
     if not refused:
         assert len(vllm_request(f"{text} {text}", embeddings)["multi_modal_data"]["image"]) == 2
         return
-    with pytest.raises(ShapeError, match=r"of one count per prompt; got \[2, 4\]"):
+    with pytest.raises(ShapeError, match=r"the same number of tokens for all images of a prompt .*; got \[2, 4\]"):
         vllm_request(f"{text} {text}", embeddings)
 
 
 @pytest.mark.parametrize("name", ["LLaVA-NeXT", "LLaVA-OneVision"])
-def test_a_very_narrow_image_keeps_the_newlines_of_the_stock_class(name):
+def test_a_very_narrow_image_has_the_newlines_of_the_stock_class(name):
     stock = CASES[name].make()
     model = with_regions(stock, Regionizer(source="patch", pool="mean", norm="none", padding="keep"))
     given = dict(

@@ -1,4 +1,4 @@
-"""Against a model with the face of LLaVA's; the real checkout, which is no package, was tried by hand."""
+"""Test with a small model that has LLaVA's methods; the real checkout is not a package and was tried by hand."""
 
 import types
 
@@ -11,6 +11,7 @@ from torch import nn
 from regiontok import ImageGeometry, MaskSet, Regionizer
 from regiontok.adapters.llava import RegionProjector, add_regions, load_regions, remove_regions
 from regiontok.errors import CheckpointError, DTypeError, ShapeError, ValueRangeError
+from tests.models import IDENTITY
 
 
 class Tower(nn.Module):
@@ -21,7 +22,7 @@ class Tower(nn.Module):
 
 
 class Llava(nn.Module):
-    """What LLaVA's classes have in common with this: the names, and how ``encode_images`` goes."""
+    """A model with the attributes and the ``encode_images`` of LLaVA's classes."""
 
     def __init__(self, **config):
         super().__init__()
@@ -42,10 +43,9 @@ class Llava(nn.Module):
 
 
 IMAGES = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-IDENTITY = {"source": "patch", "pool": "mean", "norm": "none"}
 
 
-def test_a_region_per_patch_changes_nothing_and_can_be_taken_off():
+def test_one_region_per_patch_equals_the_stock_model_and_is_removable():
     model = Llava(image_aspect_ratio=None)
     expected, own = model.encode_images(IMAGES), model.model.mm_projector
     add_regions(model, Regionizer(**IDENTITY))
@@ -58,42 +58,42 @@ def test_a_region_per_patch_changes_nothing_and_can_be_taken_off():
     assert not hasattr(model.config, "regiontok")
 
 
-def test_masks_and_sizes_are_given_for_the_calls_inside_a_with():
+def test_side_inputs_apply_inside_the_with_block():
     model = Llava()
     regions = add_regions(model, Regionizer(source="segmentation", pool="mean", geometry=ImageGeometry.letterbox(56)))
     halves = np.zeros((2, 20, 40), bool)
     halves[0, :, :20], halves[1, :, 20:] = True, True
-    with regions.seeing(masks=[halves, halves[:1]], image_sizes=[(20, 40), (20, 40)]):
+    with regions.side_inputs(masks=[halves, halves[:1]], image_sizes=[(20, 40), (20, 40)]):
         assert [len(one) for one in model.encode_images(IMAGES)] == [2, 1]
     with pytest.raises(ValueRangeError, match="needs masks"):
         model.encode_images(IMAGES)
     with (
-        pytest.raises(ValueRangeError, match="masks of images that are padded need image_sizes"),
-        regions.seeing(masks=[halves] * 2),
+        pytest.raises(ValueRangeError, match="masks of padded images need image_sizes"),
+        regions.side_inputs(masks=[halves] * 2),
     ):
         pass
     on_grid = MaskSet.on_grid(torch.ones(1, 4, 4))
-    with regions.seeing(masks=[on_grid] * 2):  # nothing is placed any more
+    with regions.side_inputs(masks=[on_grid] * 2):  # already on the patch grid
         assert [len(one) for one in model.encode_images(IMAGES)] == [1, 1]
     remove_regions(model)
-    regions = add_regions(model, Regionizer(**IDENTITY, geometry=ImageGeometry.letterbox(56)))
-    with regions.seeing(image_sizes=[(20, 40), (30, 30)]):
+    regions = add_regions(model, Regionizer(**IDENTITY | {"padding": "drop"}, geometry=ImageGeometry.letterbox(56)))
+    with regions.side_inputs(image_sizes=[(20, 40), (30, 30)]):
         assert [len(one) for one in model.encode_images(IMAGES)] == [8, 16]
 
 
-def test_a_budget_may_be_one_per_image_and_is_known_before():
+def test_budgets_per_image_and_num_tokens():
     model, sizes = Llava(), [(20, 40), (30, 30)]
     options = {"pool": "mean", "geometry": ImageGeometry.letterbox(56), "num_regions": 10}
     regions = add_regions(model, Regionizer(**options))
     for budget in (None, 5, [12, 3]):
-        told = regions.num_tokens(sizes, num_regions=budget)
-        with regions.seeing(image_sizes=sizes, num_regions=budget):
-            assert [len(one) for one in model.encode_images(IMAGES)] == told
-    assert told == [8, 3]
+        counts = regions.num_tokens(sizes, num_regions=budget)
+        with regions.side_inputs(image_sizes=sizes, num_regions=budget):
+            assert [len(one) for one in model.encode_images(IMAGES)] == counts
+    assert counts == [8, 3]
     assert [len(one) for one in model.encode_images(IMAGES)] == [10, 10]
 
 
-def test_what_stage_1_saves_by_name_holds_the_regions_and_is_loaded_in_stage_2(tmp_path):
+def test_weights_of_stage_1_are_loaded_in_stage_2(tmp_path):
     model = Llava()
     add_regions(model, Regionizer(dim=32, num_heads=4))
     nn.init.normal_(model.model.mm_projector.regionizer.pool.out.weight)
@@ -113,14 +113,16 @@ def test_what_stage_1_saves_by_name_holds_the_regions_and_is_loaded_in_stage_2(t
         {f"model.mm_projector.{name}": one for name, one in Llava().model.mm_projector.state_dict().items()},
         tmp_path / "stock.bin",
     )
-    with pytest.raises(CheckpointError, match="stock.bin is not of this model's projector and regions; they differ in"):
+    with pytest.raises(
+        CheckpointError, match="stock.bin does not match this model's projector and regions; they differ in"
+    ):
         load_regions(second, tmp_path / "stock.bin")
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="none.bin is neither a file nor a folder"):
         load_regions(second, tmp_path / "none.bin")
 
 
 @pytest.mark.parametrize("order", ["raster", "random"])
-def test_weights_are_found_in_a_whole_models_folder_too(tmp_path, order):
+def test_weights_are_loaded_from_the_folder_of_a_whole_model(tmp_path, order):
     model = Llava()
     add_regions(model, Regionizer(dim=32, num_heads=4, order=order))
     nn.init.normal_(model.model.mm_projector.regionizer.pool.out.weight)
@@ -135,7 +137,7 @@ def test_weights_are_found_in_a_whole_models_folder_too(tmp_path, order):
     third = Llava()
     third.model.mm_projector = nn.Sequential(nn.Linear(32, 16))
     add_regions(third, Regionizer(dim=32, num_heads=4, order=order))
-    with pytest.raises(CheckpointError, match="is of another width than this model"):
+    with pytest.raises(CheckpointError, match="does not have the shapes of this model"):
         load_regions(third, tmp_path)
 
 
@@ -158,18 +160,18 @@ def without_tower():
     [
         (nn.Linear(1, 1), IDENTITY, DTypeError, "model must be a LLaVA with a vision tower and an mm_projector; got Linear"),
         (without_tower(), IDENTITY, DTypeError, "Build them with initialize_vision_modules first"),
-        (Llava(image_aspect_ratio="anyres_max_9"), IDENTITY, ValueRangeError, "have several grids each"),
-        (Llava(mm_patch_merge_type="spatial_unpad"), IDENTITY, ValueRangeError, "have several grids each"),
-        (Llava(mm_vision_select_feature="cls_patch"), IDENTITY, ValueRangeError, "a class token is in no region"),
-        (Llava(), {"dim": 16}, ShapeError, "for features of dimension 16; this tower's are of 32"),
+        (Llava(image_aspect_ratio="anyres_max_9"), IDENTITY, ValueRangeError, "images that are cut into tiles"),
+        (Llava(mm_patch_merge_type="spatial_unpad"), IDENTITY, ValueRangeError, "images that are cut into tiles"),
+        (Llava(mm_vision_select_feature="cls_patch"), IDENTITY, ValueRangeError, "regions are made of patches only"),
+        (Llava(), {"dim": 16}, ShapeError, "the Regionizer has dim=16, and the features of this vision tower have dimension 32"),
     ],
 )  # fmt: skip
-def test_models_that_cannot_have_regions_are_refused(model, options, error, message):
+def test_unsupported_models_are_rejected(model, options, error, message):
     with pytest.raises(error, match=message):
         add_regions(model, Regionizer(**options))
 
 
-def test_regions_are_added_once_and_see_whole_grids():
+def test_invalid_calls_are_rejected():
     model = Llava()
     regions = add_regions(model, Regionizer(**IDENTITY))
     with pytest.raises(ValueRangeError, match="has regions already"):

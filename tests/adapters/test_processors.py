@@ -1,4 +1,4 @@
-"""Every family through its real processor, on real images, and behind `Assistant`."""
+"""Every family with its real processor, real images and `Assistant`."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ from skimage import data
 from transformers import PaliGemmaProcessor
 
 from regiontok import ImageGeometry, Regionizer
-from regiontok.adapters.huggingface import geometry_of, tiles_of, with_regions
+from regiontok.adapters.huggingface import ModelEncoder, geometry_of, process, tilings_of, with_regions
 from regiontok.errors import ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import answer_attention, target_regions
-from regiontok.views import by_canvas
+from regiontok.tiles import by_layout
 from tests.families import CASES, IMAGE
+from tests.models import IDENTITY
 from tests.processors import PROCESSORS, TEMPLATE, placeholder
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )  # GLM's
-IDENTITY = {"source": "patch", "pool": "mean", "norm": "none", "padding": "keep"}
 SIDES = [(64, 64), (120, 50), (50, 140)]
 IMAGES = [
     Image.fromarray(image).resize(size)
@@ -58,7 +58,7 @@ def processed(name, processor, images):
     return dict(given)
 
 
-def test_a_region_per_patch_is_the_stock_model(name, stock, processor, images):
+def test_one_region_per_patch_equals_the_stock_model(name, stock, processor, images):
     model = with_regions(stock, Regionizer(**IDENTITY))
     given = processed(name, processor, images)
     inside = given["attention_mask"].bool()
@@ -68,7 +68,7 @@ def test_a_region_per_patch_is_the_stock_model(name, stock, processor, images):
     assert torch.equal(model.generate(**given, **greedy), stock.generate(**given, **greedy))
 
 
-def test_it_answers_with_a_budget_in_batches_as_one_by_one(stock, processor, images):
+def test_batched_answers_with_a_budget_equal_single_answers(stock, processor, images):
     assistant = Assistant(with_regions(stock, Regionizer(pool="mean", norm="none", num_regions=12)), processor)
     asked = [Question("w5", images[:1]), Question("w6"), Question("w7 w8", images[1:])]
     if isinstance(processor, PaliGemmaProcessor):  # needs an image for every question
@@ -79,8 +79,8 @@ def test_it_answers_with_a_budget_in_batches_as_one_by_one(stock, processor, ima
     assert all(1 <= count <= 12 for answer in told for count in answer.counts)
 
 
-def test_attention_to_regions_is_what_the_model_pays(name, processor, images):
-    """Equal to what ``output_attentions`` gives, where newlines are not regions."""
+def test_answer_attention_equals_output_attentions(name, processor, images):
+    """Newlines are not regions."""
     model = with_regions(CASES[name].make(), Regionizer(pool="mean", norm="none", num_regions=12))
     given = processed(name, processor, images)
     answer = torch.zeros_like(given["input_ids"], dtype=torch.bool)
@@ -94,16 +94,16 @@ def test_attention_to_regions_is_what_the_model_pays(name, processor, images):
         row = int(prepared.layout.mask[sample].nonzero().max())
         expected = found[sample, :, :, row][..., prepared.columns[sample]]
         assert torch.allclose(weights, expected, atol=1e-5)
-    assert sum(attention.images, []) == list(range(len(prepared.views)))  # noqa: RUF017  few
+    assert sum(attention.images, []) == list(range(len(prepared.tiles)))  # noqa: RUF017  few
     left = [np.zeros((1, image.height, image.width), bool) for image in images]
     for one in left:
         one[..., : one.shape[2] // 2] = True
-    geometry = None if model.places_images else geometry_of(processor)
-    if any(view.canvas is None for view in prepared.views) and model.places_images:
-        with pytest.raises(ValueRangeError, match="has several tiles whose rows and columns are not known"):
-            target_regions(attention.regions, left, views=attention.views)
+    geometry = None if model.knows_tile_layout else geometry_of(processor)
+    if any(tile.layout is None for tile in prepared.tiles) and model.knows_tile_layout:
+        with pytest.raises(ValueRangeError, match="the layout of the tiles of image"):
+            target_regions(attention.regions, left, tiles=attention.tiles)
         return
-    targets = target_regions(attention.regions, left, geometry=geometry, views=attention.views)
+    targets = target_regions(attention.regions, left, geometry=geometry, tiles=attention.tiles)
     assert targets.shape == (len(attention.regions),)
 
 
@@ -111,41 +111,43 @@ TILED = ["InternVL", "Aya Vision", "Cohere2 Vision", "Idefics3", "SmolVLM"]
 
 
 @pytest.mark.parametrize("name", TILED)
-def test_tiles_are_those_that_the_processor_cuts(name):
+def test_tilings_equal_the_tiles_of_the_processor(name):
     processor = PROCESSORS[name]()
     given = processed(name, processor, IMAGES)
-    tiles = tiles_of(processor, IMAGES)
-    counts = [rows * cols + (rows * cols > 1) for rows, cols in tiles]
+    tilings = tilings_of(processor, IMAGES)
+    counts = [rows * cols + (rows * cols > 1) for rows, cols in tilings]
     pixels = given["pixel_values"]
     assert sum(counts) == (pixels.flatten(0, -4).flatten(1) != 0).any(1).sum()
     model = with_regions(CASES[name].make(), Regionizer(**IDENTITY))
-    views = model.expand(**given | {"tiles": tiles}).views
-    if name in ("Idefics3", "SmolVLM"):  # their prompts tell it too
-        assert model.expand(**given).views == views
+    tiles = model.expand(**given | {"tilings": tilings}).tiles
+    if name in ("Idefics3", "SmolVLM"):  # their prompts give it too
+        assert model.expand(**given).tiles == tiles
     else:
-        assert {view.image for view in model.expand(**given).views} == {view.image for view in views}
+        assert {tile.image for tile in model.expand(**given).tiles} == {tile.image for tile in tiles}
 
 
 @pytest.mark.parametrize("name", ["InternVL", "LLaVA-NeXT", "SmolVLM"])
-def test_a_mask_lies_on_the_tiles_where_it_lies_on_the_image(name):
-    """Regions of all tiles brought back together cover what the mask covers of the image."""
+def test_masks_are_cut_like_the_image(name):
+    """The regions of all tiles together cover the mask on the image."""
     processor = PROCESSORS[name]()
-    model = with_regions(CASES[name].make(), Regionizer(source="segmentation", pool="mean", norm="none", coverage=0.5))
+    model = with_regions(
+        CASES[name].make(), Regionizer(source="segmentation", pool="mean", norm="none", min_coverage=0.5)
+    )
     image = IMAGES[0].resize((112, 112))
     given = processed(name, processor, [image, image, image])
     if name != "LLaVA-NeXT":
-        given["tiles"] = tiles_of(processor, [image] * 3)
+        given["tilings"] = tilings_of(processor, [image] * 3)
     mask = np.zeros((1, 112, 112), bool)
     mask[:, 28:84, 12:100] = True  # over all tile borders
     prepared = model.expand(**given, masks=[mask] * 3)
-    for canvas, regions, _ in by_canvas(prepared.regions, prepared.views, 1):
-        rows, cols = canvas.grid
+    for layout, regions, _ in by_layout(prepared.regions, prepared.tiles, 1):
+        rows, cols = layout.grid
         expected = torch.zeros(rows, cols, dtype=torch.bool)
         expected[rows // 4 : rows - rows // 4, cols // 8 : cols - cols // 8] = True
         if rows >= 4:
             assert torch.equal(regions.masks()[0].any(0), expected), name
     if name != "SmolVLM":  # regions cross tiles
-        assert prepared.regions.counts.tolist() == [1] * len(prepared.views)
+        assert prepared.regions.counts.tolist() == [1] * len(prepared.tiles)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +165,34 @@ def test_the_geometry_of_processors(name, geometry):
 
 
 @pytest.mark.parametrize("name", [*TILED, "LLaVA-NeXT", "LLaVA-OneVision", "PerceptionLM"])
-def test_a_model_of_tiles_needs_no_geometry(name):
-    with pytest.raises(
-        ValueRangeError, match="may cut images into tiles, and a model of them knows itself where they lie"
-    ):
+def test_models_with_tiles_reject_a_geometry(name):
+    with pytest.raises(ValueRangeError, match="may cut images into tiles, which the model places itself"):
         geometry_of(PROCESSORS[name]())
-    with pytest.raises(ValueRangeError, match="knows itself how images are placed on tiles. Leave geometry out"):
+    with pytest.raises(ValueRangeError, match="computes how images are placed on tiles. Leave geometry out"):
         with_regions(CASES[name].make(), Regionizer(pool="mean", geometry=ImageGeometry.squash(56)))
+
+
+def test_a_model_encoder_returns_the_features_that_regions_are_made_of(name, stock, processor, images, monkeypatch):
+    model = with_regions(stock, Regionizer(**IDENTITY | {"padding": "drop"}))
+    encoder = ModelEncoder(model, processor, name=name)
+    if name == "PerceptionLM":
+        with pytest.raises(ValueRangeError, match="PerceptionLM does not report the position of its tiles"):
+            encoder.encode_image(IMAGES[1])
+        return
+    made = []
+    encode = type(model.model).encode_patches
+    monkeypatch.setattr(
+        type(model.model), "encode_patches", lambda self, *a, **k: (made.append(encode(self, *a, **k)), made[-1])[1]
+    )
+    for image in images:
+        encoded = encoder.encode_image(image)
+        made.clear()
+        inputs = process(model, processor, [f"w5 {placeholder(name, processor)}"], [[image]])
+        names = ("pixel_values", *model.encoder_inputs)
+        model.encode_regions(**{key: value for key, value in inputs.items() if key in names})
+        (patches,) = made
+        used = encoded.features[encoded.valid]
+        assert len(used)
+        every_patch = {tuple(patch) for part in patches.features for patch in part.flatten(0, 1).tolist()}
+        assert {tuple(patch) for patch in used.tolist()} <= every_patch
+        assert encoded.placement.valid(tuple(encoded.valid.shape)).sum() >= encoded.valid.sum()

@@ -64,7 +64,7 @@ def linear(model):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_regionizer_stays_as_it_is_and_lora_trains_on_top(case, trained, bits, tmp_path):
+def test_the_regionizer_is_not_quantized_and_lora_trains(case, trained, bits, tmp_path):
     config, kind = BITS[bits]
     stock = case.make()
     stock.save_pretrained(tmp_path / "stock")
@@ -103,7 +103,7 @@ def test_the_regionizer_stays_as_it_is_and_lora_trains_on_top(case, trained, bit
     assert_close(logits(again, given), after)
 
 
-def test_a_loaded_model_in_4_bits_gets_regions_and_goes_back(case, trained, tmp_path):
+def test_a_loaded_4_bit_model_is_converted_and_restored(case, trained, tmp_path):
     case.make().save_pretrained(tmp_path)
     config, _ = BITS["4 bits"]
     stock = type(case.make()).from_pretrained(tmp_path, quantization_config=config)

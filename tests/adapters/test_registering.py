@@ -1,4 +1,4 @@
-"""Families from outside the table, and modelling code that is imported only where it is used."""
+"""Families of other packages, and lazy imports of modelling code."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ from regiontok.adapters import huggingface
 from regiontok.adapters.huggingface import FAMILIES, Family, VisionTowerMixin, load_model, register_family, with_regions
 from regiontok.errors import ValueRangeError
 
-loaded = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
-assert all(".auto." in name for name in loaded), loaded
+modules = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
+assert all(".auto." in name for name in modules), modules
 assert "RegionQwen3VLForConditionalGeneration" in huggingface.__all__
 
 from transformers.models.llava.modeling_llava import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
@@ -38,9 +38,9 @@ AutoConfig.register("my_llava", MyLlavaConfig)
 register_family(row)
 try:
     register_family(row)
-    raise SystemExit("a second family of this name was taken")
+    raise SystemExit("a second family of this name was registered")
 except ValueRangeError as error:
-    assert "there is a family of MyLlavaForConditionalGeneration" in str(error)
+    assert "a family of MyLlavaForConditionalGeneration exists already" in str(error)
 
 from tests.models import tiny_llava
 
@@ -52,13 +52,13 @@ assert type(model).__name__ == "RegionMyLlavaForConditionalGeneration"
 token = model.config.image_token_id
 inputs = {"input_ids": torch.tensor([[5, *[token] * 4, 6]]), "pixel_values": torch.randn(1, 3, 56, 56)}
 model.save_pretrained(sys.argv[1])
-for again in (AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval(), load_model(sys.argv[1])):
-    assert type(again).__name__ == "RegionMyLlavaForConditionalGeneration"
-    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+for loaded in (AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval(), load_model(sys.argv[1])):
+    assert type(loaded).__name__ == "RegionMyLlavaForConditionalGeneration"
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 """
 
 
-def test_a_family_of_another_package_and_no_modelling_code_of_others(tmp_path):
+def test_a_family_of_another_package_is_registered_without_importing_other_models(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

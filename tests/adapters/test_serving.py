@@ -1,4 +1,4 @@
-"""What a server is sent; and where a Python with vLLM is named, that a stock engine answers as the region model does."""
+"""Requests for servers; with a Python that has vLLM, a stock engine must answer as the region model does."""
 
 import os
 import subprocess
@@ -15,11 +15,11 @@ from regiontok.adapters.huggingface import (
     FAMILIES,
     image_embeddings,
     sglang_request,
-    tiles_of,
+    tilings_of,
     vllm_request,
     with_regions,
 )
-from regiontok.adapters.huggingface.serving import SGLANG, VLLM, _grid
+from regiontok.adapters.huggingface.serving import SGLANG, VLLM, _closest_grid
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from tests.adapters.test_processors import IMAGES
 from tests.conftest import assert_close
@@ -48,7 +48,7 @@ def made(name, **options):
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
+def test_embeddings_equal_the_tokens_of_the_model(name):
     model, embeddings = made(name, num_regions=[4, 12, 10])
     assert [len(one) for one in embeddings] == [4, 12, 10]
     processor = PROCESSORS[name]()
@@ -56,17 +56,17 @@ def test_embeddings_are_the_tokens_that_the_model_itself_takes(name):
     for number, (image, one) in enumerate(zip(IMAGES, embeddings, strict=True)):
         given = processor(text=[token], images=[[image]], return_tensors="pt")
         if name == "InternVL":
-            given["tiles"] = tiles_of(processor, [image])
+            given["tilings"] = tilings_of(processor, [image])
         prepared = model.expand(**given, num_regions=[4, 12, 10][number])
         output = prepared.inputs["mm_encoder_outputs"]["image"]
         deep = [layer[0] for layer in getattr(output, "deepstack_features", [])]
-        assert_close(one.values, torch.cat([output.pooler_output[0], *deep], 1))  # made in another batch
+        assert_close(one.values, torch.cat([output.pooler_output[0], *deep], 1))  # encoded in another batch
         assert not one.values.requires_grad
         assert one.values.is_contiguous()
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_vllm_gets_one_placeholder_per_image_and_rows_by_the_count(name):
+def test_vllm_requests_have_one_placeholder_per_image(name):
     counts = [4, 4, 4] if name in ONE_COUNT else [4, 12, 10]
     _, embeddings = made(name, num_regions=counts)
     ids = [5, IMAGE, 6, *[IMAGE] * 9, 7, IMAGE]
@@ -87,14 +87,14 @@ def test_vllm_gets_one_placeholder_per_image_and_rows_by_the_count(name):
             vllm_request(prompt, embeddings)
 
 
-def test_embeddings_of_two_models_do_not_go_together():
+def test_embeddings_of_two_models_are_rejected():
     _, llava = made("LLaVA-1.5")
     _, qwen = made("Qwen2-VL")
     with pytest.raises(ShapeError, match="embeddings of one prompt must be of one model"):
         vllm_request([IMAGE, IMAGE], [llava[0], qwen[0]])
 
 
-def test_what_vllm_writes_itself_is_left_out():
+def test_vllm_requests_have_no_tags_around_images():
     _, embeddings = made("InternVL")
     processor = PROCESSORS["InternVL"]()
     given = processor(text=["w5 <IMG_CONTEXT> w6"], images=[[IMAGES[1]]], return_tensors="pt")
@@ -103,7 +103,7 @@ def test_what_vllm_writes_itself_is_left_out():
 
 
 @pytest.mark.parametrize("name", WITH_GRID)
-def test_sglang_gets_a_placeholder_per_token(name):
+def test_sglang_requests_have_one_placeholder_per_token(name):
     _, embeddings = made(name)
     for prompt in ([5, IMAGE, 6], [5, *[IMAGE] * 9, 6], torch.tensor([5, IMAGE, 6])):
         request = sglang_request(prompt, embeddings[:1])
@@ -118,11 +118,11 @@ def test_sglang_gets_a_placeholder_per_token(name):
 
 
 @pytest.mark.parametrize(("count", "shape", "grid"), [(12, (3, 4), (3, 4)), (12, (4, 1), (6, 2)), (7, (2, 3), (1, 7)), (64, (20, 30), (8, 8)), (1, (5, 5), (1, 1))])  # fmt: skip
-def test_a_grid_multiplies_to_the_count_and_is_near_the_images_shape(count, shape, grid):
-    assert _grid(count, shape) == grid
+def test_the_closest_grid_has_the_count_of_cells(count, shape, grid):
+    assert _closest_grid(count, shape) == grid
 
 
-def test_masks_make_as_many_tokens_as_there_are():
+def test_embeddings_with_masks():
     geometry = ImageGeometry.center_crop(56)
     regionizer = Regionizer(source="segmentation", pool="mean", norm="none", geometry=geometry)
     model = with_regions(CASES["LLaVA-1.5"].make(), regionizer)
@@ -130,13 +130,13 @@ def test_masks_make_as_many_tokens_as_there_are():
     assert [len(one) for one in image_embeddings(model, PROCESSORS["LLaVA-1.5"](), IMAGES, masks)] == [1, 1, 1]
 
 
-def test_what_a_server_cannot_take_is_refused():
+def test_invalid_requests_are_rejected():
     stock, processor = CASES["Gemma 3"].make(), PROCESSORS["Gemma 3"]()
     with pytest.raises(DTypeError, match="model must have region tokens; got Gemma3ForConditionalGeneration"):
         image_embeddings(stock, processor, IMAGES)
     embeddings = image_embeddings(with_regions(stock, Regionizer(pool="mean")), processor, IMAGES)
     for request, engine in ((vllm_request, "vLLM"), (sglang_request, "SGLang")):
-        with pytest.raises(ValueRangeError, match=f"{engine} takes no image embeddings of Gemma3ForConditional"):
+        with pytest.raises(ValueRangeError, match=f"{engine} accepts no image embeddings for Gemma3ForConditional"):
             request([IMAGE] * 3, embeddings)
         with pytest.raises(ShapeError, match="embeddings must be of at least one image"):
             request([5], [])
@@ -147,7 +147,7 @@ def test_what_a_server_cannot_take_is_refused():
 
 
 def _for_vllm(name, folder):
-    """A stock model with heads as wide as vLLM wants, saved under the names of the hub."""
+    """Save a stock model with the head size that vLLM needs, and the names of weights of the hub."""
     text = TEXT | {
         "hidden_size": 128,
         "num_attention_heads": 2,
@@ -168,8 +168,8 @@ def _for_vllm(name, folder):
 
 
 @pytest.mark.parametrize(("name", "title"), [("Llava", "LLaVA-1.5"), ("LlavaNext", "LLaVA-NeXT")])
-def test_a_stock_vllm_answers_as_the_region_model_does(name, title, tmp_path):
-    """Name a Python that has vLLM in REGIONTOK_VLLM; see docs/serving.md."""
+def test_stock_vllm_answers_as_the_region_model(name, title, tmp_path):
+    """Set REGIONTOK_VLLM to a Python that has vLLM; see docs/serving.md."""
     engine = os.environ.get("REGIONTOK_VLLM")
     if engine is None:
         pytest.skip("REGIONTOK_VLLM names no Python with vLLM")
@@ -197,6 +197,6 @@ def test_a_stock_vllm_answers_as_the_region_model_does(name, title, tmp_path):
     assert torch.load(tmp_path / "answers.pt") == expected
 
 
-def test_the_families_that_are_served_are_ours():
+def test_served_families_are_supported():
     assert {*SGLANG, *VLLM} <= {family.stock for family in FAMILIES}
     assert all(hasattr(transformers, one) for one in VLLM)

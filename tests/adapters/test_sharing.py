@@ -15,7 +15,7 @@ STOCK = {"input_ids": torch.tensor([[5, *[IMAGE] * 16, 7, 8]]), "pixel_values": 
 REGIONS = {"input_ids": torch.tensor([[5, *[IMAGE] * 4, 7, 8]]), "pixel_values": PIXELS}
 
 
-def test_parts_weights_mode_and_dtype_are_shared():
+def test_modules_weights_mode_and_dtype_are_shared():
     stock = tiny_llava()
     model = with_regions(stock, num_regions=4)
     parts = dict(model.model.named_children())
@@ -33,7 +33,7 @@ def test_parts_weights_mode_and_dtype_are_shared():
     assert not hasattr(stock.config, "regiontok")
 
 
-def test_a_vocabulary_that_is_resized_before_is_that_of_both():
+def test_a_vocabulary_resized_before_conversion_is_shared():
     stock = tiny_llava()
     stock.resize_token_embeddings(120)
     model = with_regions(stock, num_regions=4)
@@ -42,7 +42,7 @@ def test_a_vocabulary_that_is_resized_before_is_that_of_both():
     assert stock(**STOCK).logits.shape[-1] == 120
 
 
-def test_a_replaced_forward_is_refused_and_a_compiled_call_is_not_taken_over():
+def test_a_replaced_forward_is_rejected_and_a_compiled_call_is_not_copied():
     stock = tiny_llava()
     expected = with_regions(stock, num_regions=4)(**REGIONS).logits
     stock.compile(backend="eager")
@@ -72,7 +72,7 @@ def test_a_subclass_keeps_its_methods():
     assert type(without_regions(model)) is Louder
 
 
-def test_a_new_regionizer_takes_the_models_dtype_and_is_in_the_config():
+def test_a_new_regionizer_has_the_dtype_of_the_model_and_is_in_the_config():
     model = with_regions(tiny_llava().to(torch.bfloat16), num_regions=4)
     model.regionizer = Regionizer(dim=32, num_heads=4, num_regions=4)
     assert model.regionizer.pool.out.weight.dtype == torch.bfloat16
@@ -80,7 +80,7 @@ def test_a_new_regionizer_takes_the_models_dtype_and_is_in_the_config():
     assert model.eval()(input_ids=REGIONS["input_ids"], pixel_values=PIXELS.bfloat16()).logits.dtype == torch.bfloat16
 
 
-def test_options_that_are_not_trained_give_a_warning():
+def test_options_that_need_training_give_a_warning():
     stock = tiny_llava()
     for options, message in (
         ({"pool": "mean"}, "norm='rms' scales features"),
@@ -94,7 +94,7 @@ def test_options_that_are_not_trained_give_a_warning():
     with_regions(with_regions(stock, num_regions=4), Regionizer(num_regions=4, pool="mean"))
 
 
-def test_stock_prompts_that_would_move_columns_are_rejected():
+def test_stock_prompts_with_arguments_per_column_are_rejected():
     model = with_regions(tiny_llava(), num_regions=4)
     labels = STOCK["input_ids"].masked_fill(STOCK["input_ids"] == IMAGE, -100)
     output = model(**STOCK, labels=labels)
@@ -115,11 +115,11 @@ def test_stock_prompts_that_would_move_columns_are_rejected():
             model.generate(**STOCK, max_new_tokens=2, return_dict_in_generate=True, **more)
     cut = {"input_ids": torch.tensor([[5, IMAGE]]), "pixel_values": PIXELS}
     for call in (lambda: model(**cut, labels=cut["input_ids"]), lambda: model.generate(**cut, max_new_tokens=2)):
-        with pytest.raises(Exception, match="ends inside a block of 1, as a truncated prompt does"):
+        with pytest.raises(Exception, match="ends inside a block of 1. The prompt may be truncated"):
             call()
 
 
-def test_qwen_generates_from_embeddings_and_takes_positions_without_rows():
+def test_qwen_generates_from_embeddings_and_accepts_text_positions():
     case = CASES["Qwen3-VL"]
     stock = case.make()
     model = with_regions(stock, num_regions="prompt")

@@ -14,10 +14,12 @@ from datasets import Dataset
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from regiontok import Regionizer
-from regiontok.adapters.huggingface import region_processor, with_regions
-from tests.families import CASES, IMAGE
+from regiontok.adapters.huggingface import load_model, region_processor
+from tests.families import CASES, IMAGE, VIDEO
+from tests.models import region_model
 from tests.processors import PROCESSORS, TEMPLATE, placeholder
+from tests.video_processors import PROCESSORS as VIDEO_PROCESSORS
+from tests.video_processors import batch_of
 
 pytest.importorskip("trl", reason="trl is not installed")
 from peft import LoraConfig
@@ -37,12 +39,7 @@ def name(request):
 
 def trainable(name, **options):
     """A region model with a pool that is not the mean, and its processor."""
-    torch.manual_seed(0)
-    stock = CASES[name].make()
-    dim = with_regions(stock, num_regions=BUDGET).patch_dim
-    options = {"dim": dim, "num_heads": 4, "num_regions": BUDGET} | options
-    model = with_regions(stock, Regionizer(**options)).train()
-    torch.nn.init.normal_(model.regionizer.pool.out.weight, std=0.3)
+    model = region_model(CASES[name].make(), num_regions=BUDGET, **options).train()
     processor = PROCESSORS[name]()
     processor.chat_template = TEMPLATE.replace("IMAGE", placeholder(name, processor))
     processor.tokenizer.eos_token = "w2"
@@ -99,7 +96,7 @@ def pool_of(model):
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2.5-VL", "Qwen3-VL", "Gemma 3", "GLM-4.1V"])
-def test_packed_samples_are_separate_ones(name):
+def test_packed_samples_equal_separate_samples(name):
     """Two samples in one row, told apart by their positions, which packers compute before encoding.
 
     The stock Gemma 3 mixes packed samples if token types are given, which make images attend in both directions.
@@ -212,7 +209,7 @@ def test_the_trainer_of_transformers(name, more, tmp_path):
     assert is_trained(model, before)
 
 
-def test_trl_and_pipelines_take_a_folder(name, tmp_path):
+def test_trl_and_pipelines_load_a_folder(name, tmp_path):
     model, processor = trainable(name)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -232,20 +229,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 BLOCKS = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 PROGRAMS = [block for block in BLOCKS if "Trainer(" in block]
 (PACKING,) = [block for block in BLOCKS if "use_cache=False" in block]
+(MERGING,) = [block for block in BLOCKS if "merge_and_unload" in block]
 
 
-def test_the_packing_of_the_documentation_runs():
-    model, processor = trainable("LLaVA-1.5")
+def test_packing_of_the_documentation():
+    model, processor = trainable("Qwen3-VL")
     model.eval()
     names = {"model": model, "processor": processor, "images": images(2)}
-    names["texts"] = [f"w5 {placeholder('LLaVA-1.5', processor)} w6", f"{placeholder('LLaVA-1.5', processor)} w8 w9"]
+    names["texts"] = [f"w5 {placeholder('Qwen3-VL', processor)} w6", f"{placeholder('Qwen3-VL', processor)} w8 w9"]
     exec(PACKING, names)
     expected = torch.cat([model(**sample).logits[0] for sample in names["samples"]])
     assert (names["output"].logits[0] - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda code: re.findall(r"(\w+Trainer|Trainer)\(", code)[0])
-def test_the_programs_of_the_documentation_run(program, tmp_path, monkeypatch):
+def test_programs_of_the_documentation(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {
         "max_steps": 1,
@@ -284,3 +282,42 @@ def test_the_programs_of_the_documentation_run(program, tmp_path, monkeypatch):
     assert len(pools) == 1
     if "LoraConfig" not in program:
         assert (pools[0].detach() - before).abs().max() > 0
+    else:
+        exec(MERGING, names)
+        loaded = load_model("out/merged").state_dict()
+        merged = names["merged"].state_dict()
+        assert loaded.keys() == merged.keys()
+        assert all(torch.equal(loaded[name], value) for name, value in merged.items())
+
+
+def test_sft_with_videos(tmp_path):
+    """As in TRL's example for videos: a collator calls the processor, whose prompts have a token per region."""
+    stock = CASES["Qwen3-VL"].make()
+    model = region_model(stock, num_regions=BUDGET).train()
+    model.config.regiontok_videos = {"num_regions": 5}
+    processor = region_processor(VIDEO_PROCESSORS["Qwen3-VL"](), model)
+    widths, before = watch(model), pool_of(model)
+
+    def collate(samples):
+        given = batch_of("Qwen3-VL", processor, frames=[sample["frames"] for sample in samples])
+        batch = processor(**given)
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+    SFTTrainer(
+        model=model,
+        processing_class=processor,
+        train_dataset=Dataset.from_dict({"frames": [6, 8, 6, 8]}),
+        data_collator=collate,
+        args=settings(
+            SFTConfig,
+            tmp_path,
+            max_length=None,
+            per_device_train_batch_size=2,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+    ).train()
+    expected = collate([{"frames": 6}, {"frames": 8}])["input_ids"]
+    assert ((expected == VIDEO).sum(1) == 5).all()
+    assert {width for _, width in widths} == {expected.shape[1]}
+    assert is_trained(model, before)

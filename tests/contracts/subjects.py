@@ -1,5 +1,7 @@
-"""What the contracts are checked on: everything public that computes, and every public value, one entry each."""
+"""Subjects of the contracts: every public object or function that computes, and every public value."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -21,36 +23,38 @@ from regiontok import (
     Regions,
     RegionTokens,
     UnionFindClusterer,
+    _kernels,
     encoders,
     order_regions,
     rms_normalize,
     split_regions,
 )
+from regiontok._kernels.logits import measure
 from regiontok.encoders import PixelDescriptor
 from regiontok.evaluation.partition import compare_partitions, mean_partitions, measure_partition
 from regiontok.masks import FelzenszwalbMasks, MaskSettings
-from tests.conftest import smooth_features
+from tests.conftest import randomized, smooth_features
 
 ROWS, COLS, DIM = 6, 7, 16
 GEOMETRY = ImageGeometry.letterbox((8 * ROWS, 8 * COLS))
 SIZES = [(40, 56), (48, 30), (48, 56)]
-"""Images of three shapes, so that each image of a batch has patches of its own that are not valid."""
+"""Image sizes of three shapes, so that each image of a batch has other padding patches."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one grid: features, which of their patches are valid, and their masks."""
+    """Images on one grid: features, valid patches and masks."""
 
     features: torch.Tensor
     valid: torch.Tensor
     masks: list[MaskSet]
 
     def __getitem__(self, index: list[int]) -> "Batch":
-        return Batch(self.features[index], self.valid[index], [self.masks[one] for one in index])
+        return Batch(self.features[index], self.valid[index], [self.masks[image] for image in index])
 
 
 def batch(seed: int = 0) -> Batch:
-    """Three images."""
+    """Return three images."""
     valid = torch.stack([GEOMETRY.place(size).valid((ROWS, COLS)) for size in SIZES])
     generator = np.random.default_rng(seed)
     masks = []
@@ -61,65 +65,63 @@ def batch(seed: int = 0) -> Batch:
     return Batch(smooth_features(ROWS, COLS, DIM, seed=seed, batch=3), valid, masks)
 
 
-def labels_of(given: Batch) -> Regions:
-    """Regions to pool over, which do not depend on features' dtype."""
-    label = (torch.arange(ROWS)[:, None] // 2 * COLS + torch.arange(COLS) // 3).expand(len(given.features), -1, -1)
-    return Regions.from_labels(torch.where(given.valid, label, -1))
+def regions_of(images: Batch) -> Regions:
+    """Return regions that do not depend on the features' dtype."""
+    label = (torch.arange(ROWS)[:, None] // 2 * COLS + torch.arange(COLS) // 3).expand(len(images.features), -1, -1)
+    return Regions.from_labels(torch.where(images.valid, label, -1))
 
 
-def masks_of(given: Batch) -> Regions:
-    return MaskDownsampler((ROWS, COLS), geometry=GEOMETRY)(given.masks, valid=given.valid)
+def mask_regions_of(images: Batch) -> Regions:
+    return MaskDownsampler((ROWS, COLS), geometry=GEOMETRY)(images.masks, valid=images.valid)
 
 
 def _split(tokens: RegionTokens) -> list[Any]:
     return [(values, masks) for values, masks in zip(tokens.split(), tokens.regions.masks(), strict=True)]
 
 
-def _regionize(regionizer: Regionizer, given: Batch) -> list[Any]:
-    masks = given.masks if regionizer.config.source in ("segmentation", "combined") else None
-    return _split(regionizer(given.features, valid=given.valid, masks=masks))
+def _regionize(regionizer: Regionizer, images: Batch) -> list[Any]:
+    masks = images.masks if regionizer.config.source in ("segmentation", "combined") else None
+    return _split(regionizer(images.features, valid=images.valid, masks=masks))
 
 
-def _pool(pool: torch.nn.Module, given: Batch) -> list[Any]:
-    return _split(pool(given.features, labels_of(given)))
+def _pool(pool: torch.nn.Module, images: Batch) -> list[Any]:
+    return _split(pool(images.features, regions_of(images)))
 
 
-def _trees(clusterer: UnionFindClusterer, given: Batch) -> list[Any]:
-    trees = clusterer.tree(given.features, given.valid)
+def _cluster(clusterer: UnionFindClusterer, images: Batch) -> list[Any]:
+    return clusterer(images.features, images.valid).masks()
+
+
+def _trees(clusterer: UnionFindClusterer, images: Batch) -> list[Any]:
+    trees = clusterer.tree(images.features, images.valid)
     return [(tree.pairs, tree.valid, tree.cut(num_regions=5).masks(), tree.curve()[0]) for tree in trees]
 
 
-def _bring(downsampler: MaskDownsampler, given: Batch) -> list[Any]:
-    return downsampler(given.masks, features=given.features, valid=given.valid).masks()
+def _downsample(downsampler: MaskDownsampler, images: Batch) -> list[Any]:
+    return downsampler(images.masks, features=images.features, valid=images.valid).masks()
 
 
 def _cross(**options: Any) -> CrossAttnPool:
-    return lively(CrossAttnPool(DIM, 4, **options))
-
-
-def lively(module: torch.nn.Module) -> Any:
-    """A module whose weights are all at work: an untrained pool is the mean."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return module
+    return randomized(CrossAttnPool(DIM, 4, **options))
 
 
 def _source(source: str, **options: Any) -> Regionizer:
     geometry = GEOMETRY if source in ("segmentation", "combined") else None
-    return lively(Regionizer(source=source, dim=DIM, pool="cross_attention", num_heads=4, geometry=geometry, **options))
+    return randomized(
+        Regionizer(source=source, dim=DIM, pool="cross_attention", num_heads=4, geometry=geometry, **options)
+    )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that computes per image.
+    """An object or function that computes per image.
 
     Attributes:
-        name: What to call it.
-        covers: Public names that it is the contract of.
-        make: Makes the object that is called; module-level functions are their own.
-        call: Calls it on a batch: one result per image, of tensors, arrays and containers.
-        differentiable: Whether gradients go back to features.
+        name: Its name in test reports.
+        covers: Public names whose contract it checks.
+        make: Returns a new object to call, or the function.
+        call: Calls it on a batch and returns one result per image, of tensors, arrays and containers.
+        differentiable: Whether its results have gradients for features.
     """
 
     name: str
@@ -141,24 +143,24 @@ SUBJECTS = [
     Subject("Regionizer-combined", ("Regionizer",), partial(_source, "combined", split_min_patches=3), _regionize, True),
     Subject("CrossAttnPool", ("CrossAttnPool", "RegionTokens"), _cross, _pool, True),
     Subject("MeanPool", ("MeanPool",), MeanPool, _pool, True),
-    Subject("UnionFindClusterer", ("UnionFindClusterer",), UnionFindClusterer, lambda one, given: one(given.features, given.valid).masks()),
-    Subject("UnionFindClusterer-ward", ("UnionFindClusterer",), partial(UnionFindClusterer, num_regions=6, connectivity=8), lambda one, given: one(given.features, given.valid).masks()),
+    Subject("UnionFindClusterer", ("UnionFindClusterer",), UnionFindClusterer, _cluster),
+    Subject("UnionFindClusterer-ward", ("UnionFindClusterer",), partial(UnionFindClusterer, num_regions=6, connectivity=8), _cluster),
     Subject("MergeTree", ("MergeTree",), partial(UnionFindClusterer, linkage="ward"), _trees),
-    Subject("MaskDownsampler", ("MaskDownsampler", "MaskSet", "Placement"), partial(MaskDownsampler, geometry=GEOMETRY), _bring),
-    Subject("MaskDownsampler-cluster", ("MaskDownsampler",), partial(MaskDownsampler, geometry=GEOMETRY, uncovered="cluster", overlap="smallest"), _bring),
-    Subject("rms_normalize", ("rms_normalize",), lambda: rms_normalize, lambda one, given: list(one(given.features)), True),
-    Subject("order_regions", ("order_regions", "Regions"), lambda: order_regions, lambda one, given: one(labels_of(given), "area").masks()),
-    Subject("split_regions", ("split_regions",), lambda: split_regions, lambda one, given: one(given.features, masks_of(given), min_patches=3, valid=given.valid).masks()),
-    Subject("measure_partition", ("partition.measure_partition",), lambda: measure_partition, lambda one, given: [list(scores) for scores in one(given.features, labels_of(given), valid=given.valid)]),
-    Subject("compare_partitions", ("partition.compare_partitions", "partition.mean_partitions", "partition.grid_regions"), lambda: compare_partitions, lambda one, given: [mean_partitions([one(features, valid=valid, counts=(4, 6))]) for features, valid in zip(given.features, given.valid, strict=True)]),
+    Subject("MaskDownsampler", ("MaskDownsampler", "MaskSet", "Placement"), partial(MaskDownsampler, geometry=GEOMETRY), _downsample),
+    Subject("MaskDownsampler-cluster", ("MaskDownsampler",), partial(MaskDownsampler, geometry=GEOMETRY, unassigned="cluster", overlap="assign_smallest"), _downsample),
+    Subject("rms_normalize", ("rms_normalize",), lambda: rms_normalize, lambda normalize, images: list(normalize(images.features)), True),
+    Subject("order_regions", ("order_regions", "Regions"), lambda: order_regions, lambda order, images: order(regions_of(images), "area").masks()),
+    Subject("split_regions", ("split_regions",), lambda: split_regions, lambda split, images: split(images.features, mask_regions_of(images), split_min_patches=3, valid=images.valid).masks()),
+    Subject("measure_partition", ("partition.measure_partition",), lambda: measure_partition, lambda measure, images: [list(scores) for scores in measure(images.features, regions_of(images), valid=images.valid)]),
+    Subject("compare_partitions", ("partition.compare_partitions", "partition.mean_partitions", "partition.grid_regions"), lambda: compare_partitions, lambda compare, images: [mean_partitions([compare(features, valid=valid, num_regions=(4, 6))]) for features, valid in zip(images.features, images.valid, strict=True)]),
 ]  # fmt: skip
 
 
 def values() -> dict[str, Any]:
-    """Public values, by name: they are kept, copied and sent, and some are written as code."""
-    given = batch()
-    regions = masks_of(given)
-    tree = UnionFindClusterer(linkage="ward").tree(given.features, given.valid)[0]
+    """Return public values by name; they can be copied and pickled, and some have a repr that is code."""
+    images = batch()
+    regions = mask_regions_of(images)
+    tree = UnionFindClusterer(linkage="ward").tree(images.features, images.valid)[0]
     return {
         "ImageGeometry": GEOMETRY,
         "Placement": GEOMETRY.place((40, 30)),
@@ -176,7 +178,7 @@ def values() -> dict[str, Any]:
         "Regions": regions,
         "RegionTokens": RegionTokens(torch.rand(len(regions), 3), regions),
         "MaskSet": MaskSet.from_coco(
-            [{"id": 3, "category_id": 2, "segmentation": one} for one in given.masks[0].to_coco()], scores=[0.5] * 5
+            [{"id": 3, "category_id": 2, "segmentation": mask} for mask in images.masks[0].to_coco()], scores=[0.5] * 5
         ),
         "MaskSet, on the grid": MaskSet.on_grid(np.ones((2, 3, 3)), valid=np.ones((3, 3), bool)),
         "MergeTree": tree,
@@ -187,44 +189,91 @@ EVALUABLE = (
     "ImageGeometry", "Placement", "RegionizerConfig", "UnionFindClusterer", "MaskDownsampler", "MaskSettings",
     "Dropped", "FelzenszwalbMasks",
 )  # fmt: skip
-"""Values that are all options, whose repr is code that makes them. Modules keep torch's repr; data tells its size."""
+"""Values of options alone, whose repr is code that makes them. Modules keep torch's repr; data shows its size."""
 
 
-def same(one: Any, other: Any, close: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> None:
-    """Assert that two results are the same, NaN included; tensors of floats are compared by ``close`` where it is given."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.shape == other.shape
-        if close is not None and one.is_floating_point():
-            close(one, other)
+def kernels() -> list[Callable[..., Any]]:
+    """Return every function of `regiontok._kernels`, compiled or not."""
+    modules = [
+        importlib.import_module(f"{_kernels.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(_kernels.__path__)
+    ]
+    return [value for module in modules for value in vars(module).values() if callable(value)]
+
+
+def _masks() -> np.ndarray:
+    masks = np.random.default_rng(0).random((3, 17, 13)) < 0.4
+    masks[2] = True
+    return masks
+
+
+def _coverage() -> list[torch.Tensor]:
+    geometries = (ImageGeometry.letterbox(8), ImageGeometry.center_crop((30, 8)), ImageGeometry.squash(64))
+    forms = (_masks(), MaskSet.from_coco(MaskSet.from_masks(_masks()).to_coco()))
+    downsamplers = [MaskDownsampler(grid, geometry=one) for one in geometries for grid in ((2, 2), (5, 3), (40, 40))]
+    return [downsampler.coverage(masks) for downsampler in downsamplers for masks in forms]
+
+
+def _measured_logits() -> list[np.ndarray]:
+    areas, boxes = np.empty((3, 2), np.int64), np.empty((3, 4), np.int64)
+    measure((_masks() * 4 - 2).astype(np.float32), 1, areas, boxes)
+    return [areas, boxes]
+
+
+KERNELS: dict[str, Callable[[], Any]] = {
+    **{f"clustering, {options}": lambda options=options: UnionFindClusterer(**options)(smooth_features(7, 9, 12, batch=2)).labels()
+       for options in ({"connectivity": 8}, {"linkage": "average", "num_regions": 9}, {"linkage": "ward", "num_regions": 9},
+                       {"explained_variance": 0.6, "connectivity": 8})},
+    "a tree on one row": lambda: UnionFindClusterer().tree(smooth_features(1, 6, 3))[0].cut(num_regions=2).labels(),
+    "one column": lambda: UnionFindClusterer(num_regions=5)(smooth_features(5, 1, 4)).labels(),
+    "RLE": lambda: MaskSet.from_coco(MaskSet.from_masks(_masks()).to_coco()),
+    "a label map": lambda: MaskSet.from_labels(_masks()[0].astype(int) - 1),
+    "coverage": _coverage,
+    "splitting": lambda: split_regions(smooth_features(6, 5, 8), Regions.from_masks([torch.from_numpy(_masks()[:, :6, :5].copy())]), split_min_patches=2).region,
+    "candidate masks": _measured_logits,
+}  # fmt: skip
+"""Calls that reach kernels, or sides of them, that `SUBJECTS` do not."""
+
+
+def same(actual: Any, wanted: Any, close: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> None:
+    """Assert that two results are equal, NaN included; ``close`` compares tensors of floats if given."""
+    assert type(actual) is type(wanted)
+    if isinstance(actual, torch.Tensor):
+        assert actual.shape == wanted.shape
+        if close is not None and actual.is_floating_point():
+            close(actual, wanted)
         else:
-            assert one.dtype == other.dtype
-            assert torch.equal(one.isnan(), other.isnan())
-            assert torch.equal(one.nan_to_num(), other.nan_to_num())
-    elif isinstance(one, np.ndarray):
-        np.testing.assert_array_equal(one, other)
-    elif isinstance(one, Image.Image):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-    elif isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            same(one[key], other[key], close)
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
+            assert actual.dtype == wanted.dtype
+            assert torch.equal(actual.isnan(), wanted.isnan())
+            assert torch.equal(actual.nan_to_num(), wanted.nan_to_num())
+    elif isinstance(actual, np.ndarray):
+        np.testing.assert_array_equal(actual, wanted)
+    elif isinstance(actual, Image.Image):
+        np.testing.assert_array_equal(np.asarray(actual), np.asarray(wanted))
+    elif isinstance(actual, dict):
+        assert list(actual) == list(wanted)
+        for key in actual:
+            same(actual[key], wanted[key], close)
+    elif isinstance(actual, list | tuple):
+        assert len(actual) == len(wanted)
+        for left, right in zip(actual, wanted, strict=True):
             same(left, right, close)
-    elif isinstance(one, torch.nn.Module):
-        assert repr(one) == repr(other)
-        same(dict(one.state_dict()), dict(other.state_dict()), close)
-    elif is_dataclass(one):
+    elif isinstance(actual, torch.nn.Module):
+        assert repr(actual) == repr(wanted)
+        same(dict(actual.state_dict()), dict(wanted.state_dict()), close)
+    elif is_dataclass(actual):
         same(
-            [getattr(one, field.name) for field in fields(one)],
-            [getattr(other, field.name) for field in fields(other)],
+            [getattr(actual, field.name) for field in fields(actual)],
+            [getattr(wanted, field.name) for field in fields(wanted)],
             close,
         )
-    elif isinstance(one, float):
-        assert one == other or (one != one and other != other) or (close is not None and abs(one - other) < 0.05)
-    elif hasattr(one, "__dict__") and type(one).__eq__ is object.__eq__:
-        same(vars(one), vars(other), close)
+    elif isinstance(actual, float):
+        assert (
+            actual == wanted
+            or (actual != actual and wanted != wanted)
+            or (close is not None and abs(actual - wanted) < 0.05)
+        )
+    elif hasattr(actual, "__dict__") and type(actual).__eq__ is object.__eq__:
+        same(vars(actual), vars(wanted), close)
     else:
-        assert one == other
+        assert actual == wanted

@@ -25,7 +25,7 @@ def questions(china):
     return [Question("w1 w2 w3", [china]), Question("w5", [FLOWER, china]), Question("w7 w8 w9 w10")]
 
 
-def test_a_batch_answers_as_one_by_one(china):
+def test_batched_answers_equal_single_answers(china):
     assistant = assistant_of()
     together = assistant.answer(questions(china), max_new_tokens=5)
     alone = [assistant.answer([one], max_new_tokens=5)[0] for one in questions(china)]
@@ -35,7 +35,7 @@ def test_a_batch_answers_as_one_by_one(china):
     assert all(len(one.tokens) == 5 and one.text.split() == [f"w{token}" for token in one.tokens] for one in together)
 
 
-def test_it_is_greedy_whatever_the_model_was_saved_with(china):
+def test_decoding_is_greedy_for_any_generation_config(china):
     assistant = assistant_of()
     expected = assistant.answer(questions(china), max_new_tokens=5)
     assistant.model.generation_config.do_sample = True
@@ -44,7 +44,7 @@ def test_it_is_greedy_whatever_the_model_was_saved_with(china):
     assert assistant.answer(questions(china), max_new_tokens=5) == expected
 
 
-def test_every_patch_a_token_answers_as_the_stock_model(china):
+def test_one_token_per_patch_answers_like_the_stock_model(china):
     stock, processor = tiny_llava(), tiny_processor()
     assistant = Assistant(
         with_regions(stock, Regionizer(source="patch", norm="none", padding="keep")), tiny_processor()
@@ -57,7 +57,7 @@ def test_every_patch_a_token_answers_as_the_stock_model(china):
     assert answer.counts == [16]
 
 
-def test_an_answer_ends_where_the_model_says_and_its_text_at_a_stop(china):
+def test_answers_end_at_the_end_token_and_texts_at_stop_strings(china):
     assistant = assistant_of()
     (whole,) = assistant.answer([Question("w1 w2 w3", [china])], max_new_tokens=6)
     third = next(token for token in whole.tokens if token != whole.tokens[0])
@@ -70,7 +70,7 @@ def test_an_answer_ends_where_the_model_says_and_its_text_at_a_stop(china):
     assert ended.tokens == whole.tokens[:at]
 
 
-def test_attention_of_a_batch_equals_one_by_one(china):
+def test_batched_attention_equals_single_attention(china):
     assistant = assistant_of()
     asked = questions(china)[:2]
     answers = [[11, 12, 13], [14]]
@@ -80,27 +80,27 @@ def test_attention_of_a_batch_equals_one_by_one(china):
         assert_close(together, assistant.attend([one], [tokens]).weights[0])
 
 
-def test_attention_of_an_answer_without_tokens_is_refused(china):
-    with pytest.raises(ValueRangeError, match="answer 1 has no token, whose attention is asked for. Leave it out."):
+def test_attention_of_an_empty_answer_is_an_error(china):
+    with pytest.raises(ValueRangeError, match="answers must have at least one token each; answer 1 has none."):
         assistant_of().attend(questions(china)[:2], [[1], []])
 
 
-def test_masks_come_with_the_question_or_from_a_generator(china):
+def test_masks_from_the_question_or_from_a_generator(china):
     generate = masks.load("felzenszwalb")
     options = {"source": "segmentation", "geometry": GEOMETRY}
     asked = [Question("w1", [china]), Question("w2")]
     made = assistant_of(**options, generator=generate).answer(asked, max_new_tokens=2)
     given = [Question("w1", [china], generate([china])), Question("w2")]
     assert assistant_of(**options).answer(given, max_new_tokens=2) == made
-    with pytest.raises(ValueRangeError, match="of masks .source 'segmentation'., and question 0 has none. Give the"):
+    with pytest.raises(ValueRangeError, match="needs masks .source 'segmentation'., and question 0 has none. Pass a"):
         assistant_of(**options).answer(asked)
-    with pytest.raises(ValueRangeError, match="question 0 must have masks of each of its 1 images; got 2"):
+    with pytest.raises(ValueRangeError, match="question 0 must have masks for each of its 1 images; got 2"):
         assistant_of(**options).answer([Question("w1", [china], [MaskSet.from_masks(torch.ones(1, 4, 4).bool())] * 2)])
 
 
-def test_bad_questions_are_named(china):
+def test_errors_name_invalid_questions(china):
     assistant = assistant_of()
-    with pytest.raises(ValueRangeError, match="question 1 contains <image>, the placeholder of an image. Leave it out"):
+    with pytest.raises(ValueRangeError, match="question 1 must not contain the image placeholder <image>. Remove it"):
         assistant.answer([Question("w1", [china]), Question("see <image>", [china])])
     with pytest.raises(ValueRangeError, match="at least one question; got none"):
         assistant.answer([])
@@ -108,21 +108,23 @@ def test_bad_questions_are_named(china):
         assistant.answer(questions(china), max_new_tokens=0)
 
 
-def test_what_cannot_be_asked_is_refused():
-    with pytest.raises(DTypeError, match="model must have region tokens; got LlavaForConditionalGeneration. Make it"):
+def test_invalid_models_and_processors_are_errors():
+    with pytest.raises(
+        DTypeError, match="model must have region tokens; got LlavaForConditionalGeneration. Convert it"
+    ):
         Assistant(tiny_llava(), tiny_processor())
     model = with_regions(tiny_llava(), Regionizer(pool="mean"))
     mute = tiny_processor()
     mute.chat_template = None
-    with pytest.raises(CheckpointError, match="no chat template, which says how questions are written. Set"):
+    with pytest.raises(CheckpointError, match="must have a chat template, which formats questions. Set"):
         Assistant(model, mute)
     bare = tiny_processor()
     bare.tokenizer.pad_token = None
-    with pytest.raises(CheckpointError, match="no padding token. Set tokenizer.pad_token"):
+    with pytest.raises(CheckpointError, match="must have a padding token. Set tokenizer.pad_token"):
         Assistant(model, bare)
 
 
-def test_folders_of_region_models_and_of_stock_models(tmp_path, china):
+def test_load_folders_of_region_models_and_stock_models(tmp_path, china):
     assistant = assistant_of(num_regions=7, threshold=None)
     assistant.model.save_pretrained(tmp_path / "region")
     tiny_llava().save_pretrained(tmp_path / "stock")
@@ -134,33 +136,33 @@ def test_folders_of_region_models_and_of_stock_models(tmp_path, china):
     assert Assistant.load(tmp_path / "stock").answer(asked, max_new_tokens=3)[1].counts == [16, 16]
     budget = Assistant.load(tmp_path / "stock", regionizer=Regionizer(pool="mean", num_regions=7))
     assert budget.answer(asked, max_new_tokens=3)[0].counts == [7]
-    with pytest.raises(CheckpointError, match="holds a region model, whose Regionizer is its own. Leave the other"):
+    with pytest.raises(CheckpointError, match="holds a region model with its own Regionizer. Do not pass another"):
         load_model(tmp_path / "region", regionizer=Regionizer(pool="mean"))
     config = tmp_path / "region" / "config.json"
     options = config.read_text()
     config.write_text(json.dumps(json.loads(options) | {"regiontok": None}))
     with pytest.raises(
-        CheckpointError, match="its config has regiontok null, where the options of a Regionizer should"
+        CheckpointError, match="regiontok is null in its config. It must hold the options of a Regionizer"
     ):
         load_model(tmp_path / "region")
     config.write_text(options)
     (tmp_path / "region" / "processor_config.json").unlink()
     (tmp_path / "region" / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no processor beside its model: "):
+    with pytest.raises(CheckpointError, match="has a model but no processor: "):
         Assistant.load(tmp_path / "region")
     (tmp_path / "region" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="its weights cannot be loaded: "):
         load_model(tmp_path / "region")
-    with pytest.raises(CheckpointError, match="holds no model of transformers: .* Give a folder that save_pretrained"):
+    with pytest.raises(CheckpointError, match="holds no model of transformers: .* Pass a folder that save_pretrained"):
         load_model(tmp_path / "nothing")
 
 
-def test_a_model_of_no_family_is_refused(tmp_path):
+def test_unsupported_models_are_errors(tmp_path):
     tiny_llava().config.text_config.save_pretrained(tmp_path)
     with pytest.raises(ValueRangeError, match="there is no adapter for llama. Use one of Llava"):
         load_model(tmp_path)
 
 
-def test_tokens_of_an_answer_in_words():
-    assert assistant_of().tokens("w3 w4") == [3, 4]
-    assert IMAGE not in assistant_of().tokens("w98")
+def test_tokenize_an_answer():
+    assert assistant_of().tokenize("w3 w4") == [3, 4]
+    assert IMAGE not in assistant_of().tokenize("w98")

@@ -1,4 +1,4 @@
-"""Turns about the same images: encoded once, with the cache kept."""
+"""Turns about the same images, which are encoded once, with a reused cache."""
 
 import pytest
 import torch
@@ -30,12 +30,12 @@ def image(seed=0):
 
 @pytest.mark.parametrize("options", [{"num_regions": 8}, {"threshold": 0.5}], ids=str)
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen3-VL", "InternVL", "Gemma 3", "SmolVLM"])
-def test_turns_are_those_of_the_whole_conversation_again(name, options, monkeypatch):
+def test_cached_turns_equal_a_recomputed_conversation(name, options, monkeypatch):
     assistant = assistant_of(name, **options)
     inner = assistant.model.model
     encodings, widths = [], []
-    encode = inner.encode_images
-    monkeypatch.setattr(inner, "encode_images", lambda *args, **kwargs: encodings.append(1) or encode(*args, **kwargs))
+    encode = inner.encode_patches
+    monkeypatch.setattr(inner, "encode_patches", lambda *args, **kwargs: encodings.append(1) or encode(*args, **kwargs))
     hook = assistant.model.get_input_embeddings().register_forward_hook(
         lambda _, args, __: widths.append(args[0].shape[1])
     )
@@ -43,7 +43,7 @@ def test_turns_are_those_of_the_whole_conversation_again(name, options, monkeypa
     answers = [conversation.ask(text, max_new_tokens=4) for text in TURNS]
     first = max(widths)
     assert len(encodings) == 1
-    assert all(width < first for width in widths[widths.index(first) + 1 :])  # only what is new is computed
+    assert all(width < first for width in widths[widths.index(first) + 1 :])  # only new tokens are computed
     hook.remove()
     again = Conversation(assistant, [image(), image(1)])
     for text, expected in zip(TURNS, answers, strict=True):
@@ -52,8 +52,8 @@ def test_turns_are_those_of_the_whole_conversation_again(name, options, monkeypa
     assert answers[0].counts == answers[2].counts
 
 
-def test_a_conversation_between_others_keeps_its_positions():
-    """Qwen's model keeps an offset of positions from call to call."""
+def test_interleaved_conversations_keep_their_positions():
+    """Qwen's model stores a position offset between calls."""
     assistant = assistant_of("Qwen3-VL", num_regions=4)
     expected = [Conversation(assistant, [image()]).ask(TURNS[0], max_new_tokens=4)]
     one, other = Conversation(assistant, [image()]), Conversation(assistant, [image(), image(1)])
@@ -65,10 +65,10 @@ def test_a_conversation_between_others_keeps_its_positions():
     assert alone.ask(TURNS[1], max_new_tokens=4) == second
 
 
-def test_text_alone_and_what_is_rejected():
+def test_text_only_conversation_and_image_placeholders():
     assistant = assistant_of("LLaVA-1.5", num_regions=4)
     conversation = Conversation(assistant)
     assert conversation.ask("w5", max_new_tokens=2).counts == []
-    with pytest.raises(ValueRangeError, match="question 1 contains <image>"):
+    with pytest.raises(ValueRangeError, match="question 1 must not contain the image placeholder <image>"):
         conversation.ask("w5 <image>")
     conversation.ask("w6", max_new_tokens=2)

@@ -12,8 +12,9 @@ from regiontok import ImageGeometry, MaskSet, Regionizer, Regions
 from regiontok.adapters.huggingface import with_regions
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.evaluation.focus import FocusMeter, RegionAttention, answer_attention, target_regions
-from tests.conftest import assert_close
-from tests.models import IMAGE, tiny_llava, tiny_qwen
+from tests.conftest import assert_close, for_each
+from tests.families import CASES
+from tests.models import IMAGE, tiny_llava
 
 PIXELS = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 IDS = torch.tensor([[5, IMAGE, 6, 7, 8, 9], [5, IMAGE, 3, IMAGE, 4, 2], [1, IMAGE, 7, 0, 0, 0]])
@@ -24,7 +25,7 @@ SEEN = {"input_ids": IDS, "attention_mask": MASK, "pixel_values": PIXELS}
 
 
 def attend_from_a_mask_of_padding(module, query, key, value, mask, scaling=None, **_):
-    """What flash attention is given and does: no mask, or one of padding alone."""
+    """Attention with the mask of flash attention: None, or padding only."""
     length = query.shape[2]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     if mask is not None:
@@ -48,7 +49,7 @@ def regions_of(stock, implementation="sdpa", dim=32):
 
 
 def by_full_maps(model, query, **inputs):
-    """The same from full maps of eager attention, by definition."""
+    """Return the weights of `answer_attention` from full maps of eager attention, by definition."""
     model.config.get_text_config()._attn_implementation = "eager"
     prepared = model.expand(**inputs)
     maps = torch.stack(model(**prepared.inputs, output_attentions=True).attentions, 1)  # (B, layers, heads, L, L)
@@ -61,9 +62,8 @@ def by_full_maps(model, query, **inputs):
     return found
 
 
-@pytest.mark.parametrize("query", ["answer", "predicting"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "like_flash"])
-def test_attention_equals_that_of_full_maps(implementation, query):
+@for_each(query=["answer", "predicting"], implementation=["sdpa", "eager", "like_flash"])
+def test_attention_equals_full_maps(implementation, query):
     stock = tiny_llava()
     found = answer_attention(regions_of(stock, implementation), ANSWER, query=query, **SEEN)
     assert found.images == [[0], [1, 2], [3]]
@@ -86,17 +86,17 @@ def test_padding_on_the_left_changes_nothing():
         assert_close(one, other)
 
 
-def test_fewer_key_heads_and_positions_in_two_dimensions():
+def test_grouped_query_attention_and_two_dimensional_positions():
     grid = torch.tensor([[1, 4, 6], [1, 8, 4], [1, 2, 2], [1, 4, 4]])
     patches = torch.randn(int(grid.prod(1).sum()), 96, generator=torch.Generator().manual_seed(0))
     given = SEEN | {"pixel_values": patches, "image_grid_thw": grid}
-    stock = tiny_qwen()
+    stock = CASES["Qwen2.5-VL"].make()
     found = answer_attention(regions_of(stock, dim=64), ANSWER, **given)
     for mine, full in zip(found.weights, by_full_maps(regions_of(stock, dim=64), "answer", **given), strict=True):
         assert_close(mine, full)
 
 
-def test_memory_grows_with_the_sequence_not_with_its_square():
+def test_memory_grows_linearly_with_the_sequence():
     """The largest tensor made for the capture, at two lengths of prompt."""
     largest = []
     for words in (100, 400):
@@ -119,7 +119,7 @@ def test_memory_grows_with_the_sequence_not_with_its_square():
     assert largest[1] / largest[0] < 4, largest
 
 
-def test_masks_that_share_an_object_count_together_in_every_form():
+def test_parts_of_an_object_are_united_in_every_mask_format():
     halves = np.zeros((2, 20, 40), bool)
     halves[0, :10, :20], halves[1, 10:, :20] = True, True  # of the first region, each 50 %
     labels = np.where(halves[0], 0, np.where(halves[1], 1, -1))
@@ -137,7 +137,7 @@ def test_masks_that_share_an_object_count_together_in_every_form():
         assert found.int().tolist() == [1, 0, 1, 1, 0, 0], type(one)
 
 
-def test_what_it_changes_is_put_back_when_a_model_fails():
+def test_config_is_restored_when_a_model_fails():
     model = regions_of(tiny_llava())
     model.lm_head.forward = None
     with pytest.raises(TypeError):
@@ -148,7 +148,7 @@ def test_what_it_changes_is_put_back_when_a_model_fails():
 REGIONS = Regions.from_labels(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]], [[0, 1, 2, 3], [0, 1, 2, 3]]]))
 
 
-def test_a_region_is_a_target_if_more_than_the_threshold_of_it_is_covered():
+def test_a_region_is_a_target_above_the_threshold_of_coverage():
     image = np.zeros((2, 20, 40), bool)
     image[0, :, :10] = True  # half of the first region
     image[1, :10, 10:15] = True  # and an eighth
@@ -170,13 +170,13 @@ def test_a_region_is_a_target_if_more_than_the_threshold_of_it_is_covered():
     ]
 
 
-def test_areas_that_two_masks_share_count_once():
+def test_area_shared_by_two_masks_counts_once():
     image = np.zeros((2, 20, 40), bool)
     image[:, :, :6] = True  # less than a third of the region, twice
     assert not target_regions(REGIONS, [image, image], threshold=0.4, geometry=ImageGeometry.squash((20, 40)))[0]
 
 
-def test_the_meter_averages_over_heads_layers_and_questions_and_counts_the_rest():
+def test_meter_averages_over_heads_layers_and_questions():
     weights = [torch.tensor([[[0.2, 0.2], [0.0, 0.4]]]), torch.full((1, 2, 4), 0.1)]
     attention = RegionAttention(weights, REGIONS, [[0], [1]], "answer")
     meter = FocusMeter(threshold=0.3)
@@ -195,13 +195,13 @@ def test_the_meter_averages_over_heads_layers_and_questions_and_counts_the_rest(
     none = FocusMeter()
     none.add(attention._replace(weights=[torch.zeros(1, 1, 2), torch.zeros(1, 1, 4)]), torch.ones(6, dtype=torch.bool))
     assert (none.result().focus, none.result().share) == (0, 0)
-    with pytest.raises(ValueRangeError, match="query must be 'answer' as before; got 'predicting'"):
+    with pytest.raises(ValueRangeError, match="query must be 'answer', as in earlier batches; got 'predicting'"):
         meter.add(attention._replace(query="predicting"), torch.ones(6, dtype=torch.bool))
 
 
-def test_flex_attention_is_refused_by_name():
+def test_flex_attention_is_an_error():
     model = regions_of(tiny_llava(), "flex_attention")
-    with pytest.raises(ValueRangeError, match="focus cannot look into flex_attention"):
+    with pytest.raises(ValueRangeError, match="focus does not support flex_attention"):
         answer_attention(model, ANSWER, **SEEN)
 
 
@@ -210,15 +210,15 @@ def test_flex_attention_is_refused_by_name():
     [
         (lambda model: answer_attention(model, ANSWER[:, :2], **SEEN), ShapeError, r"answer must be \(3, 6\) bool"),
         (lambda model: answer_attention(model, ANSWER.long(), **SEEN), ShapeError, "like input_ids; got .* of torch.int64"),
-        (lambda model: answer_attention(model, ANSWER & (IDS != 2), **SEEN), ValueRangeError, "sample 1 has no answer token"),
+        (lambda model: answer_attention(model, ANSWER & (IDS != 2), **SEEN), ValueRangeError, "answer must have a token in every sample; sample 1 has none"),
         (lambda model: answer_attention(model, ANSWER, query="all", **SEEN), ValueRangeError, "query must be one of 'answer', 'predicting'"),
         (lambda model: answer_attention(torch.nn.Linear(1, 1), ANSWER, **SEEN), DTypeError, "model must have region tokens; got Linear"),
         (lambda _: target_regions(REGIONS, []), ShapeError, "objects must have one entry per image, 2; got 0"),
         (lambda _: target_regions(REGIONS, [MaskSet.on_grid(torch.ones(1, 2, 4))] * 2, threshold=2), ValueRangeError, "threshold must be in"),
-        (lambda _: FocusMeter().result(), ValueRangeError, "no question has a target; 0 were left out"),
+        (lambda _: FocusMeter().result(), ValueRangeError, "no question has a target region; 0 were skipped"),
         (lambda _: FocusMeter().add(RegionAttention([], REGIONS, [], "answer"), torch.ones(3)), ShapeError, r"targets must be \(6,\)"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused(call, error, message):
+def test_invalid_arguments_are_errors(call, error, message):
     with pytest.raises(error, match=message):
         call(regions_of(tiny_llava()))

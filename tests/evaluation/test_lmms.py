@@ -1,10 +1,11 @@
-"""The real lmms-eval, in an environment of its own, on stand-ins for the data of the benchmarks."""
+"""lmms-eval in a separate environment, on synthetic benchmark data."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,17 @@ import yaml
 
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.benchmarks import BENCHMARKS, TASKS
-from regiontok.evaluation.prompts import OPTIONS, SHORT_ANSWER, short_answer, with_options
+from regiontok.evaluation.prompts import option_letter, short_answer, with_options
 from tests.evaluation.benchmark_data import COUNT, answering_model, documents, start_judge, write
 
 ROOT = Path(__file__).parents[2]
 RIGHT = (0, 3, 4)
-"""Which questions the model is to have right."""
+"""Numbers of the questions that the model answers correctly."""
 ASKED = {
     "pope": short_answer("{question}"),
     "ocrbench": short_answer("{question}"),
-    "cv_bench": "{prompt}\n" + OPTIONS,
-    "mmstar": "{question}\n" + OPTIONS,
+    "cv_bench": option_letter("{prompt}"),
+    "mmstar": option_letter("{question}"),
     "mme": short_answer("{question}"),
     "mmbench": with_options("{question}", ["one", "two", "three", "four"]),
     "mm_vet": "{question}",
@@ -31,9 +32,12 @@ ASKED = {
 
 @pytest.fixture(scope="session")
 def eval_python():
-    """The Python of ``.venv-eval``, made by the README's command where it is missing or of other requirements."""
+    """Python of ``.venv-eval``; the environment is created if it is missing or outdated."""
     environment = ROOT / ".venv-eval"
-    stamp, wanted = environment / "made-of", hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    wanted = hashlib.sha256(json.dumps([project["dependencies"], extras]).encode()).hexdigest()
+    stamp = environment / "made-of"
     python = environment / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
@@ -43,7 +47,7 @@ def eval_python():
 
 
 def prepare(root, words, names):
-    """A model, and the benchmarks' data, of which it answers ``RIGHT`` rightly; the answers that it gives."""
+    """Write a model and benchmark data of which it answers ``RIGHT`` correctly; return answers and labels."""
     answering_model(root / "model", words)
     assistant = Assistant.load(root / "model")
     given = {}
@@ -64,7 +68,7 @@ def environment(root, **more):
 
 
 def samples(folder):
-    """What was asked and answered, by the number of the question."""
+    """Return prompts and answers by task and question number."""
     found = {}
     for file in folder.rglob("*_samples_*.jsonl"):
         task = file.stem.partition("_samples_")[2]
@@ -117,7 +121,7 @@ def test_evaluate_runs_benchmarks_and_prints_a_row(tmp_path, eval_python):
     assert again.stdout == "\n".join([head, mine, paper, accuracy, ""]), "what is measured is not run again"
 
 
-def test_the_other_benchmarks_with_letters_in_two_processes(tmp_path, eval_python):
+def test_multiple_choice_benchmarks_in_two_processes(tmp_path, eval_python):
     names = ["ocrbench", "cv_bench", "mmstar", "mmbench"]
     given = prepare(tmp_path, ("A", "B"), names)
     code = (
@@ -144,7 +148,7 @@ def test_the_other_benchmarks_with_letters_in_two_processes(tmp_path, eval_pytho
         check_asked(samples(tmp_path / "out"), name, given[name][0])
 
 
-def test_mme_and_what_the_plugin_refuses(tmp_path, eval_python):
+def test_mme_and_rejected_arguments_of_the_plugin(tmp_path, eval_python):
     prepare(tmp_path, ("yes", "no"), ["mme"])
     run = [str(eval_python), "-m", "lmms_eval", "--model", "regiontok", "--tasks", "mme", "--model_args"]
 
@@ -163,11 +167,11 @@ def test_mme_and_what_the_plugin_refuses(tmp_path, eval_python):
     file.unlink()
     refused = ask(f"pretrained={tmp_path / 'model'},num_regions=3")
     assert not list((tmp_path / "out").rglob("*_results.json"))
-    assert "holds a region model, whose Regionizer is its own" in refused.stderr + refused.stdout
+    assert "holds a region model with its own Regionizer" in refused.stderr + refused.stdout
 
 
-def test_an_answer_that_no_judge_marked_is_no_zero(eval_python):
-    """lmms-eval itself takes a judge that cannot be reached for a mark of 0."""
+def test_a_missing_mark_of_the_judge_is_an_error(eval_python):
+    """lmms-eval returns a mark of 0 when the judge cannot be reached."""
     code = (
         "import importlib.util; from regiontok.evaluation.benchmarks import TASKS; from lmms_eval.tasks.mmvet import utils\n"
         "spec = importlib.util.spec_from_file_location('mmvet', TASKS / 'mmvet.py')\n"
@@ -180,20 +184,17 @@ def test_an_answer_that_no_judge_marked_is_no_zero(eval_python):
         [str(eval_python), "-c", code], env=os.environ | {"OPENAI_API_KEY": "any"}, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.stdout == "0.0\n", done.stderr
-    assert "MM-Vet, question v7: the judge gave no mark. Is it there?" in done.stderr
+    assert "MM-Vet, question v7: the judge gave no mark. Check that it can be reached." in done.stderr
 
 
 @pytest.mark.parametrize("file", sorted(TASKS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_prompts_of_our_tasks_are_the_papers(file):
+def test_our_tasks_are_registered_and_greedy(file):
     class Loader(yaml.SafeLoader):
-        """Reads the names of functions as text."""
+        """Reads function names as text."""
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
     task = yaml.load(file.read_text(), Loader)
-    if file.stem != "mmbench":  # whose words are those of with_options, by a function
-        expected = {"ocrbench": f"\n{SHORT_ANSWER}", "mmvet": ""}.get(file.stem, f"\n{OPTIONS}")
-        asked = task["lmms_eval_specific_kwargs"]["default"]
-        assert asked == {"pre_prompt": "", "post_prompt": expected}
+    assert "lmms_eval_specific_kwargs" not in task  # prompts are in regiontok.evaluation.prompts only
     assert task["task"] in {benchmark.task for benchmark in BENCHMARKS.values()}
     assert task["generation_kwargs"]["temperature"] == 0
     assert task["generation_kwargs"]["do_sample"] is False

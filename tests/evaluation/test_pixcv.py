@@ -19,6 +19,7 @@ from regiontok.evaluation.focus import FocusMeter, target_regions
 from regiontok.evaluation.pixcv import Objects, Skipped, measure_focus, read_objects, read_questions
 from regiontok.evaluation.prompts import OPTIONS
 from regiontok.evaluation.table import read_scores, write_scores
+from tests.conftest import for_each
 from tests.models import IMAGE, tiny_clip, tiny_llava, tiny_processor
 
 SIZES = {"a.jpg": (60, 80), "b.jpg": (90, 70), "c.jpg": (56, 56)}
@@ -98,7 +99,7 @@ GEOMETRY = ImageGeometry.center_crop(56)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools, under numpy 2
-def test_masks_are_united_whatever_their_form_and_size():
+def test_masks_of_any_format_and_size_are_united():
     size = (60, 80)
     small = left_half((32, 32))  # stretched to the image's left half
     polygon = coco.decode(coco.frPyObjects(TRIANGLE, *size))[..., 0].astype(bool)
@@ -111,7 +112,7 @@ def test_masks_are_united_whatever_their_form_and_size():
     assert not Objects.mask([], size).any()
 
 
-def test_annotations_of_two_sources_and_of_one_file(tmp_path):
+def test_read_objects_of_two_sources_and_of_one_file(tmp_path):
     write_annotations(tmp_path, "ADE20K", annotations([("a.jpg", TRIANGLE), ("a.jpg", rle(left_half((9, 9))))]))
     write_annotations(tmp_path, "COCO", annotations([("a.jpg", TRIANGLE)], more_images=["lonely.jpg"]))
     objects = read_objects(tmp_path)
@@ -152,32 +153,34 @@ def test_damaged_annotations_are_skipped_and_named(tmp_path):
         "a polygon must be a list of numbers, [x, y, x, y, ...].",
     ]
     assert "add up" in reasons[3]
-    assert reasons[4:] == ["it has no segmentation", "it names no image of the file"]
+    assert reasons[4:] == ["no segmentation", "unknown image id"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
-def test_what_is_no_file_of_annotations(tmp_path, text):
+@for_each(text=["{", "[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
+def test_invalid_annotation_files_are_errors(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match="x.json is no (?:file of COCO annotations: |JSON, or damaged: )"):
+    with pytest.raises(DataError, match="x.json is not (?:a COCO annotation file: |valid JSON: )"):
         read_objects(tmp_path / "x.json")
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_files_are_errors(tmp_path):
     for path in (tmp_path, tmp_path / "none.json"):
-        with pytest.raises(DataError, match="there is no FinalSegmentations.json in its folders, and it is no file"):
+        with pytest.raises(
+            DataError, match="must be a file of annotations, or a folder with ./FinalSegmentations.json"
+        ):
             read_objects(path)
-    with pytest.raises(DataError, match="there is no such file of questions"):
+    with pytest.raises(DataError, match="there is no file of questions"):
         next(read_questions(tmp_path / "none.parquet"))
     (tmp_path / "q.jsonl").write_text("{}")
-    with pytest.raises(DataError, match="holds no images. Name the folder that they are in, --images"):
+    with pytest.raises(DataError, match="does not contain images. Name their folder with --images"):
         next(read_questions(tmp_path / "q.jsonl"))
-    with pytest.raises(DataError, match="row 0: a question of CV-Bench lacks 'filename'"):
+    with pytest.raises(DataError, match="row 0 must have the columns of CV-Bench; got error 'filename'"):
         next(read_questions(tmp_path / "q.jsonl", tmp_path))
     (tmp_path / "q.jsonl").write_text(json.dumps(question("a.jpg", 0)) + "\nno")
-    with pytest.raises(DataError, match="line 2 is no JSON"):
+    with pytest.raises(DataError, match="line 2 is not valid JSON"):
         list(read_questions(tmp_path / "q.jsonl", tmp_path))
     (tmp_path / "q.parquet").write_text("no")
-    with pytest.raises(DataError, match="q.parquet is not a whole Parquet file"):
+    with pytest.raises(DataError, match="q.parquet is not a Parquet file or is damaged"):
         next(read_questions(tmp_path / "q.parquet"))
 
 
@@ -205,7 +208,7 @@ def prepared(tmp_path, more=()):
 
 
 @pytest.mark.parametrize("answers", ["generated", "right"])
-def test_focus_of_a_benchmark_is_that_of_its_questions(tmp_path, answers):
+def test_focus_of_a_benchmark_is_the_mean_of_its_questions(tmp_path, answers):
     """Question by question, with the pieces of `regiontok.evaluation.focus`."""
     file = prepared(tmp_path)
     objects = read_objects(tmp_path / "pix")
@@ -216,7 +219,7 @@ def test_focus_of_a_benchmark_is_that_of_its_questions(tmp_path, answers):
         image = one.read()
         asked = [Question(one.text, [image])]
         tokens = (
-            assistant.answer(asked, max_new_tokens=16)[0].tokens if answers == "generated" else assistant.tokens("A")
+            assistant.answer(asked, max_new_tokens=16)[0].tokens if answers == "generated" else assistant.tokenize("A")
         )
         attention = assistant.attend(asked, [tokens], query="predicting")
         shown = Objects.mask(objects.find(one.source, one.file), image.size[::-1])[None]
@@ -234,7 +237,7 @@ def test_focus_of_a_benchmark_is_that_of_its_questions(tmp_path, answers):
         assert mean == pytest.approx(found.focus.focus)
 
 
-def test_what_cannot_be_counted_is_named(tmp_path):
+def test_unusable_questions_are_listed_with_reasons(tmp_path):
     more = [
         question("none.jpg", 3),
         question("gone.jpg", 4),
@@ -265,21 +268,21 @@ def test_what_cannot_be_counted_is_named(tmp_path):
     assert found.focus.without_target == 1
     assert sorted(found.skipped) == sorted(
         [
-            Skipped("question 3 (none.jpg)", "its image has no annotation"),
-            Skipped(f"question 4 ({tmp_path / 'img/2D/4_gone.jpg'}: there is no such file.)", "its image cannot be read"),
+            Skipped("question 3 (none.jpg)", "image without annotation"),
+            Skipped(f"question 4 ({tmp_path / 'img/2D/4_gone.jpg'}: there is no such file.)", "image cannot be read"),
             Skipped(
                 f"question 5 ({tmp_path / 'img/2D/5_torn.jpg'}: not an image that Pillow {Image.__version__} can read.)",
-                "its image cannot be read",
+                "image cannot be read",
             ),
-            Skipped("question 6 (a.jpg)", "its image has no annotation"),
-            Skipped("question 7", "no region token shows enough of the object"),
-            Skipped("ADE20K, far.jpg", "annotated, and no question is about it"),
+            Skipped("question 6 (a.jpg)", "image without annotation"),
+            Skipped("question 7", "no region shows enough of the object"),
+            Skipped("ADE20K, far.jpg", "annotated image without question"),
         ]
     )  # fmt: skip
-    assert found.reasons()["its image cannot be read"] == 2
+    assert found.reasons()["image cannot be read"] == 2
 
 
-def test_answers_without_tokens_are_counted_apart(tmp_path):
+def test_empty_answers_are_skipped(tmp_path):
     assistant = assistant_of()
     asked = list(read_questions(prepared(tmp_path), tmp_path))
     first = assistant.answer([Question(asked[0].text, [asked[0].read()])])[0].tokens[0]
@@ -289,34 +292,34 @@ def test_answers_without_tokens_are_counted_apart(tmp_path):
     silent = sum(not tokens for tokens in others)
     assert 1 <= silent < 3
     found = measure_focus(assistant, asked, objects, batch_size=2)
-    assert found.reasons() == {"its answer has no token": silent}
+    assert found.reasons() == {"empty answer": silent}
     assert found.focus.questions == 3 - silent
 
 
-def test_nothing_to_count_says_why(tmp_path):
+def test_error_without_usable_questions_gives_reasons(tmp_path):
     file = prepared(tmp_path)
-    with pytest.raises(
-        ValueRangeError, match="no question could be counted; skipped: 3 because its image has no annot"
-    ):
+    with pytest.raises(ValueRangeError, match="no question could be counted; skipped: 3 .image without annotation."):
         measure_focus(assistant_of(), read_questions(file, tmp_path), Objects({}))
-    with pytest.raises(ValueRangeError, match="skipped: none, as there was no question"):
+    with pytest.raises(ValueRangeError, match="skipped: none, there was no question"):
         measure_focus(assistant_of(), [], Objects({}))
 
 
-def test_a_language_model_whose_attention_is_hidden_is_refused(tmp_path):
+def test_unsupported_attention_is_an_error(tmp_path):
     text = BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=100, pad_token_id=0, tie_word_embeddings=False)
     config = LlavaConfig(
         vision_config=tiny_clip(), text_config=text, image_token_index=IMAGE, tie_word_embeddings=False
     )
     model = with_regions(LlavaForConditionalGeneration(config).eval(), Regionizer(pool="mean"))
     file = prepared(tmp_path)
-    with pytest.raises(ValueRangeError, match="no attention of .* could be looked at: its language model, bloom, has"):
+    with pytest.raises(
+        ValueRangeError, match="cannot capture the attention of .*: its language model .bloom. does not use"
+    ):
         measure_focus(
             Assistant(model, tiny_processor()), read_questions(file, tmp_path), read_objects(tmp_path / "pix"), answers="right"
         )  # fmt: skip
 
 
-def test_masks_of_images_for_a_model_of_masks(tmp_path):
+def test_masks_function_for_a_model_that_needs_masks(tmp_path):
     file = prepared(tmp_path)
     assistant = assistant_of(source="segmentation", geometry=GEOMETRY, num_regions=None)
     generate = masks.load("felzenszwalb")
@@ -331,7 +334,7 @@ def test_masks_of_images_for_a_model_of_masks(tmp_path):
     assert found.focus.questions + len(found.skipped) == 3
 
 
-def test_a_generators_masks_are_made_once_for_a_image(tmp_path):
+def test_masks_of_an_image_are_generated_once(tmp_path):
     file = prepared(tmp_path)
     assistant = assistant_of(source="segmentation", geometry=GEOMETRY, num_regions=None)
     generate, asked = masks.load("felzenszwalb"), []
@@ -345,7 +348,7 @@ def test_a_generators_masks_are_made_once_for_a_image(tmp_path):
     assert asked == [1, 1, 1]
 
 
-def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
+def test_focus_command_writes_scores_and_skipped_questions(tmp_path, capsys):
     file = prepared(tmp_path, [question("none.jpg", 3)])
     with_regions(tiny_llava(), Regionizer(dim=32, num_heads=4, num_regions=8)).save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
@@ -357,9 +360,9 @@ def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
     expected = measure_focus(assistant_of(), read_questions(file, tmp_path), read_objects(tmp_path / "pix"))
     assert out.splitlines()[1].split()[-10:-7] == ["8", f"{100 * expected.focus.focus:.2f}", "-"]
     assert out.splitlines()[2].split()[2:4] == ["257", "12.72"]
-    assert "1  its image has no annotation" in out
+    assert "1  image without annotation" in out
     saved = json.loads((tmp_path / "out" / "focus.json").read_text())
-    assert saved["skipped"] == [{"name": "question 3 (none.jpg)", "reason": "its image has no annotation"}]
+    assert saved["skipped"] == [{"name": "question 3 (none.jpg)", "reason": "image without annotation"}]
     assert saved["focus"]["threshold"] == 0.5
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["figures"] == pytest.approx({"tokens": 8.0, "focus": 100 * expected.focus.focus})
@@ -367,7 +370,7 @@ def test_the_command_writes_a_row_and_names_what_it_skipped(tmp_path, capsys):
     assert "--questions: there is no file" in capsys.readouterr().err
 
 
-def test_layers_and_heads_that_are_not_there_are_refused_before_the_model_is_asked(tmp_path, monkeypatch):
+def test_invalid_layers_and_heads_are_rejected_before_generation(tmp_path, monkeypatch):
     file = prepared(tmp_path)
     assistant = assistant_of()
     monkeypatch.setattr(assistant, "answer", None)
@@ -379,13 +382,13 @@ def test_layers_and_heads_that_are_not_there_are_refused_before_the_model_is_ask
             measure_focus(assistant, read_questions(file, tmp_path), read_objects(tmp_path / "pix"), **options)
 
 
-def test_a_model_is_the_same_however_its_folder_is_spelt(tmp_path, monkeypatch):
+def test_different_paths_of_one_model_folder_share_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    write_scores("out", {"of": {"model": "model", "tokens": 8}, "figures": {"pope": 1.0}, "details": {}})
+    write_scores("out", {"run_id": {"model": "model", "tokens": 8}, "figures": {"pope": 1.0}, "details": {}})
     for name in ("./model", "model/", str(tmp_path / "model"), "../" + tmp_path.name + "/model"):
         assert read_scores("out", {"model": name, "tokens": 8})["figures"] == {"pope": 1.0}
-    with pytest.raises(DataError, match="has scores of model model, and this is other"):
+    with pytest.raises(DataError, match="has scores with model model; this run has other"):
         read_scores("out", {"model": "other", "tokens": 8})
 
 
@@ -396,7 +399,7 @@ def test_dense_and_rle_targets_agree():
     assert torch.equal(MaskSet.from_coco(one).masks()[0], torch.from_numpy(mask))
 
 
-def test_lines_of_questions_end_at_newlines_alone(tmp_path):
+def test_json_lines_end_at_newlines_only(tmp_path):
     write_jsonl(tmp_path, [question("a.jpg", 0, prompt="w1\u2028w2")])
     file = tmp_path / "test_2d.jsonl"
     file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False), encoding="utf-8")

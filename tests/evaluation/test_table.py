@@ -6,24 +6,24 @@ from transformers import LlavaConfig
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import EncoderConfig
 from regiontok.errors import DataError
-from regiontok.evaluation.table import beside_the_paper, format_rows, read_scores, row_name, write_scores
+from regiontok.evaluation.table import compare_with_paper, format_rows, read_scores, row_name, write_scores
 from regiontok.presets import FIGURES, TABLE_1
 from tests.models import tiny_clip
 
 
-def test_every_row_of_the_paper_as_it_prints_it():
+def test_format_rows_prints_table_1_like_the_paper():
     text = format_rows({name: row.figures for name, row in TABLE_1.items()}).splitlines()
     assert len({len(line) for line in text}) == 1
     first = text[1].split()
     assert first[1:] == ["576", "12.54", "86.05", "331", "55.82", "33.47", "1500", "300", "66.84", "32.1"]
 
 
-def test_a_model_beside_its_row_or_beside_none():
+def test_compare_with_paper_with_and_without_a_row():
     name = "radio-384/combined/rms/cross_attention/raster"
-    text = beside_the_paper("mine", {"pope": 80.0}, name).splitlines()
+    text = compare_with_paper("mine", {"pope": 80.0}, name).splitlines()
     assert text[1].split() == ["mine", "-", "-", "80.00", *"-------"]
     assert text[2].split()[2:4] == ["134", "14.88"]
-    assert beside_the_paper("mine", {}, None).splitlines()[-1].startswith("Table 1 of the paper has no row of this")
+    assert compare_with_paper("mine", {}, None).splitlines()[-1].startswith("Table 1 of the paper has no row with this")
 
 
 def config_of(vision, **options):
@@ -32,7 +32,7 @@ def config_of(vision, **options):
     return config
 
 
-def test_the_row_of_a_model():
+def test_row_name_matches_encoder_and_options():
     radio = EncoderConfig(encoder="radio-384", hidden_size=1024)
     assert row_name(config_of(radio, source="combined")) == "radio-384/combined/rms/cross_attention/raster"
     assert row_name(config_of(radio, source="combined", order="area")) is None
@@ -48,17 +48,17 @@ def test_the_row_of_a_model():
     assert row_name(stock, patches) == "clip-336/patch/none/mean/raster"
 
 
-def test_scores_are_kept_for_one_model_and_setting(tmp_path):
-    of = {"model": "a", "tokens": 64}
-    assert read_scores(tmp_path, of) == {"of": of, "figures": {}, "details": {}}
-    scores = {"of": of, "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}, "row": None}
+def test_scores_file_belongs_to_one_model_and_setting(tmp_path):
+    run_id = {"model": "a", "tokens": 64}
+    assert read_scores(tmp_path, run_id) == {"run_id": run_id, "figures": {}, "details": {}}
+    scores = {"run_id": run_id, "figures": dict.fromkeys(FIGURES, 1.5), "details": {"x": 2}, "row": None}
     write_scores(tmp_path / "new", scores)
-    assert read_scores(tmp_path / "new", of) == scores
-    with pytest.raises(DataError, match="has scores of model a, and this is b. Give another folder."):
-        read_scores(tmp_path / "new", of | {"model": "b"})
-    with pytest.raises(DataError, match="has scores of tokens 64, and this is None. Give another folder."):
-        read_scores(tmp_path / "new", of | {"tokens": None})
-    for damaged in ("{", "[]", json.dumps({"of": of}), json.dumps(scores | {"figures": 3})):
+    assert read_scores(tmp_path / "new", run_id) == scores
+    with pytest.raises(DataError, match="has scores with model a; this run has b. Use another folder."):
+        read_scores(tmp_path / "new", run_id | {"model": "b"})
+    with pytest.raises(DataError, match="has scores with tokens 64; this run has None. Use another folder."):
+        read_scores(tmp_path / "new", run_id | {"tokens": None})
+    for damaged in ("{", "[]", json.dumps({"run_id": run_id}), json.dumps(scores | {"figures": 3})):
         (tmp_path / "new" / "scores.json").write_text(damaged)
-        with pytest.raises(DataError, match="is damaged .* Move it away, or give another folder."):
-            read_scores(tmp_path / "new", of)
+        with pytest.raises(DataError, match="is damaged .* Move it or use another folder."):
+            read_scores(tmp_path / "new", run_id)

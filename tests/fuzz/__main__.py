@@ -16,7 +16,7 @@ from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
 NAMES = (
-    "rle", "polygons", "annotations", "masks_of_json", "label_map", "store", "manifest", "image_list", "mask_file", "tar", "parquet", "tokens", "options", "regionizer", "model_config",
+    "rle", "polygons", "annotations", "tracks", "masks_of_json", "label_map", "store", "manifest", "image_list", "mask_file", "tar", "parquet", "tokens", "options", "regionizer", "model_config",
 )  # fmt: skip
 _COMPILED = [f"regiontok._kernels.{name}" for name in ("dbscan", "logits", "merge", "polygons", "rle")]
 """Loops that numba compiles, which cannot be instrumented; the branches of all else guide the fuzzer."""
@@ -24,7 +24,7 @@ _MOST_SECONDS = 2
 """For an answer. libFuzzer's own alarm ends the process now and then without a word, so it is left off."""
 _MOST_RUNS = 3
 _DICTIONARY = dict.fromkeys(
-    ("annotations", "masks_of_json", "options", "regionizer", "model_config"),
+    ("annotations", "tracks", "masks_of_json", "options", "regionizer", "model_config"),
     (f"-dict={CORPUS.with_name('json.dict')}",),
 )
 

@@ -8,6 +8,7 @@ import math
 import shutil
 import struct
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer, RegionizerConfig, RegionTokens, load_tokens
 from regiontok.adapters.huggingface import RegionLlavaForConditionalGeneration
-from regiontok.errors import ImageError, RegiontokError
+from regiontok.errors import ImageError, RegiontokError, StoreError
 from regiontok.masks import CocoMasks, LabelMaps, MaskFiles
 from regiontok.pipeline import Listing
 from regiontok.pipeline.roots import KeyFinder, Roots
 from regiontok.store import MaskStore, TokenStore
+from regiontok.track_files import read_tracks
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="regiontok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _MOST_DECODED = 2**22
@@ -105,6 +107,16 @@ def annotations(data: bytes) -> None:
             continue
 
 
+def tracks(data: bytes) -> None:
+    """A file of tracks, JSON or text by the first byte."""
+    file = _FOLDER / ("tracks.txt" if data[:1] == b"t" else "tracks.json")
+    file.write_bytes(data[1:])
+    result = read_tracks(file, num_frames=None)
+    for masks in result.frames.values():
+        _use(masks)
+    assert len(result.scores) == len(result)
+
+
 def masks_of_json(data: bytes) -> None:
     """Whatever JSON can hold, as masks of an image."""
     try:
@@ -125,13 +137,18 @@ def label_map(data: bytes) -> None:
 
 
 def store(data: bytes) -> None:
-    """A Parquet file of masks, or of tokens."""
-    file = _FOLDER / "store.parquet"
-    file.write_bytes(data)
-    try:
-        opened: Any = MaskStore(file)
-    except RegiontokError:
-        opened = TokenStore(file)
+    """Read a shard of masks, or of tokens."""
+    for kind, open_store in (("masks", MaskStore), ("tokens", TokenStore)):
+        folder = _FOLDER / f"store-{kind}"
+        folder.mkdir(exist_ok=True)
+        (folder / "_store.json").write_text(json.dumps({"format": 1, "kind": kind, "provenance": {}, "images": []}))
+        (folder / "part-00000-000000.parquet").write_bytes(data)
+        with warnings.catch_warnings(action="ignore"):
+            opened: Any = open_store(folder)
+        if not opened.damaged:
+            break
+    else:
+        raise StoreError(str(opened.damaged))
     for key in list(opened)[:50]:
         try:
             if isinstance(opened, MaskStore):
@@ -146,11 +163,11 @@ def manifest(data: bytes) -> None:
     """What a store tells of itself."""
     folder = _FOLDER / "store"
     folder.mkdir(exist_ok=True)
-    (folder / "store.json").write_bytes(data)
+    (folder / "_store.json").write_bytes(data)
     opened = MaskStore(folder)
     assert len(opened) == 0
     assert opened.manifest.difference(opened.manifest) == []
-    KeyFinder(opened.manifest.images, Roots([_FOLDER]), given=False)(_FOLDER / "a.jpg")
+    KeyFinder(opened.manifest.images, Roots([_FOLDER]), explicit=False)(_FOLDER / "a.jpg")
 
 
 def image_list(data: bytes) -> None:
@@ -248,13 +265,13 @@ def model_config(data: bytes) -> None:
     with torch.device("meta"):
         model = RegionLlavaForConditionalGeneration(config)
     assert model.regionizer.config.dim in (None, 32)
-    assert math.isfinite(model.regionizer.config.coverage)
+    assert math.isfinite(model.regionizer.config.min_coverage)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
     for one in (
-        rle, polygons, annotations, masks_of_json, label_map, store, manifest, image_list, mask_file, tar, parquet,
+        rle, polygons, annotations, tracks, masks_of_json, label_map, store, manifest, image_list, mask_file, tar, parquet,
         tokens, options, regionizer, model_config
     )
 }  # fmt: skip

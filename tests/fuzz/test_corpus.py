@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.conftest import for_each
 from tests.fuzz.__main__ import CORPUS, NAMES
 from tests.fuzz.targets import TARGETS, attempt
 
@@ -20,7 +21,7 @@ FOUND = {
 """Inputs that once raised something else than an error of regiontok, and what."""
 
 
-@pytest.mark.parametrize("target", NAMES)
+@for_each(target=NAMES)
 def test_inputs_to_begin_with_are_answered(target):
     seeds = sorted((CORPUS / target).iterdir())
     taken = [attempt(target, seed.read_bytes()) for seed in seeds]

@@ -50,11 +50,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_masks_of_images_by_name(here):
+def test_masks_by_image_name(here):
     masks = CocoMasks("instances.json")
     assert (len(masks), list(masks)) == (3, ["a.png", "sub/b.png", "empty.png"])
     assert masks.categories == {3: "cat"}
-    assert masks.unplaced == [3]
+    assert masks.without_image == [3]
     assert repr(masks) == "CocoMasks('instances.json', 3 images)"
     for key in ("a.png", "images/a.png", here / "images" / "a.png"):
         assert masks[key].ids.tolist() == [70, 72]
@@ -69,7 +69,7 @@ def test_masks_of_images_by_name(here):
         masks["x/b.png"]
 
 
-def test_a_damaged_annotation_fails_its_image_alone(here):
+def test_an_invalid_annotation_affects_only_its_image(here):
     coco_file(
         here / "i.json",
         [("a.png", (32, 48)), ("b.png", (32, 48))],
@@ -84,20 +84,20 @@ def test_a_damaged_annotation_fails_its_image_alone(here):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "i.json is no JSON"),
-        ("[" * 99999, "i.json is no JSON"),
-        ("[]", "no file of COCO annotations"),
-        ('{"images": 3, "annotations": 4}', "no file of COCO annotations"),
-        ('{"images": [{"id": [1], "file_name": "a"}], "annotations": []}', "no file of COCO annotations"),
+        ("", "i.json is not valid JSON"),
+        ("[" * 99999, "i.json is not valid JSON"),
+        ("[]", "not a COCO annotation file"),
+        ('{"images": 3, "annotations": 4}', "not a COCO annotation file"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "annotations": []}', "not a COCO annotation file"),
         ('{"images": [], "annotations": [{"segmentation": []}]}', "annotation 0 has no image_id"),
-        ('{"images": [{"id": 1}], "annotations": []}', "no file of COCO annotations: an entry lacks 'coco_url'"),
+        ('{"images": [{"id": 1}], "annotations": []}', "not a COCO annotation file: entry 0 of images has no field 'file_name'"),
         ('{"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}], "annotations": []}', "whole number"),
-        ('{"images": [{"id": 1, "file_name": "a", "height": 1, "width": 1}, {"id": 2, "file_name": "a", "height": 1, "width": 2}], "annotations": []}', "two images a, of"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 1, "width": 1}, {"id": 2, "file_name": "a", "height": 1, "width": 2}], "annotations": []}', "lists a with two sizes"),
         ('<?xml version="1.0"?><annotations/>', "CVAT's XML"),
         ('[{"id": 1, "annotations": [{"result": []}]}]', "a task of Label Studio"),
     ],
 )  # fmt: skip
-def test_what_is_no_file_of_annotations_is_refused(here, text, message):
+def test_invalid_annotation_files_are_errors(here, text, message):
     (here / "i.json").write_text(text)
     with pytest.raises(DataError, match=message):
         CocoMasks("i.json")
@@ -105,7 +105,7 @@ def test_what_is_no_file_of_annotations_is_refused(here, text, message):
         CocoMasks("nowhere.json")
 
 
-def test_label_maps_are_found_by_the_longest_name(here):
+def test_label_maps_match_by_the_longest_path(here):
     Image.fromarray(np.full((4, 4), 9, np.uint8)).save("maps/b.tif")
     maps = LabelMaps("maps", ignore=(0, 255))
     assert maps["images/a.png"].ids.tolist() == [7]
@@ -120,7 +120,7 @@ def test_label_maps_are_found_by_the_longest_name(here):
     (here / "maps" / "d.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="maps/d.png: not an image"):
         maps["d.png"]
-    with pytest.raises(DataError, match="there is no folder none"):
+    with pytest.raises(DataError, match="the folder of masks none does not exist"):
         LabelMaps("none")
 
 
@@ -128,7 +128,7 @@ COCO, MAPS = ["--coco", "instances.json"], ["--label-maps", "maps", "--ignore", 
 
 
 @pytest.mark.parametrize("named", [COCO, [*COCO, "--no-crowds"], MAPS], ids=" ".join)
-def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, capsys):
+def test_a_store_has_the_masks_of_the_annotations(here, named, capsys):
     assert main(["masks", "images", *named, "--out", "m"]) == 0
     store = MaskStore("m")
     assert list(store) == ["a.png", "sub/b.png"]
@@ -136,7 +136,7 @@ def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, ca
     for key in store:
         assert store[key].to_coco() == source[key].to_coco()
         assert store[key].ids.tolist() == source[key].ids.tolist()
-    assert store.made_by["annotations"] == ("label maps" if named is MAPS else "coco")
+    assert store.provenance["annotations"] == ("label maps" if named is MAPS else "coco")
     if named is not MAPS:
         assert store["a.png"].categories.tolist() == [3] * len(source["a.png"])
         assert "1 annotations name no image" in capsys.readouterr().err
@@ -156,31 +156,31 @@ def test_a_store_is_filled_from_annotations_and_read_as_they_are(here, named, ca
 
 
 @pytest.mark.parametrize("named", [[*COCO, "--no-crowds"], MAPS], ids=" ".join)
-def test_compare_tells_how_well_regions_keep_to_objects(here, named, capsys):
-    assert main(["compare", "images", "--tokens", "4", *named, "--out", "c.png"]) == 0
+def test_compare_reports_scores_for_objects(here, named, capsys):
+    assert main(["compare", "images", "--num-regions", "4", *named, "--out", "c.png"]) == 0
     header = next(line for line in capsys.readouterr().out.splitlines() if "regions" in line)
-    assert header.split() == ["regions", "kept", "single", "largest", "mIoU", "recall"]
+    assert header.split() == ["regions", "variance", "singletons", "largest", "mIoU", "recall"]
     rows = json.loads((here / "c.png.json").read_text())["mean"]
     told = {row["source"]: row for row in rows}
     assert told["segmentation"]["miou"] > 0.9
     assert told["segmentation"]["miou"] >= told["grid"]["miou"] > told["ward"]["miou"]  # the image is noise
 
 
-def test_images_that_share_annotations_or_are_of_another_size_fail_by_name(here, capsys):
+def test_images_with_shared_annotations_or_another_size_fail(here, capsys):
     (here / "more").mkdir()
     Image.new("RGB", (48, 32)).save("more/a.png")
     Image.new("RGB", (30, 30)).save("empty.png")
     assert main(["masks", "images/a.png", "more/a.png", "empty.png", "images/sub", *COCO, "--out", "m"]) == 1
     told = capsys.readouterr().err
-    assert "more/a.png: a.png is of images/a.png already. Images need names that tell them apart" in told
-    assert "empty.png: masks in instances.json are of an image of 32 x 48; this one is of 30 x 30." in told
+    assert "more/a.png: a.png already belongs to images/a.png. Names of images must differ" in told
+    assert "empty.png: masks in instances.json are for an image of 32 x 48; this one has 30 x 30." in told
     assert list(MaskStore("m")) == ["images/a.png", "sub/b.png"]
     assert main(["masks", "maps/a.png", "--label-maps", "maps", "--out", "n"]) == 2
     assert "is the image itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
+def test_stored_pixels_rotates_masks(here, orientation, capsys):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (48, 32), "teal").save("images/a.jpg", exif=exif)
@@ -188,7 +188,7 @@ def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
     arguments = ["masks", "images/a.jpg", "--coco", "i.json", "--out", "m"]
     if orientation == 6:
         assert main(arguments) == 1
-        assert "It is turned by its EXIF orientation: try --stored-pixels" in capsys.readouterr().err
+        assert "Its EXIF orientation rotates it: try --stored-pixels" in capsys.readouterr().err
     assert main([*arguments, "--stored-pixels", "--overwrite"]) == 0
     mask = MaskStore("m")["a.jpg"].masks()[0]
     shown = mask[:, 24:] if orientation == 3 else mask[:24]
@@ -200,33 +200,36 @@ def test_masks_of_stored_pixels_are_turned_when_told(here, orientation, capsys):
     [
         ([*COCO, "--label-maps", "maps"], "--coco and --label-maps both name masks"),
         ([*COCO, "--masks", "felzenszwalb"], "--coco and --masks both name masks"),
-        ([*COCO, "--ladder"], "--ladder is for making masks, and --coco has them"),
-        ([*COCO, "--ignore", "0"], "--ignore is for --label-maps"),
-        (["--masks", "felzenszwalb", "--no-crowds"], "--no-crowds is for --coco"),
-        (["--masks", "felzenszwalb", "--stored-pixels"], "--stored-pixels is for --coco and --label-maps"),
-        ([*COCO, "--mosaic", "2"], "--mosaic is for making masks, and --coco has them"),
+        ([*COCO, "--ladder"], "--ladder requires masks of sam2, sam3, sam2-package; got --coco"),
+        ([*COCO, "--ignore", "0"], "--ignore requires masks of --label-maps, --mask-files; got --coco"),
+        (["--masks", "felzenszwalb", "--no-crowds"], "--no-crowds requires masks of --coco; got felzenszwalb"),
+        (
+            ["--masks", "felzenszwalb", "--stored-pixels"],
+            "--stored-pixels requires masks of --coco, --label-maps, --mask-files; got felzenszwalb",
+        ),
+        ([*COCO, "--mosaic", "2"], "--mosaic requires masks of sam2, sam3; got --coco"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_options_that_do_not_go_together_are_refused(here, arguments, message, capsys):
+def test_incompatible_options_are_errors(here, arguments, message, capsys):
     assert main(["masks", "images", *arguments, "--out", "m"]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_annotations_without_a_segmentation_are_counted_and_left_out(here, capsys):
+def test_annotations_without_a_segmentation_are_skipped_and_counted(here, capsys):
     boxes = [
         {"id": n, "image_id": 0, "bbox": [1, 2, 3, 4], **more}
         for n, more in enumerate(({}, {"segmentation": []}, {"segmentation": None}))
     ]
     coco_file(here / "i.json", [("a.png", (32, 48))], [*boxes, {"id": 9, "image_id": 0, "segmentation": HALF}])
     masks = CocoMasks("i.json")
-    assert masks.bare == [0, 1, 2]
+    assert masks.without_segmentation == [0, 1, 2]
     assert masks["a.png"].ids.tolist() == [9]
     assert main(["masks", "images/a.png", "--coco", "i.json", "--out", "m"]) == 0
-    assert "i.json: 3 annotations have no segmentation and are left out" in capsys.readouterr().err
+    assert "i.json: 3 annotations have no segmentation and are ignored" in capsys.readouterr().err
 
 
-def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
+def test_names_may_be_windows_paths_longer_paths_or_urls(here):
     images = [("images\\a.png", (32, 48)), ("train/x/c.png", (1, 2)), ("val/x/c.png", (3, 4))]
     coco_file(here / "i.json", images, [])
     data = json.loads((here / "i.json").read_text())
@@ -238,11 +241,11 @@ def test_names_may_be_of_windows_longer_than_the_path_or_an_address(here):
     assert masks["images/a.png"].size == masks["a.png"].size == (32, 48)
     assert masks["val/x/c.png"].size == (3, 4)
     assert masks["/data/val2017/000000397133.jpg"].size == (5, 6)
-    with pytest.raises(DataError, match=r"i.json has 2 images of that name: train/x/c.png, val/x/c.png"):
+    with pytest.raises(DataError, match=r"i.json has 2 images that match c.png: train/x/c.png, val/x/c.png"):
         masks["c.png"]
 
 
-def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
+def test_replace_changes_parts_of_names(here, capsys):
     for folder, suffix in (("images", "leftImg8bit"), ("maps", "gtFine_labelIds")):
         (here / folder / "ulm").mkdir()
         (here / folder / "a.png").rename(here / folder / "ulm" / f"ulm_0_{suffix}.png")
@@ -253,33 +256,33 @@ def test_parts_of_names_may_be_replaced_as_for_cityscapes(here, capsys):
     assert MaskStore("m")["ulm_0_leftImg8bit.png"].ids.tolist() == [7]
 
 
-def test_no_label_map_is_written_over(here, capsys):
+def test_label_maps_are_not_overwritten(here, capsys):
     before = (here / "maps" / "a.png").read_bytes()
     assert main(["count", "images", *MAPS, "--out", "maps/a.png"]) == 2
-    assert "maps/a.png is one of the label maps and would be written over" in capsys.readouterr().err
+    assert "maps/a.png is in maps, which is an input" in capsys.readouterr().err
     assert (here / "maps" / "a.png").read_bytes() == before
 
 
-def test_two_images_of_one_id_are_refused(here):
+def test_duplicate_image_ids_are_errors(here):
     """Or the later one would have the annotations of both."""
     data = json.loads((here / "instances.json").read_text())
     data["images"][1]["id"] = 0
     (here / "i.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match="two images of id 0, a.png and sub/b.png, so that their"):
+    with pytest.raises(DataError, match="two images with id 0, a.png and sub/b.png"):
         CocoMasks("i.json")
     data["images"][1] = data["images"][0]  # the same one twice says nothing new
     (here / "i.json").write_text(json.dumps(data))
     assert CocoMasks("i.json")["a.png"].ids.tolist() == [70, 72]
 
 
-def test_categories_may_be_called_anything(here):
+def test_category_ids_and_names_may_have_any_type(here):
     data = json.loads((here / "instances.json").read_text())
     data["categories"] = [{"id": "cat", "name": "cat"}, {"id": 4}]
     (here / "i.json").write_text(json.dumps(data))
     assert CocoMasks("i.json").categories == {"cat": "cat"}
 
 
-def test_a_name_of_which_nothing_is_left_stays_as_it_is(here):
+def test_replace_does_not_empty_a_name(here):
     assert LabelMaps("maps", replace=("a", "")).find("images/a.png").name == "a.png"
 
 
@@ -297,7 +300,7 @@ def annotated(path, images, segmentations):
     return path
 
 
-def test_an_image_under_several_ids_is_an_error_or_chosen(tmp_path):
+def test_images_under_several_ids_are_errors_unless_chosen(tmp_path):
     file = annotated(
         tmp_path / "c.json", [(1, "a.jpg"), (2, "a.jpg"), (3, "b.jpg")], [(1, SQUARE), (2, SQUARE), (2, SQUARE)]
     )
@@ -308,33 +311,34 @@ def test_an_image_under_several_ids_is_an_error_or_chosen(tmp_path):
         CocoMasks(file, duplicates="last")
 
 
-def test_names_of_windows_tools(tmp_path):
+def test_windows_paths_match(tmp_path):
     names = [(1, "..\\..\\media\\4\\a.jpg"), (2, "C:\\data\\b.jpg"), (3, "./sub\\c.jpg")]
     file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (2, SQUARE), (3, SQUARE)])
     masks = CocoMasks(file)
     for key in ("media/4/a.jpg", "/x/media/4/a.jpg", "data/b.jpg", "/y/sub/c.jpg", "b.jpg"):
         assert len(masks[key]) == 1
     with pytest.raises(
-        MissingKeyError, match=r"has no image images/b.jpg. It has C:\\data\\b.jpg, in another folder: .*--match name"
+        MissingKeyError,
+        match=r"has no image images/b.jpg. The file lists C:\\data\\b.jpg, in a different folder. .*--match name",
     ):
         masks.find("images/b.jpg")
-    with pytest.raises(MissingKeyError, match=r"Its nearest name is C:\\data\\b.jpg"):
+    with pytest.raises(MissingKeyError, match=r"Did you mean C:\\data\\b.jpg\?"):
         masks.find("images/bb.jpg")
     assert len(CocoMasks(file, match="name")["images/b.jpg"]) == 1
     twice = annotated(tmp_path / "d.json", [(1, "x/a.jpg"), (2, "y/a.jpg")], [])
-    with pytest.raises(DataError, match="has 2 images of that name"):
+    with pytest.raises(DataError, match="has 2 images that match a.jpg"):
         CocoMasks(twice, match="name").find("a.jpg")
 
 
-def test_empty_segmentations_are_left_out_whatever_their_form(tmp_path):
+def test_empty_segmentations_of_any_form_are_skipped(tmp_path):
     empty = [[], [[]], [[], []], {}, None]
     file = annotated(tmp_path / "c.json", [(1, "a.jpg")], [(1, one) for one in [*empty, SQUARE]])
     masks = CocoMasks(file)
-    assert masks.bare == [0, 1, 2, 3, 4]
+    assert masks.without_segmentation == [0, 1, 2, 3, 4]
     assert len(masks["a.jpg"]) == 1
 
 
-def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsys):
+def test_images_without_annotations_are_not_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("abc"):
         draw(tmp_path / "images" / f"{name}.jpg", number, size=(8, 6))
@@ -343,14 +347,28 @@ def test_images_without_annotations_are_no_failures(tmp_path, monkeypatch, capsy
     store = MaskStore("m")
     assert [len(store[f"{name}.jpg"]) for name in "abc"] == [1, 0, 0]
     assert not store.failures
-    assert "2 images have no masks. --missing GENERATOR" in capsys.readouterr().err
+    assert (
+        "2 images have no masks. Generate masks of images without annotations with --missing" in capsys.readouterr().err
+    )
     assert main(["masks", "images", "--coco", "c.json", "--missing", "felzenszwalb", "--out", "n"]) == 0
     assert all(len(masks) for masks in MaskStore("n").values())
 
 
-def test_spellings_of_one_name_are_one_image(tmp_path):
+def test_spellings_of_a_path_are_one_image(tmp_path):
     names = [(1, "images\\a.jpg"), (7, "images/a.jpg"), (8, "./images/a.jpg")]
     file = annotated(tmp_path / "c.json", names, [(1, SQUARE), (7, SQUARE), (8, SQUARE)])
     with pytest.raises(DataError, match="under several ids, such as images.a.jpg under 1, 7, 8"):
         CocoMasks(file)
     assert len(CocoMasks(file, duplicates="merge")["images/a.jpg"]) == 3
+
+
+def test_the_size_of_the_caller_is_used_if_the_file_has_none(tmp_path):
+    annotations = [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": HALF}]
+    path = coco_file(tmp_path / "i.json", [("a.png", (32, 48))], annotations)
+    data = json.loads(path.read_text())
+    del data["images"][0]["height"], data["images"][0]["width"]
+    path.write_text(json.dumps(data))
+    masks = CocoMasks(path)
+    with pytest.raises(DataError, match="pass size"):
+        masks["a.png"]
+    assert masks.read("a.png", (32, 48)).areas().tolist() == [24 * 32]

@@ -14,6 +14,7 @@ from regiontok.cli import main
 from regiontok.errors import DataError, MissingKeyError
 from regiontok.masks import FelzenszwalbMasks, LabelMaps, MaskFiles
 from regiontok.store import MaskStore, TokenStore
+from tests.conftest import for_each
 from tests.pipeline.test_listing import draw
 
 SIZE = (30, 40)
@@ -56,8 +57,8 @@ def write(path, kind):
         Image.fromarray((DENSE[0] + 2 * DENSE[1]).astype(np.uint8)).save(path.with_suffix(".png"))
 
 
-@pytest.mark.parametrize("kind", ["sa-1b", "coco", "coco object", "sam", "npy", "npz", "only array"])
-def test_every_form_has_the_same_masks(tmp_path, kind):
+@for_each(kind=["sa-1b", "coco", "coco object", "sam", "npy", "npz", "only array"])
+def test_all_formats_give_the_same_masks(tmp_path, kind):
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "a", kind)
     found = MaskFiles(tmp_path)["images/sub/a.jpg"]
@@ -77,7 +78,7 @@ def test_label_maps(tmp_path, kind):
     assert MaskFiles(tmp_path, ignore=(0,))["a.jpg"].ids.tolist() == [1, 2, 3]
 
 
-def test_files_are_found_by_name(tmp_path):
+def test_files_match_by_name(tmp_path):
     for name in ("a", "sub/a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, "npy")
@@ -89,9 +90,9 @@ def test_files_are_found_by_name(tmp_path):
     with pytest.raises(MissingKeyError, match=r"has no masks of b.jpg, such as b.json"):
         files.find("b.jpg")
     write(tmp_path / "a", "sam")
-    with pytest.raises(DataError, match=r"several files of masks of a.jpg: a.json and a.npy"):
+    with pytest.raises(DataError, match=r"several files for a.jpg: a.json and a.npy"):
         files.find("a.jpg")
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="the folder of masks .*none does not exist"):
         MaskFiles(tmp_path / "none")
     with pytest.raises(MissingKeyError):  # label maps alone
         LabelMaps(tmp_path).find("a.jpg")
@@ -100,33 +101,33 @@ def test_files_are_found_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b"{", "is damaged, or no json file"),
-        ("a.json", b"3", "must be a list of records; got int"),
-        ("a.json", b"[]", "does not tell the image's size"),
-        ("a.json", b'{"images": [], "annotations": []}', "does not tell the image's size"),
+        ("a.json", b"{", "is damaged or not a valid json file"),
+        ("a.json", b"3", "expected a list of records; got int"),
+        ("a.json", b"[]", "an empty list has no image size"),
+        ("a.json", b'{"images": [], "annotations": []}', "an empty list has no image size"),
         ("a.json", b'{"result": []}', "Label Studio"),
         ("a.json", b'[{"segmentation": 3}]', "must be a COCO RLE"),
-        ("a.npy", b"no array", "is damaged, or no npy file"),
-        ("a.npz", b"PK no zip", "is damaged, or no npz file"),
+        ("a.npy", b"no array", "is damaged or not a valid npy file"),
+        ("a.npz", b"PK no zip", "is damaged or not a valid npz file"),
         ("a.png", b"no image", "not an image"),
     ],
 )
-def test_files_that_have_no_masks_are_named(tmp_path, name, content, message):
+def test_invalid_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as raised:
         MaskFiles(tmp_path)["a.jpg"]
     assert name in str(raised.value)
 
 
-def test_arrays_that_are_no_masks(tmp_path):
+def test_invalid_arrays_are_errors(tmp_path):
     np.savez(tmp_path / "a.npz", x=DENSE, y=DENSE)
-    with pytest.raises(DataError, match="its arrays are x, y; one must be named masks or labels"):
+    with pytest.raises(DataError, match="one of its arrays must be named masks or labels; got x, y"):
         MaskFiles(tmp_path)["a.jpg"]
     np.savez(tmp_path / "b.npz", masks=DENSE, ids=[1])
-    with pytest.raises(DataError, match="there must be one of ids per mask, 2"):
+    with pytest.raises(DataError, match=r"ids must have one value for each of the 2 masks; got \(1,\)"):
         MaskFiles(tmp_path)["b.jpg"]
     np.savez(tmp_path / "c.npz", masks=np.array([{}, {}], dtype=object))
-    with pytest.raises(DataError, match="damaged, or no npz file: Object arrays"):
+    with pytest.raises(DataError, match="damaged or not a valid npz file: Object arrays"):
         MaskFiles(tmp_path)["c.jpg"]
 
 
@@ -137,7 +138,7 @@ def test_arrays_that_are_no_masks(tmp_path):
     value=st.integers(0, 255),
     cut=st.booleans(),
 )
-def test_damaged_files_raise_named_errors_alone(tmp_path, kind, place, value, cut):
+def test_damaged_files_raise_only_data_errors(tmp_path, kind, place, value, cut):
     write(tmp_path / "a", kind)
     file = next(tmp_path.glob("a.*"))
     data = bytearray(file.read_bytes())
@@ -159,28 +160,28 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_commands_take_mask_files(here, capsys):
+def test_commands_accept_mask_files(here, capsys):
     assert main(["masks", "images", "--mask-files", "files", "--out", "m"]) == 0
     assert "1 images have no masks" in capsys.readouterr().err  # c has none, and that is no failure
     store = MaskStore("m")
     assert [len(store[f"{name}.jpg"]) for name in "abc"] == [2, 2, 0]
-    assert store.made_by["annotations"] == "mask files"
+    assert store.provenance["annotations"] == "mask files"
     for where in (["--out", "o"], ["--store", "t"]):
         assert main(["tokenize", "images", "--source", "segmentation", "--mask-files", "files", *where]) == 0
     assert [int(TokenStore("t")[f"{name}.jpg"].regions.fallback.any()) for name in "abc"] == [0, 0, 1]
     assert main(["view", "images/a.jpg", "--mask-files", "files"]) == 0
     assert main(["count", "images", "--mask-files", "files", "--out", "c.png"]) == 0
-    assert main(["compare", "images", "--mask-files", "files", "--tokens", "4", "--out", "d.png"]) == 0
+    assert main(["compare", "images", "--mask-files", "files", "--num-regions", "4", "--out", "d.png"]) == 0
     assert "mIoU" in capsys.readouterr().out
 
 
-def test_a_generator_makes_the_masks_that_are_missing(here, capsys):
+def test_missing_masks_are_generated(here, capsys):
     command = ["masks", "images", "--mask-files", "files", "--missing", "felzenszwalb", "--out", "m"]
     assert main(command) == 0
     store = MaskStore("m")
     assert store["a.jpg"].to_coco() == MASKS.to_coco()
     assert store["c.jpg"].to_coco() == FelzenszwalbMasks()([Image.open("images/c.jpg")])[0].to_coco()
-    assert store.made_by["missing"]["generator"] == "felzenszwalb"
+    assert store.provenance["missing"]["generator"] == "felzenszwalb"
     assert (
         main(
             [
@@ -201,7 +202,7 @@ def test_a_generator_makes_the_masks_that_are_missing(here, capsys):
     assert not any(bool(tokens.regions.fallback.any()) for tokens in TokenStore("t").values())
 
 
-def test_a_folder_of_other_images_ends_the_command_before_it_starts(here, capsys):
+def test_a_folder_without_matches_is_an_error(here, capsys):
     draw(here / "others" / "z.jpg", 0)
     assert main(["masks", "others", "--mask-files", "files", "--out", "m"]) == 2
     assert "none of the images has annotations in files. files has no masks of" in capsys.readouterr().err
@@ -212,27 +213,33 @@ def test_a_folder_of_other_images_ends_the_command_before_it_starts(here, capsys
     ("arguments", "message"),
     [
         (["--mask-files", "files", "--coco", "c.json"], "--coco and --mask-files both name masks"),
-        (["--mask-files", "files", "--duplicates", "merge"], "--duplicates is for --coco"),
-        (["--mask-files", "files", "--match", "name"], "--match is for --coco"),
-        (["--mask-files", "files", "--mosaic", "2"], "--mosaic is for making masks, and --mask-files has them"),
-        (["--mask-files", "files", "--points-per-side", "2"], "--points-per-side is for making masks"),
-        (["--masks", "felzenszwalb", "--missing", "felzenszwalb"], "--missing is for annotated masks"),
-        (["--mask-files", "none"], "there is no folder none of masks"),
+        (["--mask-files", "files", "--duplicates", "merge"], "--duplicates requires masks of --coco; got --mask-files"),
+        (["--mask-files", "files", "--match", "name"], "--match requires masks of --coco; got --mask-files"),
+        (["--mask-files", "files", "--mosaic", "2"], "--mosaic requires masks of sam2, sam3; got --mask-files"),
+        (
+            ["--mask-files", "files", "--points-per-side", "2"],
+            "--points-per-side requires masks of sam2, sam3, sam2-pipeline, sam2-package; got --mask-files",
+        ),
+        (
+            ["--masks", "felzenszwalb", "--missing", "felzenszwalb"],
+            "--missing requires masks of a store, --coco, --label-maps, --mask-files; got felzenszwalb",
+        ),
+        (["--mask-files", "none"], "the folder of masks none does not exist"),
     ],
 )
-def test_options_that_do_not_go_together(here, arguments, message, capsys):
+def test_incompatible_options_are_errors(here, arguments, message, capsys):
     assert main(["masks", "images", "--out", "m", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_image_of_another_size_fails_alone(here, capsys):
+def test_an_image_of_another_size_fails(here, capsys):
     draw(here / "images" / "a.jpg", 5, size=(50, 30))
     assert main(["masks", "images", "--mask-files", "files", "--out", "m"]) == 1
-    assert "a.jpg: masks in files are of an image of 30 x 40; this one is of 30 x 50" in capsys.readouterr().err
+    assert "a.jpg: masks in files are for an image of 30 x 40; this one has 30 x 50" in capsys.readouterr().err
     assert set(MaskStore("m")) == {"b.jpg", "c.jpg"}
 
 
-def test_empty_records_are_left_out_and_several_images_are_refused(tmp_path):
+def test_empty_records_are_skipped_and_several_images_are_errors(tmp_path):
     empty = [{"segmentation": one} for one in ([], [[]], {}, None)]
     (tmp_path / "a.json").write_text(json.dumps([*empty, *records()]))
     assert MaskFiles(tmp_path)["a.jpg"].to_coco() == MASKS.to_coco()
@@ -240,11 +247,11 @@ def test_empty_records_are_left_out_and_several_images_are_refused(tmp_path):
     assert len(MaskFiles(tmp_path).read("a.jpg", SIZE)) == 0
     several = [record | {"image_id": number} for number, record in enumerate(records())]
     (tmp_path / "a.json").write_text(json.dumps({"annotations": several}))
-    with pytest.raises(DataError, match="its annotations are of 2 images, and one is wanted"):
+    with pytest.raises(DataError, match="expected annotations of one image; got 2 images"):
         MaskFiles(tmp_path)["a.jpg"]
 
 
-def test_masks_may_be_beside_images_that_are_png(tmp_path, monkeypatch):
+def test_masks_may_be_next_to_png_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "a.png", 0, size=(40, 30))
     write(tmp_path / "a", "sa-1b")

@@ -6,10 +6,10 @@ from torch import nn
 
 from regiontok import ImageGeometry, MaskDownsampler, MaskSet, masks
 from regiontok.errors import DTypeError, ImageError, ValueRangeError
-from regiontok.masks import LADDER, MaskSettings, Sam2Masks
+from regiontok.masks import GRANULARITY_SCHEDULE, MaskSettings, Sam2Masks
 from regiontok.masks.candidates import Candidates
 from tests import references
-from tests.conftest import assert_close
+from tests.conftest import assert_close, for_each
 from tests.models import tiny_sam2, tiny_sam3
 
 ALL = MaskSettings(points_per_side=4, stability_score_thresh=0, pred_iou_thresh=0, box_nms_thresh=1)
@@ -27,7 +27,7 @@ def images(china):
 
 
 def smooth_logits(count, side, *, seed=0):
-    """Candidates in clumps: round and of any size, soft at the rim or sharp; some empty, some over everything."""
+    """Round candidates of any size in clusters, with soft or sharp boundaries; some are empty, some cover the image."""
     generator = torch.Generator().manual_seed(seed)
     clump = torch.randint(count // 8, (count,), generator=generator)
     center = side * torch.rand(count // 8, 2, generator=generator)[clump] + torch.randn(count, 2, generator=generator)
@@ -58,8 +58,8 @@ class Replay(Sam2Masks):
         return self.logits[part].expand(count, -1, -1, -1, -1), self.given[part].expand(count, -1, -1)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_kept_masks_follow_the_rules_written_out(model, seed):
+@for_each(seed=range(6))
+def test_masks_equal_the_reference_implementation(model, seed):
     logits, scores = smooth_logits(300, 32, seed=seed)
     settings = MaskSettings(points_per_side=10, stability_score_thresh=0.613, pred_iou_thresh=0.2, box_nms_thresh=0.613)
     generate = Replay(model, settings=settings, points_per_batch=7)
@@ -73,30 +73,30 @@ def test_kept_masks_follow_the_rules_written_out(model, seed):
     assert_close(torch.from_numpy(found.scores), scores[expected])
 
 
-def test_measures_on_other_devices_are_the_same():
+def test_filters_agree_on_other_devices():
     logits, scores = smooth_logits(50, 20)
     settings = MaskSettings(stability_score_thresh=0.5, pred_iou_thresh=0.1)
-    here = Candidates.passing(logits, scores, settings, lambda kept: kept)
+    here = Candidates.from_logits(logits, scores, settings, lambda values: values)
 
     class Elsewhere(torch.Tensor):
         device = torch.device("meta")  # what the code asks to choose its way
 
-    there = Candidates.passing(logits.as_subclass(Elsewhere), scores, settings, lambda kept: kept)
+    there = Candidates.from_logits(logits.as_subclass(Elsewhere), scores, settings, lambda values: values)
     assert len(here.boxes) > 5
-    assert torch.equal(here.kept[0], there.kept[0].as_subclass(torch.Tensor))
+    assert torch.equal(here.values[0], there.values[0].as_subclass(torch.Tensor))
     for name in ("boxes", "scores", "stability"):
         assert torch.equal(getattr(here, name), getattr(there, name).as_subclass(torch.Tensor))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_finds_the_same_masks(model, images):
+def test_a_gpu_gives_the_same_masks(model, images):
     here = Sam2Masks(model, settings=SOME)(images)
     there = Sam2Masks(tiny_sam2(2).cuda(), settings=SOME)(images)
     assert [len(one) for one in here] == [len(one) for one in there]
     assert all((a.masks() != b.masks()).float().mean() < 1e-3 for a, b in zip(here, there, strict=True))
 
 
-def test_masks_are_those_of_the_models_logits_enlarged_to_the_image(model, china):
+def test_masks_are_the_resized_logits_of_the_model(model, china):
     generate = Sam2Masks(model, settings=ALL)
     [found] = generate(china)
     embeddings = generate._embed([[china]])
@@ -113,8 +113,8 @@ def test_masks_are_those_of_the_models_logits_enlarged_to_the_image(model, china
 
 
 @pytest.mark.parametrize("make", [tiny_sam2, tiny_sam3])
-def test_batches_give_what_single_images_give(make, images):
-    model = make(2).double()  # else random weights blow up how sums are rounded
+def test_batches_equal_single_images(make, images):
+    model = make(2).double()  # random weights amplify rounding errors
     one_by_one = [Sam2Masks(model, settings=SOME)(image)[0] for image in images]
     assert [one.size for one in one_by_one] == [(image.height, image.width) for image in images]
     for points, count in ((1, 1), (64, 4), (7, 3), (1000, 2)):
@@ -125,7 +125,7 @@ def test_batches_give_what_single_images_give(make, images):
             assert_close(torch.from_numpy(a.scores), torch.from_numpy(b.scores))
 
 
-def test_masks_on_the_grid_are_those_of_the_image_but_for_their_rims(model, images):
+def test_masks_on_the_grid_equal_downsampled_masks_except_at_boundaries(model, images):
     geometry, grid = ImageGeometry.letterbox(128), (8, 8)
     generate = Sam2Masks(model, settings=SOME)
     for image, full, direct in zip(
@@ -138,18 +138,18 @@ def test_masks_on_the_grid_are_those_of_the_image_but_for_their_rims(model, imag
         assert (covered - direct.coverage).abs().mean() < (0.03 if min(image.size) > 16 else 0.15)
 
 
-def test_masks_on_the_grid_know_which_patches_show_the_image(model):
-    """Else padding would be in the region of uncovered patches, or in that of an image without masks."""
+def test_masks_on_the_grid_have_valid_patches(model):
+    """Without them, padding would be part of the background region or of an image without masks."""
     geometry = ImageGeometry.letterbox(64)
     none = MaskSettings(1, stability_score_thresh=1, pred_iou_thresh=1)
     [found] = Sam2Masks(model, settings=none).on_grid(Image.new("RGB", (40, 20)), geometry=geometry, grid=(4, 4))
     assert found.valid.sum() == 8
-    for uncovered in ("drop", "background"):
-        regions = MaskDownsampler((4, 4), geometry=geometry, uncovered=uncovered)([found])
+    for unassigned in ("drop", "background"):
+        regions = MaskDownsampler((4, 4), geometry=geometry, unassigned=unassigned)([found])
         assert regions.areas().tolist() == [8]
 
 
-def test_on_the_grid_a_pixel_of_the_decoder_counts_whole(model):
+def test_pixels_of_the_decoder_are_binary_on_the_grid(model):
     logits = torch.full((1, 3, 32, 32), -5.0)
     logits[0, 0, :16, :8] = 5
     generate = Replay(model, settings=MaskSettings(points_per_side=1)).replay(logits, torch.ones(1, 3))
@@ -157,8 +157,8 @@ def test_on_the_grid_a_pixel_of_the_decoder_counts_whole(model):
     assert found.coverage.tolist() == [[[0.0] * 4, [1.0, 0, 0, 0], [0.0] * 4, [0.0] * 4]]
 
 
-class TestLadder:
-    """Steps with 12, 48 and 108 candidates, of which the boxes' overlap removes none."""
+class TestSchedule:
+    """Steps with 12, 48 and 108 candidates without suppression."""
 
     steps = tuple(MaskSettings(side, 0, 0, 1) for side in (2, 4, 6))
 
@@ -178,7 +178,7 @@ class TestLadder:
             ((25, 47), 48, 56),
         ],
     )
-    def test_the_first_step_within_the_bound_else_the_nearest(self, model, bound, count, decoded):
+    def test_the_first_step_within_the_bound_or_the_nearest(self, model, bound, count, decoded):
         generate = self.generator(model, bound)
         prompts = []
 
@@ -194,19 +194,25 @@ class TestLadder:
         assert sum(prompts) == decoded
         assert generate.embedded == 1
 
-    def test_each_image_climbs_by_itself(self, model, images):
+    def test_each_image_selects_its_own_step(self, model, images):
         singles = [Sam2Masks(model, settings=self.steps, bound=(20, 40))(image)[0] for image in images]
         together = Sam2Masks(model, settings=self.steps, bound=(20, 40), images_per_batch=3)(images)
         assert [len(one) for one in together] == [len(one) for one in singles]
 
     def test_the_papers_steps(self):
-        assert [(one.points_per_side, one.stability_score_thresh, one.pred_iou_thresh) for one in LADDER] == [
+        assert [
+            (one.points_per_side, one.stability_score_thresh, one.pred_iou_thresh) for one in GRANULARITY_SCHEDULE
+        ] == [
             (48, 0.92, 0.6),
             (64, 0.9, 0.5),
             (96, 0.85, 0.4),
         ]
-        assert masks.BOUND == (80, 160)
-        assert (masks.CHEAP.points_per_side, masks.CHEAP.stability_score_thresh, masks.CHEAP.pred_iou_thresh) == (
+        assert masks.TARGET_MASK_COUNT == (80, 160)
+        assert (
+            masks.DEFAULT_SETTINGS.points_per_side,
+            masks.DEFAULT_SETTINGS.stability_score_thresh,
+            masks.DEFAULT_SETTINGS.pred_iou_thresh,
+        ) == (
             24,
             0.9,
             0.5,
@@ -214,8 +220,8 @@ class TestLadder:
 
 
 class TestMosaic:
-    def test_masks_go_back_to_their_images_with_their_geometry(self, model):
-        """Candidates of a 2 x 2 mosaic: each fills the left half of its point's tile, and spills into the next."""
+    def test_masks_are_cropped_to_their_images(self, model):
+        """Candidates of a 2 x 2 mosaic fill the left half of the cell of their point and part of the next cell."""
         sides = [(40, 20), (10, 30), (16, 16)]
         generate = Replay(model, settings=MaskSettings(4, 0, 0, 0.5), mosaic=2)
 
@@ -235,7 +241,7 @@ class TestMosaic:
             assert mask[:, : half - 1].all()
             assert not mask[:, half + 1 :].any()
 
-    def test_a_image_gets_its_share_of_the_points(self, model, images):
+    def test_each_image_receives_a_share_of_the_points(self, model, images):
         generate = Sam2Masks(model, settings=MaskSettings(6, 0, 0, 1), mosaic=2)
         decoded = []
         decode = generate._decode
@@ -249,7 +255,7 @@ class TestMosaic:
         assert points.max() == 128 - 128 / 12
         assert all(len(one) <= 27 for one in found)
 
-    def test_its_pixels_are_the_images_side_by_side(self, model, images):
+    def test_the_input_has_the_images_side_by_side(self, model, images):
         seen = []
         generate = Sam2Masks(model, settings=ALL, mosaic=2)
         model.get_image_embeddings = lambda pixels: seen.append(pixels)
@@ -265,14 +271,14 @@ class TestMosaic:
             assert_close(seen[0][0, :, row : row + 64, col : col + 64], expected)
         assert (seen[0][0, :, 64:, 64:] == 0).all()
 
-    def test_it_must_divide_the_input_and_have_points(self, model):
-        with pytest.raises(ValueRangeError, match="mosaic must divide the model's input 128 and masks 32; got 3"):
+    def test_mosaic_must_divide_the_input_and_have_points(self, model):
+        with pytest.raises(ValueRangeError, match=r"must divide the input side \(128\) and mask side \(32\) of"):
             Sam2Masks(model, mosaic=3)
-        with pytest.raises(ValueRangeError, match="points_per_side must be at least mosaic, 4"):
+        with pytest.raises(ValueRangeError, match="points_per_side must be at least mosaic=4, .*; got"):
             Sam2Masks(model, mosaic=4, settings=MaskSettings(points_per_side=2))
 
 
-def test_no_mask_passes(model, images):
+def test_images_may_have_no_masks(model, images):
     generate = Sam2Masks(model, settings=MaskSettings(points_per_side=2, stability_score_thresh=1, pred_iou_thresh=1))
     assert [len(one) for one in generate(images)] == [0] * 4
     on_grid = generate.on_grid(images, geometry=ImageGeometry.squash(64), grid=(4, 4))
@@ -284,8 +290,8 @@ def test_half_precision_runs(china):
     assert isinstance(generate(china)[0], MaskSet)
 
 
-def test_what_made_the_masks_is_told(model):
-    told = Sam2Masks(model, settings=LADDER, mosaic=2).describe()
+def test_describe_returns_the_settings(model):
+    told = Sam2Masks(model, settings=GRANULARITY_SCHEDULE, mosaic=2).describe()
     assert told["generator"] == "sam2"
     assert told["model"] == "random weights"
     assert told["mosaic"] == 2
@@ -308,7 +314,7 @@ def test_what_made_the_masks_is_told(model):
         ({"mosaic": 0}, ValueRangeError, "mosaic must be at least 1"),
     ],
 )
-def test_bad_options_are_refused(model, options, error, message):
+def test_invalid_options_are_errors(model, options, error, message):
     with pytest.raises(error, match=message):
         Sam2Masks(**({"model": model} | options))
 
@@ -323,12 +329,12 @@ def test_bad_options_are_refused(model, options, error, message):
         ({"stability_score_offset": -1}, ValueRangeError, "stability_score_offset must be in"),
     ],
 )
-def test_bad_settings_are_refused(options, error, message):
+def test_invalid_settings_are_errors(options, error, message):
     with pytest.raises(error, match=message):
         MaskSettings(**options)
 
 
-def test_a_image_that_is_none_is_named(model, china):
+def test_invalid_images_are_named(model, china):
     with pytest.raises(DTypeError, match="an image must be a PIL image"):
         Sam2Masks(model)([china, None])
     with pytest.raises(ImageError, match="b.jpg: there is no such file"):

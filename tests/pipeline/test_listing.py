@@ -14,6 +14,7 @@ from regiontok import read_image
 from regiontok.errors import ImageError, ValueRangeError
 from regiontok.pipeline import ListedImage, Listing, in_slice
 from regiontok.pipeline.roots import KeyFinder, Roots, describe_difference, identity
+from tests.conftest import for_each
 
 
 def draw(path, seed=0, size=(9, 7)):
@@ -39,13 +40,13 @@ def keys(*named, **options):
     return [image.key for image in Listing(named, **options)]
 
 
-def test_a_folder_by_name_its_folders_among_its_files(here):
+def test_folders_are_sorted_by_name_with_subfolders_among_files(here):
     assert keys("images") == keys(here / "images") == keys("./images/") == keys("images", root="images") == ALL
     assert keys("images", root=".") == [f"images/{key}" for key in ALL]
     assert keys("file://" + str(here / "images")) == ALL
 
 
-def test_images_patterns_and_what_is_named_twice(here):
+def test_images_patterns_and_duplicates(here):
     assert keys("images/b.png") == ["b.png"]
     assert keys("images/b.png", "images/a.png", "images/b.png", "images") == ["b.png", "a.png", "Z.png", "sub/a.png", "sub/c.jpg", "sub.png"]  # fmt: skip
     assert keys("images/*.png") == ["Z.png", "a.png", "b.png", "sub.png"]
@@ -57,12 +58,12 @@ def test_images_patterns_and_what_is_named_twice(here):
     assert keys("images/sub/..") == ALL
 
 
-def test_folders_of_one_name_cannot_be_told_apart(here):
+def test_folders_with_the_same_name_are_rejected(here):
     draw(here / "other" / "images" / "a.png")
-    with pytest.raises(ValueRangeError, match="two folders of images are called images: .* or give it by --root"):
+    with pytest.raises(ValueRangeError, match="two image folders have the name images: .* or give it by --root"):
         Listing(["images", "other/images"])
     assert keys("images", "other/images", root=".")[-1] == "other/images/a.png"
-    with pytest.raises(ValueRangeError, match=r"images/any is not below .*/other, where keys begin"):
+    with pytest.raises(ValueRangeError, match=r"images/any is not in .*/other, which keys are relative to"):
         Listing(["images"], root="other")
 
 
@@ -86,24 +87,24 @@ def test_lists(here):
 @pytest.mark.parametrize(
     ("name", "text", "error", "message"),
     [
-        ("l.json", "{", ImageError, "l.json: it is no list of images"),
-        ("l.json", '{"images": []}', ImageError, "it must hold a list; got dict"),
-        ("l.json", '"abc"', ImageError, "it must hold a list; got str"),
-        ("l.json", "[3]", ImageError, "an entry must be a path or have one as image; got 3"),
+        ("l.json", "{", ImageError, "l.json: this is not a list of images"),
+        ("l.json", '{"images": []}', ImageError, "it must contain a list; got dict"),
+        ("l.json", '"abc"', ImageError, "it must contain a list; got str"),
+        ("l.json", "[3]", ImageError, "an entry must be a path, or an object with a path as 'image'; got 3"),
         ("l.json", '[{"image": [""]}]', ImageError, "an entry must be a path"),
         ("l.json", "[]", ImageError, "l.json: there is no image in it"),
-        ("l.txt", "a/../../b.png", ValueRangeError, r"l.txt names 'a/../../b.png': a path with .. is no key"),
-        ("l.txt", "/elsewhere/b.png", ValueRangeError, "/elsewhere/b.png is not below"),
-        ("l.txt", b"\xff\xfe\xff", ImageError, "l.txt: it is no list of images"),
+        ("l.txt", "a/../../b.png", ValueRangeError, r"l.txt contains 'a/../../b.png', but keys cannot contain"),
+        ("l.txt", "/elsewhere/b.png", ValueRangeError, "/elsewhere/b.png is not in"),
+        ("l.txt", b"\xff\xfe\xff", ImageError, "l.txt: this is not a list of images"),
     ],
 )
-def test_lists_that_cannot_be_are_refused_before_the_first_image(here, name, text, error, message):
+def test_invalid_lists_are_rejected_before_the_first_image(here, name, text, error, message):
     (here / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(error, match=message):
         Listing([name])
 
 
-def test_what_holds_no_image(here):
+def test_sources_without_images_are_rejected(here):
     (here / "empty").mkdir()
     for named in ("empty", "images/*.gif", "empty/*.png"):
         with pytest.raises(ImageError, match="there is no image in it"):
@@ -115,7 +116,7 @@ def test_what_holds_no_image(here):
         Listing(["phtos"])
 
 
-def test_a_folder_that_cannot_be_listed_is_counted_as_a_image_that_fails(here, monkeypatch):
+def test_an_unreadable_folder_is_reported_as_a_failed_image(here, monkeypatch):
     real = __import__("os").scandir
 
     def scandir(path):
@@ -126,18 +127,18 @@ def test_a_folder_that_cannot_be_listed_is_counted_as_a_image_that_fails(here, m
     monkeypatch.setattr("os.scandir", scandir)
     listing = Listing(["images"])
     assert [image.key for image in listing] == ["Z.png", "a.png", "b.png", "sub", "sub.png"]
-    with pytest.raises(ImageError, match="a folder, not an image"):
+    with pytest.raises(ImageError, match="expected an image; got a folder"):
         listing.read(list(listing)[3])
 
 
-def test_links_to_folders_are_not_followed_and_a_named_one_is(here):
+def test_links_to_folders_are_followed_only_if_named(here):
     (here / "images" / "loop").symlink_to(here / "images")
     assert keys("images") == ALL
     (here / "link").symlink_to(here / "images")
     assert keys("link") == ALL
 
 
-def test_a_folder_of_datasets(here):
+def test_saved_datasets(here):
     datasets = pytest.importorskip("datasets")
     rows = [{"image": str(here / "images" / name), "name": f"x/{n}.png", "n": n} for n, name in enumerate(ALL[:3])]
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
@@ -149,16 +150,16 @@ def test_a_folder_of_datasets(here):
         assert listing.size(image) == ((7, 9), 1)
     assert keys("data", column="image", key_column="name") == ["x/0.png", "x/1.png", "x/2.png"]
     again = pickle.loads(pickle.dumps(listing.reader()))
-    assert again.read(ListedImage("", "data#1")).tobytes() == read_image(here / "images" / "a.png").tobytes()
-    with pytest.raises(ImageError, match="there is no column picture, but image, name, n"):
+    assert again.read(ListedImage("", f"{here}/data#1")).tobytes() == read_image(here / "images" / "a.png").tobytes()
+    with pytest.raises(ImageError, match="there is no column picture. The columns are image, name, n"):
         Listing(["data"], column="picture")
-    with pytest.raises(ImageError, match="there is no column id of keys"):
+    with pytest.raises(ImageError, match="there is no key column id"):
         Listing(["data"], key_column="id")
     same = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 12, "name": ["a"] * 12})
     same.cast_column("image", datasets.Image()).save_to_disk(here / "same")
     assert keys("same")[-2:] == ["10", "11"]
     assert keys("same")[0] == "00"
-    with pytest.raises(ImageError, match="several rows have name 'a', which is no key then"):
+    with pytest.raises(ImageError, match="several rows have name 'a', but keys must be unique"):
         Listing(["same"], key_column="name")
     for file in (here / "same").glob("*.arrow"):
         file.write_bytes(file.read_bytes()[:100])
@@ -166,7 +167,7 @@ def test_a_folder_of_datasets(here):
         Listing(["same"])
 
 
-def test_images_elsewhere(here):
+def test_remote_images(here):
     files = fsspec.filesystem("memory")
     for name in ALL:
         files.pipe_file(f"/bucket/images/{name}", (here / "images" / name).read_bytes())
@@ -183,52 +184,53 @@ def test_images_elsewhere(here):
         listing.read(ListedImage("none.png", "memory://bucket/images/none.png"))
 
 
-def test_slices_share_images_whatever_else_is_listed():
+def test_slices_are_disjoint_and_balanced():
     names = [f"{n}.jpg" for n in range(1000)]
     parts = [[name for name in names if in_slice(name, rank, 3)] for rank in range(3)]
     assert sorted(itertools.chain.from_iterable(parts)) == sorted(names)
     assert min(map(len, parts)) > 280
 
 
-def test_a_reader_finds_keys_again_wherever_it_starts(here):
+def test_keys_of_a_store_are_found_from_subfolders_links_and_moved_folders(here):
     made = Roots(["images"]).describe()
     assert made == [{"name": "images", "id": identity("images")}]
-    find = KeyFinder(made, Roots(["images/sub"]), given=False)
+    find = KeyFinder(made, Roots(["images/sub"]), explicit=False)
     assert find("images/sub/a.png") == find(here / "images" / "sub" / "a.png") == "sub/a.png"
     (here / "link").symlink_to(here / "images" / "sub")
     assert find("link/a.png") == "sub/a.png"
-    assert not find.elsewhere
+    assert not find.moved
     (here / "images").rename(here / "moved")
-    moved = KeyFinder(made, Roots(["moved"]), given=False)
-    assert moved("moved/sub/a.png") == "sub/a.png"
-    assert moved.elsewhere
-    told = KeyFinder(made, Roots(["."]), given=True)
-    assert told("moved/sub/a.png") == "moved/sub/a.png"
-    assert not told.elsewhere
+    find = KeyFinder(made, Roots(["moved"]), explicit=False)
+    assert find("moved/sub/a.png") == "sub/a.png"
+    assert find.moved
+    find = KeyFinder(made, Roots(["."]), explicit=True)
+    assert find("moved/sub/a.png") == "moved/sub/a.png"
+    assert not find.moved
 
 
-def test_a_reader_of_a_store_of_several_folders(here):
+def test_keys_of_a_store_of_several_folders(here):
     draw(here / "more" / "a.png")
     made = Roots(["images", "more"]).describe()
-    find = KeyFinder(made, Roots(["more"]), given=False)
+    find = KeyFinder(made, Roots(["more"]), explicit=False)
     assert find("more/a.png") == "more/a.png"
     assert find("images/sub/a.png") == "images/sub/a.png"
 
 
-def test_stores_of_other_folders_are_told(here):
-    one, other = Roots(["images"]).describe(), Roots(["images/sub"]).describe()
-    assert describe_difference(one, one) is None
-    assert describe_difference([], one) is None
-    assert describe_difference(one, other) == "it was made of images in images, and these are in sub"
+def test_describe_difference(here):
+    images, sub = Roots(["images"]).describe(), Roots(["images/sub"]).describe()
+    assert describe_difference(images, images) is None
+    assert describe_difference([], images) is None
+    assert describe_difference(images, sub) == "it was made from images in images, and these are in sub"
     moved = [{"name": "images", "id": "0"}]
-    assert describe_difference(one, moved) == "it was made of images in images, and these are in images elsewhere"
+    message = "it was made from images in images, and these are in images at another path"
+    assert describe_difference(images, moved) == message
 
 
 @pytest.mark.parametrize(
     ("folders", "folder"),
     [(["a"], "a"), (["a", "b"], "a"), (["a", "a/b"], "a"), (["a", "a/b"], "a/b"), (["."], "a/b"), (["/a"], "/a/")],
 )
-def test_keys_below_a_folder_are_the_keys(folders, folder):
+def test_below_returns_the_same_keys_as_key(folders, folder):
     roots = Roots(folders)
     key = roots.below(folder)
     base = folder.rstrip("/")
@@ -236,8 +238,8 @@ def test_keys_below_a_folder_are_the_keys(folders, folder):
         assert key(address) == roots.key(address)
 
 
-@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x7f"])
-def test_lines_of_lists_end_at_newlines_alone(tmp_path, character):
+@for_each(character=["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x7f"])
+def test_lines_of_lists_end_only_at_newlines(tmp_path, character):
     for name in ("a.png", f"x{character}y.png"):
         draw(tmp_path / name)
     entry = {"image": "a.png", "text": f"one{character}two"}

@@ -1,4 +1,4 @@
-"""The gate that bounds the pixels which are decoded ahead."""
+"""The limit of the pixels that are decoded ahead."""
 
 import threading
 import time
@@ -6,12 +6,12 @@ import time
 import pytest
 
 from regiontok.pipeline import ListedImage, Listing, Reader, make_rows
+from regiontok.pipeline.jobs import Job
 from regiontok.pipeline.memory import PixelGate
-from regiontok.pipeline.work import Work
 from tests.pipeline.test_listing import draw
 
 
-def test_the_oldest_batch_is_let_through_and_later_ones_wait():
+def test_the_oldest_batch_continues_and_later_ones_wait():
     gate, entered = PixelGate(100), []
 
     def enter(batch, pixels):
@@ -28,7 +28,7 @@ def test_the_oldest_batch_is_let_through_and_later_ones_wait():
     assert entered == [0, 1]
 
 
-def test_a_gate_that_is_closed_lets_everybody_through():
+def test_closing_the_gate_ends_all_waits():
     gate = PixelGate(100)
     gate.enter(0, 1000)
     waiting = threading.Thread(target=gate.enter, args=(1, 10))
@@ -45,9 +45,9 @@ def test_a_run_holds_no_more_pixels_than_its_oldest_batch_and_the_limit(tmp_path
     monkeypatch.setattr("regiontok.pipeline.run.PixelGate", lambda: PixelGate(limit))
     held, most, lock = set(), [], threading.Lock()
 
-    class Hold(Work):
+    class Hold(Job):
         kind = "masks"
-        lanes = 2
+        num_workers = 2
 
         def describe(self):
             return {}
@@ -66,7 +66,7 @@ def test_a_run_holds_no_more_pixels_than_its_oldest_batch_and_the_limit(tmp_path
             raise RuntimeError("no rows")
 
     listing = Listing([tmp_path])
-    made = list(make_rows(listing, listing, Hold(), batch=3, workers=4, shard_size=1000))
-    assert sum(len(one.failures) for one in made) == 24
+    made = list(make_rows(listing, listing, Hold(), batch_size=3, num_readers=4, shard_size=1000))
+    assert sum(len(result.failures) for result in made) == 24
     if limit < 1000:
-        assert max(most) <= 3 + limit // 100 + 3  # the oldest batch, what the limit allows, one that has just ended
+        assert max(most) <= 3 + limit // 100 + 3  # oldest batch, images within the limit, and a batch that just ended

@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: the same rows as one process, also where an actor is killed in the middle."""
+"""A real Ray cluster on this machine: the same rows as in one process, also if an actor is killed."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ import torch
 from regiontok import Regionizer, encoders
 from regiontok.errors import MissingDependencyError
 from regiontok.masks import FelzenszwalbMasks
-from regiontok.pipeline import GenerateMasks, Listing, MakeTokens, Stop, fill
+from regiontok.pipeline import GenerateMasksJob, Listing, TokenizeJob, run_job
 from regiontok.pipeline import ray as engine
 from regiontok.store import Manifest, MaskStore, StoreWriter, TokenStore
 from tests.pipeline.test_run import images
@@ -40,8 +40,8 @@ def folder(tmp_path_factory, china):
     return folder
 
 
-class Slow(GenerateMasks):
-    """Leaves a note of each process that works, and takes its time."""
+class Slow(GenerateMasksJob):
+    """Work slowly, and write the finished keys to a file per process."""
 
     def __init__(self, notes):
         super().__init__(FelzenszwalbMasks())
@@ -54,18 +54,22 @@ class Slow(GenerateMasks):
         for key in keys:
             with (self.notes / str(os.getpid())).open("a") as file:
                 file.write(f"{key}\n")
-        return made  # what is noted is made, and so is kept where a run is stopped
+        return made  # finished keys are also written if the run is stopped
 
 
-def filled(store, listing, make_work, *, shard_size=3, stop=None, tick=lambda *_: None, made_by=MASKS, kind="masks"):
-    with StoreWriter(store, Manifest(kind=kind, made_by=made_by), shard_size=shard_size) as writer:
-        engine.fill(writer, listing, listing.reader(), make_work, batch=2, workers=1, stop=stop or Stop(), tick=tick)
+def filled(
+    store, listing, make_job, *, shard_size=3, stop=None, on_batch=lambda *_: None, provenance=MASKS, kind="masks"
+):
+    with StoreWriter(store, Manifest(kind=kind, provenance=provenance), shard_size=shard_size) as writer:
+        engine.run_job(
+            writer, listing, listing.reader(), make_job, batch_size=2, num_readers=1, stop=stop, on_batch=on_batch
+        )
 
 
 def assert_same_rows(folder, store):
-    listing, work = Listing([folder]), GenerateMasks(FelzenszwalbMasks())
-    with StoreWriter(store.parent / "here", Manifest(kind="masks", made_by=MASKS), shard_size=3) as writer:
-        fill(writer, listing, listing, work, batch=2, workers=1)
+    listing, job = Listing([folder]), GenerateMasksJob(FelzenszwalbMasks())
+    with StoreWriter(store.parent / "here", Manifest(kind="masks", provenance=MASKS), shard_size=3) as writer:
+        run_job(writer, listing, listing, job, batch_size=2, num_readers=1)
     here, there = MaskStore(store.parent / "here"), MaskStore(store)
     assert sorted(there) == list(here)
     assert there.failures == here.failures
@@ -74,14 +78,14 @@ def assert_same_rows(folder, store):
         assert there[key].to_coco() == masks.to_coco()
 
 
-def test_a_killed_actor_loses_nothing_and_makes_nothing_twice(folder, tmp_path):
+def test_a_killed_actor_loses_nothing_and_repeats_nothing(folder, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     killed = []
 
     def kill():
         while not killed:
-            busy = [one for one in notes.iterdir() if one.read_text().count("\n") >= 4]
+            busy = [note for note in notes.iterdir() if note.read_text().count("\n") >= 4]
             if len(list(notes.iterdir())) >= 2 and busy:
                 os.kill(int(busy[0].name), signal.SIGKILL)
                 killed.append(busy[0].name)
@@ -89,72 +93,72 @@ def test_a_killed_actor_loses_nothing_and_makes_nothing_twice(folder, tmp_path):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    told = []
+    counts = []
     filled(
         tmp_path / "m",
         Listing([folder]),
         functools.partial(Slow, notes),
-        tick=lambda lengths, failures: told.append((len(lengths), len(failures))),
+        on_batch=lambda lengths, failures: counts.append((len(lengths), len(failures))),
     )
     assert killed
-    assert len(list(notes.iterdir())) >= 3  # another came in its place
+    assert len(list(notes.iterdir())) >= 3  # another actor replaced it
     assert_same_rows(folder, tmp_path / "m")
-    assert [sum(one) for one in zip(*told, strict=True)] == [24, 1]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [24, 1]
 
 
-def test_what_is_there_is_not_made_again_and_a_stop_keeps_the_rows_in_hand(folder, tmp_path):
+def test_a_stopped_run_writes_the_finished_rows_and_is_resumed(folder, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
-    stop = Stop()
+    stop = threading.Event()
     listing = Listing([folder])
 
     def end():
-        while sum(one.read_text().count("\n") for one in notes.iterdir()) < 6:
+        while sum(note.read_text().count("\n") for note in notes.iterdir()) < 6:
             time.sleep(0.02)
-        stop.event.set()
+        stop.set()
 
     threading.Thread(target=end, daemon=True).start()
-    filled(tmp_path / "m", listing, functools.partial(Slow, notes), shard_size=12, stop=stop)
+    filled(tmp_path / "m", listing, functools.partial(Slow, notes), shard_size=12, stop=stop.is_set)
     assert 6 <= len(MaskStore(tmp_path / "m")) < 24
-    known = set(MaskStore(tmp_path / "m")) | set(MaskStore(tmp_path / "m").failures)
+    finished = set(MaskStore(tmp_path / "m")) | set(MaskStore(tmp_path / "m").failures)
 
-    class Rest(Listing):
+    class Pending(Listing):
         def __iter__(self):
-            return (image for image in super().__iter__() if image.key not in known)
+            return (image for image in super().__iter__() if image.key not in finished)
 
-    filled(tmp_path / "m", Rest([folder]), functools.partial(Slow, notes))
+    filled(tmp_path / "m", Pending([folder]), functools.partial(Slow, notes))
     assert_same_rows(folder, tmp_path / "m")
 
 
 def tokens():
-    return MakeTokens(encoders.load("pixels"), Regionizer(pool="mean"))
+    return TokenizeJob(encoders.load("pixels"), Regionizer(pool="mean"))
 
 
 def test_tokens_are_the_same(folder, tmp_path):
-    listing, work = Listing([folder]), tokens()
-    filled(tmp_path / "t", listing, tokens, shard_size=10, made_by=work.describe(), kind="tokens")
-    with StoreWriter(tmp_path / "here", Manifest(kind="tokens", made_by=work.describe())) as writer:
-        fill(writer, listing, listing, work, batch=2, workers=1)
+    listing, job = Listing([folder]), tokens()
+    filled(tmp_path / "t", listing, tokens, shard_size=10, provenance=job.describe(), kind="tokens")
+    with StoreWriter(tmp_path / "here", Manifest(kind="tokens", provenance=job.describe())) as writer:
+        run_job(writer, listing, listing, job, batch_size=2, num_readers=1)
     here, there = TokenStore(tmp_path / "here"), TokenStore(tmp_path / "t")
     assert sorted(there) == list(here)
-    for key, one in here.items():
-        assert torch.equal(there[key].values, one.values)
-        assert torch.equal(there[key].regions.patch, one.regions.patch)
+    for key, expected in here.items():
+        assert torch.equal(there[key].values, expected.values)
+        assert torch.equal(there[key].regions.patch, expected.regions.patch)
 
 
-def test_a_store_that_the_actors_do_not_share_is_found(folder, monkeypatch):
+def test_a_store_that_the_actors_do_not_share_is_rejected(folder):
     listing = Listing([folder])
     with pytest.raises(Exception, match=r"memory://m has no (part|failed)-0000\d-000000.parquet, which an actor"):
-        filled("memory://m", listing, functools.partial(GenerateMasks, FelzenszwalbMasks()))
+        filled("memory://m", listing, functools.partial(GenerateMasksJob, FelzenszwalbMasks()))
 
 
-def test_nothing_to_do_starts_no_cluster(tmp_path, monkeypatch):
+def test_no_cluster_is_started_without_images(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.data.from_items", None)
     with StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer:
-        engine.fill(writer, images(0), None, None, batch=1, workers=1, stop=Stop())
+        engine.run_job(writer, images(0), None, None, batch_size=1, num_readers=1)
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         StoreWriter(tmp_path / "m", Manifest(kind="masks")) as writer,
         pytest.raises(MissingDependencyError, match=r"ray is needed here.*regiontok\[ray\]"),
     ):
-        engine.fill(writer, images(1), None, None, batch=1, workers=1, stop=Stop())
+        engine.run_job(writer, images(1), None, None, batch_size=1, num_readers=1)

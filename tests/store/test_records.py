@@ -1,4 +1,4 @@
-"""A store compares every shard with its own record, and notices images that have changed."""
+"""Every shard is compared with the records of its store, and changed images are detected."""
 
 import datetime
 import json
@@ -7,6 +7,7 @@ import shutil
 
 import duckdb
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from regiontok.cli import main
 from regiontok.errors import DTypeError, ImageError, StoreError, ValueRangeError, failure_kind
 from regiontok.store import MaskStore, TokenStore, write_masks, write_tokens
 from regiontok.store.stamps import Stamp, stamp_of
-from regiontok.store.writer import keys_in
+from regiontok.store.writer import read_contents
 from tests.pipeline.test_listing import draw
 
 SHARD = "part-00000-000000.parquet"
@@ -28,51 +29,50 @@ def tokens(dim=8, count=3):
     return Regionizer(pool="mean", num_regions=count)(torch.randn(1, 6, 6, dim))
 
 
-def rewritten(path, change):
-    """The shard with another table."""
+def rewrite(path, change):
+    """Replace the table of a shard."""
     table = pq.read_table(path)
     pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path, write_page_checksum=True)
 
 
 def as_double(table):
-    place = table.schema.get_field_index("tokens")
     kind = pa.list_(pa.field("element", pa.list_(pa.float64(), 8)))
-    return table.set_column(place, "tokens", table.column("tokens").cast(kind))
+    return table.set_column(table.schema.get_field_index("tokens"), "tokens", table.column("tokens").cast(kind))
 
 
 @pytest.fixture
 def store(tmp_path):
-    write_tokens(tmp_path / "s", [("1.jpg", tokens())], made_by={"encoder": "clip"})
+    write_tokens(tmp_path / "s", [("1.jpg", tokens())], provenance={"encoder": "clip"})
     return tmp_path / "s"
 
 
 @pytest.mark.parametrize(
-    ("made_by", "dim", "why"),
-    [({"encoder": "dinov2"}, 8, "made by other options: encoder"), ({"encoder": "clip"}, 16, "tokens are dim 16")],
+    ("provenance", "dim", "reason"),
+    [({"encoder": "dinov2"}, 8, "written with other options: encoder"), ({"encoder": "clip"}, 16, "tokens are dim 16")],
 )
-def test_a_shard_of_another_run_is_set_aside_by_readers_and_writers(store, tmp_path, made_by, dim, why):
-    write_tokens(tmp_path / "t", [("2.jpg", tokens(dim))], made_by=made_by)
+def test_readers_and_writers_ignore_a_shard_with_other_options(store, tmp_path, provenance, dim, reason):
+    write_tokens(tmp_path / "t", [("2.jpg", tokens(dim))], provenance=provenance)
     shutil.copy(tmp_path / "t" / SHARD, store / OTHER)
-    with pytest.warns(UserWarning, match=why):
+    with pytest.warns(UserWarning, match=reason):
         opened = TokenStore(store)
     assert list(opened) == ["1.jpg"]
-    assert list(opened.damaged) == list(keys_in(store).damaged) == [OTHER]
+    assert list(opened.damaged) == list(read_contents(store).damaged) == [OTHER]
     assert main(["store", str(store), "--verify"]) == 1
 
 
-def test_a_shard_by_the_same_options_may_be_copied_in(store, tmp_path):
-    write_tokens(tmp_path / "t", [("2.jpg", tokens())], made_by={"encoder": "clip"})
+def test_a_shard_with_the_same_options_can_be_copied_in(store, tmp_path):
+    write_tokens(tmp_path / "t", [("2.jpg", tokens())], provenance={"encoder": "clip"})
     shutil.copy(tmp_path / "t" / SHARD, store / OTHER)
     assert list(TokenStore(store)) == ["1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize("change", [as_double, lambda table: table.drop_columns(["tokens"])])
-def test_readers_and_resume_agree_on_what_a_complete_shard_is(store, change):
-    write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"})
-    rewritten(store / OTHER, change)
-    with pytest.warns(UserWarning, match="is no complete shard"):
+def test_readers_and_writers_agree_on_complete_shards(store, change):
+    write_tokens(store, [("2.jpg", tokens())], provenance={"encoder": "clip"})
+    rewrite(store / OTHER, change)
+    with pytest.warns(UserWarning, match="is not a complete shard"):
         assert list(TokenStore(store)) == ["1.jpg"]
-    assert list(keys_in(store).keys) == ["1.jpg"]
+    assert list(read_contents(store).keys) == ["1.jpg"]
 
 
 def test_verify_finds_tokens_that_are_not_finite(store, capsys):
@@ -80,38 +80,38 @@ def test_verify_finds_tokens_that_are_not_finite(store, capsys):
         values = table.column("tokens").combine_chunks()
         flat = np.array(values.flatten().flatten())
         flat[3] = np.nan
-        place = table.schema.get_field_index("tokens")
+        index = table.schema.get_field_index("tokens")
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=values.type.value_type)
         return table.set_column(
-            place, table.schema.field(place), pa.ListArray.from_arrays(values.offsets, vectors, values.type)
+            index, table.schema.field(index), pa.ListArray.from_arrays(values.offsets, vectors, values.type)
         )
 
-    rewritten(store / SHARD, with_nan)
+    rewrite(store / SHARD, with_nan)
     assert main(["store", str(store), "--verify"]) == 1
-    assert "1.jpg in" in (told := capsys.readouterr().err)
-    assert "NaN or infinity" in told
+    assert "1.jpg in" in (output := capsys.readouterr().err)
+    assert "NaN or infinity" in output
     assert main(["store", str(store), "--repair"]) == 0
     assert len(TokenStore(store)) == 0
 
 
-def test_rows_of_another_dimension_are_refused_at_once(store):
-    with pytest.raises(ValueRangeError, match="has tokens of dim 8, dtype float16, and these are of dim 16"):
-        write_tokens(store, [("2.jpg", tokens(16))], made_by={"encoder": "clip"})
-    with pytest.raises(ValueRangeError, match="dtype float32"):
-        write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"}, dtype="float32")
+def test_rows_of_another_dimension_or_dtype_are_rejected(store):
+    with pytest.raises(StoreError, match="has tokens with dim 8, dtype float16, but the new tokens have dim 16"):
+        write_tokens(store, [("2.jpg", tokens(16))], provenance={"encoder": "clip"})
+    with pytest.raises(StoreError, match="dtype float32"):
+        write_tokens(store, [("2.jpg", tokens())], provenance={"encoder": "clip"}, dtype="float32")
     assert list(TokenStore(store)) == ["1.jpg"]
 
 
-def test_shards_are_chosen_by_names_that_the_store_has(store):
+def test_shards_are_selected_by_name(store):
     assert list(TokenStore(store, shards=[SHARD])) == ["1.jpg"]
     with pytest.raises(ValueRangeError, match="has no shard 'part-9'; it has 1, such as part-00000-000000"):
         TokenStore(store, shards=[SHARD, "part-9"])
-    for wrong in (SHARD, 3):
+    for shards in (SHARD, 3):
         with pytest.raises(DTypeError, match="shards must be a slice or a list of names"):
-            TokenStore(store, shards=wrong)
+            TokenStore(store, shards=shards)
 
 
-def test_a_shard_that_links_to_itself_is_set_aside(store):
+def test_a_shard_that_links_to_itself_is_ignored(store):
     (store / OTHER).symlink_to(OTHER)
     with pytest.warns(UserWarning, match=OTHER):
         assert list(TokenStore(store)) == ["1.jpg"]
@@ -125,7 +125,7 @@ def images(tmp_path, monkeypatch):
     return tmp_path / "images"
 
 
-FILLING = {
+COMMANDS = {
     "masks": ["masks", "images", "--masks", "felzenszwalb", "--out", "s"],
     "tokens": ["tokenize", "images", "--store", "s"],
 }
@@ -135,9 +135,9 @@ def content(row):
     return row.to_coco() if isinstance(row, MaskSet) else row.values.tolist()
 
 
-@pytest.mark.parametrize("kind", FILLING)
-def test_a_changed_image_is_reported_and_made_again_by_an_option(images, kind, capsys):
-    command = FILLING[kind]
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_changed_images_are_reported_and_remade_on_request(images, kind, capsys):
+    command = COMMANDS[kind]
     opened = MaskStore if kind == "masks" else TokenStore
     assert main(command) == 0
     before = opened("s")["b.png"]
@@ -146,9 +146,9 @@ def test_a_changed_image_is_reported_and_made_again_by_an_option(images, kind, c
     os.utime(images / "b.png", (1, 1))
     capsys.readouterr()
     assert main(command) == 0
-    assert "1 images, such as b.png, have changed since their rows were made" in capsys.readouterr().err
+    assert "1 images, such as b.png, have changed since their rows were written" in capsys.readouterr().err
     assert main(["store", "s", "--verify", "--images", "images"]) == 1
-    assert "b.png has changed since its row was made" in capsys.readouterr().err
+    assert "b.png has changed since its row was written" in capsys.readouterr().err
     assert main([*command, "--remake-changed"]) == 0
     store = opened("s")
     assert (len(store), store.repeated) == (3, 1)
@@ -157,12 +157,12 @@ def test_a_changed_image_is_reported_and_made_again_by_an_option(images, kind, c
     assert main(["store", "s", "--verify", "--images", "images"]) == 0
     capsys.readouterr()
     assert main([*command, "--remake-changed"]) == 0
-    assert "Nothing to make" in capsys.readouterr().out
+    assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_the_later_generation_counts_whoever_wrote_it(images):
-    """A slice has a smaller number than the writer of the old row, and its row counts all the same."""
-    command = FILLING["tokens"]
+def test_rows_of_the_highest_generation_are_used(images):
+    """The row of a later generation is used even if its writer has a smaller number."""
+    command = COMMANDS["tokens"]
     assert main([*command, "--slice", "1/2"]) == main([*command, "--slice", "0/2"]) == 0
     old = {key: TokenStore("s")[key].values for key in TokenStore("s")}
     for number, file in enumerate(sorted(images.iterdir())):
@@ -174,8 +174,8 @@ def test_the_later_generation_counts_whoever_wrote_it(images):
     assert all(not torch.equal(store[key].values, old[key]) for key in store)
 
 
-def test_tokens_warn_of_masks_of_an_image_that_has_changed(images, capsys):
-    assert main(FILLING["masks"]) == 0
+def test_tokenize_warns_of_masks_of_changed_images(images, capsys):
+    assert main(COMMANDS["masks"]) == 0
     draw(images / "a.png", 9, size=(40, 30))
     os.utime(images / "a.png", (1, 1))
     capsys.readouterr()
@@ -183,15 +183,15 @@ def test_tokens_warn_of_masks_of_an_image_that_has_changed(images, capsys):
     assert "a.png has changed since its masks were made" in capsys.readouterr().err
 
 
-def test_a_store_keeps_everything_that_its_masks_depend_on(images, capsys):
+def test_provenance_has_all_options_that_masks_depend_on(images, capsys):
     square = {"id": 1, "image_id": 1, "segmentation": [[0, 0, 20, 0, 20, 20]]}
     file = {"images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}], "annotations": [square]}
     images.with_name("c.json").write_text(json.dumps(file))
     command = ["masks", "images", "--coco", "c.json", "--out", "s"]
     assert main(command) == 0
-    made_by = MaskStore("s").made_by
-    assert made_by["stored_pixels"] is False
-    assert len(made_by["digest"]) == 32
+    provenance = MaskStore("s").provenance
+    assert provenance["stored_pixels"] is False
+    assert len(provenance["digest"]) == 32
     assert main([*command, "--stored-pixels"]) == 2
     assert "stored_pixels: false in the store, true now" in capsys.readouterr().err
     images.with_name("c.json").write_text(json.dumps(file) + " ")
@@ -199,7 +199,7 @@ def test_a_store_keeps_everything_that_its_masks_depend_on(images, capsys):
     assert "digest" in capsys.readouterr().err
 
 
-def test_failures_have_kinds_that_sql_can_group(images, capsys):
+def test_failures_can_be_grouped_by_kind_in_sql(images, capsys):
     (images / "bad.png").write_bytes(b"no image")
     (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:200])
     os.mkfifo(images / "p.png")
@@ -220,15 +220,16 @@ def test_failures_have_kinds_that_sql_can_group(images, capsys):
         )
         == 1
     )
-    found = duckdb.sql("select kind, count(*) from 's/failed-*.parquet' group by kind order by kind").fetchall()
+    found = duckdb.sql("select kind, count(*) from 's/_failed-*.parquet' group by kind order by kind").fetchall()
     assert found == [("damaged", 1), ("missing", 1), ("not_an_image", 1), ("unreadable", 1)]
     assert TokenStore("s").failure_kinds == dict(found)
+    assert pandas.read_parquet("s").key.tolist() == list(TokenStore("s"))  # skips failures and JSON files
     capsys.readouterr()
     assert main(["store", "s", "--stats"]) == 0
     assert json.loads(capsys.readouterr().out)["failure_kinds"] == dict(found)
 
 
-def test_kinds_of_errors_are_stable_words():
+def test_failure_kinds_are_stable_words():
     assert failure_kind(ImageError("x", "damaged")) == "damaged"
     assert failure_kind(StoreError("x")) == "data"
     assert failure_kind(RuntimeError("CUDA out of memory")) == failure_kind(MemoryError()) == "memory"
@@ -245,26 +246,24 @@ def test_stamps_of_remote_files():
     assert not Stamp(3).differs(Stamp(3, 1))
 
 
-def test_masks_written_by_a_program_have_no_stamps(tmp_path):
+def test_masks_from_a_program_have_no_stamps(tmp_path):
     write_masks(tmp_path / "m", [("a.jpg", MaskSet.from_masks(np.ones((1, 4, 6), bool)))])
     assert MaskStore(tmp_path / "m").stamp("a.jpg") == Stamp()
 
 
-def test_a_layout_is_known_without_its_file_too(store):
-    for file in store.glob("options-*.json"):
+def test_the_layout_is_checked_without_a_record(store):
+    for file in store.glob("_options-*.json"):
         file.unlink()
-    with pytest.raises(ValueRangeError, match="has tokens of dim 8"):
-        write_tokens(store, [("2.jpg", tokens(16))], made_by={"encoder": "clip"})
+    with pytest.raises(StoreError, match="has tokens with dim 8"):
+        write_tokens(store, [("2.jpg", tokens(16))], provenance={"encoder": "clip"})
     assert list(TokenStore(store)) == ["1.jpg"]
 
 
 @pytest.mark.parametrize("column", ["tokens", "patches"])
-def test_columns_of_other_types_are_damage(store, column):
-    write_tokens(store, [("2.jpg", tokens())], made_by={"encoder": "clip"})
-    rewritten(
-        store / OTHER, lambda table: table.set_column(table.schema.get_field_index(column), column, pa.array([1]))
-    )
-    with pytest.warns(UserWarning, match="is no complete shard"):
+def test_columns_of_other_types_are_damaged(store, column):
+    write_tokens(store, [("2.jpg", tokens())], provenance={"encoder": "clip"})
+    rewrite(store / OTHER, lambda table: table.set_column(table.schema.get_field_index(column), column, pa.array([1])))
+    with pytest.warns(UserWarning, match="is not a complete shard"):
         assert list(TokenStore(store)) == ["1.jpg"]
-    assert list(keys_in(store).damaged) == [OTHER]
+    assert list(read_contents(store).damaged) == [OTHER]
     assert list(TokenStore(store, shards=(name for name in [SHARD]))) == ["1.jpg"]

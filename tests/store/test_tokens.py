@@ -1,4 +1,4 @@
-"""Stores of tokens: what is written is read back, but for the rounding of float16."""
+"""Stores of tokens: rows are read back unchanged, except for rounding to float16."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from regiontok.geometry import ImageGeometry
 from regiontok.regions import Dropped
 from regiontok.store import TokenStore, write_tokens
 from regiontok.store.tokens import tokens_table
-from tests.conftest import smooth_features
+from tests.conftest import for_each, smooth_features
 
 
 def clustered(batch=1, seed=0):
@@ -27,39 +27,39 @@ def of_masks(seed=0):
     return regionizer(smooth_features(6, 7, 16, batch=2, seed=seed), masks=[masks, empty])
 
 
-def alone(tokens, image):
-    """The tokens of one image of a batch."""
-    own = tokens.regions.image == image
-    member = own[tokens.regions.region]
+def tokens_of(tokens, image):
+    """Return the tokens of one image of a batch."""
+    is_region = tokens.regions.image == image
+    member = is_region[tokens.regions.region]
     regions = tokens.regions
     return RegionTokens(
-        tokens.values[own],
+        tokens.values[is_region],
         Regions(
             patch=regions.patch[member],
-            region=regions.region[member] - int(own.nonzero()[0]),
-            image=torch.zeros(int(own.sum()), dtype=torch.int64),
-            mask_index=regions.mask_index[own],
-            score=regions.score[own],
+            region=regions.region[member] - int(is_region.nonzero()[0]),
+            image=torch.zeros(int(is_region.sum()), dtype=torch.int64),
+            mask_index=regions.mask_index[is_region],
+            score=regions.score[is_region],
             grids=regions.grids[image][None],
             fallback=regions.fallback[image][None],
-            dropped=tuple(Dropped(0, *one[1:]) for one in regions.dropped if one.image == image),
+            dropped=tuple(Dropped(0, *mask[1:]) for mask in regions.dropped if mask.image == image),
         ),
     )
 
 
-def assert_same(found, expected):
-    assert torch.equal(found.values, expected.values)
+def assert_same(actual, expected):
+    assert torch.equal(actual.values, expected.values)
     for name in ("patch", "region", "image", "mask_index", "grids", "fallback"):
-        assert torch.equal(getattr(found.regions, name), getattr(expected.regions, name)), name
-    assert torch.equal(found.regions.score.nan_to_num(-1), expected.regions.score.nan_to_num(-1))
-    assert found.regions.dropped == expected.regions.dropped
+        assert torch.equal(getattr(actual.regions, name), getattr(expected.regions, name)), name
+    assert torch.equal(actual.regions.score.nan_to_num(-1), expected.regions.score.nan_to_num(-1))
+    assert actual.regions.dropped == expected.regions.dropped
 
 
 @pytest.mark.parametrize("tokens", [clustered(3), of_masks()], ids=["labels", "masks"])
-def test_a_batch_is_read_back_image_by_image(tmp_path, tokens):
+def test_a_batch_is_read_back_by_image(tmp_path, tokens):
     count = len(tokens.regions.grids)
-    pairs = [(f"{image}.jpg", alone(tokens, image)) for image in range(count)]
-    assert write_tokens(tmp_path / "t", pairs, made_by={"of": "test"}, dtype="float32") == count
+    pairs = [(f"{image}.jpg", tokens_of(tokens, image)) for image in range(count)]
+    assert write_tokens(tmp_path / "t", pairs, provenance={"of": "test"}, dtype="float32") == count
     store = TokenStore(tmp_path / "t")
     for key, expected in pairs:
         assert_same(store[key], expected)
@@ -67,25 +67,25 @@ def test_a_batch_is_read_back_image_by_image(tmp_path, tokens):
         assert store.size(key) is None
     table = tokens_table(["0.jpg"] * count, tokens, sizes=[(12, 14)] * count, dtype="float32")
     assert table.column("tokens").to_pylist() == pq.read_table(tmp_path / "t" / store.shards[0])["tokens"].to_pylist()
-    assert store.made_by == {"of": "test"}
+    assert store.provenance == {"of": "test"}
     store["0.jpg"].values.add_(1)  # its own memory
     assert_same(store["0.jpg"], pairs[0][1])
 
 
-def test_half_precision_rounds_and_what_is_beyond_it_is_refused(tmp_path):
+def test_tokens_beyond_half_precision_are_rejected(tmp_path):
     tokens = clustered()
     write_tokens(tmp_path / "t", [("a.jpg", tokens)])
     assert torch.equal(TokenStore(tmp_path / "t")["a.jpg"].values, tokens.values.half())
     large = RegionTokens(tokens.values * 1e6, tokens.regions)
-    with pytest.raises(ValueRangeError, match="tokens must be finite as float16. Keep larger ones as float32"):
+    with pytest.raises(ValueRangeError, match="tokens must be finite as float16. Store large values as float32"):
         write_tokens(tmp_path / "t", [("b.jpg", large)])
     with pytest.raises(ValueRangeError, match="dtype must be one of 'float16', 'float32'"):
         write_tokens(tmp_path / "t", [("b.jpg", tokens)], dtype="bfloat16")
-    with pytest.raises(ShapeError, match="tokens of b.jpg are of 2 images; a key is one image's"):
+    with pytest.raises(ShapeError, match="tokens of b.jpg must be of one image; got 2 images"):
         write_tokens(tmp_path / "t", [("b.jpg", clustered(2))])
 
 
-def test_others_can_read_it(tmp_path):
+def test_other_programs_can_read_shards(tmp_path):
     datasets, duckdb = pytest.importorskip("datasets"), pytest.importorskip("duckdb")
     tokens = clustered()
     write_tokens(tmp_path / "t", [("a.jpg", tokens)])
@@ -96,12 +96,11 @@ def test_others_can_read_it(tmp_path):
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert torch.equal(loaded.with_format("torch")[0]["tokens"].half(), tokens.values.half())
     table = pq.read_table(tmp_path / "t" / TokenStore(tmp_path / "t").shards[0])
-    assert [len(one) for one in table["patches"][0].as_py()] == tokens.regions.areas().tolist()
+    assert [len(patches) for patches in table["patches"][0].as_py()] == tokens.regions.areas().tolist()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+@for_each(
+    change=[
         lambda row: row.update(patches=row["patches"][1:]),
         lambda row: row.update(patches=[[], *row["patches"][1:]]),
         lambda row: row.update(patches=[[99], *row["patches"][1:]]),
@@ -113,7 +112,7 @@ def test_others_can_read_it(tmp_path):
         lambda row: row.update(fallback=None),
         lambda row: row.update(mask_index=[1]),
         lambda row: row.update(scores=[0.5]),
-    ],
+    ]
 )
 def test_damaged_rows_are_named(tmp_path, change):
     write_tokens(tmp_path / "t", [("a.jpg", clustered())])
@@ -128,15 +127,15 @@ def test_damaged_rows_are_named(tmp_path, change):
         TokenStore(tmp_path / "t")["a.jpg"]
 
 
-def test_a_shard_of_something_else_is_named(tmp_path):
+def test_a_shard_without_tokens_is_ignored(tmp_path):
     write_tokens(tmp_path / "t", [("a.jpg", clustered())])
     shard = tmp_path / "t" / TokenStore(tmp_path / "t").shards[0]
     pq.write_table(pq.read_table(shard, columns=["key", "rows", "cols"]), shard)
-    with pytest.warns(UserWarning, match="is no complete shard of this store of tokens"):
+    with pytest.warns(UserWarning, match="is not a complete shard of this store of tokens"):
         TokenStore(tmp_path / "t")
 
 
-def test_patch_features_are_tokens_too(tmp_path):
+def test_patch_features_are_stored_as_tokens(tmp_path):
     features = smooth_features(6, 7, 16)
     tokens = Regionizer(source="patch", norm="none", pool="mean")(features)
     write_tokens(tmp_path / "t", [("a.jpg", tokens)], dtype="float32")

@@ -8,10 +8,10 @@ from sklearn.decomposition import PCA
 from regiontok import ImageGeometry, Regionizer, Regions, encoders
 from regiontok.adapters.huggingface import with_regions
 from regiontok.cli import main
+from regiontok.encoders import EncodedImage
 from regiontok.errors import OutputError, ShapeError, ValueRangeError
 from regiontok.viewing import (
     Attention,
-    Seen,
     check_figure,
     draw_attention,
     draw_counts,
@@ -20,9 +20,9 @@ from regiontok.viewing import (
     draw_norms,
     draw_sources,
     save_figure,
-    see,
 )
-from regiontok.viewing.figures import patch_attention, pca_colours
+from regiontok.viewing.attention import patch_attention
+from regiontok.viewing.figures import pca_colours
 from tests.conftest import smooth_features
 from tests.models import tiny_llava, tiny_processor
 
@@ -32,8 +32,8 @@ SQUARE = ImageGeometry.squash(64)
 
 def seen_of(features, image, geometry=SQUARE):
     rows, cols, _ = features.shape
-    placement = geometry.place((image.height, image.width))
-    return Seen(image, features, placement.valid((rows, cols)), placement)
+    valid = geometry.place((image.height, image.width)).valid((rows, cols))
+    return EncodedImage(image, features, valid, geometry)
 
 
 def pictures(figure):
@@ -45,7 +45,7 @@ def titles(figure):
     return [axes.get_title() for axes in figure.axes if axes.get_title()]
 
 
-def test_norms_are_over_their_median_and_one_after_rms(china):
+def test_norms_are_divided_by_their_median_and_one_after_rms(china):
     features = smooth_features(4, 4, 8)[0]
     features[1, 2] *= 50
     figure = draw_norms({"a": seen_of(features, china), "b": seen_of(smooth_features(8, 8, 5, seed=1)[0], china)})
@@ -61,14 +61,14 @@ def test_norms_are_over_their_median_and_one_after_rms(china):
     assert next(iter(scales)) == pytest.approx((0, before.max()))
 
 
-def test_padding_takes_no_part_in_norms(china):
+def test_padding_does_not_affect_norms(china):
     features = smooth_features(6, 6, 8)[0]
     features[0] = 1e6  # letterbox padding
     figure = draw_norms({"a": seen_of(features, china, ImageGeometry.letterbox(60))})
     assert np.nanmax(pictures(figure)[1]) < 10
 
 
-def test_features_are_their_principal_components_in_colours_that_images_share(china):
+def test_features_are_principal_components_with_shared_colours(china):
     both = [seen_of(smooth_features(5, 5, 16, seed=seed)[0], china) for seed in (0, 1)]
     colours = pca_colours(both)
     assert all(one.shape == (5, 5, 3) and (one >= 0).all() and (one <= 1).all() for one in colours)
@@ -86,14 +86,14 @@ def test_features_are_their_principal_components_in_colours_that_images_share(ch
     assert len(pictures(figure)) == 6
 
 
-def test_a_flat_image_and_few_dimensions_have_colours_too(china):
+def test_constant_features_of_few_dimensions_have_colours(china):
     flat = seen_of(torch.ones(3, 3, 2), china)
     assert np.isfinite(pca_colours([flat])[0]).all()
 
 
 def test_encoders_side_by_side(china):
     encoder = encoders.load("pixels", img_size=128)
-    views = [see(image, encoder) for image in (china, FLOWER)]
+    views = [encoder.encode_image(image) for image in (china, FLOWER)]
     figure = draw_encoders({"one": views, "two": views}, threshold=0.9)
     assert titles(figure) == ["one", "two"]
     counts = [axes.get_xlabel() for axes in figure.axes if "regions" in axes.get_xlabel()]
@@ -115,7 +115,7 @@ def test_sources_are_outlined_and_counted(china):
     assert (two[:, : middle - 3] == one[:, : middle - 3]).all()
 
 
-def test_attention_glows_where_the_weights_are(china):
+def test_attention_is_bright_at_large_weights(china):
     placement = SQUARE.place((china.height, china.width))
     regions = Regions.from_labels(torch.tensor([[[0, 0, 1, 1]] * 4]))
     patches = Regions.from_labels(torch.arange(16).reshape(1, 4, 4))
@@ -137,7 +137,7 @@ def test_attention_glows_where_the_weights_are(china):
     assert shown[:, 3 * quarter].mean() > shown[:, quarter].mean() + 0.1
 
 
-def test_attention_of_the_smallest_of_overlapping_regions_lies_on_top():
+def test_patches_show_the_attention_of_their_smallest_region():
     masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 1, 0]]]).bool()
     regions = Regions.from_masks([masks])
     weights = torch.tensor([0.6, 0.2])
@@ -145,14 +145,16 @@ def test_attention_of_the_smallest_of_overlapping_regions_lies_on_top():
     np.testing.assert_allclose(patch_attention(regions, weights, spread=True), [[0.2, 0.1, 0.1, 0]], rtol=1e-6)
 
 
-def test_what_cannot_be_drawn_is_refused(china):
+def test_invalid_arguments_are_errors(china):
     placement = SQUARE.place((china.height, china.width))
     one = seen_of(smooth_features(4, 4, 8)[0], china)
     two = Regions.from_labels(torch.zeros(2, 4, 4, dtype=torch.int64))
     for draw, given in ((draw_norms, {}), (draw_features, {}), (draw_encoders, {})):
-        with pytest.raises(ShapeError, match="there must be something to draw; got nothing"):
+        with pytest.raises(ShapeError, match="expected at least one entry to draw; got an empty mapping"):
             draw(given)
-    with pytest.raises(ShapeError, match=r"every encoder must see the same images, one or more; got {'a': 1, 'b': 2}"):
+    with pytest.raises(
+        ShapeError, match=r"every encoder must have the same images, at least one; got {'a': 1, 'b': 2}"
+    ):
         draw_features({"a": [one], "b": [one, one]})
     with pytest.raises(ValueRangeError, match="norm must be"):
         draw_encoders({"a": [one]}, norm="layer")
@@ -164,7 +166,7 @@ def test_what_cannot_be_drawn_is_refused(china):
         draw_attention(china, {"x": Attention(two, torch.ones(2), placement)})
 
 
-def test_figures_are_saved_or_refused(tmp_path, china):
+def test_figures_are_saved_or_errors(tmp_path, china):
     figure = draw_norms({"a": seen_of(smooth_features(4, 4, 8)[0], china)})
     save_figure(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as saved:
@@ -181,7 +183,7 @@ def test_histograms_of_counts(tmp_path):
     figure = draw_counts({"patch": [576, 576], "clustering": [90, 120]}, paper={"patch": 576, "clustering": None})
     save_figure(figure, tmp_path / "h.svg")
     assert "#e8710a" in (tmp_path / "h.svg").read_text()  # the paper's number
-    with pytest.raises(ShapeError, match="counts must have a number per image"):
+    with pytest.raises(ShapeError, match="counts must have one source or more with a number per image"):
         draw_counts({"patch": []})
 
 
@@ -219,7 +221,7 @@ def folder(tmp_path_factory, china):
             "--masks",
             "felzenszwalb",
         ],
-        ["attention", "china.png", "w1", "--model", "stock", "--tokens", "6"],
+        ["attention", "china.png", "w1", "--model", "stock", "--num-regions", "6"],
     ],
     ids=lambda given: " ".join(given[:4]),
 )
@@ -237,11 +239,11 @@ def test_commands_draw(folder, capsys, monkeypatch, given):
     [
         (["norms", "china.png", "--encoders", "pixels", "pixels"], "--encoders must differ; got pixels pixels."),
         (["regions", "china.png", "--sources", "combined"], "--sources combined needs --masks"),
-        (["regions", "china.png", "--ladder"], "--masks and its options are for the sources segmentation and combined"),
+        (["regions", "china.png", "--ladder"], "--ladder requires masks of sam2, sam3, sam2-package; got no masks"),
         (["norms", "none.png"], "none.png: there is no such file"),
         (
             ["attention", "china.png", "w1", "--model", "stock", "trained", "--sources", "patch"],
-            "--sources is for one stock",
+            "--sources requires a single stock",
         ),
         (["attention", "china.png", "w1", "--model", "trained", "--sources", "patch"], "holds a region model"),
         (
@@ -249,16 +251,25 @@ def test_commands_draw(folder, capsys, monkeypatch, given):
             "--sources combined needs --masks",
         ),
         (
-            ["attention", "china.png", "w1", "--model", "stock", "--sources", "patch", "--tokens", "3"],
-            "--tokens is for",
+            ["attention", "china.png", "w1", "--model", "stock", "--sources", "patch", "--num-regions", "3"],
+            "--num-regions requires",
         ),
-        (["attention", "china.png", "w1", "--model", "trained", "--answer", ""], "answer 0 has no token"),
+        (["attention", "china.png", "w1", "--model", "trained", "--answer", ""], "answer 0 has none"),
     ],
     ids=lambda given: " ".join(given[:1]) if isinstance(given, list) else "",
 )
-def test_commands_refuse(folder, capsys, monkeypatch, given, expected):
+def test_commands_reject_invalid_options(folder, capsys, monkeypatch, given, expected):
     monkeypatch.chdir(folder)
     assert main(["figures", *given, "--out", "figure.png"]) == 2
     assert expected in capsys.readouterr().err
-    assert main(["figures", *given, "--out", "figure.xyz"]) == 2
-    assert "a figure must be one of" in capsys.readouterr().err
+
+
+def test_a_figure_of_an_unknown_format_is_rejected(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    for given in (
+        ["norms", "china.png"],
+        ["regions", "china.png"],
+        ["attention", "china.png", "w1", "--model", "trained"],
+    ):
+        assert main(["figures", *given, "--out", "figure.xyz"]) == 2
+        assert "a figure must be one of" in capsys.readouterr().err

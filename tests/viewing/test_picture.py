@@ -24,14 +24,14 @@ def test_regions_are_filled_with_their_mean_colour_and_outlined():
     assert (outlined[:, 40] == 255).all()
 
 
-def test_letterboxed_regions_lie_where_their_patches_do():
+def test_letterboxed_regions_are_drawn_at_their_patches():
     labels = torch.tensor([[[-1, -1, -1, -1], [0, 0, 1, 1], [0, 0, 1, 1], [-1, -1, -1, -1]]])
     picture = np.asarray(draw_regions(halves, Regions.from_labels(labels), ImageGeometry.letterbox(64).place((40, 80))))
     assert (picture[:, 96:136] == (200, 0, 0, 255)).all()
     assert (picture[:, 136:] == (0, 0, 200, 255)).all()
 
 
-def test_what_is_in_no_region_is_dimmed():
+def test_pixels_outside_of_regions_are_dimmed():
     labels = torch.tensor([[[0, -1], [0, -1]]])
     picture = np.asarray(draw_regions(halves, Regions.from_labels(labels), ImageGeometry.squash(32).place((40, 80))))
     assert (picture[:, 96 + 45 :, :3] == (0, 0, 66)).all()
@@ -48,7 +48,7 @@ def test_huge_images_are_drawn_smaller():
     assert draw_regions(image, left_right, ImageGeometry.squash(32).place((2000, 4000))).size == (2 * 1280 + 16, 640)
 
 
-def test_bad_input_is_refused():
+def test_invalid_arguments_are_errors():
     placement = ImageGeometry.squash(32).place((40, 80))
     with pytest.raises(ShapeError, match="must be of one image; got 2"):
         draw_regions(halves, Regions.from_labels(torch.zeros(2, 2, 2, dtype=torch.int64)), placement)
@@ -56,7 +56,7 @@ def test_bad_input_is_refused():
         draw_regions(Image.new("RGB", (9, 8)), left_right, placement)
 
 
-def test_the_smallest_of_overlapping_regions_lies_on_top_and_every_outline_is_drawn():
+def test_the_smallest_region_is_filled_and_all_outlines_are_drawn():
     masks = torch.tensor([[[1, 1, 1, 1]], [[0, 1, 1, 0]], [[0, 0, 1, 0]]]).bool().repeat_interleave(2, 1)
     image = Image.fromarray(np.repeat(np.arange(80, dtype=np.uint8)[None, :, None], 40, 0).repeat(3, 2))
     picture = np.asarray(draw_regions(image, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
@@ -73,7 +73,7 @@ def test_the_smallest_of_overlapping_regions_lies_on_top_and_every_outline_is_dr
     assert lines.tolist() == [20, 40, 60]
 
 
-def test_a_line_is_drawn_where_only_the_larger_of_two_regions_ends():
+def test_outlines_of_larger_regions_are_drawn():
     masks = torch.tensor([[[1, 1, 1, 0]], [[1, 1, 0, 0]]]).bool()
     picture = np.asarray(draw_regions(halves, Regions.from_masks([masks]), ImageGeometry.squash(32).place((40, 80))))
     assert np.flatnonzero((picture[20, :80, :3] == 255).all(1)).tolist() == [40, 60]

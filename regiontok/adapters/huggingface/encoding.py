@@ -1,84 +1,40 @@
-"""Images as region tokens in a multimodal model, without prompts; shared by all families."""
+"""Encode images as region tokens in a multimodal model, without prompts; shared by all families."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regiontok._checks import Features, check_integer, check_sizes
-from regiontok._require import require
-from regiontok.adapters._sizes import need_sizes
+from regiontok._checks import check_sizes
+from regiontok._values import check_integer
+from regiontok.adapters._sizes import require_image_sizes
+from regiontok.adapters.huggingface.patches import (
+    EncodedImages,
+    Patches,
+    Prompt,
+    check_dim,
+    count_valid,
+    per_image,
+    unmerged_images,
+)
 from regiontok.budgets import Budget, Keep
 from regiontok.choices import PROMPT
 from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
+from regiontok.tiles import Tile, count_images, cut_masks, share_budget
 from regiontok.tokens import RegionTokens
-from regiontok.views import View, count_images, cut_masks, share_budget
-
-transformers = require("transformers", extra="hf")
-
-
-class Patches(NamedTuple):
-    """Images as patch features.
-
-    Attributes:
-        features: ``(views, rows, cols, dim)``, or a list of ``(rows, cols, dim)``. Most families have one view of each
-            image.
-        num_placeholders: Number of placeholders that the stock processor writes, per block of them.
-        views: Which part of which image each grid shows.
-        layers: Features of further layers, each like ``features``, that the language model takes too.
-    """
-
-    features: Features
-    num_placeholders: list[int]
-    views: list[View]
-    layers: Sequence[Features] = ()
-
-
-class Prompt(NamedTuple):
-    """What the prompts of a batch say about its images.
-
-    Attributes:
-        input_ids: ``(B, columns)``.
-        blocks: Blocks of placeholders, as `find_blocks` returns them.
-        num_regions: Budget of the call.
-        keep: Budget of the call.
-    """
-
-    input_ids: Tensor
-    blocks: Tensor
-    num_regions: Budget | None = None
-    keep: Keep | None = None
-
-
-class EncodedImages(NamedTuple):
-    """Images of a batch as region tokens, before they are put into prompts.
-
-    Attributes:
-        values: ``(N, text_dim)``: region tokens, and newlines of families that have them.
-        region: ``(N,)`` int64: the region of each, -1 for newlines.
-        regions: Their `Regions`; the images of these are the views.
-        patches: The patch features that the regions are made of.
-        lengths: Number of tokens of each block of placeholders.
-    """
-
-    values: Tensor
-    region: Tensor
-    regions: Regions
-    patches: Patches
-    lengths: list[int]
 
 
 class RegionEncoderMixin:
-    """Images of a family as region tokens, without a prompt.
+    """Encode images of a family as region tokens, without a prompt.
 
-    A family provides the grids that show its images (`views`), their patch features (`encode_patches`) and the
-    projection of pooled regions (`projector`). Masks and budgets are per image, also where an image is cut into tiles:
-    masks are cut with it, and a budget is shared over its grids in proportion to their patches.
+    A family provides the grids of its images (`tiles`), their patch features (`encode_patches`) and the projection of
+    pooled regions (`projector`). Masks and budgets are per image. If an image is cut into tiles, its masks are cut in
+    the same way, and its budget is shared over the tiles in proportion to their patches.
     """
 
     regionizer: Regionizer
@@ -86,40 +42,40 @@ class RegionEncoderMixin:
     training: bool
 
     _stock: type[Any]
-    """The outer class of transformers."""
+    """Stock outer class, a ``*ForConditionalGeneration`` of transformers."""
     _inner: type[Any]
-    """The inner class of transformers."""
+    """Stock inner class of transformers, such as ``LlavaModel``."""
     encoder_inputs: tuple[str, ...] = ()
     """Names of the inputs of `encode_patches` other than pixels."""
     token_types: str | None = None
-    """Name of the input that marks the tokens of images, where the stock class needs it."""
+    """Name of the input that marks image tokens, if the stock class needs it."""
     answer_type: ClassVar[int] = 0
-    """What ``token_type_ids`` are for the tokens of an answer."""
-    places_images: ClassVar[bool] = False
-    """Whether views know which part of the image they show, so that the Regionizer needs no geometry."""
+    """Value of ``token_type_ids`` at the tokens of an answer."""
+    knows_tile_layout: ClassVar[bool] = False
+    """Whether each `Tile` has the part of the image that it shows, so that the Regionizer needs no geometry."""
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Parts of the stock model."""
+            """Return a module or method of the stock model."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.attach()
 
     def attach(self, regionizer: Regionizer | None = None) -> None:
-        """Add a Regionizer, by default a new one with the options of the config.
+        """Add a Regionizer, by default a new one with the options in the config.
 
         Raises:
-            CheckpointError: A config without options.
-            ShapeError: A Regionizer for features of another dimension.
+            CheckpointError: There is no Regionizer, and the config has no options for one.
+            ShapeError: The Regionizer is for features of another dimension.
         """
         if regionizer is None:
             options = getattr(self.config, "regiontok", None)
             if options is None:
                 raise CheckpointError(
-                    f"{type(self).__name__} needs a Regionizer and its config names none: it is of a stock model. Pass "
-                    "regionizer=Regionizer(...) to from_pretrained, or set config.regiontok = regionizer.config."
+                    f"{type(self).__name__} needs a Regionizer, and the config of a stock model has no options for it. "
+                    "Pass regionizer=Regionizer(...) to from_pretrained, or set config.regiontok = regionizer.config."
                 )
             regionizer = Regionizer.from_config(options)
         self.check_regionizer(regionizer)
@@ -127,17 +83,23 @@ class RegionEncoderMixin:
 
     @property
     def patch_dim(self) -> int:
-        """Dimension of the patch features that regions are made of; by default that of the language model."""
+        """Dimension of the patch features that are pooled; by default that of the language model."""
         return int(self.config.get_text_config().hidden_size)
 
     @property
     def projector(self) -> Callable[[Tensor], Tensor]:
-        """Map pooled regions ``(R, dim)`` to tokens ``(R, text_dim)``; the identity by default."""
+        """Function that maps pooled regions ``(R, dim)`` to tokens ``(R, text_dim)``; by default the identity."""
         return nn.Identity()
 
     @abstractmethod
-    def views(self, images: int, image_sizes: Any = None, **inputs: Any) -> list[View]:
-        """Return the grids that show images, without encoding them."""
+    def tiles(self, num_images: int, image_sizes: Any = None, **inputs: Any) -> list[Tile]:
+        """Return the tiles of images, without encoding them.
+
+        Args:
+            num_images: Number of images, for families whose tiles do not depend on further inputs.
+            image_sizes: Height and width of each image.
+            inputs: Inputs of the family's encoder other than pixels.
+        """
 
     @abstractmethod
     def encode_patches(self, pixel_values: Tensor, **inputs: Any) -> Patches:
@@ -145,27 +107,28 @@ class RegionEncoderMixin:
 
     @abstractmethod
     def blank_image(self) -> dict[str, Any]:
-        """Return the smallest input of `encode_patches`."""
+        """Return the smallest valid input of `encode_patches`."""
 
-    def infer_tiles(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
-        """Add the tiles of images to ``inputs``, by their sizes or by the prompt's blocks; nothing by default."""
+    def infer_tilings(self, pixel_values: Tensor, inputs: dict[str, Any], prompt: Prompt | None = None) -> None:
+        """Add ``tilings`` to ``inputs``, inferred from the sizes of images or the prompt; by default do nothing."""
 
-    def arrange(self, tokens: RegionTokens, views: Sequence[View], whole: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Return tokens in the order of their placeholders, ``(N, text_dim)``, and the region of each.
+    def arrange(self, tokens: RegionTokens, tiles: Sequence[Tile], unmerged: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Return tokens in the order of their placeholders.
 
         Args:
-            tokens: Of all views, in the order of their regions.
-            views: Of the batch.
-            whole: Per image, whether each of its patches is a region. Such an image is arranged as by the stock model.
+            tokens: Tokens of all tiles, in the order of their regions.
+            tiles: Tiles of the batch.
+            unmerged: For each image, whether every patch is a region. The tokens of such an image have the order and
+                the newlines of the stock model.
 
         Returns:
-            Values, and ``(N,)`` int64 with -1 for values that are no region, as newlines are.
+            Values ``(N, text_dim)``, and the region of each ``(N,)`` int64: -1 for newlines.
         """
         return tokens.values, torch.arange(len(tokens), device=tokens.values.device)
 
-    def count_newlines(self, views: Sequence[View], whole: Sequence[bool]) -> list[int]:
+    def count_newlines(self, tiles: Sequence[Tile], unmerged: Sequence[bool]) -> list[int]:
         """Return the number of newlines of each image."""
-        return [0] * count_images(views)
+        return [0] * count_images(tiles)
 
     def encode_regions(
         self,
@@ -177,18 +140,31 @@ class RegionEncoderMixin:
         keep: Keep | None = None,
         **inputs: Any,
     ) -> RegionTokens:
-        """Return region tokens of images without a prompt, in the dimension of the language model."""
+        """Return region tokens of images without a prompt, in the dimension of the language model.
+
+        Args:
+            pixel_values: Pixels, as the processor returns them.
+            masks: See `RegionModelMixin`, as for the next three arguments.
+            image_sizes: Height and width of each image before preprocessing.
+            num_regions: Budget of tokens, one number or one per image.
+            keep: The same budget as a fraction of the valid patches.
+            inputs: Inputs of the family's encoder other than pixels.
+        """
         patches, sizes, valid = self._encode(pixel_values, image_sizes, inputs)
-        budgets = self._budgets(patches.views, valid, num_regions, keep)
-        return self._regionize(patches, masks, sizes, valid, budgets).map(self.projector)
+        budgets = self._budgets(patches.tiles, valid, num_regions, keep)
+        return self._project(self._regionize(patches, masks, sizes, valid, budgets), patches)
+
+    def _project(self, tokens: RegionTokens, patches: Patches) -> RegionTokens:
+        """Return tokens in the dimension of the language model."""
+        return tokens if patches.is_projected else tokens.map(self.projector)
 
     def _budgets(
-        self, views: Sequence[View], valid: Sequence[Tensor | None], num_regions: Budget | None, keep: Keep | None
+        self, tiles: Sequence[Tile], valid: Sequence[Tensor | None], num_regions: Budget | None, keep: Keep | None
     ) -> list[int] | None:
-        """Return the budget of each view; None without a budget.
+        """Return the budget of each tile; None without a budget.
 
         Raises:
-            ShapeError, ValueRangeError: Budgets that do not fit the images.
+            ShapeError, ValueRangeError: The budgets do not fit the images.
         """
         if num_regions is None and keep is None:
             config = self.regionizer.config
@@ -197,16 +173,16 @@ class RegionEncoderMixin:
             num_regions, keep = config.num_regions, config.keep
         else:
             self.regionizer.check_budget(num_regions, keep)
-        return share_budget(views, num_regions, keep=keep, patches=_count_valid(views, valid))
+        return share_budget(tiles, num_regions, keep=keep, patches=count_valid(tiles, valid))
 
     def _known_counts(
-        self, views: Sequence[View], valid: Sequence[Tensor | None], budgets: list[int] | None
+        self, tiles: Sequence[Tile], valid: Sequence[Tensor | None], budgets: list[int] | None
     ) -> list[int] | None:
-        """Return the number of regions of each view; None where it depends on features or masks."""
+        """Return the number of regions of each tile; None if it depends on features or masks."""
         config = self.regionizer.config
         if config.source == "patch":
-            return _count_valid(views, valid)
-        if config.source == "segmentation" or (config.source == "combined" and config.uncovered == "drop"):
+            return count_valid(tiles, valid)
+        if config.source == "segmentation" or (config.source == "combined" and config.unassigned == "drop"):
             return None
         return budgets
 
@@ -216,56 +192,55 @@ class RegionEncoderMixin:
         *,
         num_regions: Budget | None = None,
         keep: Keep | None = None,
-        images: int | None = None,
+        num_images: int | None = None,
         **inputs: Any,
     ) -> list[int]:
-        """Return how many tokens images will get, before they are encoded.
+        """Return the number of tokens of each image, before it is encoded.
 
         Args:
-            image_sizes: See `RegionModelMixin`. Where the Regionizer's geometry pads images, padding is in no token.
-            num_regions: See `RegionModelMixin`.
-            keep: See `RegionModelMixin`.
-            images: Number of images, where ``image_sizes`` does not give it.
+            image_sizes: Height and width of each image before preprocessing. Padding is not counted.
+            num_regions: Budget of tokens, one number or one per image.
+            keep: The same budget as a fraction of the valid patches.
+            num_images: Number of images, if no other argument gives it.
             inputs: Inputs of the family's encoder other than pixels. Families of dynamic resolution need
-                ``image_grid_thw``, which gives the number of images too; some families that cut images need ``tiles``.
+                ``image_grid_thw``; some families that cut images into tiles need ``tilings``.
 
         Raises:
-            ShapeError: Numbers of images that differ.
-            ValueRangeError: Counts that depend on features or masks, or nothing that gives the number of images.
+            ShapeError: Arguments are of different numbers of images.
+            ValueRangeError: The counts depend on features or masks, or no argument gives the number of images.
         """
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         unknown = sorted(set(inputs) - set(self.encoder_inputs))
         if unknown:
             raise ValueRangeError(f"num_tokens takes no {unknown[0]}. Leave it out.")
-        if images is not None:
-            images = check_integer("images", images)
-        if sizes is not None and images not in (None, len(sizes)):
-            raise ShapeError(f"images must be as many as image_sizes, {len(sizes)}; got {images}.")
-        if sizes is None and images is None and not inputs:
+        if num_images is not None:
+            num_images = check_integer("num_images", num_images)
+        if sizes is not None and num_images not in (None, len(sizes)):
+            raise ShapeError(f"num_images must be the number of image_sizes, {len(sizes)}; got {num_images}.")
+        if sizes is None and num_images is None and not inputs:
             raise ValueRangeError(
-                "how many tokens there are depends on the images. Pass image_sizes, or images where their size does "
-                "not matter."
+                "the number of tokens depends on the images. Pass image_sizes, or num_images if the sizes do not "
+                "matter."
             )
-        views = self.views(images or (0 if sizes is None else len(sizes)), image_sizes=sizes, **inputs)
-        for name, count in (("images", images), ("image_sizes", None if sizes is None else len(sizes))):
-            if count not in (None, count_images(views)):
+        tiles = self.tiles(num_images or (0 if sizes is None else len(sizes)), image_sizes=sizes, **inputs)
+        for name, count in (("num_images", num_images), ("image_sizes", None if sizes is None else len(sizes))):
+            if count not in (None, count_images(tiles)):
                 raise ShapeError(
-                    f"{name} must be of the {count_images(views)} images of the other arguments; got {count}."
+                    f"{name} must match the {count_images(tiles)} images of the other arguments; got {count}."
                 )
-        valid = self._valid(views, sizes)
-        counts = self._known_counts(views, valid, self._budgets(views, valid, num_regions, keep))
-        if counts is None:  # raises an error that says why
-            counts = self.regionizer.num_tokens(_count_valid(views, valid), num_regions=num_regions, keep=keep)
-        newlines = self.count_newlines(views, whole_images(views, counts))
-        return [count + more for count, more in zip(per_image(views, counts), newlines, strict=True)]
+        valid = self._valid(tiles, sizes)
+        counts = self._known_counts(tiles, valid, self._budgets(tiles, valid, num_regions, keep))
+        if counts is None:  # raises an error with the reason
+            counts = self.regionizer.num_tokens(count_valid(tiles, valid), num_regions=num_regions, keep=keep)
+        newlines = self.count_newlines(tiles, unmerged_images(tiles, counts))
+        return [sum(pair) for pair in zip(per_image(tiles, counts), newlines, strict=True)]
 
     def check_regionizer(self, regionizer: Regionizer) -> None:
-        """Reject a Regionizer that does not fit this model."""
+        """Raise an error for a Regionizer that does not fit this model."""
         check_dim(regionizer, self.patch_dim)
-        if self.places_images and regionizer.config.geometry is not None:
+        if self.knows_tile_layout and regionizer.config.geometry is not None:
             raise ValueRangeError(
-                f"{type(self).__name__} knows itself how images are placed on tiles. Leave geometry out of the "
-                "Regionizer."
+                f"{type(self).__name__} computes how images are placed on tiles. Leave geometry out of the Regionizer."
             )
 
     def _encode(
@@ -275,16 +250,16 @@ class RegionEncoderMixin:
         inputs: dict[str, Any],
         prompt: Prompt | None = None,
     ) -> tuple[Patches, Any, list[Tensor | None]]:
-        """Return patch features, checked sizes of the images, and which patches of each view may be in a region."""
+        """Return patch features, checked sizes of the images, and the valid patches of each tile."""
         sizes = None if image_sizes is None else check_sizes("image_sizes", image_sizes)
         inputs = inputs | {"image_sizes": image_sizes}
-        self.infer_tiles(pixel_values, inputs, prompt)
-        if inputs["image_sizes"] is None:  # they were the sizes of resized images
+        self.infer_tilings(pixel_values, inputs, prompt)
+        if inputs["image_sizes"] is None:  # sizes of resized images, which gave the tiles
             sizes = None
         if "image_sizes" not in self.encoder_inputs:
             del inputs["image_sizes"]
         patches = self.encode_patches(pixel_values, **inputs)
-        return patches, sizes, self._valid(patches.views, sizes)
+        return patches, sizes, self._valid(patches.tiles, sizes)
 
     def _encode_regions(
         self,
@@ -295,30 +270,55 @@ class RegionEncoderMixin:
         num_regions: Budget | None,
         keep: Keep | None,
         *,
-        whole: list[bool] | None = None,
+        unmerged: list[bool] | None = None,
     ) -> EncodedImages:
-        """Return tokens in the order of their placeholders; ``whole`` images are arranged as by the stock model."""
-        views = patches.views
-        budgets = self._budgets(views, valid, num_regions, keep)
-        tokens = self._regionize(patches, masks, sizes, valid, budgets).map(self.projector)
-        if whole is None:
-            whole = whole_images(views, self._known_counts(views, valid, budgets))
-        values, region = self.arrange(tokens, views, whole)
-        of_view = torch.tensor([view.run for view in views], device=values.device)
-        block = of_view[tokens.regions.image][region.cummax(0).values if (region < 0).any() else region]
+        """Return tokens in the order of their placeholders; ``unmerged`` images have the order of the stock model."""
+        tiles = patches.tiles
+        budgets = self._budgets(tiles, valid, num_regions, keep)
+        tokens = self._project(self._regionize(patches, masks, sizes, valid, budgets), patches)
+        if unmerged is None:
+            limits = None if patches.valid is None else count_valid(tiles, valid)
+            unmerged = unmerged_images(tiles, self._known_counts(tiles, valid, budgets), limits)
+        tokens = self._in_block_order(tokens, tiles, unmerged)
+        values, region, neighbour = self._arranged(tokens, patches, unmerged)
+        block = self.block_of_regions(tokens.regions, tiles, unmerged)[neighbour]
         lengths = torch.bincount(block, minlength=len(patches.num_placeholders)).tolist()
-        return EncodedImages(values, region, tokens.regions, patches, lengths)
+        offsets = self.offsets(tokens.regions, patches)
+        return EncodedImages(values, region, tokens.regions, patches, lengths, offsets)
 
-    def _valid(self, views: Sequence[View], sizes: Any) -> list[Tensor | None]:
-        """Return which patches of each view may be in a region; None for all."""
+    def block_of_regions(self, regions: Regions, tiles: Sequence[Tile], unmerged: Sequence[bool]) -> Tensor:
+        """Return the block of placeholders of each region, ``(R,)`` int64."""
+        return torch.tensor([tile.block for tile in tiles], device=regions.device)[regions.image]
+
+    def _in_block_order(self, tokens: RegionTokens, tiles: Sequence[Tile], unmerged: Sequence[bool]) -> RegionTokens:
+        """Return tokens ordered by their blocks; the tokens of an image are in one block, or in order already."""
+        return tokens
+
+    def offsets(self, regions: Regions, patches: Patches) -> Tensor | None:
+        """Return the ``offsets`` of ``EncodedImages``; by default None, for positions in one dimension."""
+        return None
+
+    def _arranged(
+        self, tokens: RegionTokens, patches: Patches, unmerged: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values in the order of their placeholders, the region of each, and a region in the block of each."""
+        values, region = self.arrange(tokens, patches.tiles, unmerged)
+        return values, region, region.cummax(0).values if (region < 0).any() else region  # newlines follow regions
+
+    def regionizer_for(self, patches: Patches) -> Regionizer:
+        """Return the Regionizer for a batch."""
+        return self.regionizer
+
+    def _valid(self, tiles: Sequence[Tile], sizes: Any) -> list[Tensor | None]:
+        """Return the valid patches of each tile ``(rows, cols)``; None if all are valid."""
         options = self.regionizer.config
-        if sizes is None or options.padding == "keep" or not (self.places_images or options.geometry):
-            return [None] * len(views)
-        if len(sizes) != count_images(views):
-            raise ShapeError(f"image_sizes must have one entry per image, {count_images(views)}; got {len(sizes)}.")
+        if sizes is None or options.padding == "keep" or not (self.knows_tile_layout or options.geometry):
+            return [None] * len(tiles)
+        if len(sizes) != count_images(tiles):
+            raise ShapeError(f"image_sizes must have one entry per image, {count_images(tiles)}; got {len(sizes)}.")
         if options.geometry is None:
-            return [view.valid(sizes) for view in views]
-        return [options.geometry.place(sizes[view.image]).valid(view.grid) for view in views]
+            return [tile.valid(sizes) for tile in tiles]
+        return [options.geometry.place(sizes[tile.image]).valid(tile.grid) for tile in tiles]
 
     def _regionize(
         self,
@@ -326,58 +326,29 @@ class RegionEncoderMixin:
         masks: Sequence[Masks] | None,
         sizes: Any,
         valid: Sequence[Tensor | None],
-        budget: list[int] | None,
+        budgets: list[int] | None,
     ) -> RegionTokens:
         """Return tokens in the dimension of the patch features."""
-        config = self.regionizer.config
-        if masks is not None and self.places_images:
+        regionizer = self.regionizer_for(patches)
+        config = regionizer.config
+        if masks is not None and self.knows_tile_layout:
             masks = cut_masks(
-                patches.views,
+                patches.tiles,
                 masks,
                 sizes,
                 overlap=config.overlap,
-                method=config.downsampling,
-                threshold=config.coverage,
+                downsampling=config.downsampling,
+                min_coverage=config.min_coverage,
             )
             sizes = None
         if masks is not None:
-            need_sizes(self.regionizer, masks, sizes)
-            return self.regionizer(patches.features, masks=masks, sizes=sizes, num_regions=budget)
-        if all(shown is None for shown in valid):
-            return self.regionizer(patches.features, num_regions=budget)
+            require_image_sizes(regionizer, masks, sizes)
+            return regionizer(patches.features, masks=masks, sizes=sizes, num_regions=budgets)
+        if all(mask is None for mask in valid):
+            return regionizer(patches.features, num_regions=budgets)
         device = patches.features[0].device
-        shown = [
-            torch.ones(view.grid, dtype=torch.bool, device=device) if mask is None else mask.to(device)
-            for view, mask in zip(patches.views, valid, strict=True)
+        valid_masks = [
+            torch.ones(tile.shape, dtype=torch.bool, device=device) if mask is None else mask.to(device)
+            for tile, mask in zip(patches.tiles, valid, strict=True)
         ]
-        return self.regionizer(patches.features, valid=shown, num_regions=budget)
-
-
-def check_dim(regionizer: Regionizer, dim: int) -> None:
-    """Reject a Regionizer for features of another dimension."""
-    if regionizer.config.dim not in (None, dim):
-        raise ShapeError(
-            f"the Regionizer is for features of dimension {regionizer.config.dim}; this model's are of {dim}. Make "
-            f"it with dim={dim}, or take the checkpoint of its encoder."
-        )
-
-
-def per_image(views: Sequence[View], counts: Sequence[int]) -> list[int]:
-    """Return the sums of counts of views for each image."""
-    sums = [0] * count_images(views)
-    for view, count in zip(views, counts, strict=True):
-        sums[view.image] += count
-    return sums
-
-
-def whole_images(views: Sequence[View], counts: Sequence[int] | None) -> list[bool]:
-    """Return for each image whether every patch is a region."""
-    if counts is None:
-        return [False] * count_images(views)
-    patches = per_image(views, [view.patches for view in views])
-    return [count == most for count, most in zip(per_image(views, counts), patches, strict=True)]
-
-
-def _count_valid(views: Sequence[View], valid: Sequence[Tensor | None]) -> list[int]:
-    """Return the number of patches of each view that may be in a region."""
-    return [view.patches if mask is None else int(mask.sum()) for view, mask in zip(views, valid, strict=True)]
+        return regionizer(patches.features, valid=valid_masks, num_regions=budgets)

@@ -1,42 +1,45 @@
-"""Image processors of transformers: the geometry of theirs, so that masks go the same way, and one for our encoders."""
+"""Image processors: geometry and tiles of transformers' processors, and a processor for regiontok's encoders."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from regiontok._require import require
+from regiontok.adapters.huggingface._transformers import (
+    MERGING_OPTIONS,
+    TILING_OPTIONS,
+    default_image_options,
+    find_tile_chooser,
+)
 from regiontok.adapters.huggingface.tower import EncoderConfig
 from regiontok.encoders import Encoder
-from regiontok.errors import ValueRangeError
+from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.images import as_images
+from regiontok.videos import Video
 
 transformers = require("transformers", extra="hf")
 
-
-_NATIVE = 1008
-"""Side in pixels on which an image of any size is placed, where none matters."""
-_TILING = ("image_grid_pinpoints", "crop_to_patches", "do_image_splitting", "max_num_tiles")
-"""What image processors that cut images into tiles have."""
+_ANY_SIDE = 1008
+"""Side in pixels of the geometry of processors of dynamic resolution; any value places masks in the same way."""
 
 
 class EncoderImageProcessor(transformers.BaseImageProcessor):
-    """What one of regiontok's encoders does to images before it sees them, for ``AutoProcessor`` and pipelines.
+    """Image processor that preprocesses images for one of regiontok's encoders, for ``AutoProcessor`` and pipelines.
 
-    It takes PIL images, and gives ``image_sizes`` with ``pixel_values``, so that a region model keeps padding out of
-    its regions.
+    It returns ``image_sizes`` with ``pixel_values``, so that a region model excludes padding from regions.
 
     Args:
-        geometry: How images are placed, as of ``ImageGeometry.to_config``.
-        patch_size: Side of a patch.
-        mean: Subtracted from RGB in ``[0, 1]``.
-        std: Divided by, after that.
-        fill: What padding shows; see `regiontok.encoders.Encoder` for all of these.
-        kwargs: Those of transformers' image processors, which a saved one has.
+        geometry: How images are resized and padded, as returned by ``ImageGeometry.to_config``.
+        patch_size: Side of a patch in pixels.
+        mean: Mean of each RGB channel in ``[0, 1]``.
+        std: Standard deviation of each channel.
+        fill: Colour of the padding; see `regiontok.encoders.Encoder`.
+        kwargs: Arguments of transformers' image processors, present in a saved configuration.
 
     Example:
         >>> from regiontok import encoders
@@ -66,7 +69,12 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
     @classmethod
     def of(cls, encoder: Encoder, geometry: ImageGeometry | None = None) -> "EncoderImageProcessor":
-        """That of an encoder, whose images may be placed by another geometry."""
+        """Return the image processor of an encoder.
+
+        Args:
+            encoder: Encoder whose preprocessing is used.
+            geometry: Geometry to use instead of the encoder's.
+        """
         return cls(
             geometry=(geometry or encoder.geometry).to_config(),
             patch_size=encoder.patch_size,
@@ -77,13 +85,13 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
     @property
     def encoder(self) -> Encoder:
-        """An encoder without its model: it only places images."""
-        mean, std = ((one[0], one[1], one[2]) for one in (self.mean, self.std))
+        """Encoder without a model, which only preprocesses images."""
+        mean, std = ((red, green, blue) for red, green, blue in (self.mean, self.std))
         geometry = ImageGeometry(**self.geometry)
         return Encoder(_no_model, geometry=geometry, patch_size=self.patch_size, mean=mean, std=std, fill=self.fill)
 
     def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
-        """Images, in one list or one per sample, as ``pixel_values`` and ``image_sizes``."""
+        """Return ``pixel_values`` and ``image_sizes`` of images, in one list or in one list per sample."""
         images = as_images(flat_images(images))
         pixels, _ = self.encoder.preprocess(images)
         sizes = torch.tensor([[image.height, image.width] for image in images])
@@ -94,27 +102,27 @@ class EncoderImageProcessor(transformers.BaseImageProcessor):
 
 
 def flat_images(images: Any) -> list[Any]:
-    """Return images in one list, of one image, a list, or lists per sample."""
+    """Return a flat list of images from one image, a list, or a list per sample."""
     if isinstance(images, Image.Image):
         return [images]
-    return [image for one in images for image in (one if isinstance(one, Sequence) else [one])]
+    return [image for entry in images for image in (entry if isinstance(entry, Sequence) else [entry])]
 
 
 def _no_model(pixels: torch.Tensor) -> torch.Tensor:
-    raise ValueRangeError("this encoder only places images: it has no model.")
+    raise ValueRangeError("this encoder has no model and only preprocesses images.")
 
 
 def geometry_of(processor: Any) -> ImageGeometry:
-    """The geometry of a processor, or of its image processor.
+    """Return the geometry of a processor: how it resizes, crops and pads images.
+
+    A processor of dynamic resolution keeps the whole image at any size, which is the geometry ``squash``.
 
     Args:
-        processor: What ``AutoProcessor`` or ``AutoImageProcessor`` loaded.
-
-    A processor of native resolution keeps the whole image, whatever its size, which is a squash to any.
+        processor: Processor or image processor, as ``AutoProcessor`` or ``AutoImageProcessor`` loads it.
 
     Raises:
-        ValueRangeError: It cuts images into tiles, whose places the model knows itself, or does something else that is
-            none of letterbox, squash or center crop.
+        ValueRangeError: The processor cuts images into tiles, which models compute themselves, or it is none of
+            letterbox, squash and center crop.
 
     Example:
         >>> import transformers
@@ -124,12 +132,12 @@ def geometry_of(processor: Any) -> ImageGeometry:
     images = getattr(processor, "image_processor", processor)
     if isinstance(images, EncoderImageProcessor):
         return ImageGeometry(**images.geometry)
-    if hasattr(images, "merge_size") or hasattr(images, "pooling_kernel_size"):
-        return ImageGeometry.squash(_NATIVE)
-    if any(hasattr(images, name) for name in _TILING):
+    if any(hasattr(images, name) for name in MERGING_OPTIONS.values()):
+        return ImageGeometry.squash(_ANY_SIDE)
+    if any(hasattr(images, name) for name in TILING_OPTIONS.values()):
         raise ValueRangeError(
-            f"{type(images).__name__} may cut images into tiles, and a model of them knows itself where they lie. Leave"
-            " geometry out of its Regionizer."
+            f"{type(images).__name__} may cut images into tiles, which the model places itself. Leave geometry out of "
+            "its Regionizer."
         )
     size = _sides(getattr(images, "size", None))
     crop = _sides(getattr(images, "crop_size", None)) if getattr(images, "do_center_crop", False) else None
@@ -143,88 +151,121 @@ def geometry_of(processor: Any) -> ImageGeometry:
         if crop is not None and side is not None and crop == whole:
             return ImageGeometry.center_crop(_pair(crop))
     raise ValueRangeError(
-        f"{type(images).__name__} with size {size} and crop {crop} is none of letterbox, squash or center crop. Make "
-        "masks on the grid yourself, with MaskSet.on_grid."
+        f"{type(images).__name__} with size {size} and crop {crop} is none of letterbox, squash or center crop. Pass "
+        "masks on the patch grid, as MaskSet.on_grid returns them."
     )
 
 
 def process(model: Any, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """What a model takes of texts and their images: what its processor gives, padded, and ``tiles`` where it tells.
+    """Return the inputs of a region model for texts and their images: the padded output of the processor.
+
+    ``tilings`` are added for families whose prompts do not give them.
 
     Args:
-        model: Of `regiontok.adapters.huggingface`.
-        processor: The model's.
-        texts: With a placeholder per image. Where they begin with the token of the beginning, as chat templates write
-            it, the tokenizer adds none.
+        model: Region model.
+        processor: Processor of the model, of the stock class or a region processor.
+        texts: Texts with one placeholder per image. If they start with the beginning-of-sequence token, as chat
+            templates write it, the tokenizer does not add another.
         images: One list per text.
 
     Raises:
-        ValueRangeError: Images and texts that the processor cannot bring together; the message is its own.
+        ValueRangeError: The processor rejects these texts and images; the message includes its own.
     """
-    processor = getattr(processor, "stock", processor)  # the model expands prompts itself
-    begin = processor.tokenizer.bos_token
-    told = bool(begin) and texts[0].startswith(begin)
-    flat = [image for some in images for image in some]
+    processor = getattr(processor, "stock", processor)  # the model rewrites prompts itself
+    bos_token = processor.tokenizer.bos_token
+    has_bos_token = bool(bos_token) and texts[0].startswith(bos_token)
+    all_images = [image for sample in images for image in sample]
     try:
-        made = processor(
+        output = processor(
             text=list(texts),
-            images=[list(some) for some in images] if flat else None,
+            images=[list(sample) for sample in images] if all_images else None,
             return_tensors="pt",
             padding=True,
-            add_special_tokens=not told,
+            add_special_tokens=not has_bos_token,
         )
     except ValueError as error:
         raise ValueRangeError(
-            f"{type(processor).__name__} does not take these texts and images together: {error} Ask one at a time."
+            f"{type(processor).__name__} does not accept these texts and images together: {error} Pass one text at a "
+            "time."
         ) from error
-    of_all = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "token_type_ids", "mm_token_type_ids")
-    inputs = {name: made[name] for name in dict.fromkeys((*of_all, *model.encoder_inputs)) if name in made}
-    if flat and "tiles" in model.encoder_inputs:
-        with suppress(ValueRangeError):  # then prompts tell at least their number
-            inputs["tiles"] = tiles_of(processor, flat)
-    return {name: one.to(model.device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
+    names = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "token_type_ids", "mm_token_type_ids")
+    inputs = {name: output[name] for name in dict.fromkeys((*names, *model.encoder_inputs)) if name in output}
+    if all_images and "tilings" in model.encoder_inputs:
+        with suppress(ValueRangeError):  # then the model infers the number of tiles from the prompts
+            inputs["tilings"] = tilings_of(processor, all_images)
+    return {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }
 
 
-def tiles_of(processor: Any, images: Sequence[Any]) -> list[Size]:
-    """The rows and columns of the tiles that a processor cuts images into, ``(1, 1)`` for one in one piece.
+def video_arguments(*videos: Video) -> dict[str, Any]:
+    """Return the arguments with which a processor takes frames that ``regiontok.read_video`` has read.
 
     Args:
-        processor: Of InternVL, Aya Vision, Cohere2 Vision, Idefics3 or SmolVLM, with the options that it has.
-        images: As ``regiontok.images.as_images`` takes them.
+        videos: Videos, in the order of their placeholders in the prompts.
+
+    Returns:
+        ``videos``, ``video_metadata``, from which prompts get the times of frames, and ``do_sample_frames=False``.
 
     Raises:
-        ValueRangeError: A processor that cuts images otherwise, or not at all.
+        ShapeError: Frames of a video have different sizes.
+
+    Example:
+        >>> from regiontok import read_video
+        >>> video = read_video(np.zeros((10, 48, 64, 3), np.uint8), num_frames=4)
+        >>> arguments = video_arguments(video)
+        >>> arguments["videos"][0].shape, arguments["video_metadata"][0]["frames_indices"]
+        ((4, 48, 64, 3), [0, 2, 5, 7])
+    """
+    for number, video in enumerate(videos):
+        sizes = sorted({frame.size for frame in video.frames})
+        if len(sizes) > 1:
+            raise ShapeError(f"the frames of a video must have one size; video {number} has {sizes}. Resize them.")
+    return {
+        "videos": [np.stack([np.asarray(frame) for frame in video.frames]) for video in videos],
+        "video_metadata": [
+            {"fps": video.fps, "total_num_frames": video.num_frames, "frames_indices": list(video.indices)}
+            for video in videos
+        ],
+        "do_sample_frames": False,
+    }
+
+
+def tilings_of(processor: Any, images: Sequence[Any]) -> list[Size]:
+    """Return the tiling of each image: rows and columns of its tiles, ``(1, 1)`` if it is not cut.
+
+    Args:
+        processor: Processor of InternVL, Aya Vision, Cohere2 Vision, Idefics3 or SmolVLM.
+        images: Images in any format of ``regiontok.images.as_images``.
+
+    Raises:
+        ValueRangeError: The processor does not report rows and columns of tiles.
 
     Example:
         >>> sizes = {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}}
-        >>> tiles_of(transformers.SmolVLMImageProcessor(**sizes), [Image.new("RGB", (80, 40))])
+        >>> tilings_of(transformers.SmolVLMImageProcessor(**sizes), [Image.new("RGB", (80, 40))])
         [(1, 2)]
     """
     image_processor = getattr(processor, "image_processor", processor)
     sizes = [(image.height, image.width) for image in as_images(list(images))]
-    module = sys.modules[type(image_processor).__module__]
-    canvas = getattr(module, "get_optimal_tiled_canvas", None)
+    choose_tiles = find_tile_chooser(image_processor)
     if hasattr(image_processor, "do_image_splitting"):
         cut = [image_processor.get_number_of_image_patches(height, width, {})[1:] for height, width in sizes]
         return [(int(rows) or 1, int(cols) or 1) for rows, cols in cut]
-    if canvas is None or not hasattr(image_processor, "crop_to_patches"):
+    if choose_tiles is None or not hasattr(image_processor, "crop_to_patches"):
         raise ValueRangeError(
-            f"{type(image_processor).__name__} does not report the rows and columns of its tiles. Pass tiles, "
+            f"{type(image_processor).__name__} does not report the rows and columns of its tiles. Pass tilings, "
             "or leave them out."
         )
-    of_images = getattr(type(processor), "images_kwargs", None)
-    if of_images is None:  # of transformers 5.23, in a class beside the processor's
-        kwargs = vars(sys.modules[type(processor).__module__]).get(f"{type(processor).__name__}Kwargs")
-        of_images = getattr(kwargs, "_defaults", {}).get("images_kwargs", {})
-    if not (image_processor.crop_to_patches or of_images.get("crop_to_patches", False)):
+    if not (image_processor.crop_to_patches or default_image_options(processor).get("crop_to_patches", False)):
         return [(1, 1)] * len(sizes)
     tile = _pair(_sides(image_processor.size))
-    cut = [canvas(size, tile, image_processor.min_patches, image_processor.max_patches) for size in sizes]
+    cut = [choose_tiles(size, tile, image_processor.min_patches, image_processor.max_patches) for size in sizes]
     return [(int(rows), int(cols)) for cols, rows in cut]
 
 
 def _sides(size: Any) -> dict[str, int]:
-    """The sides that a processor's size names."""
+    """Return the sides in the size of an image processor, without those that are None."""
     if size is None:
         return {}
     if isinstance(size, int):

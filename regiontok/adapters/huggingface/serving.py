@@ -1,10 +1,10 @@
-r"""Image embeddings for a server of the stock model: vLLM or SGLang does the language, regiontok the images.
+r"""Region tokens as image embeddings for vLLM or SGLang, which run the language model of the stock checkpoint.
 
     embeddings = image_embeddings(model, processor, [image], num_regions=128)
     engine.generate(vllm_request("USER: <image>\nWhat is this? ASSISTANT:", embeddings))
 
-The server loads the stock checkpoint and knows nothing of regions. What it is sent is checked here before, since wrong
-shapes can end an engine, and wrong counts of placeholders are taken in silence. Tried with vLLM 0.32 and SGLang 0.5.23.
+Requests are checked here: embeddings of a wrong shape can stop an engine, and it accepts a wrong number of placeholders
+without an error.
 """
 
 import math
@@ -33,29 +33,29 @@ VLLM = (
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
 )
-"""Families of whose images vLLM takes embeddings."""
+"""Families for which vLLM accepts image embeddings."""
 ONE_COUNT = ("InternVLForConditionalGeneration", "LlavaForConditionalGeneration")
-"""Families of which vLLM 0.32 stacks the images of a step, so that their counts must be equal within a prompt."""
+"""Families for which vLLM 0.32 stacks the images of a prompt, so that all must have the same number of tokens."""
 SGLANG = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
 )
-"""Families of whose images SGLang was seen to take embeddings rightly."""
+"""Families for which we have tested image embeddings with SGLang."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """One image as a server takes it.
+    """Region tokens of one image for a server.
 
     Attributes:
-        values: ``(K, width)`` on the CPU, without gradients: its tokens in the language model's dimension, and beside
-            them those of deepstack layers where the family has these.
-        grid: Rows and columns that multiply to K, for families whose server reads positions off a grid; else None.
-        stock: The class of transformers that the server loads.
-        placeholder: The token that stands for an image, as text and as its number.
-        around: Tokens that the server itself writes around it, as text and as numbers.
+        values: ``(K, width)`` on the CPU, without gradients: the tokens in the dimension of the language model, and in
+            further columns those of deepstack layers, if the family has them.
+        grid: Rows and columns with K cells, for families whose server computes positions from a grid; otherwise None.
+        stock: Class of transformers that the server loads.
+        placeholder: Placeholder of an image, as text and as token id.
+        around: Tokens that the server writes before and after the placeholders, as text and as token ids.
     """
 
     values: Tensor
@@ -69,7 +69,7 @@ class ImageEmbedding:
 
     @property
     def image_grid_thw(self) -> Tensor | None:
-        """The grid in patches before merging, ``(1, 3)``."""
+        """Frames, rows and columns of the grid before patches are merged, ``(1, 3)``; None without a grid."""
         return None if self.grid is None else torch.tensor([[1, 2 * self.grid[0], 2 * self.grid[1]]])
 
 
@@ -83,34 +83,35 @@ def image_embeddings(
     num_regions: Budget | None = None,
     keep: Keep | None = None,
 ) -> list[ImageEmbedding]:
-    """Encode images to region tokens, for a server of the stock model.
+    """Encode images as region tokens for a server of the stock model.
 
-    A count can differ between images. vLLM 0.32 cannot schedule different counts of LLaVA's or InternVL's images in one
-    step: give all the same ``num_regions``, or serve with ``max_num_seqs=1``. Families with positions in two dimensions
-    get them from a grid that multiplies to the count, as near to the image's shape as there is, and not from centroids.
+    The number of tokens can differ between images. For LLaVA and InternVL, vLLM 0.32 cannot schedule different numbers
+    in one step: use the same ``num_regions`` for all images, or serve with ``max_num_seqs=1``. In families with rotary
+    positions of rows and columns, the server does not use centroids of regions but the cells of a grid with as many
+    cells as tokens, in the shape that is closest to that of the image.
 
     Args:
-        model: Of `regiontok.adapters.huggingface`.
-        processor: The model's.
-        images: As ``regiontok.images.as_images`` takes them.
-        masks: One entry per image, for a model of masks.
-        num_regions: Budget of an image, or one per image, as ``forward`` takes it.
-        keep: The same as a fraction of the valid patches.
+        model: Region model.
+        processor: Processor of the model.
+        images: Images in any format of ``regiontok.images.as_images``.
+        masks: One entry per image, if the Regionizer uses masks.
+        num_regions: Budget of tokens, one number or one per image.
+        keep: The same budget as a fraction of the valid patches.
 
     Raises:
-        DTypeError: A model without regions.
-        ValueRangeError: Tokens that are not finite, which would corrupt what a server does next.
-        ShapeError, ImageError: What ``expand`` and ``as_images`` raise.
+        DTypeError: The model has no region tokens.
+        ValueRangeError: A token is not finite, which would corrupt later requests of a server.
+        ShapeError, ImageError: Images, masks and budgets do not match, or an image cannot be read.
     """
     if not isinstance(model, RegionMixin):
-        raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Make it with with_regions.")
-    given = as_images(list(images))
-    text = _image_text(processor)
-    inputs = process(model, processor, [text] * len(given), [[image] for image in given])
-    prepared = model.expand(**inputs, masks=masks, num_regions=num_regions, keep=keep)
-    output = prepared.inputs["mm_encoder_outputs"]["image"]
+        raise DTypeError(f"model must have region tokens; got {type(model).__name__}. Convert it with with_regions.")
+    pil_images = as_images(list(images))
+    text = str(getattr(processor, "image_token", "<image>"))
+    inputs = process(model, processor, [text] * len(pil_images), [[image] for image in pil_images])
+    expanded = model.expand(**inputs, masks=masks, num_regions=num_regions, keep=keep)
+    output = expanded.inputs["mm_encoder_outputs"]["image"]
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-    stock, identity = model._stock.__name__, (text, int(model.config.image_token_id))
+    stock, placeholder = model._stock.__name__, (text, int(model.config.image_token_id))
     around = tuple(
         (str(getattr(processor, name)), int(getattr(processor, f"{name}_id")))
         for name in ("start_image_token", "end_image_token")
@@ -121,22 +122,23 @@ def image_embeddings(
         values = torch.cat(list(parts), 1).detach().cpu().contiguous()
         if not values.isfinite().all():
             raise ValueRangeError(f"image {image}: its tokens are not finite. Load the model in a wider dtype.")
-        shape = next(view.grid for view in prepared.views if view.image == image)
-        grid = _grid(len(values), shape) if "image_grid_thw" in model.encoder_inputs else None
-        embeddings.append(ImageEmbedding(values, grid, stock, identity, around))
+        shape = next(tile.grid for tile in expanded.tiles if tile.image == image)
+        grid = _closest_grid(len(values), shape) if "image_grid_thw" in model.encoder_inputs else None
+        embeddings.append(ImageEmbedding(values, grid, stock, placeholder, around))
     return embeddings
 
 
 def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbedding]) -> dict[str, Any]:
-    """What ``vllm.LLM(..., enable_mm_embeds=True).generate`` takes.
+    """Return a request for ``vllm.LLM(..., enable_mm_embeds=True).generate``.
 
     Args:
-        prompt: As text, with one placeholder per image; or as tokens, where a run that a processor wrote counts as one.
-        embeddings: Of its images, in their order.
+        prompt: Text with one placeholder per image, or token ids with one placeholder or block per image.
+        embeddings: Embeddings of its images, in the order of the placeholders.
 
     Raises:
-        ValueRangeError: A family of whose images vLLM takes no embeddings.
-        ShapeError: Another number of placeholders than of images, which vLLM would not find.
+        ValueRangeError: vLLM does not accept image embeddings for this family.
+        ShapeError: The numbers of placeholders and images differ, which vLLM would not notice; or embeddings do not
+            belong together.
     """
     _check_family("vLLM", VLLM, embeddings)
     request: dict[str, Any] = {}
@@ -152,15 +154,15 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
             )
         request["prompt"] = prompt
     else:
-        request["prompt_token_ids"] = _one_each(prompt, embeddings)
-    values = [one.values for one in embeddings]
-    counts = sorted({len(one) for one in values})
+        request["prompt_token_ids"] = _collapse_blocks(prompt, embeddings)
+    values = [embedding.values for embedding in embeddings]
+    counts = sorted({len(tokens) for tokens in values})
     if len(counts) > 1 and embeddings[0].stock in ONE_COUNT:
         raise ShapeError(
-            f"vLLM takes image embeddings of {embeddings[0].stock} of one count per prompt; got {counts}. Give all "
-            "images of a prompt the same num_regions in image_embeddings."
+            f"vLLM needs the same number of tokens for all images of a prompt of {embeddings[0].stock}; got {counts}. "
+            "Pass one num_regions for all of them to image_embeddings."
         )
-    grids = [grid for one in embeddings if (grid := one.image_grid_thw) is not None]
+    grids = [grid for embedding in embeddings if (grid := embedding.image_grid_thw) is not None]
     if grids:
         request["multi_modal_data"] = {"image": {"image_embeds": torch.cat(values), "image_grid_thw": torch.cat(grids)}}
     else:
@@ -169,78 +171,76 @@ def vllm_request(prompt: str | Sequence[int], embeddings: Sequence[ImageEmbeddin
 
 
 def sglang_request(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding]) -> dict[str, Any]:
-    """What ``sglang.Engine.generate`` takes: the prompt with a placeholder per token, and the embeddings.
+    """Return a request for ``sglang.Engine.generate``: a prompt with one placeholder per token, and the embeddings.
 
     Args:
-        prompt: Tokens, with one placeholder per image or the run that a processor wrote.
-        embeddings: Of its image: SGLang takes one preprocessed image per request.
+        prompt: Token ids with one placeholder or block for the image.
+        embeddings: Embedding of the image. SGLang accepts one preprocessed image per request.
 
     Raises:
-        ValueRangeError: A family that was not seen to work, or several images.
-        ShapeError: Another number of placeholders than of images.
+        ValueRangeError: The family was not tested with SGLang, or there are several images.
+        ShapeError: The prompt does not have exactly one placeholder or block.
     """
     _check_family("SGLang", SGLANG, embeddings)
     if len(embeddings) != 1:
         raise ValueRangeError(f"SGLang takes embeddings of one image per request; got {len(embeddings)}.")
-    one, identity = embeddings[0], embeddings[0].placeholder[1]
+    embedding, image_id = embeddings[0], embeddings[0].placeholder[1]
     ids = [
-        again
-        for token in _one_each(prompt, embeddings, keep=True)
-        for again in ([identity] * len(one) if token == identity else [token])
+        repeated
+        for token in _collapse_blocks(prompt, embeddings, drop_tags=False)
+        for repeated in [token] * (len(embedding) if token == image_id else 1)
     ]
     image: dict[str, Any] = {
         "format": "processor_output",
         "modality": "IMAGE",
-        "precomputed_embeddings": one.values,
-        "image_grid_thw": one.image_grid_thw,
+        "precomputed_embeddings": embedding.values,
+        "image_grid_thw": embedding.image_grid_thw,
     }
     return {"input_ids": ids, "image_data": [image]}
 
 
 def _check_family(engine: str, families: tuple[str, ...], embeddings: Sequence[ImageEmbedding]) -> None:
+    """Raise an error for embeddings that an engine does not support, or that are not of one model."""
     if not embeddings:
-        raise ShapeError("embeddings must be of at least one image; got none. Send a prompt of text as it is.")
+        raise ShapeError("embeddings must be of at least one image; got none. Send prompts without images unchanged.")
     if embeddings[0].stock not in families:
         raise ValueRangeError(
-            f"{engine} takes no image embeddings of {embeddings[0].stock}. It does of {', '.join(families)}."
+            f"{engine} accepts no image embeddings for {embeddings[0].stock}. It accepts them for "
+            f"{', '.join(families)}."
         )
-    kinds = {(one.stock, one.placeholder, one.values.shape[1]) for one in embeddings}
-    if len(kinds) > 1:
-        raise ShapeError(f"embeddings of one prompt must be of one model; got those of {sorted(map(str, kinds))}.")
-    for number, one in enumerate(embeddings):
-        if one.values.ndim != 2 or (one.grid is not None and one.grid[0] * one.grid[1] != len(one)):
-            raise ShapeError(f"image {number}: its grid must multiply to its {len(one)} tokens; got {one.grid}.")
+    models = {(embedding.stock, embedding.placeholder, embedding.values.shape[1]) for embedding in embeddings}
+    if len(models) > 1:
+        raise ShapeError(f"embeddings of one prompt must be of one model; got those of {sorted(map(str, models))}.")
+    for image, embedding in enumerate(embeddings):
+        count, grid = len(embedding), embedding.grid
+        if embedding.values.ndim != 2 or (grid is not None and grid[0] * grid[1] != count):
+            raise ShapeError(f"image {image}: its grid must have as many cells as tokens, {count}; got {grid}.")
 
 
-def _one_each(prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, keep: bool = False) -> list[int]:
-    """Tokens with one placeholder per image; what the server writes around them goes, unless it is to be kept."""
-    _, identity = embeddings[0].placeholder
-    around = set() if keep else {number for _, number in embeddings[0].around}
-    given = prompt.tolist() if isinstance(prompt, Tensor) else [int(one) for one in prompt]
+def _collapse_blocks(
+    prompt: Sequence[int], embeddings: Sequence[ImageEmbedding], *, drop_tags: bool = True
+) -> list[int]:
+    """Return token ids with one placeholder per image; drop the tags around it, which the server writes."""
+    _, image_id = embeddings[0].placeholder
+    tags = {tag for _, tag in embeddings[0].around} if drop_tags else set()
+    tokens = prompt.tolist() if isinstance(prompt, Tensor) else [int(token) for token in prompt]
     ids: list[int] = []
-    for at, token in enumerate(given):
-        if token == identity and ids and ids[-1] == identity and given[at - 1] == identity:
+    for index, token in enumerate(tokens):
+        if token == image_id and ids and ids[-1] == image_id and tokens[index - 1] == image_id:
             continue
-        if token not in around:
+        if token not in tags:
             ids.append(token)
-    if ids.count(identity) != len(embeddings):
+    if ids.count(image_id) != len(embeddings):
         raise ShapeError(
-            f"the prompt must hold a placeholder (token {identity}) for each of the {len(embeddings)} images, or the "
-            f"run that its processor writes; got {ids.count(identity)} of them."
+            f"the prompt must hold a placeholder (token {image_id}) for each of the {len(embeddings)} images, or the "
+            f"block that its processor writes; got {ids.count(image_id)} of them."
         )
     return ids
 
 
-def _grid(count: int, shape: Size) -> Size:
-    """Rows and columns that multiply to ``count``, the nearest to a shape."""
+def _closest_grid(count: int, shape: Size) -> Size:
+    """Return rows and columns with ``count`` cells, in the proportions closest to those of ``shape``."""
     aspect = math.log(shape[0] / shape[1])
-    rows = min(
-        (one for one in range(1, count + 1) if count % one == 0),
-        key=lambda one: abs(math.log(one * one / count) - aspect),
-    )
+    divisors = (rows for rows in range(1, count + 1) if count % rows == 0)
+    rows = min(divisors, key=lambda rows: abs(math.log(rows * rows / count) - aspect))
     return rows, count // rows
-
-
-def _image_text(processor: Any) -> str:
-    """What a prompt holds for an image before its processor expands it."""
-    return str(getattr(processor, "image_token", "<image>"))

@@ -1,4 +1,4 @@
-"""Any of regiontok's encoders as the vision tower of a model of transformers."""
+"""Encoders of regiontok as vision towers of transformers' models."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ transformers = require("transformers", extra="hf")
 
 
 class EncoderConfig(transformers.PreTrainedConfig):
-    """Which encoder stands in the place of a vision tower, and its sizes; make it with `of`.
+    """Config of an `EncoderTower`: the encoder and its sizes. Create it with `of`.
 
     Attributes:
-        encoder: Its name, as of `regiontok.encoders.load`.
+        encoder: Name of the encoder in `regiontok.encoders.load`.
         options: Further options of ``load``.
-        hidden_size: Dimension of its features.
-        image_size: Height and width of its input.
-        patch_size: Side of a patch.
+        hidden_size: Dimension of the features.
+        image_size: Height and width of the input in pixels.
+        patch_size: Side of a patch in pixels.
     """
 
     model_type = "regiontok_encoder"
@@ -33,11 +33,11 @@ class EncoderConfig(transformers.PreTrainedConfig):
 
     @classmethod
     def of(cls, encoder: str, **options: Any) -> "EncoderConfig":
-        """The config of an encoder by name.
+        """Return the config of an encoder.
 
         Args:
-            encoder: As of `regiontok.encoders.load`.
-            options: Further options of ``load``, such as ``img_size``; weights and device are not among them.
+            encoder: Name of the encoder in `regiontok.encoders.load`.
+            options: Further options of ``load``, such as ``img_size``, except ``pretrained`` and ``device``.
 
         Example:
             >>> EncoderConfig.of("pixels", img_size=192).hidden_size
@@ -59,13 +59,13 @@ class EncoderConfig(transformers.PreTrainedConfig):
 
 
 class EncoderTower(transformers.PreTrainedModel):
-    """An encoder as a frozen vision tower: pixels ``(B, 3, height, width)`` to one hidden state ``(B, patches, dim)``.
+    """Frozen vision tower that maps pixels ``(B, 3, height, width)`` to one hidden state ``(B, patches, dim)``.
 
-    A LLaVA's config takes it with ``vision_feature_layer=-1`` and ``vision_feature_select_strategy="full"``.
+    Set ``vision_feature_layer=-1`` and ``vision_feature_select_strategy="full"`` in the config of a LLaVA that uses it.
 
     Args:
-        config: An `EncoderConfig`; weights are random, for a checkpoint to bring them.
-        encoder: One that is loaded already.
+        config: An `EncoderConfig`. The weights are random until a checkpoint is loaded.
+        encoder: Encoder to use instead of a new one.
 
     Example:
         >>> tower = EncoderTower.load("pixels", img_size=64)
@@ -81,39 +81,39 @@ class EncoderTower(transformers.PreTrainedModel):
 
     def __init__(self, config: EncoderConfig, *, encoder: Encoder | None = None) -> None:
         super().__init__(config)
-        with torch.device("cpu"):  # transformers loads on no device at first, and buffers of an encoder are not saved
+        with torch.device("cpu"):  # not on transformers' meta device: checkpoints have no buffers of encoders
             self.encoder = encoder or encoders.load(config.encoder, pretrained=False, **(config.options or {}))
         self.post_init()
 
     @classmethod
     def load(cls, encoder: str, *, pretrained: bool = True, **options: Any) -> "EncoderTower":
-        """A tower of an encoder with its own weights.
+        """Return the tower of an encoder with its pretrained weights.
 
         Args:
-            encoder: As of `regiontok.encoders.load`.
-            pretrained: Fetch the weights; with False they are random.
-            options: Further options of ``load`` that a config can hold, such as ``img_size``.
+            encoder: Name of the encoder in `regiontok.encoders.load`.
+            pretrained: Whether to load weights; with False they are random.
+            options: Further options of ``load`` that can be saved in a config, such as ``img_size``.
         """
         built = encoders.load(encoder, pretrained=pretrained, **options)
         return cls(EncoderConfig._of(built, encoder, options), encoder=built)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the encoder."""
+        """Floating-point type of the encoder's weights."""
         return self.encoder.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the encoder's weights."""
         return self.encoder.device
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
-        """One hidden state, in row-major order of the patches."""
+        """Return one hidden state, with patches in row-major order."""
         features = self.encoder.encode(pixel_values).flatten(1, 2)
         return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=features, hidden_states=(features,))
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Leave the encoder as it was built or loaded."""
+        """Do nothing: the encoder initializes or loads its own weights."""
 
 
 transformers.AutoConfig.register(EncoderConfig.model_type, EncoderConfig, exist_ok=True)

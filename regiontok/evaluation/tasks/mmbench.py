@@ -1,23 +1,23 @@
-"""MMBench with the paper's prompt; marks are lmms-eval's, without a judge."""
+"""MMBench with the paper's prompt, scored by lmms-eval without a judge."""
 
 from typing import Any
 
 from regiontok._require import require
 from regiontok.evaluation.prompts import with_options
 
-_theirs = require("lmms_eval.tasks.mmbench.en_utils", extra="eval", distribution="lmms-eval")
+_utils = require("lmms_eval.tasks.mmbench.en_utils", extra="eval", distribution="lmms-eval")
 
-image = _theirs.mmbench_doc_to_visual
-results = _theirs.mmbench_process_results
-score = _theirs.mmbench_aggregate_dev_results_static
-
-
-def question(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """The hint, the question, its two to four options by letter, and the paper's words after them."""
-    words = [str(doc[part]) for part in ("hint", "question") if _given(doc[part])]
-    return with_options("\n".join(words), [str(doc[letter]) for letter in "ABCD" if _given(doc[letter])])
+image = _utils.mmbench_doc_to_visual
+results = _utils.mmbench_process_results
+score = _utils.mmbench_aggregate_dev_results_static
 
 
-def _given(value: Any) -> bool:
-    """Whether a cell holds something; the data set's empty ones are None, NaN or its name."""
+def question(doc: dict[str, Any]) -> str:
+    """Return the hint, the question and its two to four options, then the paper's instruction."""
+    parts = [str(doc[part]) for part in ("hint", "question") if _is_set(doc[part])]
+    return with_options("\n".join(parts), [str(doc[letter]) for letter in "ABCD" if _is_set(doc[letter])])
+
+
+def _is_set(value: Any) -> bool:
+    """Return whether a cell is not empty; empty cells of the data set are None, NaN or the text ``nan``."""
     return value is not None and str(value) != "nan"

@@ -1,10 +1,18 @@
-"""The functions of MMStar: lmms-eval's own."""
+"""MMStar with the paper's prompt, scored by lmms-eval."""
+
+from typing import Any
 
 from regiontok._require import require
+from regiontok.evaluation.prompts import OPTIONS
 
-_theirs = require("lmms_eval.tasks.mmstar.utils", extra="eval", distribution="lmms-eval")
+_utils = require("lmms_eval.tasks.mmstar.utils", extra="eval", distribution="lmms-eval")
 
-image = _theirs.mmstar_doc_to_visual
-question = _theirs.mmstar_doc_to_text
-results = _theirs.mmstar_process_results
-score = _theirs.mmstar_aggregate_results
+image = _utils.mmstar_doc_to_visual
+results = _utils.mmstar_process_results
+score = _utils.mmstar_aggregate_results
+
+
+def question(doc: dict[str, Any]) -> str:
+    """Return the question, which lists its options, then the paper's instruction."""
+    text: str = _utils.mmstar_doc_to_text(doc, {"post_prompt": f"\n{OPTIONS}"})
+    return text
