@@ -114,18 +114,19 @@ def _add_tokenize(commands: Any) -> None:
 def _add_view(commands: Any) -> None:
     view = commands.add_parser(
         "view",
-        help="explore the regions of an image in a browser",
-        usage="%(prog)s IMAGE [--out FILE.html] [options]",
+        help="explore the regions of an image or video in a browser",
+        usage="%(prog)s IMAGE|VIDEO [--out FILE.html] [options]",
         description="Write an HTML file that works offline: the image with its regions, sliders for the threshold and "
         "the number of tokens, a choice of linkage and source, and similarities of regions. With masks it also has "
-        "their sources and a slider for the weight of masks.",
+        "their sources and a slider for the weight of masks; for a video a slider of its frames.",
     )
     view.add_argument("image", **_IMAGE)
     view.add_argument("--out", type=as_path, metavar="FILE.html", help="default: named after the image")
     group = view.add_argument_group("regions when the page opens")
-    add_region_options(group, ["threshold", "num_regions", "keep", "norm", "connectivity"])
+    add_region_options(group, ["threshold", "num_regions", "keep", "norm", "connectivity", "motion", "max_frames"])
+    add_choice(view.add_argument_group("a video, instead of an image"), FrameChoice)
     add_features_and_masks(view)
-    checks = (EncoderChoice.of, regions.region_configs, values.mask_choice)
+    checks = (EncoderChoice.of, FrameChoice.of, regions.region_configs, values.mask_choice)
     view.set_defaults(run=("view", "run_view"), checks=checks)
 
 

@@ -1,9 +1,8 @@
 // Drawing of the regions, and controls.
 
-const byId = id => document.getElementById(id);
 const state = {
   source: "clustering", linkage: "centroid", byThreshold: true, merges: 0, weight: 0, view: "outlines",
-  region: -1, cursor: -1, isPinned: false,
+  frame: 0, region: -1, cursor: -1, isPinned: false,
 };
 let regions = null;  // of the current source and cut
 const currentTree = () => state.linkage === "masked" ? maskedTrees[state.weight] : trees[state.linkage];
@@ -29,7 +28,11 @@ function resize() {
 // The column of a point is scaleX * x + offsetX for x in [0, 1] across the image; rows likewise.
 const [scaleX, offsetX, scaleY, offsetY] = data.placement;
 const xOf = col => (col - offsetX) / scaleX * canvas.width, yOf = row => (row - offsetY) / scaleY * canvas.height;
-const rowOf = patch => Math.floor(patch / cols), colOf = patch => patch % cols;
+const rowOf = patch => Math.floor(patch % frameSize / cols), colOf = patch => patch % cols;
+const shownPatches = function* () {
+  for (let patch = state.frame * frameSize; patch < (state.frame + 1) * frameSize; patch++) yield patch;
+};
+const isShown = patch => frameOf(patch) === state.frame;
 function fillPatch(patch, style) {
   const row = rowOf(patch), col = colOf(patch), x = xOf(col), y = yOf(row);
   context.fillStyle = style;
@@ -43,7 +46,7 @@ function outlinePath(labels) {
   const path = new Path2D();
   for (let row = 0; row < rows; row++) {
     for (let col = 0; col < cols; col++) {
-      const patch = row * cols + col;
+      const patch = state.frame * frameSize + row * cols + col;
       if (col + 1 < cols && labels[patch] !== labels[patch + 1]) addLine(path, row, col + 1, row + 1, col + 1);
       if (row + 1 < rows && labels[patch] !== labels[patch + cols]) addLine(path, row + 1, col, row + 1, col + 1);
     }
@@ -80,17 +83,17 @@ function draw() {
   context.clearRect(0, 0, canvas.width, canvas.height);
   const { patchesOf, smallest, regionSet } = regions, isSelected = state.region >= 0;
   if (state.view === "tokens") {
-    const means = patchesOf.map(meanColour);
-    for (let patch = 0; patch < numPatches; patch++) {
-      fillPatch(patch, smallest[patch] < 0 ? "rgb(0 0 0 / 70%)" : means[smallest[patch]]);
+    regions.means ??= patchesOf.map(meanColour);
+    for (const patch of shownPatches()) {
+      fillPatch(patch, smallest[patch] < 0 ? "rgb(0 0 0 / 70%)" : regions.means[smallest[patch]]);
     }
   } else if (isSelected) {
-    for (let patch = 0; patch < numPatches; patch++) if (smallest[patch] < 0) fillPatch(patch, "rgb(0 0 0 / 60%)");
+    for (const patch of shownPatches()) if (smallest[patch] < 0) fillPatch(patch, "rgb(0 0 0 / 60%)");
   }
   if (isSelected) {
-    const selected = new Set(patchesOf[state.region]), { heat, lowest } = regions;
+    const selected = new Set(patchesOf[state.region].filter(isShown)), { heat, lowest } = regions;
     const styles = heat.map(value => `rgba(${rampColour((value - lowest) / (1 - lowest || 1))}, 0.72)`);
-    for (let patch = 0; patch < numPatches; patch++) {
+    for (const patch of shownPatches()) {
       if (smallest[patch] >= 0 && !selected.has(patch)) fillPatch(patch, styles[smallest[patch]]);
     }
     if (state.view !== "image") stroke(outlinePath(regionSet), ["rgb(0 0 0 / 45%)", 1]);
@@ -112,14 +115,15 @@ function requestDraw() {
 // Text
 const help = byId("help");
 const percent = fraction => `${(100 * fraction).toFixed(1)} %`;
-function range(noun, values) {
-  const first = Math.min(...values) + 1, last = Math.max(...values) + 1;
+function range(noun, values) {  // a region may have more values than a call can have arguments
+  const first = values.reduce((a, b) => Math.min(a, b)) + 1, last = values.reduce((a, b) => Math.max(a, b)) + 1;
   return first === last ? `${noun} ${first}` : `${noun}s ${first} to ${last}`;
 }
 function describe(region, heat) {
   const patches = regions.patchesOf[region], size = patches.length, nearest = mostSimilar(region, heat);
   const lines = [
-    `${size} ${size === 1 ? "patch" : "patches"}, ${percent(size / numValid)} of the image`,
+    `${size} ${size === 1 ? "patch" : "patches"}, ${percent(size / numValid)} of the ${medium}`,
+    ...(isVideo ? [`${range("frame", patches.map(frameOf))} of ${numFrames}`] : []),
     `${range("row", patches.map(rowOf))}, ${range("column", patches.map(colOf))}`,
     nearest < 0 ? "no other region" : `most similar: region ${nearest + 1}, ${heat[nearest].toFixed(2)}`,
   ];
@@ -145,6 +149,7 @@ function select(region, patch) {
     byId("lowest").textContent = regions.lowest.toFixed(2);
     byId("highest").textContent = "1.00";
   }
+  showPresence();
   requestDraw();
 }
 let announcement = 0;
@@ -163,7 +168,7 @@ function tableRow(region) {
   button.setAttribute("aria-label", `Show region ${region + 1}`);
   button.addEventListener("click", () => {
     state.isPinned = true;
-    select(region, regions.patchesOf[region][0]);
+    select(region, regions.patchesOf[region].find(isShown) ?? regions.patchesOf[region][0]);
     announceRegion();
   });
   const row = document.createElement("tr");
@@ -177,7 +182,10 @@ function tableRow(region) {
   return row;
 }
 function updateTable() {
-  if (byId("all").open) byId("rows").replaceChildren(...regions.patchesOf.map((_, region) => tableRow(region)));
+  if (!byId("all").open) return;
+  const shown = new Set();
+  for (const [region, patches] of regions.patchesOf.entries()) if (!isVideo || patches.some(isShown)) shown.add(region);
+  byId("rows").replaceChildren(...Array.from(shown, tableRow));
 }
 
 // Show the current state. `isFinal` is false while a slider moves.
@@ -291,7 +299,7 @@ function patchAt(event) {
   const box = byId("image").getBoundingClientRect();
   const col = Math.floor(scaleX * (event.clientX - box.left) / box.width + offsetX);
   const row = Math.floor(scaleY * (event.clientY - box.top) / box.height + offsetY);
-  return row >= 0 && row < rows && col >= 0 && col < cols ? row * cols + col : -1;
+  return row >= 0 && row < rows && col >= 0 && col < cols ? state.frame * frameSize + row * cols + col : -1;
 }
 const regionAt = patch => patch < 0 ? -1 : regions.smallest[patch];
 function moveTo(patch) {
@@ -302,10 +310,12 @@ function clearSelection() {
   select(-1);
 }
 function neighbour([rowStep, colStep]) {
-  if (state.cursor < 0) return Math.floor(rows / 2) * cols + Math.floor(cols / 2);
+  const start = state.frame * frameSize;
+  if (state.cursor < 0) return start + Math.floor(rows / 2) * cols + Math.floor(cols / 2);
   const row = Math.min(Math.max(rowOf(state.cursor) + rowStep, 0), rows - 1);
   const col = Math.min(Math.max(colOf(state.cursor) + colStep, 0), cols - 1);
-  return isValid[row * cols + col] ? row * cols + col : state.cursor;
+  const next = start + row * cols + col;
+  return isValid[next] ? next : start + state.cursor % frameSize;
 }
 stage.addEventListener("pointermove", event => { if (!state.isPinned) moveTo(patchAt(event)); });
 stage.addEventListener("pointerleave", () => { if (!state.isPinned) clearSelection(); });
@@ -326,6 +336,9 @@ stage.addEventListener("keydown", event => {
       select(state.region);
       announceRegion();
     }
+  } else if (isVideo && (event.key === "," || event.key === ".")) {
+    stopPlaying();
+    showFrame(state.frame + (event.key === "," ? -1 : 1), { isFinal: true });
   } else if (steps[event.key]) {
     state.isPinned = false;
     moveTo(neighbour(steps[event.key]));
@@ -340,5 +353,6 @@ new ResizeObserver(resize).observe(byId("image"));
 threshold.value = data.threshold;
 if (data.tokens === null) cutAtThreshold(data.threshold);
 else cutToTokens("ward", data.tokens);
+showFrame(0);
 update({ isFinal: true });
 resize();

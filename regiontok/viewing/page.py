@@ -1,10 +1,11 @@
-"""An interactive page with the regions of an image: a single HTML file that needs no network.
+"""An interactive page with the regions of an image or video: a single HTML file that needs no network.
 
     write_page("china.html", image, encoders.load("radio-384"), title="china.jpg")
+    write_page("film.html", read_video("film.mp4", num_frames=16), encoders.load("radio-384"))
 
-The file contains the image, its merge trees, the regions of the other sources, and a compact copy of the patch
-features. The browser cuts the trees and compares the regions. The template consists of ``page.html``, ``page.css``,
-``page_regions.js`` and ``page.js`` in the folder of this module.
+The file contains the image or the frames, the merge trees, the regions of the other sources, and a compact copy of the
+patch features. The browser cuts the trees and compares the regions. The template consists of ``page.html``,
+``page.css``, ``page_regions.js``, ``page_frames.js`` and ``page.js`` in the folder of this module.
 """
 
 import base64
@@ -25,35 +26,39 @@ from torch import Tensor
 from regiontok._files import write_bytes
 from regiontok._values import check_number
 from regiontok.budgets import resolve_budget
-from regiontok.choices import MASK_SOURCES, MASK_WEIGHT, Norm
+from regiontok.choices import MASK_SOURCES, MASK_WEIGHT, MOTION, Norm
 from regiontok.clustering import UnionFindClusterer
 from regiontok.downsample import MaskDownsampler
-from regiontok.encoders import ImageEncoder
+from regiontok.encoders import EncodedImage, ImageEncoder
 from regiontok.errors import ShapeError
 from regiontok.images import shrink
 from regiontok.maskset import MaskSet
 from regiontok.merge_tree import MergeTree
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
+from regiontok.videos import Video
 
 _LONGEST_SIDE = 1024
+_LONGEST_SIDE_OF_FRAMES = 640
 _MAX_COSINE_ERROR = 0.01
 """Maximum error of the cosine of two patches. The page shows two digits."""
-_MAX_FEATURE_BYTES = 1_500_000
-"""Maximum size of the features: enough for all components of 36 x 36 patches of dimension 1024."""
+_MAX_FEATURE_BYTES = 3_000_000
+"""Maximum size of the features: all components of 36 x 36 patches of dimension 1024, 160 of 32 x 24 x 24 patches."""
+_MAX_COMPARED = 2048
+"""Maximum number of patches whose cosines are compared to choose the number of components."""
 _MAX_PATCHES = 2**16 - 1
 _MASK_WEIGHTS = (0.0, 0.1, 0.2, 0.3, MASK_WEIGHT, 0.7, 1.0, 2.0, float("inf"))
 """Steps of the mask weight slider. Each has its own merge tree."""
 
 
 def write_page(
-    path: str | Path, image: Image.Image, encoder: ImageEncoder, *, title: str = "image", **options: Any
+    path: str | Path, image: Image.Image | Video, encoder: ImageEncoder, *, title: str = "image", **options: Any
 ) -> None:
     """Write the page of `make_page` to a file.
 
     Args:
         path: The file; an existing file is replaced.
-        image: The image.
+        image: The image, or a video of `regiontok.read_video`.
         encoder: An encoder, or a model's `ModelEncoder`, which computes the patch features.
         title: Title of the page, such as the file name.
         options: Further options of `make_page`.
@@ -66,7 +71,7 @@ def write_page(
 
 
 def make_page(
-    image: Image.Image,
+    image: Image.Image | Video,
     encoder: ImageEncoder,
     *,
     title: str = "image",
@@ -76,27 +81,33 @@ def make_page(
     keep: float | None = None,
     norm: Norm = "rms",
     connectivity: int = 4,
+    motion: int = MOTION,
+    max_frames: int | None = None,
 ) -> str:
-    """Return an interactive page with the regions of an image.
+    """Return an interactive page with the regions of an image or video.
 
     The page shows the regions of each source. Sliders set the threshold, the number of tokens and, with masks, the mask
     weight. For the region under the pointer it shows the patches, the size, and the similarity to the other regions. It
-    works with pointer, touch, keyboard and screen reader, in light and dark mode.
+    works with pointer, touch, keyboard and screen reader, in light and dark mode. The page of a video also has a slider
+    of its frames and plays them. A region has one colour in all frames.
 
     Args:
-        image: The image.
+        image: The image, or a video of `regiontok.read_video`.
         encoder: The encoder that computes the patch features.
         title: Title of the page, such as the file name. It is escaped.
-        masks: Masks of the image. They add the sources ``segmentation`` and ``combined``, and Ward linkage with masks.
+        masks: Masks of an image. They add the sources ``segmentation`` and ``combined``, and Ward linkage with masks.
         threshold: Initial threshold, with centroid linkage as in the paper.
         num_regions: Initial number of tokens with Ward linkage, at most the number of patches, instead of a threshold.
         keep: Initial number of tokens as a fraction of the valid patches, instead of a threshold.
         norm: Normalization of the patch features, ``rms`` or ``none``.
         connectivity: 4 or 8 neighbours for clustering.
+        motion: For videos: see `UnionFindClusterer`.
+        max_frames: For videos: see `UnionFindClusterer`.
 
     Raises:
         ImageError: The image cannot be converted to one RGB image.
-        ShapeError: Masks do not match the image, or there are more than 65535 patches.
+        ShapeError: Masks do not match the image, or are passed for a video; frames have different sizes; or there are
+            more than 65535 patches.
         ValueRangeError: An option is out of range.
 
     Example:
@@ -105,56 +116,68 @@ def make_page(
         (False, True)
     """
     threshold = check_number("threshold", threshold, low=-1, high=1)
-    encoded = encoder.encode_image(image)
-    image, geometry = encoded.image, encoded.geometry
-    features, valid = encoded.features[None], encoded.valid[None]
-    rows, cols = valid.shape[1:]
-    if rows * cols > _MAX_PATCHES:
-        raise ShapeError(f"a page can have at most {_MAX_PATCHES} patches; got {rows} x {cols}. Reduce img_size.")
+    is_video = isinstance(image, Video)
+    if is_video and masks is not None:
+        raise ShapeError("the page of a video has no masks. Leave masks out.")
+    encoded, features, valid = _encode_frames(image.frames if isinstance(image, Video) else [image], encoder)
+    num_frames, rows, cols = valid.shape
+    grid = valid.shape if is_video else valid.shape[1:]
+    if valid.numel() > _MAX_PATCHES:
+        raise ShapeError(
+            f"a page can have at most {_MAX_PATCHES} patches; got {' x '.join(map(str, grid))}. Reduce img_size"
+            f"{' or the number of frames' if is_video else ''}."
+        )
     budget = resolve_budget([int(valid.sum())], num_regions, keep)
+    if is_video:
+        features, valid = features[None], valid[None]  # a batch of one clip
     options: dict[str, Any] = {"pool": "mean", "norm": norm, "connectivity": connectivity}
     features = Regionizer(**options).normalize(features)
     trees = [
-        UnionFindClusterer(linkage=linkage, connectivity=connectivity).tree(features, valid)[0]
+        UnionFindClusterer(linkage=linkage, connectivity=connectivity, motion=motion, max_frames=max_frames).tree(
+            features, valid
+        )[0]
         for linkage in ("centroid", "ward")
     ]
     sources = {"patch": Regionizer(source="patch", **options).group(features, valid=valid)}
     masked = None
     if masks is not None:
         for source in MASK_SOURCES:
-            regionizer = Regionizer(source=source, geometry=geometry, **options)
+            regionizer = Regionizer(source=source, geometry=encoded[0].geometry, **options)
             sources[source] = regionizer.group(features, masks=[masks], valid=valid)
-        on_grid = MaskDownsampler(geometry=geometry)([masks], features=features, valid=valid)
+        on_grid = MaskDownsampler(geometry=encoded[0].geometry)([masks], features=features, valid=valid)
         masked = _masked_trees(features, on_grid, connectivity)
-    placement = encoded.placement
-    (height, width), small = geometry.size, shrink(image, _LONGEST_SIDE)
-    compact, scale = _compact(features[0].flatten(0, 1), valid[0].flatten())
+    placement, (height, width) = encoded[0].placement, encoded[0].geometry.size
+    images = [shrink(each.image, _LONGEST_SIDE_OF_FRAMES if is_video else _LONGEST_SIDE) for each in encoded]
+    (full_height, full_width), small = placement.image_size, images[0]
+    compact, scale = _compact(features.reshape(valid.numel(), -1), valid.flatten())
     patch = placement.patches((rows, cols), (small.height, small.width))
     data = {
-        "grid": [rows, cols],
+        "grid": [num_frames, rows, cols],
+        "frames": [f"data:image/jpeg;base64,{_jpeg(each)}" for each in images],
+        "times": [round(time, 3) for time in image.times] if isinstance(image, Video) and image.fps else None,
         "placement": [
-            placement.scale[1] * image.width * cols / width,
+            placement.scale[1] * full_width * cols / width,
             placement.offset[1] * cols / width,
-            placement.scale[0] * image.height * rows / height,
+            placement.scale[0] * full_height * rows / height,
             placement.offset[0] * rows / height,
         ],
         "threshold": threshold,
         "tokens": None if budget is None else budget[0],
-        "valid": _encode(valid[0].numpy().astype(np.uint8)),
+        "valid": _encode(valid.numpy().astype(np.uint8)),
         "dim": compact.shape[1],
         "features": _encode(compact),
         "scale": _encode(scale.astype("<f4")),
-        "colours": _encode(_mean_colours(small, patch, rows * cols)),
+        "colours": _encode(np.concatenate([_mean_colours(each, patch, rows * cols) for each in images])),
         "trees": {tree.linkage: _tree(tree) for tree in trees},
         "masked": masked,
         "sources": {source: _regions(regions) for source, regions in sources.items()},
     }
     normalization = "without norm" if norm == "none" else f"{norm} norm"
+    description = f"{f'{num_frames} frames of ' if is_video else ''}{rows} x {cols} patches"
     return _fill_template(
         title=html.escape(title),
-        subtitle=html.escape(f"{encoder.name}, {rows} x {cols} patches, {normalization}"),
-        aspect_ratio=f"{image.width / image.height:.4f}",
-        image=f"data:image/jpeg;base64,{_jpeg(small)}",
+        subtitle=html.escape(f"{encoder.name}, {description}, {normalization}"),
+        aspect_ratio=f"{full_width / full_height:.4f}",
         data=json.dumps(data).replace("<", "\\u003c"),  # cannot close the script element
     )
 
@@ -162,28 +185,41 @@ def make_page(
 def _fill_template(**parts: str) -> str:
     """Return ``page.html`` with these parts, its style sheet and its scripts."""
     folder = Path(__file__).parent
-    for name, file in (("style", "page.css"), ("regions_script", "page_regions.js"), ("script", "page.js")):
+    files = {"style": "page.css", "regions_script": "page_regions.js", "frames_script": "page_frames.js"}
+    for name, file in (files | {"script": "page.js"}).items():
         parts[name] = (folder / file).read_text(encoding="utf-8")
     template = (folder / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _encode_frames(images: list[Image.Image], encoder: ImageEncoder) -> tuple[list[EncodedImage], Tensor, Tensor]:
+    """Return the images with their features, and the features ``(frames, rows, cols, D)`` and ``valid`` of all."""
+    encoded = [encoder.encode_image(image) for image in images]
+    sizes = {(each.image.height, each.image.width) for each in encoded}
+    if len(sizes) > 1:
+        raise ShapeError(f"the frames of a video must have one size; got {sorted(sizes)}. Resize them.")
+    return encoded, torch.stack([each.features for each in encoded]), torch.stack([each.valid for each in encoded])
 
 
 def _compact(features: Tensor, valid: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Compress features ``(patches, D)`` to int8 ``(patches, components)`` and a scale per component.
 
     The features are rotated to their principal axes. As few components are returned as preserve the cosines of all
-    pairs of valid patches up to `_MAX_COSINE_ERROR`, or fewer because of `_MAX_FEATURE_BYTES`.
+    pairs of valid patches up to `_MAX_COSINE_ERROR` (of `_MAX_COMPARED` patches, if there are more), or fewer because
+    of `_MAX_FEATURE_BYTES`.
     """
     features = torch.where(valid[:, None], features, 0)
     left, size, _ = torch.linalg.svd(features, full_matrices=False)
     rotated = left * size
     scale = rotated.abs().amax(0).clamp(min=1e-12) / 127
     quantized = (rotated / scale).round()
-    exact = _cosines(features[valid])
+    compared = valid.nonzero().flatten()
+    compared = compared[:: max(1, math.ceil(len(compared) / _MAX_COMPARED))]
+    exact = _cosines(features[compared])
     low, high = 1, min(quantized.shape[1], max(1, _MAX_FEATURE_BYTES // len(quantized)))
     while low < high:  # binary search: the error decreases with the number of components
         middle = (low + high) // 2
-        error = (_cosines((quantized * scale)[valid, :middle]) - exact).abs().max()
+        error = (_cosines((quantized[compared] * scale)[:, :middle]) - exact).abs().max()
         low, high = (low, middle) if error <= _MAX_COSINE_ERROR else (middle + 1, high)
     return quantized[:, :low].to(torch.int8).numpy(), scale[:low].numpy()
 

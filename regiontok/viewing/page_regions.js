@@ -1,10 +1,13 @@
-// The data of the image, and its regions from merge trees and from sources without sliders.
+// The data of the image or of the frames of a video, and the regions from merge trees and from sources without sliders.
 
 // Data. Arrays are base64-encoded.
-const data = JSON.parse(document.getElementById("data").textContent);
+const byId = id => document.getElementById(id);
+const data = JSON.parse(byId("data").textContent);
 const decode = text => Uint8Array.from(atob(text), char => char.charCodeAt(0)).buffer;
 const count = flags => flags.reduce((sum, flag) => sum + flag, 0);
-const [rows, cols] = data.grid, numPatches = rows * cols, dim = data.dim;
+// Patches are numbered in raster order, frame after frame. An image is a single frame.
+const [numFrames, rows, cols] = data.grid, frameSize = rows * cols, numPatches = numFrames * frameSize, dim = data.dim;
+const frameOf = patch => Math.floor(patch / frameSize);
 const isValid = new Uint8Array(decode(data.valid)), numValid = count(isValid);
 const colours = new Uint8Array(decode(data.colours));
 const scale = new Float32Array(decode(data.scale));
