@@ -1,13 +1,16 @@
 # The README's commands by shorter names.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test eval lint bench docs clean
 
 demo: .venv/regiontok
 	.venv/bin/regiontok demo
 
 test: .venv/dev
 	$(PYTHON) -m pytest -n auto --dist loadfile
+
+eval: .venv/dev .venv-eval/eval
+	$(PYTHON) -m pytest tests/evaluation/test_lmms.py
 
 lint: .venv/dev
 	$(PYTHON) -m ruff check
@@ -29,6 +32,9 @@ clean:
 
 .venv/docs: pyproject.toml
 	python3 -m venv .venv && .venv/bin/pip install -q -e '.[docs]' && touch $@
+
+.venv-eval/eval: pyproject.toml
+	python3 -m venv .venv-eval && .venv-eval/bin/pip install -q -e '.[eval]' && touch $@
 
 .venv/dev: pyproject.toml
 	python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]'

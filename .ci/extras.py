@@ -1,23 +1,35 @@
 """Install the wheel with each extra by itself, and run the documentation's commands there.
 
 Usage: python .ci/extras.py ENVIRONMENT WHEEL, with an environment in which the wheel is installed without extras. The
-packages of an extra are removed again before the next one, so that no extra sees another's.
+packages of an extra are removed again before the next one, so that no extra sees another's. At the end the
+documentation is built with its extra, and lmms-eval is tested with its own.
 """
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import ENVIRONMENTS, MORE, ROOT, Command, as_run, commands_to_run, environments_of, prerequisites
 
 TIMEOUT = 900
+CHECKS = {
+    "video": "pip install -q torchcodec transformers hypothesis pytest && "
+    "python -m pytest -q -p no:cacheprovider -o filterwarnings= tests/test_videos.py",
+    # the gallery runs the examples
+    "docs": "python -m sphinx -n -W --keep-going -q docs $(mktemp -d)",
+    "eval": "pip install -q hypothesis num2words pytest && "
+    "python -m pytest -q -p no:cacheprovider -o filterwarnings= tests/evaluation/test_lmms.py",
+}
+"""Extras whose environment runs a command in the repository instead of the documentation's commands."""
 
 
 def closures() -> dict[str, set[str]]:
@@ -89,28 +101,55 @@ class Environment:
         return done.returncode, "\n".join(done.stdout.strip().splitlines()[-15:])
 
 
-def run_all(environment: Environment, name: str, commands: list[Command], has: set[str], work: Path) -> list[str]:
-    """Run commands, each in a folder of its own; return those that failed."""
-    subprocess.run([str(environment.bin / "python"), str(ROOT / ".ci" / "standins.py"), str(work)], check=True)
-    failed = []
-    for command in commands:
-        with tempfile.TemporaryDirectory(dir=work) as folder:
-            for source in (work / "inputs").iterdir():
-                (Path(folder) / source.name).symlink_to(source)
-            where = Path(folder)
-            if "train.py" in command.line:
-                where = ROOT / "examples" / "train_llava"
-            for line in [*prerequisites(command.line, has=has), command.line]:
-                start = time.monotonic()
-                code, output = environment.run(as_run(line, has=has), where, work)
-                print(f"   {time.monotonic() - start:5.1f} s  {line}", flush=True)
-                if code:
-                    failed.append(
-                        f"[{name}] {command.page}: {line}\n{as_run(line, has=has)}\nexit code {code}\n{output}"
-                    )
-                    print(failed[-1], flush=True)
-                    break
-    return failed
+class Runner:
+    """Runs the commands of one environment, two at a time, each in a folder of its own.
+
+    The commands before them, which make the stores that they read, run once; their outputs are copied.
+    """
+
+    def __init__(self, environment: Environment, name: str, has: set[str], work: Path) -> None:
+        self.environment, self.name, self.has, self.work = environment, name, has, work
+        subprocess.run([str(environment.bin / "python"), str(ROOT / ".ci" / "standins.py"), str(work)], check=True)
+
+    def run(self, commands: list[Command]) -> list[str]:
+        """Return a message for each command that failed."""
+        lines = {line for command in commands for line in prerequisites(command.line, has=self.has)}
+        with ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory(dir=self.work) as folder:
+            self.made = {line: Path(folder) / str(number) for number, line in enumerate(sorted(lines))}
+            failed = list(pool.map(self._prepare, self.made))
+            failed += list(pool.map(self._run_in_new_folder, commands))
+        return [message for message in failed if message]
+
+    def _prepare(self, line: str) -> str:
+        return self._execute(Command("made before others", line, frozenset()), self._with_inputs(self.made[line]))
+
+    def _with_inputs(self, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        for source in (self.work / "inputs").iterdir():
+            (folder / source.name).symlink_to(source)
+        return folder
+
+    def _run_in_new_folder(self, command: Command) -> str:
+        if "train.py" in command.line:
+            return self._execute(command, ROOT / "examples" / "train_llava")
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            for line in prerequisites(command.line, has=self.has):
+                shutil.copytree(self.made[line], folder, symlinks=True, dirs_exist_ok=True)
+            for source in Path(folder).iterdir():
+                if source.is_symlink():
+                    source.unlink()
+            return self._execute(command, self._with_inputs(Path(folder)))
+
+    def _execute(self, command: Command, folder: Path) -> str:
+        start = time.monotonic()
+        line = as_run(command.line, has=self.has)
+        code, output = self.environment.run(line, folder, self.work)
+        print(f"   {time.monotonic() - start:5.1f} s  {command.line}", flush=True)
+        if not code:
+            return ""
+        message = f"[{self.name}] {command.page}: {command.line}\n{line}\nexit code {code}\n{output}"
+        print(message, flush=True)
+        return message
 
 
 def main(folder: Path, wheel: Path) -> int:
@@ -134,10 +173,18 @@ def main(folder: Path, wheel: Path) -> int:
                 has = set().union(*(known[part] for part in name.split("+")))
                 some = [command for command in commands if name in places[command]]
                 print(f"== [{name}] {len(some)} commands, installed in {time.monotonic() - start:.0f} s", flush=True)
-                failed += run_all(environment, name, some, has, Path(work))
+                failed += Runner(environment, name, has, Path(work)).run(some)
                 ran.update(some)
             environment.restore()
             print(f"== [{extra}] took {time.monotonic() - start:.0f} s", flush=True)
+        for extra, line in CHECKS.items():
+            start = time.monotonic()
+            environment.install(extra)
+            code, output = environment.run(line, ROOT, Path(work))
+            if code:
+                failed.append(f"[{extra}] {line}\nexit code {code}\n{output}")
+            environment.restore()
+            print(f"== [{extra}] took {time.monotonic() - start:.0f} s\n{output}", flush=True)
     failed += [f"{command.page}: {command.line}\nno environment ran it" for command in commands if command not in ran]
     for message in dict.fromkeys(failed):
         print(f"\nFAILED {message}")

@@ -4,12 +4,15 @@
     features, valid = encoder(video.frames)          # (frames, rows, cols, dim)
     regions = UnionFindClusterer(num_regions=512)([features], [valid])
 
-Video files need the extra ``video`` (PyAV). Folders of frames, animated GIF and WebP files, arrays, tensors and lists
-of images need no further package.
+Video files need the extra ``video`` (PyAV), or torchcodec, which is used if it is installed and decodes only the
+sampled frames. Folders of frames, animated GIF and WebP files, arrays, tensors and lists of images need no further
+package.
 """
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +66,7 @@ def read_video(
     Raises:
         DataError: The file cannot be read, is damaged, or has no video.
         ValueRangeError: An invalid value, several ways to sample, or ``fps`` for frames without times.
-        MissingDependencyError: PyAV is not installed, and the file is a video.
+        MissingDependencyError: The file is a video, and neither PyAV nor torchcodec is installed.
 
     Example:
         >>> video = read_video(np.zeros((10, 48, 64, 3), np.uint8), num_frames=4)
@@ -128,8 +131,48 @@ def _read_animation(path: Path, choose: Callable[[int, float | None], list[int]]
 
 
 def _read_file(path: Path, choose: Callable[[int, float | None], list[int]]) -> Video:
+    """Read a video file. Both decoders return the same frames and times; torchcodec decodes only what is sampled."""
+    decoders = _load_torchcodec()
+    with _read_errors(path):
+        return _read_with_pyav(path, choose) if decoders is None else _read_with_torchcodec(decoders, path, choose)
+
+
+@cache
+def _load_torchcodec() -> Any:
+    """Return ``torchcodec.decoders``, or None if it is not installed or finds no FFmpeg."""
+    try:
+        return importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        return None
+
+
+def _read_with_torchcodec(decoders: Any, path: Path, choose: Callable[[int, float | None], list[int]]) -> Video:
+    try:
+        decoder = decoders.VideoDecoder(str(path))
+    except ValueError as error:  # a file whose streams are not video
+        raise DataError(f"{path}: it has no video stream.") from error
+    about = decoder.metadata
+    total = about.num_frames_from_header or about.num_frames
+    if not total:
+        raise DataError(f"{path}: it has no frames.")
+    fps = about.average_fps_from_header or about.average_fps
+    indices = choose(total, fps)
+    missing = next((index for index in indices if index >= about.num_frames), None)
+    if missing is not None:
+        raise _damaged(path, missing, total)
+    batch = decoder.get_frames_at(indices)
+    frames = [Image.fromarray(frame) for frame in batch.data.permute(0, 2, 3, 1).numpy()]
+    times = (batch.pts_seconds - about.begin_stream_seconds).tolist()
+    return Video(frames, times, indices, fps, total)
+
+
+def _damaged(path: Path, index: int, total: int) -> DataError:
+    return DataError(f"{path}: it is truncated or damaged: frame {index} of {total} cannot be read.")
+
+
+def _read_with_pyav(path: Path, choose: Callable[[int, float | None], list[int]]) -> Video:
     av = require("av", extra="video")
-    with _read_errors(path), av.open(str(path)) as container:
+    with av.open(str(path)) as container:
         if not container.streams.video:
             raise DataError(f"{path}: it has no video stream.")
         stream = container.streams.video[0]
@@ -151,7 +194,7 @@ def _read_file(path: Path, choose: Callable[[int, float | None], list[int]]) -> 
             if number >= indices[-1]:
                 break
     if len(frames) < len(indices):
-        raise DataError(f"{path}: it is truncated or damaged: frame {indices[len(frames)]} of {total} cannot be read.")
+        raise _damaged(path, indices[len(frames)], total)
     return Video(frames, times, indices, fps, total)
 
 

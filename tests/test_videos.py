@@ -9,8 +9,19 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
+from regiontok import videos
 from regiontok.errors import DataError, DTypeError, ShapeError, ValueRangeError
 from regiontok.videos import read_video
+
+
+@pytest.fixture(params=["pyav", "torchcodec"])
+def decoder(request, monkeypatch):
+    """Read video files with each decoder."""
+    if request.param == "pyav":
+        monkeypatch.setattr(videos, "_load_torchcodec", lambda: None)
+    elif videos._load_torchcodec() is None:
+        pytest.skip("torchcodec is not installed, or there is no FFmpeg; .ci/extras.py runs this with both")
+    return request.param
 
 
 def numbered(count, size=(64, 48)):
@@ -41,7 +52,7 @@ def write(path, frames, *, rate=10, times=None, codec="mpeg4"):
     "options", [{}, {"num_frames": 4}, {"num_frames": 99}, {"fps": 2}, {"fps": 0.1}, {"every": 3}], ids=str
 )
 @pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
-def test_sampling_is_that_of_transformers(tmp_path, options, suffix):
+def test_sampling_is_that_of_transformers(tmp_path, decoder, options, suffix):
     video = read_video(write(tmp_path / f"a.{suffix}", numbered(20)), **options)
     if "every" in options:
         expected = list(range(0, 20, 3))
@@ -55,10 +66,11 @@ def test_sampling_is_that_of_transformers(tmp_path, options, suffix):
     assert video.frames[0].size == (64, 48)
 
 
-def test_times_of_a_variable_rate_are_those_of_the_frames(tmp_path):
+def test_times_of_a_variable_rate_are_those_of_the_frames(tmp_path, decoder):
     times = [0, 1, 2, 10, 11, 30]
     video = read_video(write(tmp_path / "a.mkv", numbered(6), times=times))
     assert video.times == pytest.approx([time / 10 for time in times], abs=0.002)
+    assert video.fps == 10
 
 
 def test_folders_animations_arrays_and_lists(tmp_path):
@@ -91,7 +103,7 @@ def test_folders_animations_arrays_and_lists(tmp_path):
     assert (len(single.frames), single.times) == (1, [0])
 
 
-def test_a_rotated_video_is_upright(tmp_path):
+def test_a_rotated_video_is_upright(tmp_path, decoder):
     image = Image.new("RGB", (64, 48))
     image.paste((250, 250, 250), (0, 0, 64, 8))  # the upper edge is bright
     plain, rotated = write(tmp_path / "a.mp4", [image] * 3), tmp_path / "b.mp4"
@@ -111,7 +123,7 @@ def test_a_rotated_video_is_upright(tmp_path):
         assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 3
 
 
-def test_files_that_are_no_complete_video_are_rejected(tmp_path):
+def test_files_that_are_no_complete_video_are_rejected(tmp_path, decoder):
     with pytest.raises(DataError, match=r"none.mp4: there is no such file"):
         read_video(tmp_path / "none.mp4")
     (tmp_path / "text.mp4").write_text("no video")
