@@ -1,8 +1,13 @@
 """Videos on the command line and in stores."""
 
+import io
 import json
+import pickle
 import shutil
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +35,12 @@ def films(tmp_path):
     first.save(folder / "c.gif", save_all=True, append_images=others, duration=100)
     first.save(folder / "frame.png")
     return folder
+
+
+def parquet_of_bytes(values):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": pa.array(values, pa.binary())}), file)
+    return file.getvalue()
 
 
 def expected_tokens(path, **sampling):
@@ -113,9 +124,47 @@ def test_listings_of_videos(films, tmp_path):
     (films / "none").mkdir()
     with pytest.raises(ImageError, match="there is no video in it"):
         Listing([films / "none"], frames=sampling)
+    Path(tmp_path / "all.parquet").write_bytes(parquet_of_bytes([(films / "frame.png").read_bytes()]))
+    with pytest.raises(ValueRangeError, match="videos are read from files and tars only"):
+        Listing([tmp_path / "all.parquet"], frames=sampling)
+
+
+def test_videos_in_tars(films, tmp_path):
+    (films / "bad.mp4").write_bytes(b"no video")
     shutil.make_archive(str(tmp_path / "all"), "tar", films)
-    with pytest.raises(ValueRangeError, match="videos are read from files only"):
-        Listing([tmp_path / "all.tar"], frames=sampling)
+    listing = Listing([tmp_path / "all.tar"], frames=FrameSampling(num_frames=3))
+    found = {video.key: video for video in listing}
+    assert sorted(found) == ["all.tar/a.mp4", "all.tar/bad.mp4", "all.tar/c.gif", "all.tar/old/b.mkv"]
+    reader = pickle.loads(pickle.dumps(listing.reader()))
+    expected = read_video(films / "old" / "b.mkv", num_frames=3)
+    video = reader.read_video(found["all.tar/old/b.mkv"])
+    assert (video.times, video.frames[2].tobytes()) == (expected.times, expected.frames[2].tobytes())
+    with pytest.raises(DataError, match=r"all.tar/bad.mp4: it cannot be read as a video"):
+        reader.read_video(found["all.tar/bad.mp4"])
+
+
+def test_folders_of_frames_are_videos(films, tmp_path, capsys):
+    """As in DAVIS: a folder per video."""
+    for name in ("bear", "old/cat"):
+        (films / name).mkdir()
+        for number, frame in enumerate(numbered(6)):
+            frame.save(films / name / f"{number:05d}.png")
+    sampling = FrameSampling(num_frames=3)
+    listing = Listing([films], frames=sampling)
+    assert [video.key for video in listing] == ["a.mp4", "bear", "c.gif", "old/b.mkv", "old/cat"]
+    read = {video.key: listing.reader().read_video(video) for video in listing}
+    assert (read["bear"].indices, len(read["old/cat"].frames)) == ([0, 2, 4], 3)
+    for paths in ([films / "bear"], [f"{films}/b*"], [f"{films / 'bear'}/"]):
+        assert [video.key for video in Listing(paths, frames=sampling)] == ["bear"]
+    assert [image.key for image in Listing([films / "bear"])][:2] == ["00000.png", "00001.png"], "without sampling"
+    (films / "bear" / "more").mkdir()
+    assert [video.key for video in Listing([films], frames=sampling)] == ["a.mp4", "c.gif", "old/b.mkv", "old/cat"]
+    command = ["tokenize", str(films / "old"), "--num-frames", "3", "--num-regions", "12", "--linkage", "ward"]
+    assert main([*command, "--store", str(tmp_path / "tokens")]) == 0
+    assert main([*command, "--store", str(tmp_path / "tokens")]) == 0
+    assert "Nothing to do: all 2" in capsys.readouterr().out
+    stored = TokenStore(tmp_path / "tokens")["cat"]
+    assert torch.equal(stored.regions.labels(), expected_tokens(films / "old" / "cat", num_frames=3).regions.labels())
 
 
 def test_remote_videos_are_copied_to_be_read(films):

@@ -87,6 +87,17 @@ class Container(ImageSource):
         with _as_image_error(address):  # images that are opened lazily are decoded here
             return as_rgb(value, bits=bits)
 
+    def data(self, address: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        value = self._image_or_bytes(address)
+        if not isinstance(value, bytes):
+            raise ImageError(f"{address}: it must be bytes of a file; got {type(value).__name__}.", "not_an_image")
+        return value
+
     def size(self, address: str) -> tuple[Size, int]:
         """Return the height and width of an image, upright, and its EXIF orientation.
 
@@ -248,13 +259,18 @@ class ParquetImages(Container):
 
 
 class TarImages(Container):
-    """Images in a WebDataset tar: the members with the suffix of an image.
+    """Images or videos in a WebDataset tar: the members with the suffix of one.
 
     If a tar is cut short or damaged, the images before the damage are read, and the rest of the tar is one failure.
+
+    Args:
+        path: Path or address of the tar.
+        is_listed: Function of a file name: whether the file is an image, or a video.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_listed: Callable[[str], bool] = is_image_name) -> None:
         self.address = path
+        self._is_listed = is_listed
         self.root = posixpath.dirname(path) or "."
 
     def __iter__(self) -> Iterator[Entry]:
@@ -266,7 +282,7 @@ class TarImages(Container):
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # otherwise all members stay in memory
                     name = posixpath.normpath(member.name)
-                    if member.isdir() or not is_image_name(name) or posixpath.basename(name).startswith("._"):
+                    if member.isdir() or not self._is_listed(name) or posixpath.basename(name).startswith("._"):
                         continue
                     last = name
                     if name in names:
@@ -294,7 +310,7 @@ class TarImages(Container):
             stream.seek(offset)
             data = stream.read(size)
         if len(data) < size:
-            raise ImageError(f"{self.address}: the tar ends within this image.", "damaged")
+            raise ImageError(f"{self.address}: the tar ends within this file.", "damaged")
         return data
 
 

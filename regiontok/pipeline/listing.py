@@ -13,7 +13,7 @@ from PIL import Image
 from regiontok.errors import DataError, ImageError, ValueRangeError
 from regiontok.geometry import Size
 from regiontok.images import is_image_name, read_image, read_size
-from regiontok.pipeline.containers import Container, ImageSource
+from regiontok.pipeline.containers import Container, ImageSource, TarImages
 from regiontok.pipeline.files import read_remote
 from regiontok.pipeline.roots import Roots
 from regiontok.pipeline.sources import ImageFiles, ImageFolder, open_sources
@@ -86,7 +86,7 @@ class Reader:
         return read_image(image.address, _remote_data(image), bits=self.bits, admit=self._admit)
 
     def read_video(self, video: ListedImage) -> Video:
-        """Return sampled frames of a video, upright and in RGB. A remote file is copied to this machine first.
+        """Return sampled frames of a video, upright and in RGB. A file in a tar or elsewhere is copied first.
 
         A gated reader waits after the frames are decoded, since their number and size are not known before.
 
@@ -97,14 +97,16 @@ class Reader:
         if self.frames is None:
             raise ValueRangeError("this listing is of images. Pass frames=FrameSampling(...) to list videos.")
         options: dict[str, Any] = self.frames.describe()
-        if is_remote(video.address):
-            with tempfile.NamedTemporaryFile(suffix=PurePosixPath(video.address).suffix) as file:
-                file.write(read_remote(video.address))
+        container = self._container(video)
+        if container is not None or is_remote(video.address):
+            data = read_remote(video.address) if container is None else container.data(video.address)
+            with tempfile.NamedTemporaryFile(suffix=PurePosixPath(video.path).suffix) as file:
+                file.write(data)
                 file.flush()
                 try:
                     frames = read_video(file.name, **options)
                 except DataError as error:
-                    raise DataError(str(error).replace(file.name, video.address)) from error
+                    raise DataError(str(error).replace(file.name, video.path)) from error
         else:
             frames = read_video(video.address, **options)
         if self._admit is not None:
@@ -142,12 +144,12 @@ class Listing(Reader):
         column: The image column of datasets and Parquet files.
         key_column: The key column of datasets and Parquet files; by default, row numbers are keys.
         bits: Bits that 16-bit greyscale images use; see `regiontok.read_image`.
-        frames: How frames are sampled, to list videos instead of images: files and animated images in folders, patterns
-            and lists.
+        frames: How frames are sampled, to list videos instead of images: files, animated images, and local folders of
+            frames (several images, and neither videos nor subfolders), in folders, patterns and lists.
 
     Raises:
         ImageError: There is no image, or a list cannot be read.
-        ValueRangeError: Videos in a tar, Parquet file or dataset; an image is not in ``root``, a path contains ``..``,
+        ValueRangeError: Videos in a Parquet file or dataset; an image is not in ``root``, a path contains ``..``,
             or two folders have the same name.
 
     Example:
@@ -174,8 +176,9 @@ class Listing(Reader):
         is_listed = is_image_name if frames is None else is_video_name
         self._sources = open_sources(addresses, root=folder, column=column, key_column=key_column, is_listed=is_listed)
         containers = [source for source in self._sources if isinstance(source, Container)]
-        if containers and frames is not None:
-            raise ValueRangeError(f"{containers[0].address}: videos are read from files only. Extract them first.")
+        other = next((source for source in containers if not isinstance(source, TarImages)), None)
+        if other is not None and frames is not None:
+            raise ValueRangeError(f"{other.address}: videos are read from files and tars only. Extract them first.")
         super().__init__(containers, bits=bits, frames=frames)
         self.roots = Roots([source.root for source in self._sources] if root is None else [root])
         for source in self._sources:

@@ -28,6 +28,7 @@ from regiontok.pipeline.containers import (
     TarImages,
 )
 from regiontok.pipeline.files import absolute, find_files, is_folder, is_pattern, list_folder, read_remote
+from regiontok.sampling import is_video_name
 from regiontok.store.storage import is_remote
 
 NameTest = Callable[[str], bool]
@@ -48,11 +49,12 @@ class ImageFiles(ImageSource):
 
 
 class ImageFolder(ImageSource):
-    """The images of a folder and its subfolders, sorted by name.
+    """The images or videos of a folder and its subfolders, sorted by name.
 
     Args:
         folder: The folder.
-        is_listed: Function of a file name: whether the file is an image, or a video.
+        is_listed: Function of a file name: whether the file is an image, or a video. A local subfolder with frames is a
+            video too; see `is_frame_folder`.
     """
 
     def __init__(self, folder: str, is_listed: NameTest) -> None:
@@ -72,10 +74,25 @@ def _walk(folder: str, is_listed: NameTest) -> Iterator[Entry]:
     remote = is_remote(folder)
     for name, is_subfolder, stamp in listed:
         path = f"{folder.rstrip('/')}/{name}"
-        if is_subfolder:
+        if is_subfolder and is_listed is is_video_name and is_frame_folder(path):
+            yield Entry(path)
+        elif is_subfolder:
             yield from _walk(path, is_listed)
         elif is_listed(name) and (remote or os.path.isfile(path)):  # noqa: PTH113  names may be too long
             yield Entry(path, stamp=stamp)
+
+
+def is_frame_folder(path: str) -> bool:
+    """Return whether a local folder has the frames of one video: several images, and neither videos nor subfolders."""
+    if is_remote(path) or not is_folder(path):
+        return False
+    try:
+        entries = list_folder(path)
+    except OSError:
+        return False
+    names = [name for name, is_subfolder, _ in entries if not is_subfolder]
+    is_flat = len(names) == len(entries) and not any(map(is_video_name, names))
+    return is_flat and sum(map(is_image_name, names)) > 1
 
 
 def open_sources(
@@ -112,13 +129,20 @@ def _open(
         path = os.path.normpath(path)
         if any(Path(path, f"dataset_{name}.json").is_file() for name in ("info", "dict")):
             return [DatasetFolder(absolute(path), column, key_column)]
+        if is_listed is is_video_name and is_frame_folder(path):
+            return [ImageFiles(address, _parent(absolute(path)), [absolute(path)])]
         return [ImageFolder(path, is_listed)]
     if path.lower().endswith((*TARS, *PARQUET, *COMPRESSED_TARS)):
-        return _open_containers(path, column, key_column)
+        return _open_containers(path, column, key_column, is_listed)
     if path.lower().endswith(_LISTS):
         return [_read_list(path, root or _parent(path))]
     if is_pattern(path):
-        return [ImageFiles(address, _fixed_part(path), list(filter(is_listed, find_files(path))))]
+        found = [
+            file
+            for file in find_files(path)
+            if is_listed(file) or (is_listed is is_video_name and is_frame_folder(file))
+        ]
+        return [ImageFiles(address, _fixed_part(path), found)]
     if is_remote(path) and is_folder(path):
         return [ImageFolder(path, is_listed)]
     if not is_remote(path) and not os.path.lexists(path) and not is_listed(path):
@@ -126,7 +150,7 @@ def _open(
     return [ImageFiles(address, _parent(path), [path])]
 
 
-def _open_containers(path: str, column: str | None, key_column: str | None) -> list[ImageSource]:
+def _open_containers(path: str, column: str | None, key_column: str | None, is_listed: NameTest) -> list[ImageSource]:
     if path.lower().endswith(COMPRESSED_TARS):
         raise ImageError(f"{path} is a compressed tar, whose images cannot be read separately. Decompress it first.")
     files = [absolute(file) for file in (find_files(path) if is_pattern(path) else [path])]
@@ -137,7 +161,7 @@ def _open_containers(path: str, column: str | None, key_column: str | None) -> l
         return [ParquetImages(file, column, key_column) for file in files]
     if column or key_column:
         raise ImageError(f"{path}: --column and --key-column require datasets and Parquet files. Leave them out.")
-    return [TarImages(file) for file in files]
+    return [TarImages(file, is_listed) for file in files]
 
 
 def _read_list(path: str, root: str) -> ImageFiles:
