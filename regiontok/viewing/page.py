@@ -58,7 +58,7 @@ def write_page(
 
     Args:
         path: The file; an existing file is replaced.
-        image: The image, or a video of `regiontok.read_video`.
+        image: The image, or a video of `regiontok.videos.read_video`.
         encoder: An encoder, or a model's `ModelEncoder`, which computes the patch features.
         title: Title of the page, such as the file name.
         options: Further options of `make_page`.
@@ -92,7 +92,7 @@ def make_page(
     of its frames and plays them. A region has one colour in all frames.
 
     Args:
-        image: The image, or a video of `regiontok.read_video`.
+        image: The image, or a video of `regiontok.videos.read_video`.
         encoder: The encoder that computes the patch features.
         title: Title of the page, such as the file name. It is escaped.
         masks: Masks of an image. They add the sources ``segmentation`` and ``combined``, and Ward linkage with masks.
