@@ -46,8 +46,10 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected.to(actual.dtype), **TOLERANCES[actual.dtype])
 
 
-def for_each(**parameters):
+def for_each(names=(), rows=((),), **parameters):
     """Turn a test into one case with a subtest for every combination of ``parameters``, the last one varying fastest.
+
+    ``names`` and ``rows`` are as for ``pytest.mark.parametrize``, and are combined with the parameters.
 
     Each has torch's seed and its own ``tmp_path`` and ``monkeypatch``; other fixtures are shared. A failure names its
     combination, and the others still run.
@@ -55,8 +57,9 @@ def for_each(**parameters):
 
     def decorate(check):
         def test(subtests, **fixtures):
-            for number, values in enumerate(itertools.product(*parameters.values())):
-                arguments = dict(zip(parameters, values, strict=True)) | fixtures
+            combinations = itertools.product(rows, *parameters.values())
+            for number, values in enumerate((*row, *values) for row, *values in combinations):
+                arguments = dict(zip((*names, *parameters), values, strict=True)) | fixtures
                 with contextlib.ExitStack() as stack:
                     name = ", ".join(str(value)[:60] for value in values)
                     stack.enter_context(subtests.test(name.encode(errors="backslashreplace").decode()))
@@ -68,9 +71,9 @@ def for_each(**parameters):
                         arguments["monkeypatch"] = stack.enter_context(fixtures["monkeypatch"].context())
                     check(**arguments)
 
-        names = [name for name in inspect.signature(check).parameters if name not in parameters]
+        others = [name for name in inspect.signature(check).parameters if name not in (*names, *parameters)]
         keyword = inspect.Parameter.KEYWORD_ONLY
-        test.__signature__ = inspect.Signature([inspect.Parameter(name, keyword) for name in (*names, "subtests")])
+        test.__signature__ = inspect.Signature([inspect.Parameter(name, keyword) for name in (*others, "subtests")])
         test.__name__, test.__doc__, test.__module__ = check.__name__, check.__doc__, check.__module__
         test.pytestmark = getattr(check, "pytestmark", [])
         return test

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from regiontok import Regionizer, __version__, encoders, load_tokens, masks, read_image
 from regiontok.cli import env, main
+from tests.conftest import for_each
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_budgets_with_masks(images, tmp_path, source, options):
     assert torch.allclose(tokens.values, expected.values)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         (["--encoder", "clip"], "there is no encoder 'clip'"),

@@ -16,6 +16,7 @@ from regiontok.batch import PatchBatch
 from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.ordering import order_regions
 from regiontok.store import TokenStore, write_tokens
+from tests.conftest import for_each
 
 
 def smooth_clip(frames, rows, cols, dim=8, *, seed=0, alike=0.8):
@@ -110,7 +111,7 @@ def same_partition(a, b):
     return adjusted_rand_score(np.asarray(a).ravel(), np.asarray(b).ravel()) == 1
 
 
-@pytest.mark.parametrize("seed", range(40))
+@for_each(seed=range(40))
 def test_partitions_equal_those_of_scikit_learn(seed):
     generator = np.random.default_rng(seed)
     frames, rows, cols = generator.integers(2, 6), generator.integers(3, 9), generator.integers(3, 9)

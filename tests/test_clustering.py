@@ -510,7 +510,7 @@ def bad(value, at=(0, 2, 1)):
     return features
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "error", "message"),
     [
         ({"threshold": 1.5}, ValueRangeError, r"threshold must be in \[-1, 1\]; got 1.5"),
@@ -544,7 +544,7 @@ def test_bad_options_are_refused(options, error, message):
         UnionFindClusterer(**options)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("features", "error", "message"),
     [
         (torch.zeros(576, 8), ShapeError, r"got \(576, 8\). Reshape with features.reshape\(1, 24, 24, 8\)"),

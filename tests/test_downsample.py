@@ -337,7 +337,7 @@ def test_masks_are_not_changed():
 ONE = np.ones((1, 9, 9), bool)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("masks", "options", "error", "message"),
     [
         ([ONE, {"size": [9, 9], "counts": [81]}], {}, DTypeError, r"masks\[1\]: masks must be a list"),

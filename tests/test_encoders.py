@@ -235,7 +235,7 @@ def test_missing_weights_suggest_alternatives(name, monkeypatch, tmp_path):
         load(name)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "options", "message"),
     [
         ("pixels", {"device": "abacus"}, "device abacus cannot be used here"),

@@ -139,7 +139,7 @@ def test_geometry_makes_a_round_trip_through_its_config():
     assert ImageGeometry.letterbox(336).size == (336, 336)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("call", "error", "message"),
     [
         (

@@ -109,7 +109,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("masks", "error", "message"), BAD)
+@for_each(("masks", "error", "message"), BAD)
 def test_what_is_no_mask_is_refused_by_the_annotations_id(masks, error, message):
     with pytest.raises(error, match=message):
         MaskSet.from_coco(masks, size=(6, 8))

@@ -128,7 +128,7 @@ def test_a_set_can_be_pickled():
 RLE = {"size": [2, 3], "counts": [2, 3, 1]}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("masks", "options", "error", "message"),
     [
         ([RLE, {"size": [2, 3], "counts": [2, 3]}], {}, ValueRangeError, r"mask 1: the counts of an RLE must add up to its size, 2 x 3 = 6; they add up to 5"),
@@ -161,7 +161,7 @@ def test_bad_rle_is_refused_and_named(masks, options, error, message):
         MaskSet.from_coco(masks, **options)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "value", "error", "message"),
     [
         ("from_masks", np.ones((3, 4), bool), ShapeError, r"masks must be \(masks, height, width\).*A single mask is masks\[None\]"),

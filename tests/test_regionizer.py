@@ -320,7 +320,7 @@ def test_what_is_saved_can_be_read_without_us(saved):
     assert set(load_file(saved / "regionizer.safetensors")) == set(Regionizer(dim=32, num_heads=4).state_dict())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "error", "message"),
     [
         (

@@ -14,6 +14,7 @@ from regiontok import ImageGeometry, MaskDownsampler, MaskSet, Regionizer
 from regiontok.errors import DataError, DTypeError, ShapeError, ValueRangeError
 from regiontok.track_files import read_tracks
 from regiontok.tracks import TrackSet
+from tests.conftest import for_each
 
 SIZE = (48, 64)
 GEOMETRY = ImageGeometry(mode="squash", size=SIZE)
@@ -107,9 +108,11 @@ def test_scores_are_means_over_frames():
     assert np.isnan(TrackSet.from_labels(scene()).scores).all()
 
 
-@pytest.mark.parametrize("unassigned", ["drop", "background", "single_patches", "cluster"])
-@pytest.mark.parametrize("source", ["segmentation", "combined"])
-@pytest.mark.parametrize("budget", [None, 2, 20])
+@for_each(
+    unassigned=["drop", "background", "single_patches", "cluster"],
+    source=["segmentation", "combined"],
+    budget=[None, 2, 20],
+)
 def test_regionizer(source, unassigned, budget):
     features = [torch.randn(4, 6, 8, 16, generator=torch.Generator().manual_seed(0)), torch.ones(6, 8, 16)]
     image = MaskSet.from_labels(scene()[0], ignore=(0,))

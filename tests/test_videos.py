@@ -12,6 +12,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 from regiontok import videos
 from regiontok.errors import DataError, DTypeError, ShapeError, ValueRangeError
 from regiontok.videos import read_video
+from tests.conftest import for_each
 
 
 @pytest.fixture(params=["pyav", "torchcodec"])
@@ -48,10 +49,10 @@ def write(path, frames, *, rate=10, times=None, codec="mpeg4"):
     return path
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_frames": 4}, {"num_frames": 99}, {"fps": 2}, {"fps": 0.1}, {"every": 3}], ids=str
+@for_each(
+    options=[{}, {"num_frames": 4}, {"num_frames": 99}, {"fps": 2}, {"fps": 0.1}, {"every": 3}],
+    suffix=["mp4", "avi", "mkv"],
 )
-@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
 def test_sampling_is_that_of_transformers(tmp_path, decoder, options, suffix):
     video = read_video(write(tmp_path / f"a.{suffix}", numbered(20)), **options)
     if "every" in options:
@@ -147,7 +148,7 @@ def test_files_that_are_no_complete_video_are_rejected(tmp_path, decoder):
         read_video(tmp_path / "sound.wav")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("source", "options", "error", "message"),
     [
         (numbered(2), {"fps": 1, "num_frames": 2}, ValueRangeError, "fps and num_frames are several ways"),
