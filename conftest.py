@@ -6,6 +6,8 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ.setdefault("PYTEST_TIMEOUT", "600")  # seconds for each test, if pytest-timeout is installed
+
 import pytest
 import torch
 from PIL import Image

@@ -292,7 +292,7 @@ def test_worker_processes_read_the_same_values(tmp_path, method, processes):
     keys = list(store)
     expected = _areas((store, keys))  # opened here, before the fork
     with multiprocessing.get_context(method).Pool(processes) as pool:
-        parts = pool.map(_areas, [(store, keys[::2]), (store, keys[1::2])])
+        parts = pool.map_async(_areas, [(store, keys[::2]), (store, keys[1::2])]).get(120)
     assert parts == [expected[::2], expected[1::2]]
 
 
@@ -385,7 +385,7 @@ def test_a_store_on_s3(s3):
     assert [store.count(f"a/{n}.jpg") for n in range(3)] == [3, 3, 3]
     expected = _areas((store, list(store)))
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        parts = pool.map(_areas, [(store, list(store)[::2]), (store, list(store)[1::2])])
+        parts = pool.map_async(_areas, [(store, list(store)[::2]), (store, list(store)[1::2])]).get(120)
     assert parts == [expected[::2], expected[1::2]]
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(_areas, ((store, list(store)),)).get(60) == expected
