@@ -26,11 +26,13 @@ from torch.nn import functional as F
 
 from regiontok import Regionizer, encoders
 
-TRAIN, TEST, STEPS, BATCH = 6000, 600, 3000, 64
+TRAIN, TEST, STEPS, BATCH = 4000, 500, 3000, 32
 DIM, HEADS, LAYERS, AXES = 128, 4, 3, 3
-BUDGETS = (16, 32, 64)
+BUDGETS = (16, 64)
 METHODS = ("sampled frames", "frames", "space-time", "space-time, two positions")
 """Ward regions of two sampled frames, of each frame with one budget, and of the clip with one or two positions."""
+PARTS = 9
+"""Parts in which clips are made; the last one has the clips for testing."""
 POSITION_FEATURES = 8
 """Number of features of ``pixels`` that encode positions; they are left out."""
 
@@ -59,7 +61,7 @@ class Tokens(NamedTuple):
 
 
 @torch.no_grad()
-def make_samples(count: int, seed: int) -> Samples:
+def make_samples(seed: int, count: int) -> Samples:
     """Return random clips with their patch features."""
     encoder = encoders.load("pixels", img_size=SIDE)
     generator = np.random.default_rng(seed)
@@ -214,15 +216,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs; default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for results; default: %(default)s")
     options = parser.parse_args(arguments)
-    samples = make_samples(options.clips, 0), make_samples(min(TEST, options.clips), 1)
     runs = [
         (method, budget, seed) for budget in options.budgets for method in options.methods for seed in options.seeds
     ]
     results = []
-    run = partial(train, *samples, steps=options.steps)
     with ProcessPoolExecutor(
         options.jobs, get_context("spawn"), initializer=share_cores, initargs=(options.jobs,)
     ) as pool:
+        parts = list(pool.map(make_samples, range(PARTS), [options.clips // (PARTS - 1)] * (PARTS - 1) + [TEST]))
+        train_set = Samples(*(torch.cat(columns) for columns in zip(*parts[:-1], strict=True)))
+        run = partial(train, train_set, parts[-1], steps=options.steps)
         for future in [pool.submit(run, method, budget, seed=seed) for method, budget, seed in runs]:
             results.append(future.result())
             print(results[-1], flush=True)
