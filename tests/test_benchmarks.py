@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import budgets, clustering, peers, timing
+from benchmarks import budgets, clustering, device, peers, timing
 from regiontok import Regionizer, UnionFindClusterer
 from regiontok.adapters.huggingface import with_regions
+from regiontok.errors import DTypeError
 from regiontok.evaluation.assistant import Assistant, Question
 from tests.adapters.test_processors import IMAGES
 from tests.conftest import for_each
@@ -114,3 +115,16 @@ def test_budgets_are_measured_on_a_model_folder(tmp_path, monkeypatch, capsys):
         (rule, count) for rule in (*budgets.RULES, "centroid", "average", "ward") for count in (8, 4, 0.25)
     }
     assert "| 16 patches | 66.7 (" in capsys.readouterr().out
+
+
+def test_the_parts_for_a_gpu_run_on_small_models(monkeypatch):
+    monkeypatch.setattr(timing, "save", None)  # a tiny run saves nothing
+    figures = device.main(["--device", "cpu", "--tiny", "--parts", "clustering", "masks", "models", "video"])
+    assert [name for name, results in figures.items() if "error" in results] == []
+    assert figures["clustering"]["labels equal those of the CPU"]
+    assert figures["masks"]["masks"] > 0
+    for results in (figures["models"]["llava"], figures["video"]["qwen2_5_vl"]):
+        assert results["one region per patch equals the stock model"]
+    if not torch.cuda.is_available():
+        with pytest.raises(DTypeError, match="there is no CUDA device. Pass --device cpu --tiny"):
+            device.main([])
