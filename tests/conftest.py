@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-collect_ignore = ["adapters/vllm_engine.py"]  # another Python runs it
+collect_ignore = ["adapters/vllm_engine.py", "adapters/vllm_regions.py"]  # another Python runs them
 
 settings.register_profile(
     "default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True

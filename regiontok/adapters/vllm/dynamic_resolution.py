@@ -1,0 +1,178 @@
+"""Qwen-VL in vLLM: regions of merged features, at the rotary positions of their centroids.
+
+vLLM computes positions when a request arrives, before its images are encoded. The position of each region is then the
+start of its image, and the text after the image continues as in the stock model, because the grid is known. When an
+image is encoded, the centroids travel beside the embeddings as further columns. `embed_input_ids` copies them to a
+buffer, and `forward` adds them to the positions. vLLM's Qwen3-VL passes its deepstack layers in the same way.
+
+A saved model with ``positions`` other than ``centroid`` is rejected.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.rotary_embedding import mrope
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from regiontok.adapters.vllm.model import Features, RegionModel
+from regiontok.adapters.vllm.processing import RegionInfo, RegionProcessor
+
+_COLUMNS = 6
+"""Row and column of a centroid in three parts each, because bfloat16 has integers up to 256."""
+
+
+class DynamicResolution(RegionModel):
+    """Families with grids that follow the image size, and rotary positions of rows and columns."""
+
+    offsets: Tensor
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.side = self.config.vision_config.spatial_merge_size
+        self.dim = self.config.get_text_config().hidden_size
+        layers = getattr(self.config.vision_config, "deepstack_visual_indexes", None) or ()
+        self.width = self.dim * (1 + len(layers))
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.register_buffer("offsets", torch.zeros(2, tokens, dtype=torch.float32), persistent=False)
+        self.has_offsets = False
+        for module in self.language_model.modules():
+            if isinstance(module, mrope.MRotaryEmbedding):
+                _use_fractions(module)
+
+    def check_server(self, vllm_config: Any) -> None:
+        """Raise ValueError for options of the server that region models do not support."""
+        super().check_server(vllm_config)
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError("the positions of regions reach the first rank only. Leave --pipeline-parallel-size out.")
+        positions = getattr(vllm_config.model_config.hf_config, "regiontok_positions", None) or "centroid"
+        if positions != "centroid":
+            raise ValueError(
+                f"this model serves positions='centroid'; got {positions!r}. Add --model-impl transformers for 'even'."
+            )
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Return a configuration without CUDA graphs of the encoder, which would go round `embed_multimodal`."""
+        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
+
+    def patch_features(self, **kwargs: Any) -> Features:
+        """Return the merged features of each image, and those of deepstack layers."""
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        shapes = [(rows // self.side, cols // self.side) for _, rows, cols in image_input["image_grid_thw"].tolist()]
+        images = self._process_image_input(image_input)
+        grids = [values.unflatten(0, shape) for values, shape in zip(images, shapes, strict=True)]
+        layers = [grid[..., self.dim :] for grid in grids] if self.width > self.dim else []
+        return Features([grid[..., : self.dim] for grid in grids], layers)
+
+    def finish(self, values: Tensor, regions: Any) -> Tensor:
+        """Return values with the centroids as further columns."""
+        centroids = regions.centroids().to(values.device)
+        whole = centroids.floor()
+        parts = [whole // 256, whole % 256, centroids - whole]
+        return torch.cat([values, *(part.to(values.dtype) for part in parts)], 1)
+
+    def embed_input_ids(self, input_ids: Tensor, multimodal_embeddings: Any = None, **kwargs: Any) -> Tensor:
+        """Return the embeddings of a step, and store the centroids of its regions."""
+        images = list(multimodal_embeddings or ())
+        if images:
+            columns = torch.cat([image[:, self.width :] for image in images]).float()
+            high, low, fraction = columns.T.reshape(_COLUMNS // 2, 2, -1)
+            is_region = kwargs["is_multimodal"].to(self.offsets.device)
+            self.offsets[:, : len(input_ids)][:, is_region] = high * 256 + low + fraction
+            self.has_offsets = True
+        stock = [image[:, : self.width] for image in images] or None
+        return super().embed_input_ids(input_ids, stock, **kwargs)  # type: ignore[misc]
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the language model with the positions of regions at their centroids."""
+        offsets = self.offsets[:, : positions.shape[-1]]
+        moved = torch.cat([positions[:1], positions[1:] + offsets])
+        output = super().forward(input_ids, moved, *args, **kwargs)  # type: ignore[misc]
+        if self.has_offsets:
+            offsets.zero_()
+            self.has_offsets = False
+        return output
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Return positions ``(3, tokens)`` with each region at the start of its image, and the offset of the answer."""
+        step = np.ones(len(input_tokens), dtype=np.int64)  # from the position of a token to that of the next one
+        within = np.zeros_like(step)
+        for feature in mm_features:
+            start, length = feature.mm_position.offset, feature.mm_position.length
+            _, rows, cols = feature.data["image_grid_thw"].data.tolist()
+            step[start : start + length] = 0
+            step[start] = max(rows, cols) // self.side
+            within[start + 1 : start + length] = step[start]
+        positions = torch.from_numpy(step.cumsum() - step - within)
+        return positions.expand(3, -1).contiguous(), int(step.sum()) - len(step)
+
+
+def _use_fractions(rotary: Any) -> None:
+    """Change a rotary embedding to accept fractional positions; vLLM's looks whole ones up in a table."""
+    frequencies = rotary._compute_inv_freq(rotary.base).to(rotary.cos_sin_cache.device)
+    rotary.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(positions: Tensor, query: Tensor, key: Tensor, offsets: Any = None) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * rotary.frequencies
+        if rotary.mrope_interleaved:
+            angles = mrope.apply_interleaved_rope(angles, rotary.mrope_section)
+        else:
+            parts = angles.split(rotary.mrope_section, -1)
+            angles = torch.cat([part[row] for row, part in enumerate(parts)], -1)
+        cos, sin = ((values * rotary.mscale).to(query.dtype) for values in (angles.cos(), angles.sin()))
+        rotated = []
+        for states in (query, key):
+            heads = states.view(len(states), -1, rotary.head_size)
+            turned = rotary.apply_rotary_emb.forward_native(heads[..., : rotary.rotary_dim], cos, sin)
+            rotated.append(torch.cat([turned, heads[..., rotary.rotary_dim :]], -1).reshape(states.shape))
+        return rotated[0], rotated[1]
+
+    rotary._forward_method = forward
+
+
+class Qwen2VLInfo(RegionInfo, qwen2_vl.Qwen2VLProcessingInfo):
+    """Processing info of Qwen2-VL with regions."""
+
+
+class Qwen2VLProcessor(RegionProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):
+    """Processor of Qwen2-VL with regions."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
+)
+class RegionQwen2VL(DynamicResolution, qwen2_vl.Qwen2VLForConditionalGeneration):
+    """Qwen2-VL with region tokens."""
+
+
+class Qwen25VLInfo(RegionInfo, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
+    """Processing info of Qwen2.5-VL with regions."""
+
+
+class Qwen25VLProcessor(RegionProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
+    """Processor of Qwen2.5-VL with regions."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen25VLProcessor, info=Qwen25VLInfo, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
+)
+class RegionQwen25VL(DynamicResolution, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with region tokens."""
+
+
+class Qwen3VLInfo(RegionInfo, qwen3_vl.Qwen3VLProcessingInfo):
+    """Processing info of Qwen3-VL with regions."""
+
+
+class Qwen3VLProcessor(RegionProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
+    """Processor of Qwen3-VL with regions."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=Qwen3VLInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class RegionQwen3VL(DynamicResolution, qwen3_vl.Qwen3VLForConditionalGeneration):
+    """Qwen3-VL with region tokens."""

@@ -1,0 +1,69 @@
+"""What the region models of vLLM share: a `Regionizer` between the vision encoder and the language model."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regiontok.adapters.vllm.processing import BUDGET, check_options, counts_of, region_options
+
+
+class Features(NamedTuple):
+    """Patch features of images, ``(rows, cols, dim)`` each, and further layers ``(rows, cols, more)`` to average."""
+
+    grids: Sequence[Tensor]
+    layers: Sequence[Tensor] = ()
+
+
+class RegionModel:
+    """Mixin before a model of vLLM. A family defines `patch_features`, and `project` if regions precede the projector.
+
+    Raises:
+        ValueError: The Regionizer or the configuration of the server cannot be served.
+    """
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        from regiontok.regionizer import Regionizer  # noqa: PLC0415  vLLM's CPU worker cannot start beside numba
+
+        options = region_options(vllm_config.model_config.hf_config)
+        check_options(options)
+        self.check_server(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        options |= {"threshold": None, "num_regions": None, "keep": None, "explained_variance": None}
+        options.setdefault("linkage", "ward")  # that of budgets
+        self.regionizer = Regionizer(**options)
+
+    def check_server(self, vllm_config: Any) -> None:
+        """Raise ValueError for options of the server that region models do not support."""
+        if vllm_config.speculative_config is not None:
+            raise ValueError("region models do not support speculative decoding. Leave --speculative-config out.")
+        lora = vllm_config.lora_config
+        if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
+            raise ValueError("region models do not support LoRA on the vision tower. Leave that option out.")
+
+    def patch_features(self, **kwargs: Any) -> Features:
+        """Return the features that regions are made of."""
+        raise TypeError(f"{type(self).__name__} does not define patch_features.")
+
+    def project(self, values: Tensor) -> Tensor:
+        """Return region tokens ``(R, text_dim)``."""
+        return values
+
+    def finish(self, values: Tensor, regions: Any) -> Tensor:
+        """Return the embeddings of the tokens, ``(R, columns)``."""
+        return values
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Return the embeddings of each image, ``(tokens, columns)``."""
+        from regiontok.pooling import MeanPool  # noqa: PLC0415  see __init__
+
+        budgets = kwargs.pop(BUDGET)
+        features = self.patch_features(**kwargs)
+        grids = [grid.nan_to_num() for grid in features.grids]
+        counts = counts_of(budgets, [grid.shape[0] * grid.shape[1] for grid in grids])
+        tokens = self.regionizer(grids, num_regions=counts)
+        values = self.project(tokens.values)
+        if features.layers:
+            values = torch.cat([values, MeanPool()(list(features.layers), tokens.regions).values], 1)
+        return list(self.finish(values, tokens.regions).split(counts))

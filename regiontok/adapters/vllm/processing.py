@@ -1,0 +1,204 @@
+"""The processor of a region model in vLLM: an image has one placeholder per region, whose number is known before.
+
+The budget is ``num_regions`` or ``keep`` of ``--mm-processor-kwargs``, or that of the config's ``regiontok``. A request
+can lower it by its own ``mm_processor_kwargs``. Everything that cannot be served is rejected here or when the server
+starts, since an exception in the engine makes it unusable.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import vllm
+from packaging.version import Version
+from torch import Tensor
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
+from vllm.multimodal.processing import InputProcessingContext, PromptUpdateDetails
+
+from regiontok.adapters.vllm import TESTED
+from regiontok.budgets import resolve_budget
+from regiontok.errors import RegiontokError
+
+OPTIONS = ("num_regions", "keep")
+BUDGET = "regiontok_budget"
+"""Input of the model with the budget of each image, ``(images, 2)``: ``num_regions`` and ``keep``, one of them NaN."""
+_HINT = "Set --mm-processor-kwargs '{\"num_regions\": 128}', or num_regions or keep of regiontok in the config."
+
+
+def region_options(hf_config: Any) -> dict[str, Any]:
+    """Return the options of the Regionizer: those of the config's ``regiontok`` over untrained defaults."""
+    return {"pool": "mean", "norm": "none"} | dict(getattr(hf_config, "regiontok", None) or {})
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a Regionizer whose tokens vLLM cannot serve.
+
+    Args:
+        options: Options of the Regionizer.
+    """
+    if options.get("source", "clustering") != "clustering":
+        raise ValueError(f"vLLM serves regions of clustering; got source={options['source']!r}. Serve another model.")
+    if options.get("order") == "random":
+        raise ValueError(
+            "vLLM cannot serve order='random': cached tokens would have another order. Use order='raster'."
+        )
+    if options.get("geometry") is not None and options.get("padding", "drop") != "keep":
+        raise ValueError("vLLM cannot serve a geometry with padding, which changes the counts. Leave geometry out.")
+
+
+def server_budget(model_config: Any) -> dict[str, Any]:
+    """Return the budget of a server, ``num_regions`` or ``keep``.
+
+    Raises:
+        ValueError: There is none, or it is invalid.
+    """
+    config, options = model_config.get_multimodal_config(), region_options(model_config.hf_config)
+    for source in (config.mm_processor_kwargs or {}, options):
+        budget = {name: source[name] for name in OPTIONS if source.get(name) is not None}
+        if budget and budget.get("num_regions") != "prompt":
+            resolve_budget([1], **budget)
+            return budget
+    reason = next((name for name in ("threshold", "explained_variance") if options.get(name) is not None), None)
+    because = f" Its {reason} gives a number that is known only after encoding." if reason else ""
+    raise ValueError(f"vLLM needs the number of tokens of an image before it is encoded.{because} {_HINT}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionContext(InputProcessingContext):
+    """A context that does not pass our options to processors of transformers."""
+
+    def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **options: Any) -> dict[str, Any]:
+        """Return the arguments for a processor of transformers."""
+        merged: dict[str, Any] = super().get_merged_mm_kwargs(kwargs, **options)
+        return {name: value for name, value in merged.items() if name not in OPTIONS}
+
+
+class RegionInfo:
+    """Mixin before the ``ProcessingInfo`` of a family.
+
+    Raises:
+        ValueError: This vLLM was not tested, or the Regionizer or its budget cannot be served.
+    """
+
+    def __init__(self, ctx: InputProcessingContext) -> None:
+        lowest, next_version = map(Version, TESTED)
+        if not lowest <= Version(vllm.__version__.partition("+")[0]) < next_version:
+            raise ValueError(
+                f"regiontok was tested with vLLM from {lowest} to before {next_version}; got {vllm.__version__}. "
+                "Install a vLLM of this range."
+            )
+        super().__init__(RegionContext(ctx.model_config, ctx.tokenizer))
+        check_options(region_options(ctx.model_config.hf_config))
+        self.most = server_budget(ctx.model_config)
+
+    def budget(self, kwargs: Mapping[str, object]) -> dict[str, Any]:
+        """Return the budget of a request: its own, or that of the server.
+
+        Args:
+            kwargs: ``mm_processor_kwargs`` of the request.
+
+        Raises:
+            VLLMValidationError: The budget is invalid.
+        """
+        budget = {name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None}
+        if not budget:
+            return self.most
+        try:
+            resolve_budget([1], **budget)  # type: ignore[arg-type]
+        except RegiontokError as error:
+            raise VLLMValidationError(str(error), parameter=next(iter(budget))) from error
+        return budget
+
+    def count(self, num_patches: int, kwargs: Mapping[str, object]) -> int:
+        """Return the number of tokens of an image.
+
+        Args:
+            num_patches: Number of its patches.
+            kwargs: ``mm_processor_kwargs`` of the request.
+
+        Raises:
+            VLLMValidationError: The budget of the request is invalid or larger than that of the server.
+        """
+        budget = self.budget(kwargs)
+        most, count = ((resolve_budget([num_patches], **each) or [num_patches])[0] for each in (self.most, budget))
+        exceeds = any(budget[name] > self.most[name] for name in budget.keys() & self.most.keys())
+        if count > most or exceeds:
+            raise VLLMValidationError(
+                f"a request can only lower the budget of the server, {self.most}; got {budget}. Ask for fewer tokens, or "
+                "start the server with a larger budget.",
+                parameter=next(iter(budget)),
+            )
+        return count
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Return the limits of the stock model for images, and 0 for other media."""
+        limits = super().get_supported_mm_limits()  # type: ignore[misc]
+        return {name: limit if name == "image" else 0 for name, limit in limits.items()}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None:
+        """Return the largest number of tokens of an image."""
+        counts = super().get_mm_max_tokens_per_item(seq_len, mm_counts)  # type: ignore[misc]
+        return None if counts is None else {"image": self.count(counts["image"], {})}
+
+
+class RegionProcessor:
+    """Mixin before the ``MultiModalProcessor`` of a family: shorter blocks of placeholders, and the budgets."""
+
+    info: RegionInfo
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        return {**fields, BUDGET: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+        processed = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)  # type: ignore[misc]
+        if images := mm_inputs.get("images"):
+            budget = self.info.budget(hf_processor_mm_kwargs)
+            row = [float(budget.get(name, "nan")) for name in OPTIONS]
+            processed[BUDGET] = torch.tensor([row] * len(images), dtype=torch.float64)
+        return processed
+
+    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        if isinstance(mm_items.get("image"), EmbeddingItems | DictEmbeddingItems):
+            raise VLLMValidationError(
+                "a region model computes its tokens from images. Send images, or embeddings to the stock model.",
+                parameter="image",
+            )
+        return [self._shorten(one, hf_processor_mm_kwargs) if one.modality == "image" else one for one in updates]
+
+    def _shorten(self, update: Any, kwargs: Mapping[str, object]) -> Any:
+        """Return an update with one placeholder per region and the stock text around them."""
+        content = update.content
+
+        def shorter(item: int) -> PromptUpdateDetails:
+            details = content(item) if callable(content) else content
+            if not isinstance(details, PromptUpdateDetails):
+                details = PromptUpdateDetails.from_seq(details)
+            if details.is_embed is None:
+                return dataclasses.replace(details, full=details.full[: self.info.count(len(details.full), kwargs)])
+            is_placeholder = details.is_embed(details.full)
+            count = self.info.count(int(is_placeholder.sum()), kwargs)
+            is_kept = (~is_placeholder | (is_placeholder.cumsum(0) <= count)).tolist()
+            full = [token for token, kept in zip(details.full, is_kept, strict=True) if kept]
+            return dataclasses.replace(details, full=full)
+
+        name = "replacement" if hasattr(update, "replacement") else "insertion"
+        return dataclasses.replace(update, **{name: shorter})
+
+
+def counts_of(budgets: Tensor, num_patches: Sequence[int]) -> list[int]:
+    """Return the number of tokens of each image.
+
+    Args:
+        budgets: ``(images, 2)``: ``num_regions`` and ``keep`` of each image, one of them NaN.
+        num_patches: Number of patches of each image.
+    """
+    counts = []
+    for (num_regions, keep), patches in zip(budgets.tolist(), num_patches, strict=True):
+        budget: dict[str, Any] = {"keep": keep} if num_regions != num_regions else {"num_regions": int(num_regions)}
+        counts += resolve_budget([patches], **budget) or []
+    return counts
