@@ -17,6 +17,10 @@ from regiontok import encoders
 
 if importlib.util.find_spec("lmms_eval") is None:  # it has an environment of its own, where a test runs these
     collect_ignore_glob = ["regiontok/evaluation/lmms.py", "regiontok/evaluation/tasks/*.py"]
+else:
+    collect_ignore_glob = []
+if importlib.util.find_spec("vllm") is None:
+    collect_ignore_glob += ["regiontok/adapters/vllm/[a-z]*.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ names: a model's module is imported when it is served.
 
 from typing import Any
 
+from regiontok._require import require
+
 MODELS = {
     "RegionLlavaForConditionalGeneration": ("llava:RegionLlava", "LlavaConfig"),
     "RegionQwen2VLForConditionalGeneration": ("dynamic_resolution:RegionQwen2VL", "Qwen2VLConfig"),
@@ -23,13 +25,12 @@ TESTED = ("0.30", "0.33")
 
 def register() -> None:
     """Tell vLLM the architectures of region models, and transformers the configs of their folders."""
-    import transformers  # noqa: PLC0415  both belong to vLLM, which has imported them
-    from vllm import ModelRegistry  # noqa: PLC0415
-
-    known = ModelRegistry.get_supported_archs()
+    transformers = require("transformers", extra="hf")
+    registry = require("vllm", extra="hf").ModelRegistry
+    known = registry.get_supported_archs()
     for architecture, (place, stock_config) in MODELS.items():
         if architecture not in known:
-            ModelRegistry.register_model(architecture, f"{__name__}.{place}")
+            registry.register_model(architecture, f"{__name__}.{place}")
         stock: Any = getattr(transformers, stock_config)
         name = f"region_{stock.model_type}"
         config = type(f"Region{stock_config}", (stock,), {"model_type": name})

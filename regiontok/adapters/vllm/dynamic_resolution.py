@@ -56,7 +56,7 @@ class DynamicResolution(RegionModel):
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Return a configuration without CUDA graphs of the encoder, which would go round `embed_multimodal`."""
-        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
+        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return the merged features of each image, and those of deepstack layers."""
@@ -84,13 +84,13 @@ class DynamicResolution(RegionModel):
             self.offsets[:, : len(input_ids)][:, is_region] = high * 256 + low + fraction
             self.has_offsets = True
         stock = [image[:, : self.width] for image in images] or None
-        return super().embed_input_ids(input_ids, stock, **kwargs)  # type: ignore[misc]
+        return super().embed_input_ids(input_ids, stock, **kwargs)
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the language model with the positions of regions at their centroids."""
         offsets = self.offsets[:, : positions.shape[-1]]
         moved = torch.cat([positions[:1], positions[1:] + offsets])
-        output = super().forward(input_ids, moved, *args, **kwargs)  # type: ignore[misc]
+        output = super().forward(input_ids, moved, *args, **kwargs)
         if self.has_offsets:
             offsets.zero_()
             self.has_offsets = False

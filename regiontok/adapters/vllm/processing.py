@@ -127,20 +127,20 @@ class RegionInfo:
         exceeds = any(budget[name] > self.most[name] for name in budget.keys() & self.most.keys())
         if count > most or exceeds:
             raise VLLMValidationError(
-                f"a request can only lower the budget of the server, {self.most}; got {budget}. Ask for fewer tokens, or "
-                "start the server with a larger budget.",
+                f"a request can only lower the budget of the server, {self.most}; got {budget}. Ask for fewer "
+                "tokens, or start the server with a larger budget.",
                 parameter=next(iter(budget)),
             )
         return count
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Return the limits of the stock model for images, and 0 for other media."""
-        limits = super().get_supported_mm_limits()  # type: ignore[misc]
+        limits = super().get_supported_mm_limits()
         return {name: limit if name == "image" else 0 for name, limit in limits.items()}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None:
         """Return the largest number of tokens of an image."""
-        counts = super().get_mm_max_tokens_per_item(seq_len, mm_counts)  # type: ignore[misc]
+        counts = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
         return None if counts is None else {"image": self.count(counts["image"], {})}
 
 
@@ -150,11 +150,11 @@ class RegionProcessor:
     info: RegionInfo
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
         return {**fields, BUDGET: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
-        processed = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)  # type: ignore[misc]
+        processed = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
         if images := mm_inputs.get("images"):
             budget = self.info.budget(hf_processor_mm_kwargs)
             row = [float(budget.get(name, "nan")) for name in OPTIONS]
@@ -162,7 +162,7 @@ class RegionProcessor:
         return processed
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         if isinstance(mm_items.get("image"), EmbeddingItems | DictEmbeddingItems):
             raise VLLMValidationError(
                 "a region model computes its tokens from images. Send images, or embeddings to the stock model.",
