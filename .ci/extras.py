@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import ENVIRONMENTS, MORE, ROOT, Command, as_run, commands_to_run, environments_of, prerequisites
 
-TIMEOUT = 900
+TIMEOUT = 1800
 CHECKS = {
     "video": "pip install -q torchcodec transformers hypothesis pytest && "
     "python -m pytest -q -p no:cacheprovider -o filterwarnings= tests/test_videos.py",
@@ -89,18 +89,21 @@ class Environment:
             "MPLBACKEND": "agg",
         }
         env.pop("PYTHONPATH", None)
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["bash", "-c", line],
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return 124, f"it took more than {TIMEOUT} s"
         return done.returncode, "\n".join(done.stdout.strip().splitlines()[-15:])
 
 

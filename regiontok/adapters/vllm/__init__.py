@@ -24,12 +24,12 @@ TESTED = ("0.30", "0.33")
 
 
 def register() -> None:
-    """Tell vLLM the architectures of region models, and transformers the configs of their folders."""
+    """Register the architectures of region models in vLLM, and the configs of their folders in transformers."""
     transformers = require("transformers", extra="hf")
     registry = require("vllm", extra="hf").ModelRegistry
-    known = registry.get_supported_archs()
+    architectures = registry.get_supported_archs()
     for architecture, (place, stock_config) in MODELS.items():
-        if architecture not in known:
+        if architecture not in architectures:
             registry.register_model(architecture, f"{__name__}.{place}")
         stock: Any = getattr(transformers, stock_config)
         name = f"region_{stock.model_type}"

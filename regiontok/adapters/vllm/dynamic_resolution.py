@@ -2,7 +2,7 @@
 
 vLLM computes positions when a request arrives, before its images are encoded. The position of each region is then the
 start of its image, and the text after the image continues as in the stock model, because the grid is known. When an
-image is encoded, the centroids travel beside the embeddings as further columns. `embed_input_ids` copies them to a
+image is encoded, its embeddings have the centroids as further columns. `embed_input_ids` copies them to a
 buffer, and `forward` adds them to the positions. vLLM's Qwen3-VL passes its deepstack layers in the same way.
 
 A saved model with ``positions`` other than ``centroid`` is rejected.
@@ -145,7 +145,7 @@ class Qwen2VLProcessor(RegionProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):
     Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
 )
 class RegionQwen2VL(DynamicResolution, qwen2_vl.Qwen2VLForConditionalGeneration):
-    """Qwen2-VL with region tokens."""
+    """A Qwen2-VL whose images are region tokens."""
 
 
 class Qwen25VLInfo(RegionInfo, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
@@ -160,7 +160,7 @@ class Qwen25VLProcessor(RegionProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcesso
     Qwen25VLProcessor, info=Qwen25VLInfo, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
 class RegionQwen25VL(DynamicResolution, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL with region tokens."""
+    """A Qwen2.5-VL whose images are region tokens."""
 
 
 class Qwen3VLInfo(RegionInfo, qwen3_vl.Qwen3VLProcessingInfo):
@@ -175,4 +175,4 @@ class Qwen3VLProcessor(RegionProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
     Qwen3VLProcessor, info=Qwen3VLInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
 )
 class RegionQwen3VL(DynamicResolution, qwen3_vl.Qwen3VLForConditionalGeneration):
-    """Qwen3-VL with region tokens."""
+    """A Qwen3-VL whose images are region tokens."""

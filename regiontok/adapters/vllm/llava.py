@@ -31,7 +31,7 @@ class LlavaProcessor(RegionProcessor, llava.LlavaMultiModalProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=llava.LlavaDummyInputsBuilder)
 class RegionLlava(RegionModel, llava.LlavaForConditionalGeneration):
-    """LLaVA-1.5 with region tokens."""
+    """A LLaVA-1.5 whose images are region tokens."""
 
     hf_to_vllm_mapper = llava.LlavaForConditionalGeneration.hf_to_vllm_mapper | _NAMES
 

@@ -1,12 +1,13 @@
 """The processor of a region model in vLLM: an image has one placeholder per region, whose number is known before.
 
 The budget is ``num_regions`` or ``keep`` of ``--mm-processor-kwargs``, or that of the config's ``regiontok``. A request
-can lower it by its own ``mm_processor_kwargs``. Everything that cannot be served is rejected here or when the server
+can lower it by its own ``mm_processor_kwargs``. What vLLM does not support is rejected here or when the server
 starts, since an exception in the engine makes it unusable.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -168,7 +169,10 @@ class RegionProcessor:
                 "a region model computes its tokens from images. Send images, or embeddings to the stock model.",
                 parameter="image",
             )
-        return [self._shorten(one, hf_processor_mm_kwargs) if one.modality == "image" else one for one in updates]
+        return [
+            self._shorten(update, hf_processor_mm_kwargs) if update.modality == "image" else update
+            for update in updates
+        ]
 
     def _shorten(self, update: Any, kwargs: Mapping[str, object]) -> Any:
         """Return an update with one placeholder per region and the stock text around them."""
@@ -183,7 +187,7 @@ class RegionProcessor:
             is_placeholder = details.is_embed(details.full)
             count = self.info.count(int(is_placeholder.sum()), kwargs)
             is_kept = (~is_placeholder | (is_placeholder.cumsum(0) <= count)).tolist()
-            full = [token for token, kept in zip(details.full, is_kept, strict=True) if kept]
+            full = list(compress(details.full, is_kept))
             return dataclasses.replace(details, full=full)
 
         name = "replacement" if hasattr(update, "replacement") else "insertion"
