@@ -19,7 +19,7 @@ from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from regiontok.adapters.vllm.model import Features, RegionModel
-from regiontok.adapters.vllm.processing import RegionInfo, RegionProcessor
+from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor
 
 _COLUMNS = 6
 """Row and column of a centroid in three parts each, because bfloat16 has integers up to 256."""
@@ -147,6 +147,8 @@ class Qwen2VLProcessor(RegionProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):
 class RegionQwen2VL(DynamicResolution, qwen2_vl.Qwen2VLForConditionalGeneration):
     """A Qwen2-VL whose images are region tokens."""
 
+    hf_to_vllm_mapper = qwen2_vl.Qwen2VLForConditionalGeneration.hf_to_vllm_mapper | REGIONIZER_NAMES
+
 
 class Qwen25VLInfo(RegionInfo, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
     """Processing info of Qwen2.5-VL with regions."""
@@ -162,6 +164,8 @@ class Qwen25VLProcessor(RegionProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcesso
 class RegionQwen25VL(DynamicResolution, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
     """A Qwen2.5-VL whose images are region tokens."""
 
+    hf_to_vllm_mapper = qwen2_5_vl.Qwen2_5_VLForConditionalGeneration.hf_to_vllm_mapper | REGIONIZER_NAMES
+
 
 class Qwen3VLInfo(RegionInfo, qwen3_vl.Qwen3VLProcessingInfo):
     """Processing info of Qwen3-VL with regions."""
@@ -176,3 +180,5 @@ class Qwen3VLProcessor(RegionProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
 )
 class RegionQwen3VL(DynamicResolution, qwen3_vl.Qwen3VLForConditionalGeneration):
     """A Qwen3-VL whose images are region tokens."""
+
+    hf_to_vllm_mapper = qwen3_vl.Qwen3VLForConditionalGeneration.hf_to_vllm_mapper | REGIONIZER_NAMES

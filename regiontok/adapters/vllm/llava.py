@@ -9,7 +9,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from regiontok.adapters.vllm.model import Features, RegionModel
-from regiontok.adapters.vllm.processing import RegionInfo, RegionProcessor
+from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor
 
 _NAMES = WeightsMapper(  # of CLIP and SigLIP, as transformers 5.24 saves them
     orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
@@ -33,7 +33,7 @@ class LlavaProcessor(RegionProcessor, llava.LlavaMultiModalProcessor):
 class RegionLlava(RegionModel, llava.LlavaForConditionalGeneration):
     """A LLaVA-1.5 whose images are region tokens."""
 
-    hf_to_vllm_mapper = llava.LlavaForConditionalGeneration.hf_to_vllm_mapper | _NAMES
+    hf_to_vllm_mapper = llava.LlavaForConditionalGeneration.hf_to_vllm_mapper | REGIONIZER_NAMES | _NAMES
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return ``(rows, cols, dim)`` of each image, without class tokens."""

@@ -6,6 +6,7 @@ starts, since an exception in the engine makes it unusable.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -15,6 +16,7 @@ import vllm
 from packaging.version import Version
 from torch import Tensor
 from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import InputProcessingContext, PromptUpdateDetails
@@ -24,6 +26,8 @@ from regiontok.budgets import resolve_budget
 from regiontok.errors import RegiontokError
 
 OPTIONS = ("num_regions", "keep")
+REGIONIZER_NAMES = WeightsMapper(orig_to_new_regex={re.compile(r"^model\.regionizer\."): "regionizer."})
+"""Names of the weights of the Regionizer in a folder of ``save_pretrained``, and here."""
 BUDGET = "regiontok_budget"
 """Input of the model with the budget of each image, ``(images, 2)``: ``num_regions`` and ``keep``, one of them NaN."""
 _HINT = "Set --mm-processor-kwargs '{\"num_regions\": 128}', or num_regions or keep of regiontok in the config."
