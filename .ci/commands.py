@@ -20,7 +20,7 @@ EXEMPT = {
     r"^vllm serve": "vLLM pins its own torch and transformers; see the page for what was tried",
     r"train\.py.*--language-model|train\.py .*\.\.\.": "it trains a model of 7B parameters on eight GPUs",
     r"LLaVA-Pretrain|llava_v1_5": "it needs LLaVA's training data",
-    r"python (tiny|equal_tokens)\.py|train\.py --tiny": "it takes ten minutes to hours; tests run parts of it",
+    r"python (tiny|equal_tokens|moving)\.py|train\.py --tiny": "it takes ten minutes to hours; tests run parts of it",
 }
 """Commands that no environment runs, and why."""
 

@@ -140,3 +140,66 @@ def test_the_plugin_is_found_and_imports_nothing_heavy():
     code = f"import {entry.module}, sys; print([name for name in ('numba', 'torch', 'vllm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+REJECTED = """
+from types import SimpleNamespace as Options
+from regiontok.adapters.vllm.dynamic_resolution import DynamicResolution
+from regiontok.adapters.vllm.processing import check_options, server_budget
+
+def model(regiontok, **processor):
+    config = Options(mm_processor_kwargs=processor)
+    return Options(hf_config=Options(regiontok=regiontok), get_multimodal_config=lambda: config)
+
+def server(**options):
+    values = {"speculative_config": None, "lora_config": None, "parallel_config": Options(pipeline_parallel_size=1)}
+    return Options(**values | {"model_config": model({})} | options)
+
+class Served(DynamicResolution):
+    def __init__(self): pass
+
+calls = [
+    lambda: check_options({"source": "segmentation"}),
+    lambda: check_options({"order": "random"}),
+    lambda: check_options({"geometry": {"mode": "letterbox"}}),
+    lambda: server_budget(model({"threshold": 0.7})),
+    lambda: server_budget(model({"explained_variance": 0.9})),
+    lambda: server_budget(model({})),
+    lambda: server_budget(model({"num_regions": "prompt"})),
+    lambda: server_budget(model({}, num_regions=0)),
+    lambda: server_budget(model({}, keep=1.5)),
+    lambda: Served().check_server(server(speculative_config=1)),
+    lambda: Served().check_server(server(lora_config=Options(enable_tower_connector_lora=True))),
+    lambda: Served().check_server(server(parallel_config=Options(pipeline_parallel_size=2))),
+    lambda: Served().check_server(server(model_config=Options(hf_config=Options(regiontok_positions="even")))),
+]
+for call in calls:
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+    else:
+        print("accepted")
+Served().check_server(server())
+check_options({"geometry": {"mode": "center_crop"}})
+check_options({"geometry": {"mode": "letterbox"}, "padding": "keep"})
+assert server_budget(model({"num_regions": 64}, keep=0.5)) == {"keep": 0.5}
+assert server_budget(model({"num_regions": 64})) == {"num_regions": 64}
+"""
+
+
+def test_what_cannot_be_served_is_rejected_when_the_server_starts(python):
+    done = subprocess.run([python, "-c", REJECTED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    starts = (
+        "vLLM serves regions of clustering", "vLLM cannot serve order='random'", "vLLM cannot serve images with padding",
+        "vLLM needs the number of tokens of an image before it is encoded. Its threshold",
+        "vLLM needs the number of tokens of an image before it is encoded. Its explained_variance",
+        "vLLM needs the number of tokens", "vLLM needs the number of tokens", "num_regions must", "keep must",
+        "region models do not support speculative", "region models do not support LoRA", "the positions of regions reach",
+        "this model serves positions='centroid'; got 'even'",
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start), line

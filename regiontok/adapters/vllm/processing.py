@@ -50,8 +50,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(
             "vLLM cannot serve order='random': cached tokens would have another order. Use order='raster'."
         )
-    if options.get("geometry") is not None and options.get("padding", "drop") != "keep":
-        raise ValueError("vLLM cannot serve a geometry with padding, which changes the counts. Leave geometry out.")
+    is_padded = (options.get("geometry") or {}).get("mode") == "letterbox"
+    if is_padded and options.get("padding") != "keep":
+        raise ValueError("vLLM cannot serve images with padding, which changes the counts. Use padding='keep'.")
 
 
 def server_budget(model_config: Any) -> dict[str, Any]:
