@@ -19,7 +19,7 @@ MODELS = {
     "RegionQwen3VLForConditionalGeneration": ("dynamic_resolution:RegionQwen3VL", "Qwen3VLConfig"),
 }
 """The architectures of region models, their modules and classes here, and the config classes of their stock models."""
-TESTED = ("0.30", "0.33")
+TESTED = ("0.32", "0.33")
 """The first vLLM that was tested, and the first that was not."""
 
 
