@@ -87,6 +87,7 @@ class Environment:
             "STANDINS": str(standins),
             "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "agg",
+            "OMP_NUM_THREADS": "1",  # two commands run at a time
         }
         env.pop("PYTHONPATH", None)
         try:

@@ -6,6 +6,7 @@ regiontok's, an answer that takes more than 2 s, or a gigabyte asked for at once
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ NAMES = (
 _COMPILED = [f"regiontok._kernels.{name}" for name in ("dbscan", "logits", "merge", "polygons", "rle")]
 """Loops that numba compiles, which cannot be instrumented; the branches of all else guide the fuzzer."""
 _MOST_SECONDS = 2
-"""For an answer. libFuzzer's own alarm ends the process now and then without a word, so it is left off."""
+"""For an answer. libFuzzer's own alarm can end the process without a message, so it is turned off."""
 _MOST_RUNS = 3
 _DICTIONARY = dict.fromkeys(
     ("annotations", "tracks", "masks_of_json", "options", "regionizer", "model_config"),
@@ -31,6 +32,8 @@ _DICTIONARY = dict.fromkeys(
 
 def fuzz(name: str, arguments: list[str]) -> None:
     """Run one target in this process, until libFuzzer ends it."""
+    # atheris sets an alarm even with a timeout of 0; if it comes while no handler is installed, it ends the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
     import atheris  # noqa: PLC0415  only here: it changes how modules are imported
 
     with atheris.instrument_imports(include=["regiontok"], exclude=_COMPILED):
