@@ -26,7 +26,7 @@ from regiontok.choices import (
     Source,
     Unassigned,
 )
-from regiontok.errors import CheckpointError, UnknownOptionError, ValueRangeError
+from regiontok.errors import CheckpointError, DTypeError, UnknownOptionError, ValueRangeError
 from regiontok.options import OPTIONS, check_option
 from regiontok.stopping import check_linkage, check_stop
 
@@ -119,8 +119,8 @@ class RegionizerConfig:
     noise: Noise = field(default="own_region", metadata=OPTIONS["noise"])
 
     def __post_init__(self) -> None:
-        if isinstance(self.geometry, Mapping):  # from JSON; imported late because geometry needs torch
-            self._set(geometry=importlib.import_module("regiontok.geometry").ImageGeometry(**self.geometry))
+        if self.geometry is not None:
+            self._set(geometry=_as_geometry(self.geometry))
         for name in OPTIONS:
             value = getattr(self, name)
             if not (name == "num_regions" and value == PROMPT):
@@ -209,6 +209,18 @@ class RegionizerConfig:
             return cls(**config)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"a saved Regionizer has invalid options: {error}") from error
+
+
+def _as_geometry(geometry: Any) -> "ImageGeometry":
+    """Return an `ImageGeometry`, or create it from what its ``to_config`` returned."""
+    geometry_class = importlib.import_module("regiontok.geometry").ImageGeometry  # imported late because it needs torch
+    if isinstance(geometry, Mapping):
+        geometry = geometry_class(**geometry)
+    if not isinstance(geometry, geometry_class):
+        raise DTypeError(
+            f"geometry must be an ImageGeometry, as in geometry=encoder.geometry; got {type(geometry).__name__}."
+        )
+    return geometry
 
 
 def check_names(options: Mapping[str, Any]) -> None:

@@ -510,11 +510,18 @@ def test_a_config_of_any_depth_or_size_is_refused_by_name(tmp_path):
         ("num_heads", 10**7),
         ("dim", 400_000),
         ("geometry", {"mode": 1}),
+        ("geometry", "exact"),
         ("eps", None),
     ):
         file.write_text(json.dumps(whole | {name: value}))
         with pytest.raises(CheckpointError):
             Regionizer.from_pretrained(tmp_path)
+
+
+def test_a_geometry_of_another_type_is_rejected():
+    for geometry in ("letterbox", 336, (336, 336)):
+        with pytest.raises(DTypeError, match="geometry must be an ImageGeometry, as in geometry=encoder.geometry; got"):
+            Regionizer(pool="mean", geometry=geometry)
 
 
 def test_grids_of_small_integers_do_not_wrap():
