@@ -500,7 +500,8 @@ _API = {
     "Figures and pages": ("regiontok.viewing",),
     "The rows of Table 1": ("regiontok.presets",),
     "Steps of a Regionizer": (
-        "regiontok.batch", "regiontok.budgets", "regiontok.masked", "regiontok.tiles", "regiontok.placeholders",
+        "regiontok.batch", "regiontok.budgets", "regiontok.masked", "regiontok.tiles", "regiontok.tile_masks",
+        "regiontok.placeholders",
     ),
     "Errors": ("regiontok.errors",),
 }  # fmt: skip

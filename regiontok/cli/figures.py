@@ -36,7 +36,7 @@ from regiontok.geometry import Size
 from regiontok.images import read_image
 from regiontok.regionizer import Regionizer
 from regiontok.sampling import FrameSampling
-from regiontok.tiles import by_layout
+from regiontok.tile_masks import by_layout
 from regiontok.videos import read_video
 from regiontok.viewing import (
     Attention,

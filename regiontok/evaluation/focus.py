@@ -27,7 +27,8 @@ from regiontok.errors import DTypeError, ShapeError, ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 from regiontok.maskset import MaskSet
 from regiontok.regions import Regions
-from regiontok.tiles import Tile, count_images, cut_masks
+from regiontok.tile_masks import cut_masks
+from regiontok.tiles import Tile, count_images
 
 
 class RegionAttention(NamedTuple):

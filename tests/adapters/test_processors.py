@@ -12,7 +12,7 @@ from regiontok.adapters.huggingface import ModelEncoder, geometry_of, process, t
 from regiontok.errors import ValueRangeError
 from regiontok.evaluation.assistant import Assistant, Question
 from regiontok.evaluation.focus import answer_attention, target_regions
-from regiontok.tiles import by_layout
+from regiontok.tile_masks import by_layout
 from tests.families import CASES, IMAGE
 from tests.models import IDENTITY
 from tests.processors import PROCESSORS, TEMPLATE, placeholder

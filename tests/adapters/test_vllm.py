@@ -16,8 +16,8 @@ import torch
 from regiontok import CrossAttnPool, Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
 from tests.adapters.test_processors import IMAGES
-from tests.families import CLIP, IMAGE, QWEN_IDS, TEXT, VISUAL, build
-from tests.processors import PROCESSORS
+from tests.families import CLIP, IMAGE, QWEN_IDS, TEXT, TOWER, VISUAL, build
+from tests.processors import PINPOINTS, PROCESSORS
 
 WIDE = TEXT | {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.3}  # fmt: skip
 ROPE = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}
@@ -27,6 +27,17 @@ VISION = VISUAL | {"out_hidden_size": 128}
 
 def llava():
     return build("Llava", vision_config=CLIP, text_config=WIDE | {"model_type": "llama"}, image_token_index=IMAGE)
+
+
+def llava_next():
+    return build("LlavaNext", vision_config=CLIP, text_config=WIDE | {"model_type": "llama"}, image_token_index=IMAGE,
+                 image_grid_pinpoints=PINPOINTS)  # fmt: skip
+
+
+def internvl():
+    vision = TOWER | {"image_size": [56, 56], "patch_size": [14, 14]}
+    return build("InternVL", vision_config=vision, text_config=WIDE | {"model_type": "qwen2"}, image_token_id=IMAGE,
+                 image_seq_length=4)  # fmt: skip
 
 
 def qwen2():
@@ -45,7 +56,14 @@ def qwen3():
     return build("Qwen3VL", text_config=WIDE | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
 
 
-STOCK = {"LLaVA-1.5": llava, "Qwen2-VL": qwen2, "Qwen2.5-VL": qwen2_5, "Qwen3-VL": qwen3}
+STOCK = {
+    "LLaVA-1.5": llava,
+    "LLaVA-NeXT": llava_next,
+    "InternVL": internvl,
+    "Qwen2-VL": qwen2,
+    "Qwen2.5-VL": qwen2_5,
+    "Qwen3-VL": qwen3,
+}
 COUNTS = (5, 9, 12, 7)
 
 

@@ -25,7 +25,8 @@ from regiontok.downsample import Masks
 from regiontok.errors import CheckpointError, ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
-from regiontok.tiles import Tile, count_images, cut_masks, share_budget
+from regiontok.tile_masks import cut_masks
+from regiontok.tiles import Tile, count_images, share_budget
 from regiontok.tokens import RegionTokens
 
 

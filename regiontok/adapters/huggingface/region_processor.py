@@ -30,7 +30,7 @@ from regiontok.choices import PROMPT
 from regiontok.config import RegionizerConfig
 from regiontok.errors import CheckpointError, ShapeError, UnknownOptionError, ValueRangeError
 from regiontok.geometry import ImageGeometry
-from regiontok.tiles import Tile, share_budget
+from regiontok.tiles import Tile, count_tokens, share_budget
 
 _SIDE_INPUTS = ("num_regions", "keep", "masks", "video_num_regions", "video_keep")
 _SAVED = ("regiontok", "regiontok_newline", "regiontok_videos")
@@ -218,8 +218,7 @@ class RegionProcessorMixin(VideoPromptsMixin):
         patches = lengths[0] - newlines
         valid = self._count_valid(patches, size, newlines == 1)
         grids = self._count_grids(lengths[0], newlines)
-        tiles = [Tile(0, 0, (1, valid - grids + 1)), *[Tile(0, 0, (1, 1))] * (grids - 1)]
-        count = sum(share_budget(tiles, num_regions, keep=keep))
+        count = count_tokens(valid, grids, num_regions, keep)
         if count == patches and self.regiontok_newline in (None, "row"):
             return lengths
         if self.regiontok_newline == "row":

@@ -14,6 +14,8 @@ from regiontok._require import require
 
 MODELS = {
     "RegionLlavaForConditionalGeneration": ("llava:RegionLlava", "LlavaConfig"),
+    "RegionLlavaNextForConditionalGeneration": ("llava:RegionLlavaNext", "LlavaNextConfig"),
+    "RegionInternVLForConditionalGeneration": ("internvl:RegionInternVL", "InternVLConfig"),
     "RegionQwen2VLForConditionalGeneration": ("dynamic_resolution:RegionQwen2VL", "Qwen2VLConfig"),
     "RegionQwen2_5_VLForConditionalGeneration": ("dynamic_resolution:RegionQwen25VL", "Qwen2_5_VLConfig"),
     "RegionQwen3VLForConditionalGeneration": ("dynamic_resolution:RegionQwen3VL", "Qwen3VLConfig"),

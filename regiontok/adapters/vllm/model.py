@@ -6,14 +6,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regiontok.adapters.vllm.processing import BUDGET, check_options, counts_of, region_options
+from regiontok.adapters.vllm.processing import BUDGET, check_options, region_options, share_budgets
+from regiontok.tiles import Tile, count_images, uncut_images
 
 
 class Features(NamedTuple):
-    """Patch features of images, ``(rows, cols, dim)`` each, and further layers ``(rows, cols, more)`` to average."""
+    """Patch features of images.
+
+    Attributes:
+        grids: ``(rows, cols, dim)`` each.
+        layers: Further layers ``(rows, cols, more)`` of each grid, to average.
+        tiles: The `Tile` of each grid; by default, each grid is an image.
+    """
 
     grids: Sequence[Tensor]
     layers: Sequence[Tensor] = ()
+    tiles: Sequence[Tile] = ()
 
 
 class RegionModel:
@@ -54,6 +62,10 @@ class RegionModel:
         """Return the embeddings of the tokens, ``(R, columns)``."""
         return values
 
+    def pack(self, tiles: Sequence[Tile], parts: Sequence[Tensor]) -> Tensor:
+        """Return the embeddings of an image from those of its tiles."""
+        return torch.cat(list(parts))
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the embeddings of each image, ``(tokens, columns)``."""
         from regiontok.pooling import MeanPool  # noqa: PLC0415  see __init__
@@ -61,9 +73,19 @@ class RegionModel:
         budgets = kwargs.pop(BUDGET)
         features = self.patch_features(**kwargs)
         grids = [grid.nan_to_num() for grid in features.grids]
-        counts = counts_of(budgets, [grid.shape[0] * grid.shape[1] for grid in grids])
+        tiles = features.tiles or uncut_images([(grid.shape[0], grid.shape[1]) for grid in grids])
+        counts = share_budgets(budgets, tiles)
         tokens = self.regionizer(grids, num_regions=counts)
         values = self.project(tokens.values)
         if features.layers:
             values = torch.cat([values, MeanPool()(list(features.layers), tokens.regions).values], 1)
-        return list(self.finish(values, tokens.regions).split(counts))
+        parts = self.finish(values, tokens.regions).split(counts)
+        images: list[list[int]] = [[] for _ in range(count_images(tiles))]
+        for number, tile in enumerate(tiles):
+            images[tile.image].append(number)
+        return [self.pack([tiles[number] for number in one], [parts[number] for number in one]) for one in images]
+
+    def is_unmerged(self, tiles: Sequence[Tile], parts: Sequence[Tensor]) -> bool:
+        """Return whether each patch of an image is a region, in the order of patches."""
+        counts = [tile.patches for tile in tiles]
+        return counts == [len(part) for part in parts] and self.regionizer.config.order == "raster"

@@ -18,12 +18,13 @@ from torch import Tensor
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import InputProcessingContext, PromptUpdateDetails
 
 from regiontok.adapters.vllm import TESTED
 from regiontok.budgets import resolve_budget
 from regiontok.errors import RegiontokError
+from regiontok.tiles import Tile, count_tokens, share_budget
 
 OPTIONS = ("num_regions", "keep")
 REGIONIZER_NAMES = WeightsMapper(orig_to_new_regex={re.compile(r"^model\.regionizer\."): "regionizer."})
@@ -118,18 +119,22 @@ class RegionInfo:
             raise VLLMValidationError(str(error), parameter=next(iter(budget))) from error
         return budget
 
-    def count(self, num_patches: int, kwargs: Mapping[str, object]) -> int:
+    def count(self, num_patches: int, kwargs: Mapping[str, object], num_grids: int = 1) -> int:
         """Return the number of tokens of an image.
 
         Args:
             num_patches: Number of its patches.
             kwargs: ``mm_processor_kwargs`` of the request.
+            num_grids: Number of its grids.
 
         Raises:
             VLLMValidationError: The budget of the request is invalid or larger than that of the server.
         """
         budget = self.budget(kwargs)
-        most, count = ((resolve_budget([num_patches], **each) or [num_patches])[0] for each in (self.most, budget))
+        try:
+            most, count = (count_tokens(num_patches, num_grids, **each) for each in (self.most, budget))
+        except RegiontokError as error:
+            raise VLLMValidationError(str(error), parameter=next(iter(budget))) from error
         exceeds = any(budget[name] > self.most[name] for name in budget.keys() & self.most.keys())
         if count > most or exceeds:
             raise VLLMValidationError(
@@ -138,6 +143,16 @@ class RegionInfo:
                 parameter=next(iter(budget)),
             )
         return count
+
+    def count_placeholders(self, stock: int, size: Any, kwargs: Mapping[str, object]) -> int:
+        """Return the number of placeholders of an image.
+
+        Args:
+            stock: Its number of placeholders in the stock model.
+            size: Its width and height.
+            kwargs: ``mm_processor_kwargs`` of the request.
+        """
+        return self.count(stock, kwargs)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Return the limits of the stock model for images, and 0 for other media."""
@@ -159,27 +174,29 @@ class RegionProcessor:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
         return {**fields, BUDGET: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
-    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
-        processed = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
-        if images := mm_inputs.get("images"):
-            budget = self.info.budget(hf_processor_mm_kwargs)
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        images = mm_items.get("image")
+        if isinstance(images, ImageProcessorItems):
+            budget = self.info.budget(hf_kwargs)
             row = [float(budget.get(name, "nan")) for name in OPTIONS]
             processed[BUDGET] = torch.tensor([row] * len(images), dtype=torch.float64)
         return processed
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        if isinstance(mm_items.get("image"), EmbeddingItems | DictEmbeddingItems):
+        images = mm_items.get("image")
+        if isinstance(images, EmbeddingItems | DictEmbeddingItems):
             raise VLLMValidationError(
                 "a region model computes its tokens from images. Send images, or embeddings to the stock model.",
                 parameter="image",
             )
         return [
-            self._shorten(update, hf_processor_mm_kwargs) if update.modality == "image" else update
+            self._shorten(update, images, hf_processor_mm_kwargs) if update.modality == "image" else update
             for update in updates
         ]
 
-    def _shorten(self, update: Any, kwargs: Mapping[str, object]) -> Any:
+    def _shorten(self, update: Any, images: Any, kwargs: Mapping[str, object]) -> Any:
         """Return an update with one placeholder per region and the stock text around them."""
         content = update.content
 
@@ -187,27 +204,25 @@ class RegionProcessor:
             details = content(item) if callable(content) else content
             if not isinstance(details, PromptUpdateDetails):
                 details = PromptUpdateDetails.from_seq(details)
-            if details.is_embed is None:
-                return dataclasses.replace(details, full=details.full[: self.info.count(len(details.full), kwargs)])
-            is_placeholder = details.is_embed(details.full)
-            count = self.info.count(int(is_placeholder.sum()), kwargs)
+            is_embed = details.is_embed
+            is_placeholder = torch.ones(len(details.full)).bool() if is_embed is None else is_embed(details.full)
+            count = self.info.count_placeholders(int(is_placeholder.sum()), images.get_image_size(item), kwargs)
             is_kept = (~is_placeholder | (is_placeholder.cumsum(0) <= count)).tolist()
-            full = list(compress(details.full, is_kept))
-            return dataclasses.replace(details, full=full)
+            return dataclasses.replace(details, full=list(compress(details.full, is_kept)))
 
         name = "replacement" if hasattr(update, "replacement") else "insertion"
         return dataclasses.replace(update, **{name: shorter})
 
 
-def counts_of(budgets: Tensor, num_patches: Sequence[int]) -> list[int]:
-    """Return the number of tokens of each image.
+def share_budgets(budgets: Tensor, tiles: Sequence[Tile]) -> list[int]:
+    """Return the number of tokens of each tile.
 
     Args:
         budgets: ``(images, 2)``: ``num_regions`` and ``keep`` of each image, one of them NaN.
-        num_patches: Number of patches of each image.
+        tiles: The tiles of all images.
     """
     counts = []
-    for (num_regions, keep), patches in zip(budgets.tolist(), num_patches, strict=True):
+    for image, (num_regions, keep) in enumerate(budgets.tolist()):
         budget: dict[str, Any] = {"keep": keep} if num_regions != num_regions else {"num_regions": int(num_regions)}
-        counts += resolve_budget([patches], **budget) or []
+        counts += share_budget([dataclasses.replace(tile, image=0) for tile in tiles if tile.image == image], **budget)
     return counts
