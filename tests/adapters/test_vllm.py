@@ -64,7 +64,7 @@ STOCK = {
     "Qwen2.5-VL": qwen2_5,
     "Qwen3-VL": qwen3,
 }
-COUNTS = (5, 9, 12, 7)
+COUNTS = (5, 9, 12, 7, 400)
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def serve(python, folder, options, requests, root):
 
 
 def prompts(processor, counts=COUNTS):
-    """Return texts with their images and budgets: single images, and two images."""
+    """Return texts with their images and budgets: single images, two images, and an image with all of its patches."""
     token = getattr(processor, "image_token", "<image>")
     start, end = ("<|vision_start|> ", " <|vision_end|>") if token == "<|image_pad|>" else ("", "")
-    samples = [IMAGES[:1], IMAGES[1:2], IMAGES[2:], IMAGES[:2]]
+    samples = [IMAGES[:1], IMAGES[1:2], IMAGES[2:], IMAGES[:2], IMAGES[1:2]]
     return [
         ("w5 w6 " + " w7 ".join([f"{start}{token}{end}"] * len(images)) + " w8 w9", images, count)
         for images, count in zip(samples, counts, strict=True)
@@ -98,10 +98,11 @@ def prompts(processor, counts=COUNTS):
 
 def expected_answers(model, processor, samples):
     answers = []
+    regions = region_processor(processor, model)
     for text, images, count in samples:
-        given = processor(text=[text], images=[images], return_tensors="pt")
         budget = {} if count is None else {"num_regions": count}
-        made = model.generate(**given, **budget, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None)
+        given = regions(text=[text], images=[images], return_tensors="pt", **budget)
+        made = model.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None)
         answers.append(made[0, given["input_ids"].shape[1] :].tolist())
     assert len({tuple(answer) for answer in answers}) > 1
     return answers
@@ -134,19 +135,19 @@ def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
     assert all("ValidationError" in error for error in told["rejected"]), told["rejected"]
 
 
-@pytest.mark.parametrize("title", ["LLaVA-1.5", "Qwen2.5-VL"])
+@pytest.mark.parametrize("title", ["LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2.5-VL"])
 def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     """A trained pool, and a fraction of the patches; images may be cut over chunks of a prefill."""
     processor, stock = PROCESSORS[title](), STOCK[title]()
-    model = with_regions(
-        stock, Regionizer(keep=0.5, dim=stock.config.vision_config.hidden_size if title == "LLaVA-1.5" else 128)
-    )
+    dim = stock.config.vision_config.hidden_size if "LLaVA" in title else 128
+    newline = {"newline": "image"} if title == "LLaVA-NeXT" else {}
+    model = with_regions(stock, Regionizer(keep=0.5, dim=dim), **newline)
     assert isinstance(model.regionizer.pool, CrossAttnPool)
-    torch.nn.init.normal_(model.regionizer.pool.out_proj.weight if hasattr(model.regionizer.pool, "out_proj") else next(model.regionizer.parameters()), std=0.3)  # fmt: skip
+    torch.nn.init.normal_(next(model.regionizer.parameters()), std=0.3)
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     region_processor(processor, model).save_pretrained(folder)
-    samples = prompts(processor, [None] * 4)
+    samples = prompts(processor, [None] * len(COUNTS))
     expected = expected_answers(model, processor, samples)
     requests = {"answered": [request(text, images) for text, images, _ in samples], "rejected": []}
     told = serve(python, folder, {"max_model_len": 256, "max_num_batched_tokens": 32}, requests, tmp_path)
