@@ -1,7 +1,4 @@
-"""Images and clips in several grids of patches: the part that each grid shows, and its budget.
-
-Servers import this module where numba must not be imported; masks of tiles are in `regiontok.tile_masks`.
-"""
+"""Images and clips in several grids of patches: the part that each grid shows, and its budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

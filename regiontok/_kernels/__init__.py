@@ -6,15 +6,55 @@ that the compiler can omit the handling of negative indices.
 """
 
 from collections.abc import Callable
+from functools import cached_property, update_wrapper
 from typing import Any
-
-import numba
 
 _REASSOCIATE = {"reassoc", "contract", "nsz"}
 
 
+class Loop:
+    """A serial loop that numba compiles on the first call, without the GIL, and caches if a folder is writable.
+
+    numba is imported on the first call too: it takes time, and some programs, such as the CPU worker of vLLM, cannot
+    start if it was imported before.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, reassociate: bool) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._options: dict[str, Any] = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the loop."""
+        return self.kernel(*args)
+
+    @property
+    def signatures(self) -> list[Any]:
+        """The types of arguments for which the loop is compiled."""
+        return list(self.kernel.signatures) if "kernel" in vars(self) else []
+
+    @cached_property
+    def kernel(self) -> Any:
+        """The function of numba."""
+        import numba  # noqa: PLC0415  see above
+
+        names = self._function.__globals__
+        for name in self._function.__code__.co_names:  # numba knows only its own functions
+            if isinstance(names.get(name), Loop):
+                names[name] = names[name].kernel
+        try:
+            kernel = numba.njit(cache=True, **self._options)(self._function)
+        except RuntimeError:  # numba found no folder for its cache; compile in memory
+            return numba.njit(**self._options)(self._function)
+        cache = getattr(kernel, "_cache", None)  # missing with NUMBA_DISABLE_JIT
+        if cache is not None:
+            cache.load_overload = _or_none(cache.load_overload)
+            cache.save_overload = _or_none(cache.save_overload)
+        return kernel
+
+
 def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = False) -> Any:
-    """Compile a serial loop on its first call, without the GIL, and cache it on disk if a folder is writable.
+    """Return a `Loop`.
 
     Args:
         function: The loop.
@@ -23,21 +63,12 @@ def compiled(function: Callable[..., Any] | None = None, *, reassociate: bool = 
     """
     if function is None:
         return lambda function: compiled(function, reassociate=reassociate)
-    options: dict[str, Any] = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
-    try:
-        kernel = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder for its cache; compile in memory
-        return numba.njit(**options)(function)
-    cache = getattr(kernel, "_cache", None)  # missing with NUMBA_DISABLE_JIT
-    if cache is not None:
-        cache.load_overload = _or_none(cache.load_overload)
-        cache.save_overload = _or_none(cache.save_overload)
-    return kernel
+    return Loop(function, reassociate=reassociate)
 
 
-def cache_folder(kernel: Any) -> str | None:
-    """Return the cache folder of a compiled loop; None if it is compiled in memory."""
-    cache = getattr(kernel, "_cache", None)
+def cache_folder(loop: Loop) -> str | None:
+    """Return the cache folder of a loop; None if it is compiled in memory."""
+    cache = getattr(loop.kernel, "_cache", None)
     folder = getattr(cache, "cache_path", None)
     return None if folder is None else str(folder)
 

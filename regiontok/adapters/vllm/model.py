@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from regiontok.adapters.vllm.processing import BUDGET, check_options, region_options, share_budgets
+from regiontok.pooling import MeanPool
+from regiontok.regionizer import Regionizer
 from regiontok.tiles import Tile, count_images, uncut_images
 
 
@@ -32,8 +34,6 @@ class RegionModel:
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        from regiontok.regionizer import Regionizer  # noqa: PLC0415  vLLM's CPU worker cannot start beside numba
-
         options = region_options(vllm_config.model_config.hf_config)
         check_options(options)
         self.check_server(vllm_config)
@@ -68,8 +68,6 @@ class RegionModel:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the embeddings of each image, ``(tokens, columns)``."""
-        from regiontok.pooling import MeanPool  # noqa: PLC0415  see __init__
-
         budgets = kwargs.pop(BUDGET)
         features = self.patch_features(**kwargs)
         grids = [grid.nan_to_num() for grid in features.grids]
