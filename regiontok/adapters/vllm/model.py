@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regiontok.adapters.vllm.processing import BUDGET, check_options, region_options, share_budgets
+from regiontok.adapters.vllm.processing import BUDGET, check_options, check_server, region_options, share_budgets
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.tiles import Tile, count_images, uncut_images
@@ -44,11 +44,7 @@ class RegionModel:
 
     def check_server(self, vllm_config: Any) -> None:
         """Raise ValueError for options of the server that region models do not support."""
-        if vllm_config.speculative_config is not None:
-            raise ValueError("region models do not support speculative decoding. Leave --speculative-config out.")
-        lora = vllm_config.lora_config
-        if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
-            raise ValueError("region models do not support LoRA on the vision tower. Leave that option out.")
+        check_server(vllm_config)
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return the features that regions are made of."""

@@ -56,6 +56,25 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError("vLLM cannot serve images with padding, which changes the counts. Use padding='keep'.")
 
 
+def check_version() -> None:
+    """Raise ValueError for a vLLM that was not tested."""
+    lowest, next_version = map(Version, TESTED)
+    if not lowest <= Version(vllm.__version__.partition("+")[0]) < next_version:
+        raise ValueError(
+            f"regiontok was tested with vLLM from {lowest} to before {next_version}; got {vllm.__version__}. "
+            "Install a vLLM of this range."
+        )
+
+
+def check_server(vllm_config: Any) -> None:
+    """Raise ValueError for options of the server that region models do not support."""
+    if vllm_config.speculative_config is not None:
+        raise ValueError("region models do not support speculative decoding. Leave --speculative-config out.")
+    lora = vllm_config.lora_config
+    if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
+        raise ValueError("region models do not support LoRA on the vision tower. Leave that option out.")
+
+
 def server_budget(model_config: Any) -> dict[str, Any]:
     """Return the budget of a server, ``num_regions`` or ``keep``.
 
@@ -91,12 +110,7 @@ class RegionInfo:
     """
 
     def __init__(self, ctx: InputProcessingContext) -> None:
-        lowest, next_version = map(Version, TESTED)
-        if not lowest <= Version(vllm.__version__.partition("+")[0]) < next_version:
-            raise ValueError(
-                f"regiontok was tested with vLLM from {lowest} to before {next_version}; got {vllm.__version__}. "
-                "Install a vLLM of this range."
-            )
+        check_version()
         super().__init__(RegionContext(ctx.model_config, ctx.tokenizer))
         check_options(region_options(ctx.model_config.hf_config))
         self.most = server_budget(ctx.model_config)
