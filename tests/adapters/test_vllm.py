@@ -4,122 +4,33 @@ Set REGIONTOK_VLLM to a Python that has vLLM and regiontok; see docs/serving.md.
 """
 
 import importlib.metadata
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from regiontok import CrossAttnPool, Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
-from tests.adapters.test_processors import IMAGES
-from tests.families import CLIP, IMAGE, QWEN_IDS, TEXT, TOWER, VISUAL, build
-from tests.processors import PINPOINTS, PROCESSORS
+from tests.adapters.vllm_tools import COUNTS, expected_answers, prompts, request, serve, vllm_python, wide_model
+from tests.processors import PROCESSORS
 
-WIDE = TEXT | {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.3}  # fmt: skip
-ROPE = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}
-VISION = VISUAL | {"out_hidden_size": 128}
-"""Sizes of heads that vLLM's attention on CPUs accepts."""
-
-
-def llava():
-    return build("Llava", vision_config=CLIP, text_config=WIDE | {"model_type": "llama"}, image_token_index=IMAGE)
-
-
-def llava_next():
-    return build("LlavaNext", vision_config=CLIP, text_config=WIDE | {"model_type": "llama"}, image_token_index=IMAGE,
-                 image_grid_pinpoints=PINPOINTS)  # fmt: skip
-
-
-def internvl():
-    vision = TOWER | {"image_size": [56, 56], "patch_size": [14, 14]}
-    return build("InternVL", vision_config=vision, text_config=WIDE | {"model_type": "qwen2"}, image_token_id=IMAGE,
-                 image_seq_length=4)  # fmt: skip
-
-
-def qwen2():
-    vision = {"depth": 3, "embed_dim": 32, "hidden_size": 128, "num_heads": 2, "patch_size": 4}
-    return build("Qwen2VL", text_config=WIDE | {"rope_parameters": ROPE}, vision_config=vision, **QWEN_IDS)
-
-
-def qwen2_5():
-    vision = VISION | {"window_size": 16, "fullatt_block_indexes": [1]}
-    return build("Qwen2_5_VL", text_config=WIDE | {"rope_parameters": ROPE}, vision_config=vision, **QWEN_IDS)
-
-
-def qwen3():
-    vision = VISION | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    rope = ROPE | {"mrope_interleaved": True}
-    return build("Qwen3VL", text_config=WIDE | {"rope_parameters": rope}, vision_config=vision, **QWEN_IDS)
-
-
-STOCK = {
-    "LLaVA-1.5": llava,
-    "LLaVA-NeXT": llava_next,
-    "InternVL": internvl,
-    "Qwen2-VL": qwen2,
-    "Qwen2.5-VL": qwen2_5,
-    "Qwen3-VL": qwen3,
-}
-COUNTS = (5, 9, 12, 7, 400)
+STOCK = ("LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 
 
 @pytest.fixture
 def python():
-    found = os.environ.get("REGIONTOK_VLLM")
-    if found is None:
-        pytest.skip("REGIONTOK_VLLM names no Python with vLLM")
-    return found
-
-
-def serve(python, folder, options, requests, root):
-    """Return what the engine answers."""
-    torch.save(requests, root / "requests.pt")
-    program = Path(__file__).with_name("vllm_regions.py")
-    command = [python, program, folder, json.dumps(options), root / "requests.pt", root / "answers.pt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=root)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return torch.load(root / "answers.pt")
-
-
-def prompts(processor, counts=COUNTS):
-    """Return texts with their images and budgets: single images, two images, and an image with all of its patches."""
-    token = getattr(processor, "image_token", "<image>")
-    start, end = ("<|vision_start|> ", " <|vision_end|>") if token == "<|image_pad|>" else ("", "")
-    samples = [IMAGES[:1], IMAGES[1:2], IMAGES[2:], IMAGES[:2], IMAGES[1:2]]
-    return [
-        ("w5 w6 " + " w7 ".join([f"{start}{token}{end}"] * len(images)) + " w8 w9", images, count)
-        for images, count in zip(samples, counts, strict=True)
-    ]
-
-
-def expected_answers(model, processor, samples):
-    answers = []
-    regions = region_processor(processor, model)
-    for text, images, count in samples:
-        budget = {} if count is None else {"num_regions": count}
-        given = regions(text=[text], images=[images], return_tensors="pt", **budget)
-        made = model.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None)
-        answers.append(made[0, given["input_ids"].shape[1] :].tolist())
-    assert len({tuple(answer) for answer in answers}) > 1
-    return answers
-
-
-def request(text, images, **kwargs):
-    return {"prompt": text, "multi_modal_data": {"image": images}} | ({"mm_processor_kwargs": kwargs} if kwargs else {})
+    return vllm_python()
 
 
 @pytest.mark.parametrize("title", STOCK)
 def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
     """One batch with different counts, again with warm caches, one by one; and requests that are rejected."""
-    processor, stock = PROCESSORS[title](), STOCK[title]()
+    processor, stock = PROCESSORS[title](), wide_model(title)
     folder = tmp_path / "model"
     stock.save_pretrained(folder)
     processor.save_pretrained(folder)
-    samples = prompts(processor)
+    samples = prompts(title, processor)
     expected = expected_answers(with_regions(stock, Regionizer(pool="mean", norm="none")), processor, samples)
     text, images, _ = samples[0]
     bad = [{"num_regions": 401}, {"num_regions": 0}, {"num_regions": "x"}, {"num_regions": 2.5}, {"keep": 2}]
@@ -138,7 +49,7 @@ def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
 @pytest.mark.parametrize("title", ["LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2.5-VL"])
 def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     """A trained pool, and a fraction of the patches; images may be cut over chunks of a prefill."""
-    processor, stock = PROCESSORS[title](), STOCK[title]()
+    processor, stock = PROCESSORS[title](), wide_model(title)
     dim = stock.config.vision_config.hidden_size if "LLaVA" in title else 128
     newline = {"newline": "image"} if title == "LLaVA-NeXT" else {}
     model = with_regions(stock, Regionizer(keep=0.5, dim=dim), **newline)
@@ -147,7 +58,7 @@ def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     region_processor(processor, model).save_pretrained(folder)
-    samples = prompts(processor, [None] * len(COUNTS))
+    samples = prompts(title, processor, [None] * len(COUNTS))
     expected = expected_answers(model, processor, samples)
     requests = {"answered": [request(text, images) for text, images, _ in samples], "rejected": []}
     told = serve(python, folder, {"max_model_len": 256, "max_num_batched_tokens": 32}, requests, tmp_path)

@@ -14,7 +14,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import InputProcessingContext
 
 from regiontok.adapters.huggingface.checkpoints import to_region_config
-from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, processor_class
+from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, family_classes, processor_class
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
 from regiontok.adapters.vllm import REJECTED
 from regiontok.adapters.vllm.processing import (
@@ -49,6 +49,7 @@ def to_regions(model_config: Any) -> None:
     if family in REJECTED:
         raise ValueError(f"vLLM cannot serve {family} with regions: {REJECTED[family]}.")
     stock = f"{family}ForConditionalGeneration"
+    family_classes(BY_STOCK[stock])  # creates and registers the model classes
     is_stock = not isinstance(model_config.hf_config, CONFIGS[stock])
     options = region_options(model_config.hf_config)
     check_options(options)
