@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SIGTERM, and 141 if the reader of stdout has ended.
     """
     with console.safe_streams():
-        options = make_parser().parse_args(arguments)
+        options = _parse(arguments)
         try:
             with raise_on_terminate():
                 return _run(options)
@@ -62,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             console.warn(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
             return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command; ``serve`` passes those that it does not know to vLLM."""
+    parser = make_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and "vllm_arguments" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        options.vllm_arguments = others
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=("tokenize", "run_demo"))
     for add in (_add_tokenize, _add_view, _add_count, _add_compare, _add_figures, _add_masks, _add_tracks, _add_store):
         add(commands)
-    for add in (_add_chat, _add_evaluate, _add_focus):
+    for add in (_add_chat, _add_serve, _add_evaluate, _add_focus):
         add(commands)
     env = commands.add_parser("env", help="print versions, missing packages and devices")
     env.set_defaults(run=("env", "run_env"))
@@ -301,6 +301,23 @@ def _add_chat(commands: Any) -> None:
     chat.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="default: %(default)s")
     add_model_options(chat)
     chat.set_defaults(run=("chat", "run_chat"), checks=_MODEL_CHECKS)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        allow_abbrev=False,
+        help="serve region tokens with vLLM",
+        usage="%(prog)s MODEL [--tokens K | --keep F] [arguments of vllm serve]",
+        description="Print the command of vLLM that serves a model with region tokens, and the cost of an image, and "
+        "run the command. The budget is that of the model, or --tokens or --keep. Other arguments are passed to vLLM.",
+    )
+    serve.add_argument("model", type=as_text, metavar="MODEL", help=_MODEL)
+    budget = serve.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=positive, dest="num_regions", metavar="K", help="tokens per image")
+    budget.add_argument("--keep", type=float, metavar="F", help="tokens as a fraction of the patches of an image")
+    serve.add_argument("--print-only", action="store_true", help="print the command, and do not run it")
+    serve.set_defaults(run=("serve", "run_serve"), vllm_arguments=[])
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -75,7 +75,8 @@ def test_the_plugin_is_found_and_imports_nothing_heavy():
 REJECTED = """
 from types import SimpleNamespace as Options
 from regiontok.adapters.vllm.dynamic_resolution import DynamicResolution
-from regiontok.adapters.vllm.processing import check_options, server_budget
+from regiontok.adapters.vllm.options import check_options
+from regiontok.adapters.vllm.processing import server_budget
 
 def model(regiontok, **processor):
     config = Options(mm_processor_kwargs=processor)

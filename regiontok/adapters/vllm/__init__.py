@@ -49,7 +49,7 @@ TESTED = ("0.32", "0.33")
 def register() -> None:
     """Register the architectures of region models in vLLM, and the configs of their folders in transformers."""
     transformers = require("transformers", extra="hf")
-    registry = require("vllm", extra="hf").ModelRegistry
+    registry = require("vllm", extra="").ModelRegistry
     architectures = registry.get_supported_archs()
     for architecture, (place, stock_config) in NATIVE.items():
         if architecture not in architectures:

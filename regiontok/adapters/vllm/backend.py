@@ -17,15 +17,8 @@ from regiontok.adapters.huggingface.checkpoints import to_region_config
 from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, family_classes, processor_class
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
 from regiontok.adapters.vllm import REJECTED
-from regiontok.adapters.vllm.processing import (
-    OPTIONS,
-    RegionContext,
-    check_options,
-    check_server,
-    check_version,
-    region_options,
-    server_budget,
-)
+from regiontok.adapters.vllm.options import OPTIONS, check_options, region_options
+from regiontok.adapters.vllm.processing import RegionContext, check_server, check_version, server_budget
 from regiontok.config import RegionizerConfig
 
 _LOG = init_logger(__name__)

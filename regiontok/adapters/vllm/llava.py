@@ -11,7 +11,8 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from regiontok.adapters.vllm.model import Features, RegionModel
-from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor, region_options
+from regiontok.adapters.vllm.options import region_options
+from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor
 from regiontok.tiles import Tile, join_tiles
 
 _NAMES = WeightsMapper(  # of CLIP and SigLIP, as transformers 5.24 saves them

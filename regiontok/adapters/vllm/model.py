@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regiontok.adapters.vllm.processing import BUDGET, check_options, check_server, region_options, share_budgets
+from regiontok.adapters.vllm.options import check_options, region_options
+from regiontok.adapters.vllm.processing import BUDGET, check_server, share_budgets
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.tiles import Tile, count_images, uncut_images

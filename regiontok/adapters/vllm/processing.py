@@ -22,38 +22,15 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, ImageProce
 from vllm.multimodal.processing import InputProcessingContext, PromptUpdateDetails
 
 from regiontok.adapters.vllm import TESTED
+from regiontok.adapters.vllm.options import OPTIONS, check_options, find_budget, region_options
 from regiontok.budgets import resolve_budget
 from regiontok.errors import RegiontokError
 from regiontok.tiles import Tile, count_tokens, share_budget
 
-OPTIONS = ("num_regions", "keep")
 REGIONIZER_NAMES = WeightsMapper(orig_to_new_regex={re.compile(r"^model\.regionizer\."): "regionizer."})
 """Names of the weights of the Regionizer in a folder of ``save_pretrained``, and here."""
 BUDGET = "regiontok_budget"
 """Input of the model with the budget of each image, ``(images, 2)``: ``num_regions`` and ``keep``, one of them NaN."""
-_HINT = "Set --mm-processor-kwargs '{\"num_regions\": 128}', or num_regions or keep of regiontok in the config."
-
-
-def region_options(hf_config: Any) -> dict[str, Any]:
-    """Return the options of the Regionizer: those of the config's ``regiontok`` over untrained defaults."""
-    return {"pool": "mean", "norm": "none"} | dict(getattr(hf_config, "regiontok", None) or {})
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a Regionizer whose tokens vLLM cannot serve.
-
-    Args:
-        options: Options of the Regionizer.
-    """
-    if options.get("source", "clustering") != "clustering":
-        raise ValueError(f"vLLM serves regions of clustering; got source={options['source']!r}. Serve another model.")
-    if options.get("order") == "random":
-        raise ValueError(
-            "vLLM cannot serve order='random': cached tokens would have another order. Use order='raster'."
-        )
-    is_padded = (options.get("geometry") or {}).get("mode") == "letterbox"
-    if is_padded and options.get("padding") != "keep":
-        raise ValueError("vLLM cannot serve images with padding, which changes the counts. Use padding='keep'.")
 
 
 def check_version() -> None:
@@ -81,15 +58,8 @@ def server_budget(model_config: Any) -> dict[str, Any]:
     Raises:
         ValueError: There is none, or it is invalid.
     """
-    config, options = model_config.get_multimodal_config(), region_options(model_config.hf_config)
-    for source in (config.mm_processor_kwargs or {}, options):
-        budget = {name: source[name] for name in OPTIONS if source.get(name) is not None}
-        if budget and budget.get("num_regions") != "prompt":
-            resolve_budget([1], **budget)
-            return budget
-    reason = next((name for name in ("threshold", "explained_variance") if options.get(name) is not None), None)
-    because = f" Its {reason} gives a number that is known only after encoding." if reason else ""
-    raise ValueError(f"vLLM needs the number of tokens of an image before it is encoded.{because} {_HINT}")
+    kwargs = model_config.get_multimodal_config().mm_processor_kwargs
+    return find_budget(kwargs or {}, region_options(model_config.hf_config))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""``regiontok serve``: serve region tokens with vLLM."""
+
+import json
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from regiontok._require import require
+from regiontok.adapters.vllm import BACKEND, NATIVE, REJECTED
+from regiontok.adapters.vllm.options import OPTIONS, check_options, find_budget, region_options
+from regiontok.cli.console import note
+from regiontok.errors import CheckpointError, ValueRangeError
+
+_OURS = ("--hf-overrides", "--mm-processor-kwargs")
+"""Arguments of vLLM that this command writes."""
+_SIZES = ((768, 1024), (336, 336))
+"""Heights and widths of images whose cost is printed."""
+_SUFFIX = "ForConditionalGeneration"
+
+
+def run_serve(options: Namespace) -> int:
+    """Run ``serve``: print the command of vLLM and the cost of images, and become that command."""
+    budget = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    command = ["vllm", "serve", options.model, *arguments_of(options.model, budget, options.vllm_arguments)]
+    print(shlex.join(command), flush=True)
+    for line in costs(options.model, budget):
+        note(line)
+    if options.print_only:
+        return 0
+    require("vllm", extra="")
+    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]])
+
+
+def arguments_of(model: str, budget: Mapping[str, Any], others: list[str]) -> list[str]:
+    """Return the arguments of ``vllm serve`` after the model.
+
+    Args:
+        model: Folder or name on the hub, of a region model or a stock model.
+        budget: ``num_regions`` or ``keep`` of the command line, or neither.
+        others: Arguments that are passed on.
+
+    Raises:
+        CheckpointError: ``model`` has no config.
+        ValueRangeError: The family or its Regionizer cannot be served, or ``others`` has arguments of this command.
+    """
+    for name in _OURS:
+        if any(argument.split("=")[0] == name for argument in others):
+            raise ValueRangeError(f"regiontok serve writes {name} itself. Leave it out, or run vllm serve.")
+    config = _read_config(model)
+    if not config.get("architectures"):
+        raise CheckpointError(f"{model} holds no model of transformers: its config.json names no architectures.")
+    stock = str(config["architectures"][0]).removeprefix("Region")
+    family = stock.removesuffix(_SUFFIX)
+    if family in REJECTED:
+        raise ValueRangeError(f"vLLM cannot serve {family} with regions: {REJECTED[family]}.")
+    if f"Region{stock}" not in NATIVE and family not in BACKEND:
+        served = [name.removeprefix("Region").removesuffix(_SUFFIX) for name in NATIVE]
+        raise ValueRangeError(f"vLLM cannot serve {stock} with regions. It serves {', '.join([*served, *BACKEND])}.")
+    regions = region_options(SimpleNamespace(**config))
+    check_options(regions)
+    if not budget and not any(regions.get(name) for name in OPTIONS):
+        raise ValueRangeError(f"{model} has no budget. Pass --tokens 128 or --keep 0.25.")
+    find_budget(budget, regions)
+    arguments = []
+    if "regiontok" not in config:
+        arguments += ["--hf-overrides", json.dumps({"architectures": [f"Region{stock}"]})]
+    if budget:
+        arguments += ["--mm-processor-kwargs", json.dumps(dict(budget))]
+    return [*arguments, *others]
+
+
+def costs(model: str, budget: Mapping[str, Any]) -> list[str]:
+    """Return the number of tokens of images of some sizes, with and without regions, as sentences."""
+    huggingface = require("regiontok.adapters.huggingface", extra="hf")
+    processor = require("transformers", extra="hf").AutoProcessor.from_pretrained(model)
+    if getattr(processor, "regiontok", None) is None:
+        processor = huggingface.region_processor(processor, **budget)
+    lines = []
+    for height, width in _SIZES:
+        sizes: dict[str, Any] = {"image_sizes": [(height, width)]}
+        (count,) = processor.count_multimodal_tokens(**sizes, **budget).num_image_tokens
+        (stock,) = processor.stock._get_num_multimodal_tokens(**sizes).num_image_tokens
+        lines.append(f"An image of {width} x {height} pixels takes {count} tokens instead of {stock}.")
+    return lines
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    """Return the config of a folder or a name on the hub, without its class."""
+    try:
+        config: dict[str, Any] = require("transformers", extra="hf").PreTrainedConfig.get_config_dict(model)[0]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{model} holds no model of transformers: {error}") from error
+    return config
