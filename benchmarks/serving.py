@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--vllm", required=True, metavar="PYTHON", help="Python with vLLM and regiontok")
     parser.add_argument("--model", help="folder or name on the hub; default: a small random Qwen2.5-VL")
     parser.add_argument("--side", type=int, default=896, help="height and width of images; default: %(default)s")
-    parser.add_argument("--requests", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--requests", type=int, default=96, help="default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time; default: %(default)s")
     parser.add_argument("--arguments", nargs="*", default=["--max-model-len=2048"], help="of all servers; %(default)s")
     parser.add_argument("--no-save", action="store_true", help="print the results only")

@@ -30,6 +30,7 @@ PAGES = (
         ROOT / "docs" / f"{page}.md"
         for page in (
             "installation",
+            "serving",
             "models",
             "options",
             "video_model",
@@ -357,6 +358,20 @@ def video_models() -> str:
     )
 
 
+def serving() -> str:
+    """Requests per second of a server of vLLM, with and without regions."""
+    figures = results("serving")
+    rows = []
+    for name in ("stock", "25 %", "10 %"):
+        one, stock = figures[name], figures["stock"]
+        throughput, first = one["request_throughput"], one["median_ttft_ms"]
+        over_stock = [throughput / stock["request_throughput"], first / stock["median_ttft_ms"]]
+        title = "all" if name == "stock" else name
+        rows.append([title, number(throughput), number(first), *(f"{value:.2f}" for value in over_stock)])
+    heading = ["image tokens", "requests per second", "ms to the first token", "requests over stock", "ms over stock"]
+    return table(heading, rows)
+
+
 def page() -> str:
     """Size and speed of the interactive page."""
     figures = results("page")
@@ -572,8 +587,8 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         clustering, ward, lower_bound, token_rules, pooling, sources, masks, generators, stages, steps, adapters,
-        budgets_dinov2, budgets_pixels, video_errors, video_objects, video_supervoxels, video_times, video_models, page,
-        families, unsupported, options, scale, versions, representation, table_1,
+        budgets_dinov2, budgets_pixels, video_errors, video_objects, video_supervoxels, video_times, video_models,
+        serving, page, families, unsupported, options, scale, versions, representation, table_1,
         table_1_all, api,
     )
 }  # fmt: skip
