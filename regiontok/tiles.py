@@ -10,6 +10,9 @@ from regiontok.budgets import Budget, Keep, resolve_budget
 from regiontok.errors import ValueRangeError
 from regiontok.geometry import ImageGeometry, Size
 
+MAX_FRAMES = 8
+"""Number of frames of a chunk of a video, if the Regionizer has no ``max_frames``."""
+
 
 @dataclass(frozen=True)
 class TileLayout:
@@ -237,5 +240,13 @@ def count_tokens(
         >>> count_tokens(576, num_regions=128), count_tokens(576, 2, keep=0.25)
         (128, 144)
     """
-    sizes = [num_patches - num_grids + 1, *[1] * (num_grids - 1)]
-    return sum(share_budget([Tile(0, 0, (1, size)) for size in sizes], num_regions, keep=keep))
+    tiles = [Tile(0, 0, (1, size)) for size in split_patches(num_patches, num_grids)]
+    return sum(share_budget(tiles, num_regions, keep=keep))
+
+
+def split_patches(num_patches: int, num_grids: int) -> list[int]:
+    """Return sizes of ``num_grids`` grids with ``num_patches`` patches, to count the tokens of an image.
+
+    The number of tokens depends on the sum and the number of the sizes only.
+    """
+    return [num_patches - num_grids + 1, *[1] * (num_grids - 1)]

@@ -57,6 +57,12 @@ def test_a_saved_folder_needs_no_options_and_can_get_another_budget(capsys, tmp_
     assert "takes 3 tokens" in costs[0]
 
 
+def test_videos_have_a_budget_of_their_own(capsys, stock):
+    words, costs = command_of(capsys, stock, "--keep", "0.5", "--video-tokens", "32")
+    assert json.loads(words[6]) == {"keep": 0.5, "video_num_regions": 32}
+    assert "takes 6 tokens" in costs[0]
+
+
 def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp_path):
     saved = {
         name: save("LLaVA-1.5", tmp_path / name, Regionizer(pool="mean", norm="none", **options))
@@ -72,6 +78,11 @@ def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp
         ([stock, "--tokens", "9", "--hf-overrides", "{}"], "regiontok serve writes --hf-overrides itself"),
         ([stock, "--tokens", "9", "--mm-processor-kwargs={}"], "regiontok serve writes --mm-processor-kwargs itself"),
         ([saved["adaptive"]], "has no budget"),
+        ([stock, "--keep", "0.5", "--video-keep", "2"], "keep must be in [0, 1]; got 2"),
+        (
+            [save("LLaVA-1.5", tmp_path / "llava"), "--tokens", "9", "--video-tokens", "9"],
+            "videos of this family are not",
+        ),
         ([saved["random"]], "vLLM cannot serve order='random'"),
         ([other, "--tokens", "9"], "vLLM cannot serve SmolVLM with regions: its Transformers backend"),
         ([str(tmp_path / "empty"), "--tokens", "9"], "holds no model of transformers"),

@@ -10,8 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from regiontok._require import require
-from regiontok.adapters.vllm import BACKEND, NATIVE, REJECTED
-from regiontok.adapters.vllm.options import OPTIONS, check_options, find_budget, region_options
+from regiontok.adapters.vllm import BACKEND, NATIVE, REJECTED, VIDEOS
+from regiontok.adapters.vllm.options import (
+    OPTIONS,
+    VIDEO_OPTIONS,
+    check_options,
+    find_budget,
+    find_video_budget,
+    read_budget,
+    region_options,
+    reject_video_options,
+)
 from regiontok.cli.console import note
 from regiontok.errors import CheckpointError, ValueRangeError
 
@@ -24,7 +33,8 @@ _SUFFIX = "ForConditionalGeneration"
 
 def run_serve(options: Namespace) -> int:
     """Run ``serve``: print the command of vLLM and the cost of images, and become that command."""
-    budget = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    budgets = {name: getattr(options, name) for name in (*OPTIONS, *VIDEO_OPTIONS)}
+    budget = {name: value for name, value in budgets.items() if value is not None}
     command = ["vllm", "serve", options.model, *arguments_of(options.model, budget, options.vllm_arguments)]
     print(shlex.join(command), flush=True)
     for line in costs(options.model, budget):
@@ -40,7 +50,7 @@ def arguments_of(model: str, budget: Mapping[str, Any], others: list[str]) -> li
 
     Args:
         model: Folder or name on the hub, of a region model or a stock model.
-        budget: ``num_regions`` or ``keep`` of the command line, or neither.
+        budget: ``num_regions`` or ``keep`` of the command line, and the same of videos.
         others: Arguments that are passed on.
 
     Raises:
@@ -62,9 +72,12 @@ def arguments_of(model: str, budget: Mapping[str, Any], others: list[str]) -> li
         raise ValueRangeError(f"vLLM cannot serve {stock} with regions. It serves {', '.join([*served, *BACKEND])}.")
     regions = region_options(SimpleNamespace(**config))
     check_options(regions)
-    if not budget and not any(regions.get(name) for name in OPTIONS):
+    if not any(read_budget(source) for source in (budget, regions)):
         raise ValueRangeError(f"{model} has no budget. Pass --tokens 128 or --keep 0.25.")
     find_budget(budget, regions)
+    find_video_budget(budget, regions, config.get("regiontok_videos"))
+    if family not in VIDEOS:
+        reject_video_options(budget)
     arguments = []
     if "regiontok" not in config:
         arguments += ["--hf-overrides", json.dumps({"architectures": [f"Region{stock}"]})]
@@ -77,6 +90,7 @@ def costs(model: str, budget: Mapping[str, Any]) -> list[str]:
     """Return the number of tokens of images of some sizes, with and without regions, as sentences."""
     huggingface = require("regiontok.adapters.huggingface", extra="hf")
     processor = require("transformers", extra="hf").AutoProcessor.from_pretrained(model)
+    budget = read_budget(budget)
     if getattr(processor, "regiontok", None) is None:
         processor = huggingface.region_processor(processor, **budget)
     lines = []

@@ -79,12 +79,16 @@ from regiontok.adapters.vllm.options import check_options
 from regiontok.adapters.vllm.processing import server_budget
 
 def model(regiontok, **processor):
-    config = Options(mm_processor_kwargs=processor)
+    config = Options(mm_processor_kwargs=processor, get_video_pruning_spec=lambda: None)
     return Options(hf_config=Options(regiontok=regiontok), get_multimodal_config=lambda: config)
 
 def server(**options):
     values = {"speculative_config": None, "lora_config": None, "parallel_config": Options(pipeline_parallel_size=1)}
     return Options(**values | {"model_config": model({})} | options)
+
+even, pruned = model({}), model({})
+even.hf_config.regiontok_positions = "even"
+pruned.get_multimodal_config().get_video_pruning_spec = lambda: ("evs", 0.5)
 
 class Served(DynamicResolution):
     def __init__(self): pass
@@ -102,7 +106,8 @@ calls = [
     lambda: Served().check_server(server(speculative_config=1)),
     lambda: Served().check_server(server(lora_config=Options(enable_tower_connector_lora=True))),
     lambda: Served().check_server(server(parallel_config=Options(pipeline_parallel_size=2))),
-    lambda: Served().check_server(server(model_config=Options(hf_config=Options(regiontok_positions="even")))),
+    lambda: Served().check_server(server(model_config=even)),
+    lambda: Served().check_server(server(model_config=pruned)),
 ]
 for call in calls:
     try:
@@ -128,7 +133,7 @@ def test_what_cannot_be_served_is_rejected_when_the_server_starts(python):
         "vLLM needs the number of tokens of an image before it is encoded. Its explained_variance",
         "vLLM needs the number of tokens", "vLLM needs the number of tokens", "num_regions must", "keep must",
         "region models do not support speculative", "region models do not support LoRA", "the positions of regions reach",
-        "this model serves positions='centroid'; got 'even'",
+        "this model serves positions='centroid'; got 'even'", "region models do not support the pruning of videos",
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     assert len(lines) == len(starts)

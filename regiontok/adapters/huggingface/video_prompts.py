@@ -10,11 +10,10 @@ import torch
 
 from regiontok._require import require
 from regiontok.adapters.huggingface._transformers import VideoFormat
-from regiontok.adapters.huggingface.videos import MAX_FRAMES
 from regiontok.budgets import is_per_image
 from regiontok.choices import PROMPT
 from regiontok.errors import ShapeError, ValueRangeError
-from regiontok.tiles import Tile, share_budget
+from regiontok.tiles import MAX_FRAMES, Tile, share_budget
 
 transformers = require("transformers", extra="hf")
 

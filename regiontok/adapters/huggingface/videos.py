@@ -23,11 +23,9 @@ from regiontok.budgets import Budget, Keep, is_per_image
 from regiontok.errors import ShapeError, ValueRangeError
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
-from regiontok.tiles import Tile, count_images, cut_videos
+from regiontok.tiles import MAX_FRAMES, Tile, count_images, cut_videos
 from regiontok.tokens import RegionTokens
 
-MAX_FRAMES = 8
-"""Number of frames of a chunk, if the Regionizer has no ``max_frames``."""
 EMPTY_FRAMES = ("drop", "keep")
 VIDEO_SIDE_INPUTS = ("video_num_regions", "video_keep")
 """Arguments of region models that accept videos, in addition to `SIDE_INPUTS`."""

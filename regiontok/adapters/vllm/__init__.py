@@ -22,8 +22,10 @@ NATIVE = {
     "RegionQwen3VLForConditionalGeneration": ("dynamic_resolution:RegionQwen3VL", "Qwen3VLConfig"),
 }
 """The architectures of region models, their modules and classes here, and the config classes of their stock models."""
+VIDEOS = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+"""Families whose videos are served: their class names without Region and ForConditionalGeneration, as below."""
 BACKEND = ("LlavaOnevision", "LlavaNextVideo", "Glm4v", "Glm4vMoe", "Glm46V", "Gemma3", "VideoLlama3")
-"""Families that are served through vLLM's Transformers backend: their class names without ForConditionalGeneration."""
+"""Families that are served through vLLM's Transformers backend."""
 _BLOCKS = "its Transformers backend does not support blocks of placeholders per tile"
 _FAMILY = "its Transformers backend does not support the family"
 REJECTED = {

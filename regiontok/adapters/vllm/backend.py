@@ -17,7 +17,7 @@ from regiontok.adapters.huggingface.checkpoints import to_region_config
 from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, family_classes, processor_class
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
 from regiontok.adapters.vllm import REJECTED
-from regiontok.adapters.vllm.options import OPTIONS, check_options, region_options
+from regiontok.adapters.vllm.options import OPTIONS, VIDEO_OPTIONS, check_options, region_options, reject_video_options
 from regiontok.adapters.vllm.processing import RegionContext, check_server, check_version, server_budget
 from regiontok.config import RegionizerConfig
 
@@ -46,6 +46,7 @@ def to_regions(model_config: Any) -> None:
     is_stock = not isinstance(model_config.hf_config, CONFIGS[stock])
     options = region_options(model_config.hf_config)
     check_options(options)
+    reject_video_options(model_config.get_multimodal_config().mm_processor_kwargs or {})
     budget = server_budget(model_config)
     config = to_region_config(model_config.hf_config, CONFIGS[stock])
     if getattr(BY_STOCK[stock].mixin, "has_positions", False):
@@ -96,7 +97,7 @@ class BackendProcessor(backend.MultiModalProcessor):
     """Processor of a region model in the Transformers backend."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        for name in OPTIONS:
+        for name in (*OPTIONS, *VIDEO_OPTIONS):
             if hf_kwargs.get(name) is not None:
                 raise VLLMValidationError(
                     f"requests cannot change the budget of this model; got {name}={hf_kwargs[name]}. Leave it out.",

@@ -7,24 +7,27 @@ import torch
 from torch import Tensor
 
 from regiontok.adapters.vllm.options import check_options, region_options
-from regiontok.adapters.vllm.processing import BUDGET, check_server, share_budgets
+from regiontok.adapters.vllm.processing import BUDGETS, check_server, share_budgets
 from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
+from regiontok.regions import Regions
 from regiontok.tiles import Tile, count_images, uncut_images
 
 
 class Features(NamedTuple):
-    """Patch features of images.
+    """Patch features of images or videos.
 
     Attributes:
-        grids: ``(rows, cols, dim)`` each.
-        layers: Further layers ``(rows, cols, more)`` of each grid, to average.
+        grids: ``(rows, cols, dim)`` each; ``(frames, rows, cols, dim)`` of chunks of videos.
+        layers: Further layers of each grid, to average, with the dimension ``more``.
         tiles: The `Tile` of each grid; by default, each grid is an image.
+        times: Rotary positions in time of the frames of each chunk, ``(frames,)``; empty for images.
     """
 
     grids: Sequence[Tensor]
     layers: Sequence[Tensor] = ()
     tiles: Sequence[Tile] = ()
+    times: Sequence[Tensor] = ()
 
 
 class RegionModel:
@@ -55,8 +58,12 @@ class RegionModel:
         """Return region tokens ``(R, text_dim)``."""
         return values
 
-    def finish(self, values: Tensor, regions: Any) -> Tensor:
-        """Return the embeddings of the tokens, ``(R, columns)``."""
+    def clip_features(self, **kwargs: Any) -> Features:
+        """Return the features of the chunks of videos, if the family serves them."""
+        raise TypeError(f"{type(self).__name__} does not define clip_features.")
+
+    def finish(self, values: Tensor, regions: Regions, times: Sequence[Tensor]) -> Tensor:
+        """Return the embeddings of the tokens, ``(R, columns)``; see `Features` for ``times``."""
         return values
 
     def pack(self, tiles: Sequence[Tile], parts: Sequence[Tensor]) -> Tensor:
@@ -64,17 +71,18 @@ class RegionModel:
         return torch.cat(list(parts))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Return the embeddings of each image, ``(tokens, columns)``."""
-        budgets = kwargs.pop(BUDGET)
-        features = self.patch_features(**kwargs)
+        """Return the embeddings of each image, or of each video, ``(tokens, columns)``."""
+        budgets = {medium: kwargs.pop(name) for medium, name in BUDGETS.items() if name in kwargs}
+        ((medium, budget),) = budgets.items()  # vLLM calls this for one medium at a time
+        features = self.patch_features(**kwargs) if medium == "image" else self.clip_features(**kwargs)
         grids = [grid.nan_to_num() for grid in features.grids]
         tiles = features.tiles or uncut_images([(grid.shape[0], grid.shape[1]) for grid in grids])
-        counts = share_budgets(budgets, tiles)
+        counts = share_budgets(budget, tiles)
         tokens = self.regionizer(grids, num_regions=counts)
         values = self.project(tokens.values)
         if features.layers:
             values = torch.cat([values, MeanPool()(list(features.layers), tokens.regions).values], 1)
-        parts = self.finish(values, tokens.regions).split(counts)
+        parts = self.finish(values, tokens.regions, features.times).split(counts)
         images: list[list[int]] = [[] for _ in range(count_images(tiles))]
         for number, tile in enumerate(tiles):
             images[tile.image].append(number)

@@ -1,6 +1,6 @@
 """Options of a served Regionizer and its budget, without vLLM."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regiontok.budgets import resolve_budget
@@ -8,6 +8,7 @@ from regiontok.choices import PROMPT
 from regiontok.errors import ValueRangeError
 
 OPTIONS = ("num_regions", "keep")
+VIDEO_OPTIONS = ("video_num_regions", "video_keep")
 _HINT = "Set --mm-processor-kwargs '{\"num_regions\": 128}', or num_regions or keep of regiontok in the config."
 
 
@@ -38,8 +39,22 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueRangeError("vLLM cannot serve images with padding, which changes the counts. Use padding='keep'.")
 
 
+def reject_video_options(kwargs: Mapping[str, Any]) -> None:
+    """Reject budgets of videos, for families whose videos are not served.
+
+    Args:
+        kwargs: ``mm_processor_kwargs``.
+
+    Raises:
+        ValueRangeError: There is such a budget.
+    """
+    for name in VIDEO_OPTIONS:
+        if kwargs.get(name) is not None:
+            raise ValueRangeError(f"videos of this family are not served by vLLM; got {name}={kwargs[name]}.")
+
+
 def find_budget(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the budget of a server, ``num_regions`` or ``keep``.
+    """Return the budget of a server for images, ``num_regions`` or ``keep``.
 
     Args:
         kwargs: The server's ``mm_processor_kwargs``, which come first.
@@ -49,10 +64,35 @@ def find_budget(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
         DTypeError, ValueRangeError: There is none, or it is invalid.
     """
     for source in (kwargs, options):
-        budget = {name: source[name] for name in OPTIONS if source.get(name) is not None}
+        budget = read_budget(source)
         if budget and budget.get("num_regions") != PROMPT:
             resolve_budget([1], **budget)
             return budget
     reason = next((name for name in ("threshold", "explained_variance") if options.get(name) is not None), None)
     because = f" Its {reason} gives a number that is known only after encoding." if reason else ""
     raise ValueRangeError(f"vLLM needs the number of tokens of an image before it is encoded.{because} {_HINT}")
+
+
+def find_video_budget(
+    kwargs: Mapping[str, Any], options: Mapping[str, Any], videos: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the budget of a server for videos, ``num_regions`` or ``keep``: by default that for images.
+
+    Args:
+        kwargs: The server's ``mm_processor_kwargs``, which come first.
+        options: Options of the Regionizer.
+        videos: Options of videos of the config, ``regiontok_videos``.
+
+    Raises:
+        DTypeError, ValueRangeError: There is none, or it is invalid.
+    """
+    budget = read_budget(kwargs, VIDEO_OPTIONS) or read_budget(videos or {})
+    if not budget:
+        return find_budget(kwargs, options)
+    resolve_budget([1], **budget)
+    return budget
+
+
+def read_budget(source: Mapping[str, Any], names: Sequence[str] = OPTIONS) -> dict[str, Any]:
+    """Return ``num_regions`` or ``keep`` of options, which may have other ``names`` there."""
+    return {option: source[name] for option, name in zip(OPTIONS, names, strict=True) if source.get(name) is not None}
