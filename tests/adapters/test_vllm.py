@@ -12,8 +12,9 @@ import torch
 
 from regiontok import CrossAttnPool, Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
+from tests.adapters.test_processors import IMAGES
 from tests.adapters.vllm_tools import COUNTS, expected_answers, prompts, request, serve, vllm_python, wide_model
-from tests.processors import PROCESSORS
+from tests.processors import PROCESSORS, placeholder
 
 STOCK = ("LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 
@@ -63,6 +64,28 @@ def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     requests = {"answered": [request(text, images) for text, images, _ in samples], "rejected": []}
     told = serve(python, folder, {"max_model_len": 256, "max_num_batched_tokens": 32}, requests, tmp_path)
     assert told["batch"] == told["cached"] == expected
+
+
+@pytest.mark.parametrize("title", ["LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2.5-VL", "Qwen3-VL"])
+def test_a_cached_prefix_may_end_inside_an_image(python, title, tmp_path):
+    """Blocks of 32 tokens, and prompts that differ only after their three images."""
+    processor, stock = PROCESSORS[title](), wide_model(title)
+    count = 10 if "Qwen" in title else 14  # so that a block ends inside the third image
+    model = with_regions(stock, Regionizer(num_regions=count, pool="mean", norm="none"))
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    regions = region_processor(processor, model)
+    regions.save_pretrained(folder)
+    image = placeholder(title, processor).replace("><", "> <")
+    samples = [(f"w5 {image} w6 {image} {image} w7 {end}", IMAGES, None) for end in ("w8", "w9 w10", "w11")]
+    expected = expected_answers(model, processor, samples)
+    requests = {"answered": [request(text, images) for text, images, _ in samples], "rejected": []}
+    limits = {"max_model_len": 512, "max_num_batched_tokens": 512, "block_size": 32}
+    told = serve(python, folder, limits, requests, tmp_path)
+    assert told["batch"] == told["single"] == expected
+    ids = regions(text=[samples[0][0]], images=[IMAGES], return_tensors="pt")["input_ids"][0].tolist()
+    (hit,) = set(told["hits"])
+    assert ids[hit - 1] == ids[hit] == regions.image_token_id
 
 
 def test_the_plugin_is_found_and_imports_nothing_heavy():

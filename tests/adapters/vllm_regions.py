@@ -14,9 +14,13 @@ from vllm import LLM, SamplingParams
 
 
 def answers(engine, requests):
-    """Return the tokens of each answer, or the error of a rejected request."""
-    sampling = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-    return [list(one.outputs[0].token_ids) for one in engine.generate(requests, sampling)]
+    """Return the tokens of each answer."""
+    return [list(one.outputs[0].token_ids) for one in generate(engine, requests)]
+
+
+def generate(engine, requests):
+    """Return the outputs of vLLM."""
+    return engine.generate(requests, SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
 
 
 def main(folder, options, requests, out):
@@ -29,7 +33,9 @@ def main(folder, options, requests, out):
     )
     given = torch.load(requests, weights_only=False)
     told = {"batch": answers(engine, given["answered"]), "cached": answers(engine, given["answered"])}
-    told["single"] = [answers(engine, [request])[0] for request in given["answered"]]
+    single = [generate(engine, [request])[0] for request in given["answered"]]
+    told["single"] = [list(one.outputs[0].token_ids) for one in single]
+    told["hits"] = [one.num_cached_tokens for one in single]
     told["rejected"] = []
     for request in given["rejected"]:
         try:

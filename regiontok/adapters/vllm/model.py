@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from vllm.logger import init_logger
 
 from regiontok.adapters.vllm.options import check_options, region_options
 from regiontok.adapters.vllm.processing import BUDGETS, check_server, share_budgets
@@ -12,6 +13,8 @@ from regiontok.pooling import MeanPool
 from regiontok.regionizer import Regionizer
 from regiontok.regions import Regions
 from regiontok.tiles import Tile, count_images, uncut_images
+
+_LOG = init_logger(__name__)
 
 
 class Features(NamedTuple):
@@ -45,6 +48,7 @@ class RegionModel:
         options |= {"threshold": None, "num_regions": None, "keep": None, "explained_variance": None}
         options.setdefault("linkage", "ward")  # that of budgets
         self.regionizer = Regionizer(**options)
+        _LOG.info("%s is served by a class of regiontok, not through the Transformers backend.", type(self).__name__)
 
     def check_server(self, vllm_config: Any) -> None:
         """Raise ValueError for options of the server that region models do not support."""
