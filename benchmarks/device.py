@@ -1,4 +1,4 @@
-"""What needs a GPU, in ten minutes: tests, clustering beside an encoder, mask generation, models in bfloat16, video.
+"""What needs a GPU, in ten minutes: tests, clustering beside an encoder, masks, models in bfloat16, video, vLLM.
 
 Examples:
     python -m benchmarks.device                        # on a machine with a GPU; saves JSON with its name
@@ -8,6 +8,7 @@ Examples:
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Sam2Config, Sam2Model
 
-from benchmarks import families, video_models
+from benchmarks import families, serving, video_models
 from benchmarks.clustering import smooth_features
 from benchmarks.timing import ratio, save, take_turns
 from regiontok import Regionizer, masks
@@ -155,6 +156,30 @@ def time_videos(place: Place) -> dict[str, Any]:
     }
 
 
+def time_serving(place: Place) -> dict[str, Any]:
+    """Test and time the plug-in of vLLM with CUDA graphs, if REGIONTOK_VLLM names a Python that has vLLM."""
+    python = os.environ.get("REGIONTOK_VLLM")
+    if python is None:
+        return {"skipped": "REGIONTOK_VLLM names no Python with vLLM"}
+    titles = "stock and LLaVA-1.5" if place.tiny else "stock"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/adapters/test_vllm.py",
+        "-k",
+        titles,
+    ]
+    environment = os.environ | {"REGIONTOK_VLLM_GRAPHS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    requests = ["--requests", "4"] if place.tiny else []
+    figures = serving.measure(python, serving.parse(["--vllm", python, *requests]))
+    return {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1], **figures}
+
+
 def _time_model(place: Place, family: Callable[[], Any], token: int) -> dict[str, Any]:
     text = dict(families.TEXT)
     try:
@@ -201,6 +226,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "masks": time_masks,
     "models": time_models,
     "video": time_videos,
+    "serving": time_serving,
 }
 
 

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +108,13 @@ def send(python: str, model: str, port: int, options: argparse.Namespace, folder
     return {name: round(result[name], 2) for name in FIELDS}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", required=True, metavar="PYTHON", help="Python with vLLM and regiontok")
-    parser.add_argument("--model", help="folder or name on the hub; default: a small random Qwen2.5-VL")
-    parser.add_argument("--side", type=int, default=896, help="height and width of images; default: %(default)s")
-    parser.add_argument("--requests", type=int, default=96, help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time; default: %(default)s")
-    parser.add_argument("--arguments", nargs="*", default=["--max-model-len=2048"], help="of all servers; %(default)s")
-    parser.add_argument("--no-save", action="store_true", help="print the results only")
-    options = parser.parse_args()
+def measure(python: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all contestants.
+
+    Args:
+        python: Python with vLLM and regiontok.
+        options: Those of the command line.
+    """
     with tempfile.TemporaryDirectory() as work:
         model = options.model or str(Path(work) / "model")
         if options.model is None:
@@ -128,12 +125,32 @@ def main() -> None:
             words = ["-m", "vllm.entrypoints.cli.main", "serve", model]
             if keep is not None:
                 words = ["-m", "regiontok", "serve", model, "--keep", str(keep)]
-            with server(options.vllm, [*words, *options.arguments], Path(work) / "server.log") as port:
-                figures[name] = send(options.vllm, model, port, options, Path(work))
+            with server(python, [*words, *options.arguments], Path(work) / "server.log") as port:
+                figures[name] = send(python, model, port, options, Path(work))
             print(f"{name:6} {figures[name]}", flush=True)
     for name in ("25 %", "10 %"):
         for field in ("request_throughput", "median_ttft_ms"):
             figures[name][f"{field} to stock"] = round(figures[name][field] / figures["stock"][field], 2)
+    return figures
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm", required=True, metavar="PYTHON", help="Python with vLLM and regiontok")
+    parser.add_argument("--model", help="folder or name on the hub; default: a small random Qwen2.5-VL")
+    parser.add_argument("--side", type=int, default=896, help="height and width of images; default: %(default)s")
+    parser.add_argument("--requests", type=int, default=96, help="default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time; default: %(default)s")
+    parser.add_argument("--arguments", nargs="*", default=["--max-model-len=2048"], help="of all servers; %(default)s")
+    parser.add_argument("--no-save", action="store_true", help="print the results only")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run the command line."""
+    options = parse()
+    figures = measure(options.vllm, options)
     print(json.dumps(figures, indent=2))
     if not options.no_save:
         print(save("serving", figures))

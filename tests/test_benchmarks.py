@@ -119,7 +119,7 @@ def test_budgets_are_measured_on_a_model_folder(tmp_path, monkeypatch, capsys):
 
 def test_the_parts_for_a_gpu_run_on_small_models(monkeypatch):
     monkeypatch.setattr(timing, "save", None)  # a tiny run saves nothing
-    figures = device.main(["--device", "cpu", "--tiny", "--parts", "clustering", "masks", "models", "video"])
+    figures = device.main(["--device", "cpu", "--tiny", "--parts", "clustering", "masks", "models", "video", "serving"])
     assert [name for name, results in figures.items() if "error" in results] == []
     assert figures["clustering"]["labels equal those of the CPU"]
     assert figures["masks"]["masks"] > 0

@@ -32,15 +32,23 @@ def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
     stock.save_pretrained(folder)
     processor.save_pretrained(folder)
     samples = prompts(title, processor)
-    expected = expected_answers(with_regions(stock, Regionizer(pool="mean", norm="none")), processor, samples)
+    order = "area" if title == "LLaVA-1.5" else "raster"
+    expected = expected_answers(
+        with_regions(stock, Regionizer(pool="mean", norm="none", order=order)), processor, samples
+    )
     text, images, _ = samples[0]
     bad = [{"num_regions": 401}, {"num_regions": 0}, {"num_regions": "x"}, {"num_regions": 2.5}, {"keep": 2}]
     requests = {
         "answered": [request(text, images, num_regions=count) for text, images, count in samples],
         "rejected": [request(text, images, **kwargs) for kwargs in bad],
     }
-    architecture = f"Region{type(stock).__name__}"
-    options = {"hf_overrides": {"architectures": [architecture]}, "mm_processor_kwargs": {"num_regions": 400}}
+    options = {"hf_overrides": {"architectures": [f"Region{type(stock).__name__}"]}}
+    if title == "LLaVA-1.5":  # another way to give the budget; and embeddings are rejected
+        options["hf_overrides"]["regiontok"] = {"num_regions": 400, "order": "area"}
+        options["enable_mm_embeds"] = True
+        requests["rejected"].append(request(text, [torch.randn(5, 128)]))
+    else:
+        options["mm_processor_kwargs"] = {"num_regions": 400}
     told = serve(python, folder, options | {"max_model_len": 512, "max_num_batched_tokens": 512}, requests, tmp_path)
     for name in ("batch", "cached", "single", "after"):
         assert told[name] == expected, name

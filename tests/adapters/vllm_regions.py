@@ -26,7 +26,7 @@ def generate(engine, requests):
 def main(folder, options, requests, out):
     engine = LLM(
         model=folder,
-        enforce_eager=True,
+        enforce_eager="REGIONTOK_VLLM_GRAPHS" not in os.environ,
         dtype="float32",
         limit_mm_per_prompt={"image": 4},
         **json.loads(options),
