@@ -105,11 +105,11 @@ class RegionLlavaNext(VisionTower, llava_next.LlavaNextForConditionalGeneration)
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return two grids per image: the thumbnail, and the joined tiles without padding."""
-        given = self._parse_and_validate_image_input(**kwargs)
-        pixels = list(given["pixel_values"])
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        pixels = list(image_input["pixel_values"])
         features = self.encode(torch.cat(pixels)).split([len(image) for image in pixels])
         grids, tiles = [], []
-        for image, (parts, size) in enumerate(zip(features, given["image_sizes"].tolist(), strict=True)):
+        for image, (parts, size) in enumerate(zip(features, image_input["image_sizes"].tolist(), strict=True)):
             down, across = llava_next.get_anyres_image_grid_shape(
                 size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
             )

@@ -1,4 +1,4 @@
-"""What the region models of vLLM share: a `Regionizer` between the vision encoder and the language model."""
+"""The common part of the region models of vLLM: a `Regionizer` between vision encoder and language model."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -90,7 +90,10 @@ class RegionModel:
         images: list[list[int]] = [[] for _ in range(count_images(tiles))]
         for number, tile in enumerate(tiles):
             images[tile.image].append(number)
-        return [self.pack([tiles[number] for number in one], [parts[number] for number in one]) for one in images]
+        return [
+            self.pack([tiles[number] for number in numbers], [parts[number] for number in numbers])
+            for numbers in images
+        ]
 
     def is_unmerged(self, tiles: Sequence[Tile], parts: Sequence[Tensor]) -> bool:
         """Return whether each patch of an image is a region, in the order of patches."""
