@@ -17,11 +17,11 @@ def stock(tmp_path):
     return save("Qwen2.5-VL", tmp_path / "stock")
 
 
-def save(title, folder, regionizer=None):
+def save(title, folder, regionizer=None, **options):
     """Save a small model and its processor, with regions if a Regionizer is given."""
     model, processor = CASES[title].make(), PROCESSORS[title]()
     if regionizer is not None:
-        model = with_regions(model, regionizer)
+        model = with_regions(model, regionizer, **options)
         processor = region_processor(processor, model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -68,6 +68,7 @@ def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp
         name: save("LLaVA-1.5", tmp_path / name, Regionizer(pool="mean", norm="none", **options))
         for name, options in (("adaptive", {"threshold": 0.7}), ("random", {"num_regions": 4, "order": "random"}))
     }
+    even = save("Qwen2.5-VL", tmp_path / "even", Regionizer(num_regions=4, pool="mean", norm="none"), positions="even")
     other = save("SmolVLM", tmp_path / "other")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
@@ -77,6 +78,9 @@ def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp
         ([stock, "--keep", "2"], "--keep must be in [0, 1]; got 2"),
         ([stock, "--tokens", "9", "--hf-overrides", "{}"], "regiontok serve writes --hf-overrides itself"),
         ([stock, "--tokens", "9", "--mm-processor-kwargs={}"], "regiontok serve writes --mm-processor-kwargs itself"),
+        ([stock, "--tokens", "9", "--hf_overrides", '{"a": 1}'], "regiontok serve writes --hf-overrides itself"),
+        ([stock, "--tokens", "9", "--mm-processor-kwargs.size", "1"], "regiontok serve writes --mm-processor-kwargs"),
+        ([even, "--tokens", "9"], "vLLM serves Qwen2_5_VL with positions='centroid'"),
         ([saved["adaptive"]], "has no budget"),
         ([stock, "--keep", "0.5", "--video-keep", "2"], "keep must be in [0, 1]; got 2"),
         (
@@ -96,6 +100,17 @@ def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["serve", stock, "--tokens", "0"])
+
+
+def test_a_folder_with_a_stock_processor_is_served(capsys, tmp_path):
+    folder = save("Qwen2.5-VL", tmp_path / "saved", Regionizer(num_regions=4, pool="mean", norm="none"))
+    PROCESSORS["Qwen2.5-VL"]().save_pretrained(folder)
+    words, costs = command_of(capsys, folder)
+    assert words == ["vllm", "serve", folder]
+    assert "takes 4 tokens" in costs[0]
+    for file in (tmp_path / "saved").glob("*processor*"):
+        file.unlink()
+    assert command_of(capsys, folder) == (["vllm", "serve", folder], [])
 
 
 def test_a_missing_vllm_is_reported(capsys, stock):

@@ -40,8 +40,9 @@ class Loop:
 
         names = self._function.__globals__
         for name in self._function.__code__.co_names:  # numba knows only its own functions
-            if isinstance(names.get(name), Loop):
-                names[name] = names[name].kernel
+            loop = names.get(name)  # read once: another thread may replace it meanwhile
+            if isinstance(loop, Loop):
+                names[name] = loop.kernel
         try:
             kernel = numba.njit(cache=True, **self._options)(self._function)
         except RuntimeError:  # numba found no folder for its cache; compile in memory

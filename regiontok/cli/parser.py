@@ -314,11 +314,15 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("model", type=as_text, metavar="MODEL", help=_MODEL)
     budget = serve.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=positive, dest="num_regions", metavar="K", help="tokens per image")
+    budget.add_argument(
+        "--tokens", "--num-regions", type=positive, dest="num_regions", metavar="K", help="tokens per image"
+    )
     budget.add_argument("--keep", type=float, metavar="F", help="tokens as a fraction of the patches of an image")
     videos = serve.add_mutually_exclusive_group()
     text = "tokens per video, for Qwen-VL; default: those of an image"
-    videos.add_argument("--video-tokens", type=positive, dest="video_num_regions", metavar="K", help=text)
+    videos.add_argument(
+        "--video-tokens", "--video-num-regions", type=positive, dest="video_num_regions", metavar="K", help=text
+    )
     videos.add_argument("--video-keep", type=float, metavar="F", help="tokens as a fraction of the patches of a video")
     serve.add_argument("--print-only", action="store_true", help="print the command, and do not run it")
     serve.set_defaults(run=("serve", "run_serve"), vllm_arguments=[])

@@ -37,8 +37,11 @@ def run_serve(options: Namespace) -> int:
     budget = {name: value for name, value in budgets.items() if value is not None}
     command = ["vllm", "serve", options.model, *arguments_of(options.model, budget, options.vllm_arguments)]
     print(shlex.join(command), flush=True)
-    for line in costs(options.model, budget):
-        note(line)
+    try:
+        for line in costs(options.model, budget):
+            note(line)
+    except (OSError, ValueError, AttributeError) as error:  # vLLM may still serve the model
+        note(f"The number of tokens of an image is not known: {error}")
     if options.print_only:
         return 0
     require("vllm", extra="")
@@ -57,9 +60,11 @@ def arguments_of(model: str, budget: Mapping[str, Any], others: list[str]) -> li
         CheckpointError: ``model`` has no config.
         ValueRangeError: The family or its Regionizer cannot be served, or ``others`` has arguments of this command.
     """
-    for name in _OURS:
-        if any(argument.split("=")[0] == name for argument in others):
-            raise ValueRangeError(f"regiontok serve writes {name} itself. Leave it out, or run vllm serve.")
+    for word in others:
+        option = word.replace("_", "-").split("=")[0].split(".")[0]
+        for name in _OURS:  # vLLM accepts abbreviations, and parts of a dictionary
+            if option.startswith("--") and len(option) > 4 and name.startswith(option):
+                raise ValueRangeError(f"regiontok serve writes {name} itself. Leave it out, or run vllm serve.")
     config = _read_config(model)
     if not config.get("architectures"):
         raise CheckpointError(f"{model} holds no model of transformers: its config.json names no architectures.")
@@ -78,7 +83,13 @@ def arguments_of(model: str, budget: Mapping[str, Any], others: list[str]) -> li
     find_video_budget(budget, regions, config.get("regiontok_videos"))
     if family not in VIDEOS:
         reject_video_options(budget)
-    arguments = []
+    positions = config.get("regiontok_positions") or "centroid"
+    expected = "even" if family.startswith("Glm") else "centroid"
+    if "regiontok" in config and family.startswith(("Glm", "Qwen")) and positions != expected:
+        raise ValueRangeError(
+            f"vLLM serves {family} with positions={expected!r}; {model} has {positions!r}. Convert the model again."
+        )
+    arguments: list[str] = []
     if "regiontok" not in config:
         arguments += ["--hf-overrides", json.dumps({"architectures": [f"Region{stock}"]})]
     if budget:
@@ -92,7 +103,8 @@ def costs(model: str, budget: Mapping[str, Any]) -> list[str]:
     processor = require("transformers", extra="hf").AutoProcessor.from_pretrained(model)
     budget = read_budget(budget)
     if getattr(processor, "regiontok", None) is None:
-        processor = huggingface.region_processor(processor, **budget)
+        regions = read_budget(_read_config(model).get("regiontok") or {})
+        processor = huggingface.region_processor(processor, **(budget or regions))
     lines = []
     for height, width in _SIZES:
         sizes: dict[str, Any] = {"image_sizes": [(height, width)]}

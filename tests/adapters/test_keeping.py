@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from regiontok import CrossAttnPool, Regionizer
-from regiontok.adapters.huggingface import image_embeddings, load_model, vllm_request, with_regions
+from regiontok.adapters.huggingface import image_embeddings, load_model, region_processor, vllm_request, with_regions
 from regiontok.adapters.llava import add_regions, load_regions
 from regiontok.errors import CheckpointError, DTypeError, ShapeError
 from regiontok.evaluation.assistant import Assistant, Question
@@ -214,3 +214,10 @@ def test_a_very_narrow_image_has_the_newlines_of_the_stock_class(name):
     with torch.no_grad():
         assert torch.equal(model(**given).logits, stock(**given).logits)
     assert model.num_tokens(given["image_sizes"]) == [int((given["input_ids"] == model.config.image_token_id).sum())]
+    small = with_regions(stock, Regionizer(keep=0.001, pool="mean", norm="none", padding="keep"))
+    given = region_processor(PROCESSORS[name](), small)(
+        images=[[Image.new("RGB", (30, 4000))]], text=["w5 <image> w6"], return_tensors="pt"
+    )
+    assert int((given["input_ids"] == small.config.image_token_id).sum()) == 1  # its only grid is the thumbnail
+    with torch.no_grad():
+        small(**given)

@@ -38,6 +38,8 @@ def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
     )
     text, images, _ = samples[0]
     bad = [{"num_regions": 401}, {"num_regions": 0}, {"num_regions": "x"}, {"num_regions": 2.5}, {"keep": 2}]
+    bad += [{"num_region": 5}, {"num_regions": [5]}, {"num_regions": 10**400}, {"order": "random"}, {"masks": [1]}]
+    bad += [{"num_regions": 5, "video_num_regions": 0}]
     requests = {
         "answered": [request(text, images, num_regions=count) for text, images, count in samples],
         "rejected": [request(text, images, **kwargs) for kwargs in bad],

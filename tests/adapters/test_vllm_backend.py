@@ -6,6 +6,7 @@ Set REGIONTOK_VLLM to a Python that has vLLM and regiontok; see docs/serving.md.
 import subprocess
 
 import pytest
+import torch
 
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
@@ -43,12 +44,16 @@ def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     expected = expected_answers(model, processor, samples)
     requests = {
         "answered": [request(text, images) for text, images, _ in samples],
-        "rejected": [request(samples[0][0], samples[0][1], num_regions=4)],
+        "rejected": [
+            request(samples[0][0], samples[0][1], num_regions=4),
+            request(samples[0][0], [torch.randn(6, 128)]),
+        ],
     }
-    told = serve(python, folder, LIMITS, requests, tmp_path)
+    told = serve(python, folder, LIMITS | {"enable_mm_embeds": True}, requests, tmp_path)
     for name in ("batch", "cached", "single", "after"):
         assert told[name] == expected, name
     assert "requests cannot change the budget of this model; got num_regions=4" in told["rejected"][0]
+    assert "a region model computes its tokens from images" in told["rejected"][1]
 
 
 @pytest.mark.parametrize("title", ["LLaVA-OneVision", "GLM-4.1V", "Gemma 3"])

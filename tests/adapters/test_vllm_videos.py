@@ -85,6 +85,7 @@ def test_videos_of_a_stock_checkpoint(python, title, tmp_path):
     budgets = [{"video_num_regions": count} for count in (7, 12, 400, 5, 6)]
     expected = expected_answers(model, region_processor(processor, model), samples, budgets)
     bad = [{"video_num_regions": 401}, {"video_num_regions": 0}, {"video_keep": 1.5}, {"video_num_regions": "x"}]
+    bad.append({"video_num_region": 5})
     requests = {
         "answered": [request(*sample, budget) for sample, budget in zip(samples, budgets, strict=True)],
         "rejected": [request(*samples[0], budget) for budget in bad],
@@ -111,6 +112,9 @@ def test_videos_of_a_saved_folder(python, title, tmp_path):
     regions.save_pretrained(folder)
     samples = samples_of(title, processor)
     expected = expected_answers(model, regions, samples, [{}] * len(samples))
-    requests = {"answered": [request(*sample, {}) for sample in samples], "rejected": []}
+    requests = {"answered": [request(*sample, {"num_regions": 400}) for sample in samples], "rejected": []}
+    for one in requests["answered"]:
+        if "image" in one["multi_modal_data"]:  # the budget of an image is not that of a video, which has its own
+            one["mm_processor_kwargs"].pop("num_regions")
     told = serve(python, folder, LIMITS | {"max_num_batched_tokens": 128}, requests, tmp_path)
     assert told["batch"] == told["cached"] == expected

@@ -186,11 +186,11 @@ class RegionProcessorMixin(VideoPromptsMixin):
         """Return the text for an image with the number of placeholders for its budget in each block."""
         block_pattern = f"(?:{re.escape(self._placeholder)})+"
         lengths = [len(block) // len(self._placeholder) for block in re.findall(block_pattern, text)]
-        newlines = self._count_newlines(size, image_inputs, image) if len(lengths) == 1 else 0
-        counts = iter(self._counts(image, lengths, newlines, size))
+        newlines, grids = self._read_anyres(size, image_inputs, image) if len(lengths) == 1 else (0, 1)
+        counts = iter(self._counts(image, lengths, newlines, grids, size))
         return re.sub(block_pattern, lambda _: self._placeholder * next(counts), text)
 
-    def _counts(self, image: int, lengths: list[int], newlines: int, size: Any) -> list[int]:
+    def _counts(self, image: int, lengths: list[int], newlines: int, grids: int, size: Any) -> list[int]:
         """Return the number of placeholders of each block of an image."""
         sides, options = SIDES.get(), self.options
         num_regions, keep = budget_of(sides.get("num_regions"), image), budget_of(sides.get("keep"), image)
@@ -217,8 +217,7 @@ class RegionProcessorMixin(VideoPromptsMixin):
             return share_budget(tiles, num_regions, keep=keep)
         patches = lengths[0] - newlines
         valid = self._count_valid(patches, size, newlines == 1)
-        grids = self._count_grids(lengths[0], newlines)
-        count = count_tokens(valid, grids, num_regions, keep)
+        count = count_tokens(valid, self._count_grids(lengths[0], grids), num_regions, keep)
         if count == patches and self.regiontok_newline in (None, "row"):
             return lengths
         if self.regiontok_newline == "row":
@@ -237,14 +236,14 @@ class RegionProcessorMixin(VideoPromptsMixin):
             )
         return resolve_budget(lengths, num_regions, keep) or lengths
 
-    def _count_grids(self, length: int, newlines: int) -> int:
+    def _count_grids(self, length: int, anyres_grids: int) -> int:
         """Return the number of grids of an image that has one block of ``length``; each grid needs a token."""
         kind, tile_length = self.block_format
         if kind == "joined":
             return 1 if length == tile_length(self) else 2
         if kind == "concatenated":
             return max(1, length // tile_length(self))
-        return 2 if kind == "anyres" and newlines > 1 else 1
+        return anyres_grids
 
     def _count_valid(self, patches: int, size: Any, is_thumbnail: bool) -> int:
         """Return the number of valid patches of an image."""
@@ -269,10 +268,13 @@ class RegionProcessorMixin(VideoPromptsMixin):
         regions = make_downsampler(options)([masks[image]], features=features, sizes=sizes)
         return len(regions) if options.source == "segmentation" else len(regions.patch.unique())
 
-    def _count_newlines(self, size: Any, image_inputs: dict[str, Any] | None, image: int) -> int:
-        """Return the number of placeholders of an image that are newlines, for families with anyres tiles."""
+    def _read_anyres(self, size: Any, image_inputs: dict[str, Any] | None, image: int) -> tuple[int, int]:
+        """Return the number of newlines among the placeholders of an image, and of its grids: 0 and 1 without tiles.
+
+        A very narrow image has only the grid of its thumbnail, because unpadding leaves no patch of its tiles.
+        """
         if self.block_format.kind != "anyres":
-            return 0
+            return 0, 1
         images = self.image_processor
         if image_inputs is None:
             sides = dict(images.size)
@@ -283,12 +285,13 @@ class RegionProcessorMixin(VideoPromptsMixin):
             if images_per_sample is not None:
                 is_uncut = [count != 1 for count in images_per_sample for _ in range(int(count))]
                 if is_uncut[image]:
-                    return 1
+                    return 1, 1
         height, width = (int(side) for side in size)
         patches = side // self.patch_size if hasattr(self, "patch_size") else isqrt(self.num_image_tokens)
         resolution = select_best_resolution([height, width], images.image_grid_pinpoints)
         rows, cols = (length // side for length in resolution)
-        return int(self._get_unpadded_features(height, width, patches, patches, rows, cols)[1])
+        unpadded, newlines = self._get_unpadded_features(height, width, patches, patches, rows, cols)
+        return int(newlines), 1 + (unpadded > 0)
 
     def _split_count(self, count: int, num_tiles: int) -> tuple[int, list[int]]:
         """Return how many of an image's tokens are not placeholders, and the lengths of its blocks."""

@@ -9,19 +9,20 @@ names: a model's module is imported when it is served.
 """
 
 import importlib
+import logging
 from typing import Any
 
 from regiontok._require import require
 
 NATIVE = {
-    "RegionLlavaForConditionalGeneration": ("llava:RegionLlava", "LlavaConfig"),
-    "RegionLlavaNextForConditionalGeneration": ("llava:RegionLlavaNext", "LlavaNextConfig"),
-    "RegionInternVLForConditionalGeneration": ("internvl:RegionInternVL", "InternVLConfig"),
-    "RegionQwen2VLForConditionalGeneration": ("dynamic_resolution:RegionQwen2VL", "Qwen2VLConfig"),
-    "RegionQwen2_5_VLForConditionalGeneration": ("dynamic_resolution:RegionQwen25VL", "Qwen2_5_VLConfig"),
-    "RegionQwen3VLForConditionalGeneration": ("dynamic_resolution:RegionQwen3VL", "Qwen3VLConfig"),
+    "RegionLlavaForConditionalGeneration": "llava:RegionLlava",
+    "RegionLlavaNextForConditionalGeneration": "llava:RegionLlavaNext",
+    "RegionInternVLForConditionalGeneration": "internvl:RegionInternVL",
+    "RegionQwen2VLForConditionalGeneration": "dynamic_resolution:RegionQwen2VL",
+    "RegionQwen2_5_VLForConditionalGeneration": "dynamic_resolution:RegionQwen25VL",
+    "RegionQwen3VLForConditionalGeneration": "dynamic_resolution:RegionQwen3VL",
 }
-"""The architectures of region models, their modules and classes here, and the config classes of their stock models."""
+"""The architectures of region models that have classes here, and their modules and classes."""
 VIDEOS = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
 """Families whose videos are served: their class names without Region and ForConditionalGeneration, as below."""
 BACKEND = ("LlavaOnevision", "LlavaNextVideo", "Glm4v", "Glm4vMoe", "Glm46V", "Gemma3", "VideoLlama3")
@@ -49,28 +50,42 @@ TESTED = ("0.32", "0.33")
 
 
 def register() -> None:
-    """Register the architectures of region models in vLLM, and the configs of their folders in transformers."""
-    transformers = require("transformers", extra="hf")
-    registry = require("vllm", extra="").ModelRegistry
-    architectures = registry.get_supported_archs()
-    for architecture, (place, stock_config) in NATIVE.items():
-        if architecture not in architectures:
-            registry.register_model(architecture, f"{__name__}.{place}")
-        stock: Any = getattr(transformers, stock_config)
-        name = f"region_{stock.model_type}"
-        config = type(f"Region{stock_config}", (stock,), {"model_type": name})
-        transformers.AutoConfig.register(name, config, exist_ok=True)
+    """Register the architectures of region models in vLLM, and the configs of their folders in transformers.
+
+    In another version of vLLM than those tested, a warning is logged instead: stock models can still be served.
+    """
+    vllm = require("vllm", extra="")
+    version = require("packaging.version", extra="hf").Version
+    lowest, next_version = map(version, TESTED)
+    if not lowest <= version(vllm.__version__.partition("+")[0]) < next_version:
+        logging.getLogger(__name__).warning(
+            "Region models cannot be served: regiontok was tested with vLLM from %s to before %s; got %s.",
+            *TESTED,
+            vllm.__version__,
+        )
+        return
     names = require("transformers.models.auto.configuration_auto", extra="hf").CONFIG_MAPPING_NAMES
     model_types = {config_name: model_type for model_type, config_name in names.items()}
-    for family in (*BACKEND, *REJECTED):
-        if f"Region{family}ForConditionalGeneration" in architectures:
+    architectures = vllm.ModelRegistry.get_supported_archs()
+    families = [name.removeprefix("Region").removesuffix("ForConditionalGeneration") for name in NATIVE]
+    for family in (*families, *BACKEND, *REJECTED):
+        architecture, model_type = f"Region{family}ForConditionalGeneration", model_types.get(f"{family}Config")
+        if architecture in architectures or model_type is None:  # unknown to this version of transformers
             continue
-        place = "RegionMoEBackend" if family.endswith("Moe") else "RegionBackend"
-        registry.register_model(f"Region{family}ForConditionalGeneration", f"{__name__}.backend:{place}")
-        name = f"region_{model_types[f'{family}Config']}"
-        if name not in transformers.CONFIG_MAPPING:
-            bases = (_LateConfig, transformers.PreTrainedConfig)
-            transformers.AutoConfig.register(name, type(f"Region{family}Config", bases, {"model_type": name}))
+        backend = f"backend:{'RegionMoEBackend' if family.endswith('Moe') else 'RegionBackend'}"
+        vllm.ModelRegistry.register_model(architecture, f"{__name__}.{NATIVE.get(architecture, backend)}")
+        _register_config(family, model_type, is_native=architecture in NATIVE)
+
+
+def _register_config(family: str, model_type: str, *, is_native: bool) -> None:
+    """Register a config for the folders of a family, unless the adapters of transformers have done so."""
+    transformers = require("transformers", extra="hf")
+    name = f"region_{model_type}"
+    if name in transformers.CONFIG_MAPPING:
+        return
+    stock = getattr(transformers, f"{family}Config") if is_native else transformers.PreTrainedConfig
+    bases = (stock,) if is_native else (_LateConfig, stock)
+    transformers.AutoConfig.register(name, type(f"Region{family}Config", bases, {"model_type": name}))
 
 
 class _LateConfig:

@@ -17,8 +17,8 @@ from regiontok.adapters.huggingface.checkpoints import to_region_config
 from regiontok.adapters.huggingface.classes import BY_STOCK, CONFIGS, family_classes, processor_class
 from regiontok.adapters.huggingface.region_processor import RegionProcessorMixin
 from regiontok.adapters.vllm import REJECTED
-from regiontok.adapters.vllm.options import OPTIONS, VIDEO_OPTIONS, check_options, region_options, reject_video_options
-from regiontok.adapters.vllm.processing import RegionContext, check_server, check_version, server_budget
+from regiontok.adapters.vllm.options import OPTIONS, check_options, region_options, reject_video_options
+from regiontok.adapters.vllm.processing import RegionContext, check_inputs, check_server, check_version, server_budget
 from regiontok.config import RegionizerConfig
 
 _LOG = init_logger(__name__)
@@ -96,14 +96,20 @@ class BackendInfo(backend.MultiModalProcessingInfo):
 class BackendProcessor(backend.MultiModalProcessor):
     """Processor of a region model in the Transformers backend."""
 
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        for name in (*OPTIONS, *VIDEO_OPTIONS):
-            if hf_kwargs.get(name) is not None:
+    def apply(self, inputs: Any, *args: Any) -> Any:
+        """Process a prompt.
+
+        Raises:
+            VLLMValidationError: The request has embeddings, a budget, or options that are not supported.
+        """
+        check_inputs(inputs, serves_videos=False)
+        for name, value in inputs.hf_processor_mm_kwargs.items():
+            if name in OPTIONS and value is not None:
                 raise VLLMValidationError(
-                    f"requests cannot change the budget of this model; got {name}={hf_kwargs[name]}. Leave it out.",
+                    f"requests cannot change the budget of this model; got {name}={value}. Leave it out.",
                     parameter=name,
                 )
-        return super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        return super().apply(inputs, *args)
 
 
 class _Converted:

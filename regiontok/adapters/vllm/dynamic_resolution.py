@@ -59,9 +59,7 @@ class DynamicResolution(RegionModel):
             raise ValueError("the positions of regions reach the first rank only. Leave --pipeline-parallel-size out.")
         positions = getattr(vllm_config.model_config.hf_config, "regiontok_positions", None) or "centroid"
         if positions != "centroid":
-            raise ValueError(
-                f"this model serves positions='centroid'; got {positions!r}. Add --model-impl transformers for 'even'."
-            )
+            raise ValueError(f"this model serves positions='centroid'; got {positions!r}. Convert it again.")
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Return a configuration without CUDA graphs of the encoder, which would go round `embed_multimodal`."""
@@ -123,6 +121,9 @@ class DynamicResolution(RegionModel):
     def embed_input_ids(self, input_ids: Tensor, multimodal_embeddings: Any = None, **kwargs: Any) -> Tensor:
         """Return the embeddings of a step, and store the centroids of its regions."""
         images = list(multimodal_embeddings or ())
+        if self.has_offsets:  # of the step before; a CUDA graph of `forward` could not clear them
+            self.offsets.zero_()
+            self.has_offsets = False
         if images:
             columns = torch.cat([image[:, self.width :] for image in images]).float()
             high, low, fraction = columns.T.reshape(_PARTS, _AXES, -1)
@@ -135,11 +136,7 @@ class DynamicResolution(RegionModel):
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the language model with the positions of regions at their centroids."""
         offsets = self.offsets[:, : positions.shape[-1]]
-        output = super().forward(input_ids, positions + offsets, *args, **kwargs)
-        if self.has_offsets:
-            offsets.zero_()
-            self.has_offsets = False
-        return output
+        return super().forward(input_ids, positions + offsets, *args, **kwargs)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Return positions ``(3, tokens)`` with each region at the start of its block, and the offset of the answer."""

@@ -79,8 +79,9 @@ class LlavaNextInfo(RegionInfo, llava_next.LlavaNextProcessingInfo):
             num_patch_width=across,
         )
         count = self.count(stock - newlines, kwargs, 1 + (unpadded > 0))
-        if getattr(config, "regiontok_newline", None) == "image":
-            return count + 1
+        newline = getattr(config, "regiontok_newline", None)
+        if newline is not None:
+            return count + (newline == "image")
         is_raster = region_options(config).get("order", "raster") == "raster"
         return stock if count == stock - newlines and is_raster else count
 
@@ -125,9 +126,10 @@ class RegionLlavaNext(VisionTower, llava_next.LlavaNextForConditionalGeneration)
     def pack(self, tiles: Sequence[Tile], parts: Sequence[Tensor]) -> Tensor:
         """Return the tokens of an image, with the newlines of the stock model if no patch is merged."""
         newline, (thumbnail, *joined) = self.image_newline.to(parts[0])[None], parts
-        if getattr(self.config, "regiontok_newline", None) == "image":
+        mode = getattr(self.config, "regiontok_newline", None)
+        if mode == "image":
             return torch.cat([*parts, newline])
-        if not self.is_unmerged(tiles, parts):
+        if mode == "drop" or not self.is_unmerged(tiles, parts):
             return torch.cat(list(parts))
         if not joined:
             return torch.cat([thumbnail, newline.expand(tiles[0].empty_rows, -1)])

@@ -1,14 +1,16 @@
 """Options of a served Regionizer and its budget, without vLLM."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regiontok.budgets import resolve_budget
+from regiontok.budgets import is_per_image, resolve_budget
 from regiontok.choices import PROMPT
 from regiontok.errors import ValueRangeError
 
 OPTIONS = ("num_regions", "keep")
 VIDEO_OPTIONS = ("video_num_regions", "video_keep")
+_OF_THE_MODEL = ("masks", "source", "order", "linkage", "threshold", "explained_variance")
 _HINT = "Set --mm-processor-kwargs '{\"num_regions\": 128}', or num_regions or keep of regiontok in the config."
 
 
@@ -51,6 +53,26 @@ def reject_video_options(kwargs: Mapping[str, Any]) -> None:
     for name in VIDEO_OPTIONS:
         if kwargs.get(name) is not None:
             raise ValueRangeError(f"videos of this family are not served by vLLM; got {name}={kwargs[name]}.")
+
+
+def check_request(kwargs: Mapping[str, Any]) -> None:
+    """Reject options of a request that would be ignored, and budgets that are not one number.
+
+    Args:
+        kwargs: ``mm_processor_kwargs`` of the request.
+
+    Raises:
+        ValueRangeError: There is such an option.
+    """
+    ours = (*OPTIONS, *VIDEO_OPTIONS)
+    for name, value in kwargs.items():
+        if name in _OF_THE_MODEL:
+            raise ValueRangeError(f"requests cannot choose {name}, which is an option of the served model.")
+        similar = difflib.get_close_matches(name, ours, 1, 0.8)
+        if similar and name not in ours:
+            raise ValueRangeError(f"a request has no option {name!r}. Did you mean {similar[0]!r}?")
+        if name in ours and is_per_image(value):
+            raise ValueRangeError(f"{name} must be one number for all images of a request; got {value}.")
 
 
 def find_budget(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ here or when the server starts, since an exception in the engine makes it unusab
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -27,6 +28,7 @@ from regiontok.adapters.vllm.options import (
     OPTIONS,
     VIDEO_OPTIONS,
     check_options,
+    check_request,
     find_budget,
     find_video_budget,
     read_budget,
@@ -41,6 +43,9 @@ REGIONIZER_NAMES = WeightsMapper(orig_to_new_regex={re.compile(r"^model\.regioni
 """Names of the weights of the Regionizer in a folder of ``save_pretrained``, and here."""
 BUDGETS = {"image": "regiontok_budget", "video": "regiontok_video_budget"}
 """Inputs of the model with the budget of each image or video, ``(N, 2)``: ``num_regions`` and ``keep``, one is NaN."""
+
+_LARGEST = 2**53
+"""The largest integer up to which float64 has all integers."""
 
 
 def check_version() -> None:
@@ -106,6 +111,7 @@ class RegionInfo:
             "image": server_budget(ctx.model_config),
             "video": find_video_budget(kwargs, region_options(config), videos),
         }
+        self.has_video_budget = bool(read_budget(kwargs, VIDEO_OPTIONS) or read_budget(videos or {}))
         self.keeps_empty_frames = (videos or {}).get("empty_frames") == "keep"
         self.max_frames = region_options(config).get("max_frames") or MAX_FRAMES
 
@@ -121,16 +127,13 @@ class RegionInfo:
         """
         budget = read_budget(kwargs)
         if medium == "video":
-            budget = read_budget(kwargs, VIDEO_OPTIONS) or budget
+            budget = read_budget(kwargs, VIDEO_OPTIONS) or ({} if self.has_video_budget else budget)
         try:
-            if not self.serves_videos:
-                reject_video_options(kwargs)
-            if not budget:
-                return self.most[medium]
-            resolve_budget([1], **budget)
+            for names in (OPTIONS, VIDEO_OPTIONS):
+                resolve_budget([1], **read_budget(kwargs, names))
         except RegiontokError as error:
-            raise VLLMValidationError(str(error), parameter=next(iter(budget), VIDEO_OPTIONS[0])) from error
-        return budget
+            raise VLLMValidationError(str(error), parameter=medium) from error
+        return budget or self.most[medium]
 
     def share(self, sizes: Sequence[int], kwargs: Mapping[str, object], medium: str = "image") -> list[int]:
         """Return the number of tokens of each grid of an image, or of each chunk of a video.
@@ -215,25 +218,27 @@ class RegionProcessor:
         ours = {name: MultiModalFieldConfig.batched(medium, keep_on_cpu=True) for medium, name in BUDGETS.items()}
         return {**fields, **ours}
 
+    def apply(self, inputs: Any, *args: Any) -> Any:
+        """Process a prompt.
+
+        Raises:
+            VLLMValidationError: The request has embeddings, or options that are not supported.
+        """
+        check_inputs(inputs, serves_videos=self.info.serves_videos)
+        return super().apply(inputs, *args)
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         for medium, name in BUDGETS.items():
             items = mm_items.get(medium)
             if isinstance(items, ImageProcessorItems | VideoProcessorItems):
                 budget = self.info.budget(hf_kwargs, medium)
-                row = [float(budget.get(option, "nan")) for option in OPTIONS]
+                row = [float(min(budget.get(option, math.nan), _LARGEST)) for option in OPTIONS]
                 processed[name] = torch.tensor([row] * len(items), dtype=torch.float64)
         return processed
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        for medium in BUDGETS:
-            if isinstance(mm_items.get(medium), EmbeddingItems | DictEmbeddingItems):
-                raise VLLMValidationError(
-                    f"a region model computes its tokens from {medium}s. Send {medium}s, or embeddings to the stock "
-                    "model.",
-                    parameter=medium,
-                )
         images = mm_items.get("image")
         return [
             self._shorten(update, images, hf_processor_mm_kwargs) if update.modality in BUDGETS else update
@@ -261,6 +266,26 @@ class RegionProcessor:
 
         name = "replacement" if hasattr(update, "replacement") else "insertion"
         return dataclasses.replace(update, **{name: shorter})
+
+
+def check_inputs(inputs: Any, *, serves_videos: bool) -> None:
+    """Reject embeddings, and options of a request that are not supported.
+
+    Raises:
+        VLLMValidationError: There are such inputs.
+    """
+    for medium, items in inputs.mm_data_items.items():
+        if isinstance(items, EmbeddingItems | DictEmbeddingItems):
+            raise VLLMValidationError(
+                f"a region model computes its tokens from {medium}s. Send {medium}s, or embeddings to the stock model.",
+                parameter=medium,
+            )
+    try:
+        check_request(inputs.hf_processor_mm_kwargs)
+        if not serves_videos:
+            reject_video_options(inputs.hf_processor_mm_kwargs)
+    except RegiontokError as error:
+        raise VLLMValidationError(str(error), parameter="mm_processor_kwargs") from error
 
 
 def find_blocks_of(is_placeholder: Tensor) -> list[tuple[int, int]]:
