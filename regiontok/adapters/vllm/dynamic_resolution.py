@@ -23,7 +23,7 @@ from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from regiontok._positions import mean_positions, positions
-from regiontok.adapters.vllm.model import Features, RegionModel
+from regiontok.adapters.vllm.model import Features, PixelRows, RegionModel
 from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor, find_blocks_of
 from regiontok.regions import Regions
 from regiontok.tiles import MAX_FRAMES, cut_videos
@@ -64,6 +64,11 @@ class DynamicResolution(RegionModel):
     def get_encoder_cudagraph_config(self) -> Any:
         """Return a configuration without CUDA graphs of the encoder, which would go round `embed_multimodal`."""
         return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])
+
+    def pixel_rows(self, medium: str, **kwargs: Any) -> PixelRows:
+        """Return the number of patches before merging of each image or video."""
+        counts = kwargs[f"{medium}_grid_thw"].prod(-1).tolist()
+        return PixelRows(counts, 1 / self.side**2, "pixel_values" if medium == "image" else "pixel_values_videos")
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return the merged features of each image, and those of deepstack layers."""

@@ -11,7 +11,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 
-from regiontok.adapters.vllm.model import Features, RegionModel
+from regiontok.adapters.vllm.model import Features, PixelRows, RegionModel
 from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor
 from regiontok.tiles import Tile, join_tiles, make_tiles
 
@@ -63,6 +63,10 @@ class RegionInternVL(RegionModel, interns1.InternS1ForConditionalGeneration):
     """An InternVL whose images are region tokens."""
 
     hf_to_vllm_mapper = interns1.InternS1ForConditionalGeneration.hf_to_vllm_mapper | REGIONIZER_NAMES
+
+    def pixel_rows(self, medium: str, **kwargs: Any) -> PixelRows:
+        """Return the number of tiles of each image."""
+        return PixelRows(kwargs["image_num_patches"].tolist(), self.num_image_token, "pixel_values")
 
     def patch_features(self, **kwargs: Any) -> Features:
         """Return the projected features of the joined tiles and of the thumbnail of each image."""

@@ -10,7 +10,7 @@ from vllm.model_executor.models import llava, llava_next
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from regiontok.adapters.vllm.model import Features, RegionModel
+from regiontok.adapters.vllm.model import Features, PixelRows, RegionModel
 from regiontok.adapters.vllm.options import region_options
 from regiontok.adapters.vllm.processing import REGIONIZER_NAMES, RegionInfo, RegionProcessor
 from regiontok.tiles import Tile, join_tiles
@@ -30,6 +30,12 @@ class VisionTower(RegionModel):
         layers = {} if getattr(self, "select_layers", None) is None else {"select_layers": self.select_layers}
         hidden: Tensor = self.vision_tower(pixels, feature_select_strategy="full", **layers)
         return hidden[:, hidden.shape[1] - side**2 :].unflatten(1, (side, side))
+
+    def pixel_rows(self, medium: str, **kwargs: Any) -> PixelRows:
+        """Return the number of tiles of each image."""
+        vision, pixels = self.config.vision_config, kwargs["pixel_values"]
+        counts = [len(image) if image.ndim == 4 else 1 for image in pixels]
+        return PixelRows(counts, (vision.image_size // vision.patch_size) ** 2)
 
     def project(self, values: Tensor) -> Tensor:
         """Return the output of the projector."""
