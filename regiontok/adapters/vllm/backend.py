@@ -96,7 +96,7 @@ class BackendInfo(backend.MultiModalProcessingInfo):
 class BackendProcessor(backend.MultiModalProcessor):
     """Processor of a region model in the Transformers backend."""
 
-    def apply(self, inputs: Any, *args: Any) -> Any:
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Process a prompt.
 
         Raises:
@@ -109,7 +109,7 @@ class BackendProcessor(backend.MultiModalProcessor):
                     f"requests cannot change the budget of this model; got {name}={value}. Leave it out.",
                     parameter=name,
                 )
-        return super().apply(inputs, *args)
+        return super().apply(inputs, *args, **kwargs)
 
 
 class _Converted:

@@ -218,14 +218,14 @@ class RegionProcessor:
         ours = {name: MultiModalFieldConfig.batched(medium, keep_on_cpu=True) for medium, name in BUDGETS.items()}
         return {**fields, **ours}
 
-    def apply(self, inputs: Any, *args: Any) -> Any:
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Process a prompt.
 
         Raises:
             VLLMValidationError: The request has embeddings, or options that are not supported.
         """
         check_inputs(inputs, serves_videos=self.info.serves_videos)
-        return super().apply(inputs, *args)
+        return super().apply(inputs, *args, **kwargs)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
