@@ -13,8 +13,17 @@ import torch
 from regiontok import CrossAttnPool, Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
 from tests.adapters.test_processors import IMAGES
-from tests.adapters.vllm_tools import COUNTS, expected_answers, prompts, request, serve, vllm_python, wide_model
-from tests.processors import PROCESSORS, placeholder
+from tests.adapters.vllm_tools import (
+    COUNTS,
+    expected_answers,
+    prompts,
+    request,
+    serve,
+    small_processor,
+    vllm_python,
+    wide_model,
+)
+from tests.processors import placeholder
 
 STOCK = ("LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 
@@ -27,7 +36,7 @@ def python():
 @pytest.mark.parametrize("title", STOCK)
 def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
     """One batch with different counts, again with warm caches, one by one; and requests that are rejected."""
-    processor, stock = PROCESSORS[title](), wide_model(title)
+    processor, stock = small_processor(title), wide_model(title)
     folder = tmp_path / "model"
     stock.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -60,7 +69,7 @@ def test_a_stock_checkpoint_is_served_with_budgets(python, title, tmp_path):
 @pytest.mark.parametrize("title", ["LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2.5-VL"])
 def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
     """A trained pool, and a fraction of the patches; images may be cut over chunks of a prefill."""
-    processor, stock = PROCESSORS[title](), wide_model(title)
+    processor, stock = small_processor(title), wide_model(title)
     dim = stock.config.vision_config.hidden_size if "LLaVA" in title else 128
     newline = {"newline": "image"} if title == "LLaVA-NeXT" else {}
     model = with_regions(stock, Regionizer(keep=0.5, dim=dim), **newline)
@@ -79,7 +88,7 @@ def test_a_saved_folder_is_served_without_options(python, title, tmp_path):
 @pytest.mark.parametrize("title", ["LLaVA-1.5", "LLaVA-NeXT", "InternVL", "Qwen2.5-VL", "Qwen3-VL"])
 def test_a_cached_prefix_may_end_inside_an_image(python, title, tmp_path):
     """Blocks of 32 tokens, and prompts that differ only after their three images."""
-    processor, stock = PROCESSORS[title](), wide_model(title)
+    processor, stock = small_processor(title), wide_model(title)
     count = 10 if "Qwen" in title else 14  # so that a block ends inside the third image
     model = with_regions(stock, Regionizer(num_regions=count, pool="mean", norm="none"))
     folder = tmp_path / "model"

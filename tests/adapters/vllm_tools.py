@@ -13,7 +13,7 @@ from regiontok.adapters.huggingface import region_processor
 from tests import families
 from tests.adapters.test_processors import IMAGES
 from tests.families import CASES, CLIP, IMAGE
-from tests.processors import placeholder
+from tests.processors import PROCESSORS, placeholder
 
 COUNTS = (5, 9, 12, 7, 400)
 _WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
@@ -49,6 +49,14 @@ def _widened(options):
     if "embed_dim" in wide and "hidden_size" in wide:  # of Qwen2-VL's vision encoder, the size of its output
         wide["hidden_size"] = 128
     return wide
+
+
+def small_processor(title):
+    """Return the processor of a small model. vLLM also makes dummy videos, so their patches have the size of images'."""
+    processor = PROCESSORS[title]()
+    if title.startswith("Qwen"):
+        processor.video_processor.patch_size = processor.image_processor.patch_size
+    return processor
 
 
 def vllm_python():
