@@ -161,7 +161,7 @@ def time_serving(place: Place) -> dict[str, Any]:
     python = os.environ.get("REGIONTOK_VLLM")
     if python is None:
         return {"skipped": "REGIONTOK_VLLM names no Python with vLLM"}
-    # With graphs, vLLM starts with dummy videos, for which the small Qwen3-VL of the tests of images has no placeholder.
+    # With graphs, vLLM starts with dummy videos, for which the Qwen3-VL of the tests of images has no placeholder.
     titles = "stock and LLaVA-1.5" if place.tiny else "stock and not (budgets and Qwen3)"
     files = ["tests/adapters/test_vllm.py", "tests/adapters/test_vllm_videos.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", titles, *files]
