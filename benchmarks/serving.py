@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ _TEMPLATE = (
     "{% if c['type'] == 'image' %}<|vision_start|> <|image_pad|> <|vision_end|> {% else %}{{ c['text'] }} {% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
+_START_SECONDS = 1800
+"""Time for a server to start: a large model may have to be downloaded."""
 _CPU = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -63,27 +65,47 @@ def save_small_model(folder: Path, side: int) -> None:
 
 
 @contextlib.contextmanager
-def server(python: str, words: list[str], log: Path) -> Iterator[int]:
-    """Run a server, and yield its port once it answers."""
+def server(python: str, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Run a server, and yield its port once it answers.
+
+    Args:
+        python: Python with vLLM.
+        words: Arguments of Python: the command of the server.
+        log: File of its output.
+        environment: Further environment variables.
+
+    Raises:
+        RuntimeError: It ends, or does not answer in time.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     command = [python, *words, "--port", str(port), "--host", "127.0.0.1", "--served-model-name", "served"]
+    variables = _CPU | os.environ | (environment or {})
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_CPU | os.environ)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables, cwd=log.parent)
+    deadline = time.monotonic() + _START_SECONDS
     try:
-        while True:
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended: {log.read_text()[-4000:]}")
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(1)
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start: {log.read_text()[-6000:]}")
+            time.sleep(1)
         yield port
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(120)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _answers(port: int) -> bool:
+    """Return whether a server answers."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def send(python: str, model: str, port: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:

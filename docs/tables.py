@@ -363,8 +363,8 @@ def serving() -> str:
     figures = results("serving")
     rows = []
     for name in ("stock", "25 %", "10 %"):
-        one, stock = figures[name], figures["stock"]
-        throughput, first = one["request_throughput"], one["median_ttft_ms"]
+        measured, stock = figures[name], figures["stock"]
+        throughput, first = measured["request_throughput"], measured["median_ttft_ms"]
         over_stock = [throughput / stock["request_throughput"], first / stock["median_ttft_ms"]]
         title = "all" if name == "stock" else name
         rows.append([title, number(throughput), number(first), *(f"{value:.2f}" for value in over_stock)])

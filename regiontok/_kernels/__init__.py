@@ -25,7 +25,7 @@ class Loop:
         self._options: dict[str, Any] = {"nogil": True, "fastmath": _REASSOCIATE if reassociate else False}
 
     def __call__(self, *args: Any) -> Any:
-        """Run the loop."""
+        """Return the results of the loop."""
         return self.kernel(*args)
 
     @property
@@ -35,7 +35,7 @@ class Loop:
 
     @cached_property
     def kernel(self) -> Any:
-        """The function of numba."""
+        """The loop as numba compiles it."""
         import numba  # noqa: PLC0415  see above
 
         names = self._function.__globals__

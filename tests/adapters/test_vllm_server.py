@@ -7,17 +7,13 @@ import base64
 import contextlib
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from benchmarks import serving
 from regiontok import Regionizer
 from regiontok.adapters.huggingface import region_processor, with_regions
 from tests.adapters.test_processors import IMAGES
@@ -44,40 +40,19 @@ def template(title, processor):
 @contextlib.contextmanager
 def server(python, folder, arguments, root):
     """Run ``regiontok serve``, and yield its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1",
-    }  # fmt: skip
-    command = [
-        python, "-m", "regiontok", "serve", folder, *arguments, "--port", str(port), "--host", "127.0.0.1",
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-batched-tokens", "512",
+    words = [
+        "-m", "regiontok", "serve", str(folder), *arguments, "--dtype", "float32", "--enforce-eager", "--max-model-len",
+        "512", "--max-num-batched-tokens", "512",
     ]  # fmt: skip
-    log = root / "server.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [str(word) for word in command], env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=root
-        )
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None, log.read_text()[-6000:]
-            assert time.monotonic() < deadline, log.read_text()[-6000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(1)
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with serving.server(python, words, root / "server.log", environment) as port:
         yield port
-        assert "tokens instead of" in log.read_text()
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        assert "tokens instead of" in (root / "server.log").read_text()
 
 
 def data_url(image):
@@ -126,7 +101,7 @@ def test_a_stock_checkpoint_is_served_by_one_command(python, tmp_path):
     expected = expected_texts(
         title, with_regions(stock, Regionizer(pool="mean", norm="none")), PROCESSORS[title](), COUNTS
     )
-    arguments = ["--tokens", 400, "--trust-request-mm-kwargs", "--served-model-name", "served"]
+    arguments = ["--tokens", "400", "--trust-request-mm-kwargs"]
     requests = [
         (content_of(images), {"mm_processor_kwargs": {"num_regions": count}})
         for images, count in (*(([one], count) for one, count in zip(IMAGES, COUNTS, strict=True)), (IMAGES[:2], 5))
@@ -158,7 +133,7 @@ def test_a_saved_folder_is_served_through_the_backend(python, tmp_path):
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     region_processor(processor, model).save_pretrained(folder)
-    arguments = ["--trust-request-mm-kwargs", "--served-model-name", "served"]
+    arguments = ["--trust-request-mm-kwargs"]
     with server(python, folder, arguments, tmp_path) as port:
         contents = [*([one] for one in IMAGES), IMAGES[:2]]
         assert [ask(port, content_of(images)) for images in contents] == [(200, text) for text in expected]
