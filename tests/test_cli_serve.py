@@ -88,7 +88,10 @@ def test_what_cannot_be_served_is_rejected_before_vllm_starts(capsys, stock, tmp
             "videos of this family are not",
         ),
         ([saved["random"]], "vLLM cannot serve order='random'"),
-        ([other, "--tokens", "9"], "vLLM cannot serve SmolVLM with regions: its Transformers backend"),
+        (
+            [other, "--tokens", "9"],
+            "vLLM cannot serve SmolVLM with regions: the family's processor cannot count tokens",
+        ),
         ([str(tmp_path / "empty"), "--tokens", "9"], "holds no model of transformers"),
         (
             [str(tmp_path / "text"), "--tokens", "9"],

@@ -16,7 +16,16 @@ from tests.adapters.vllm_tools import expected_answers, prompts, request, serve,
 from tests.processors import PROCESSORS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of GLM's processor
-SERVED = ("LLaVA-OneVision", "LLaVA-NeXT-Video", "GLM-4.1V", "GLM-4.5V", "GLM-4.6V", "Gemma 3", "VideoLlama3")
+SERVED = (
+    "LLaVA-OneVision",
+    "LLaVA-NeXT-Video",
+    "GLM-4.1V",
+    "GLM-4.5V",
+    "GLM-4.6V",
+    "Gemma 3",
+    "VideoLlama3",
+    "FastVLM",
+)
 LIMITS = {"max_model_len": 512, "max_num_batched_tokens": 512}
 
 

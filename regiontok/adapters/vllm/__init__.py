@@ -25,23 +25,23 @@ NATIVE = {
 """The architectures of region models that have classes here, and their modules and classes."""
 VIDEOS = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
 """Families whose videos are served: their class names without Region and ForConditionalGeneration, as below."""
-BACKEND = ("LlavaOnevision", "LlavaNextVideo", "Glm4v", "Glm4vMoe", "Glm46V", "Gemma3", "VideoLlama3")
+BACKEND = ("LlavaOnevision", "LlavaNextVideo", "Glm4v", "Glm4vMoe", "Glm46V", "Gemma3", "VideoLlama3", "FastVlm")
 """Families that are served through vLLM's Transformers backend."""
 _BLOCKS = "its Transformers backend does not support blocks of placeholders per tile"
-_FAMILY = "its Transformers backend does not support the family"
+_COUNTS = "the family's processor cannot count tokens, as the Transformers backend needs"
+_LINEAR = "its Transformers backend does not support linear attention"
 REJECTED = {
     "Qwen3VLMoe": "answers differ from those of the model in transformers",
-    "Qwen3_5": "its Transformers backend does not support linear attention",
-    "Qwen3_5Moe": "its Transformers backend does not support linear attention",
+    "Qwen3_5": _LINEAR,
+    "Qwen3_5Moe": _LINEAR,
     "AyaVision": _BLOCKS,
     "Cohere2Vision": _BLOCKS,
     "Idefics3": _BLOCKS,
-    "SmolVLM": _BLOCKS,
-    "Gemma4": _FAMILY,
-    "PaliGemma": _FAMILY,
-    "VipLlava": _FAMILY,
-    "FastVlm": _FAMILY,
-    "VideoLlava": _FAMILY,
+    "SmolVLM": _COUNTS,
+    "VideoLlava": _COUNTS,
+    "Gemma4": "the family embeds token ids a second time, and the Transformers backend does not pass them",
+    "PaliGemma": "its Transformers backend writes other prompts than the family's processor",
+    "VipLlava": "its Transformers backend creates a projector of another size",
     "PerceptionLM": "it was not tested",
 }
 """Families that vLLM cannot serve with regions, and why."""
